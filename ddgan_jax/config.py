@@ -1,0 +1,421 @@
+"""What a run is asked to do: `ml_collections.ConfigDict` in, checked frozen dataclasses out.
+
+Recipes in `configs/` are ConfigDicts, so that any field can be set on the command line
+(`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses of this
+file: hashable, complete, and checked before anything slow starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+  """A mistake the user can mend: commands print its one sentence without a traceback."""
+
+
+class ConfigError(UserError):
+  """A field of the configuration is unknown, of the wrong type, or has a value that cannot work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where the images come from and what one global batch looks like.
+
+  Attributes:
+    name: `digits`, or any TFDS name with an `image` feature (`cifar10`, `celeb_a_hq/256`, …).
+    split: the split to train on.
+    data_dir: where TFDS keeps prepared data; empty means TFDS's own default.
+    image_size: H = W of the images that the networks see, in pixels.
+    num_channels: C, 1 (grey) or 3 (RGB).
+    batch_size: global batch, over all devices and processes.
+    resize: what to do with images of another size: `none` (refuse), `crop` (resize the shorter side,
+      centre crop) or `pad` (centre on black).
+    flip: mirror each image horizontally with probability 1/2.
+    stack: 1, or 3 to put three random grey images into R, G, B, with label 100a + 10b + c.
+    num_workers: processes that decode images that do not fit in memory; 0 uses threads.
+  """
+
+  name: str = 'digits'
+  split: str = 'train'
+  data_dir: str = ''
+  image_size: int = 32
+  num_channels: int = 3
+  batch_size: int = 256
+  resize: str = 'none'
+  flip: bool = False
+  stack: int = 1
+  num_workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The forward process: `kind` is `vp` or `geometric`, see `diffusion.make_schedule`."""
+
+  num_timesteps: int = 4
+  kind: str = 'vp'
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+  """The NCSN++ generator, by the option names of the authors' command line.
+
+  Attributes:
+    image_size: H = W of the images.
+    num_channels: image channels C.
+    num_channels_dae: nf, the width of the first level.
+    ch_mult: width of each level as a multiple of nf; each level after the first halves H and W.
+    num_res_blocks: residual blocks per level on the way down (one more on the way up).
+    attn_resolutions: resolutions with self-attention (the middle always has one).
+    nz: dimension of the latent z.
+    z_emb_dim: width of the latent mapping network.
+    n_mlp: its number of layers after the first.
+    resblock_type: `biggan`, `biggan_oneadagn` (only the first norm sees z) or `ddpm`.
+    progressive: `none`, `output_skip` or `residual`: image pyramid on the way up.
+    progressive_input: `none`, `input_skip` or `residual`: image pyramid on the way down.
+    progressive_combine: `sum` or `cat`, how `input_skip` joins the pyramid.
+    embedding_type: `positional` (sinusoids of t) or `fourier` (random features of the noise level).
+    fourier_scale: standard deviation of the random frequencies.
+    fir: resample with `fir_kernel`; otherwise 2x2 mean and nearest neighbour.
+    fir_kernel: one axis of the separable FIR kernel, normalised to sum 1 when used.
+    skip_rescale: divide residual sums by sqrt(2).
+    resamp_with_conv: `ddpm` blocks only: a 3x3 conv in the resampling layers.
+    conditional: give t to the blocks.
+    centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
+    not_use_tanh: leave the output unbounded.
+    dropout: rate inside the blocks while training.
+  """
+
+  image_size: int = 32
+  num_channels: int = 3
+  num_channels_dae: int = 128
+  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+  num_res_blocks: int = 2
+  attn_resolutions: tuple[int, ...] = (16,)
+  nz: int = 100
+  z_emb_dim: int = 256
+  n_mlp: int = 4
+  resblock_type: str = 'biggan'
+  progressive: str = 'none'
+  progressive_input: str = 'residual'
+  progressive_combine: str = 'sum'
+  embedding_type: str = 'positional'
+  fourier_scale: float = 16.0
+  fir: bool = True
+  fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+  skip_rescale: bool = True
+  resamp_with_conv: bool = True
+  conditional: bool = True
+  centered: bool = True
+  not_use_tanh: bool = False
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    object.__setattr__(self, 'ch_mult', tuple(self.ch_mult))
+    object.__setattr__(self, 'attn_resolutions', tuple(self.attn_resolutions))
+    object.__setattr__(self, 'fir_kernel', tuple(float(k) for k in self.fir_kernel))
+    _check_generator(self)
+
+  @property
+  def resolutions(self) -> tuple[int, ...]:
+    """H = W at each level, first to last."""
+    return tuple(self.image_size >> i for i in range(len(self.ch_mult)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+  """The time-conditional discriminator D(x_t, t, x_{t+1}).
+
+  Attributes:
+    kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256).
+    image_size: H = W of the images.
+    num_channels: image channels C.
+    ngf: base width; the last blocks have 8 * ngf channels.
+    t_emb_dim: width of the time embedding.
+    stddev_group: rows per group of the minibatch standard deviation.
+  """
+
+  kind: str = 'small'
+  image_size: int = 32
+  num_channels: int = 3
+  ngf: int = 64
+  t_emb_dim: int = 256
+  stddev_group: int = 4
+
+  def __post_init__(self):
+    _choice('discriminator.kind', self.kind, ('small', 'large'))
+    halvings = {'small': 3, 'large': 6}[self.kind]
+    if self.image_size < 1 or self.image_size % 2**halvings:
+      raise ConfigError(
+          f'data.image_size: found {self.image_size}, but discriminator.kind={self.kind!r} halves the image '
+          f'{halvings} times and needs a multiple of {2**halvings}')
+    for field in ('num_channels', 'ngf', 'stddev_group'):
+      _at_least(f'discriminator.{field}', getattr(self, field), 1)
+    if self.t_emb_dim < 4 or self.t_emb_dim % 2:
+      raise ConfigError(f'discriminator.t_emb_dim: found {self.t_emb_dim}, must be even and at least 4')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """Adam for both networks, cosine learning rates, EMA and R1 (paper, appendix C).
+
+  Attributes:
+    lr_g, lr_d: learning rates of G and D at step 0.
+    lr_min: where both cosines end, at train.num_steps.
+    beta1, beta2: Adam's moments, the same for both.
+    ema_decay: decay of the average of G's parameters, per step.
+    r1_gamma: weight of the R1 penalty; 0 leaves it out.
+    lazy_reg: R1 enters on steps divisible by this; 1 is every step.
+  """
+
+  lr_g: float = 1.6e-4
+  lr_d: float = 1.25e-4
+  lr_min: float = 1e-5
+  beta1: float = 0.5
+  beta2: float = 0.9
+  ema_decay: float = 0.9999
+  r1_gamma: float = 0.02
+  lazy_reg: int = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length of the run, and how often (in steps) it reports.
+
+  Attributes:
+    num_steps: joint steps of D and G.
+    log_every: progress line and scalars.
+    sample_every: grid of `num_samples` images from the EMA generator.
+    checkpoint_every: asynchronous checkpoint of the whole state.
+    keep_checkpoints: how many of the newest checkpoints stay on disk.
+    num_samples: images in a grid.
+  """
+
+  num_steps: int = 400_000
+  log_every: int = 100
+  sample_every: int = 5_000
+  checkpoint_every: int = 5_000
+  keep_checkpoints: int = 2
+  num_samples: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """`dtype`: `float32`, or `bfloat16` to compute in bf16 with float32 parameters, norms and losses."""
+
+  dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run. Made by `from_config_dict`, never by hand in commands."""
+
+  seed: int = 0
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+  generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+  discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+  optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+
+  def __post_init__(self):
+    _check_run(self)
+
+
+# Said once, in `data`, and carried into the networks.
+_SHARED = {'generator': ('image_size', 'num_channels'), 'discriminator': ('image_size', 'num_channels')}
+
+
+def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
+  """Checks a ConfigDict (or nested dict) field by field and freezes it.
+
+  Fields that are left out take the defaults of the dataclasses. `data.image_size` and
+  `data.num_channels` are carried into `generator` and `discriminator`.
+
+  Args:
+    config_dict: `ml_collections.ConfigDict` or nested mapping, as `configs/*.get_config()` returns.
+
+  Returns:
+    The frozen `Config`.
+
+  Raises:
+    ConfigError: one sentence that names the field, what was found and what would be right.
+  """
+  raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
+  types = typing.get_type_hints(Config)
+  _known('', raw, types)
+  data = _section('data', raw.get('data', {}), DataConfig, {})
+  built: dict[str, Any] = {'seed': _typed('seed', raw.get('seed', 0), int), 'data': data}
+  for name, cls in types.items():
+    if name in built:
+      continue
+    carried = {field: getattr(data, field) for field in _SHARED.get(name, ())}
+    built[name] = _section(name, raw.get(name, {}), cls, carried)
+  return Config(**built)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """The nested dict that `from_config_dict` turns back into `config`; plain JSON types and tuples."""
+  nested = dataclasses.asdict(config)
+  for section, fields in _SHARED.items():
+    for field in fields:
+      del nested[section][field]
+  return nested
+
+
+def to_json(config: Config) -> str:
+  """`to_dict` as indented JSON, the contents of a workdir's config.json."""
+  return json.dumps(to_dict(config), indent=2) + '\n'
+
+
+def from_json(text: str) -> Config:
+  """The inverse of `to_json`. Raises ConfigError for unknown fields or wrong types."""
+  return from_config_dict(json.loads(text))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """`{'optim.lr_g': 1.6e-4, …}`, for hyper-parameter tables and comparisons."""
+  flat = {}
+  for section, value in to_dict(config).items():
+    for field, leaf in value.items() if isinstance(value, dict) else [('', value)]:
+      flat[f'{section}.{field}' if field else section] = leaf
+  return flat
+
+
+def _section(name: str, raw: Any, cls: type, carried: dict[str, Any]) -> Any:
+  if not isinstance(raw, Mapping):
+    raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
+  types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
+  for field in raw:
+    if field in carried:
+      raise ConfigError(f'{name}.{field}: is said once, as data.{field}')
+  _known(f'{name}.', raw, types)
+  values = {field: _typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
+  return cls(**values, **carried)
+
+
+def _known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+  for field in raw:
+    if field not in types:
+      close = difflib.get_close_matches(field, types, n=1)
+      hint = f'did you mean {prefix}{close[0]}?' if close else f'known here: {", ".join(types)}'
+      raise ConfigError(f'{prefix}{field}: no such field; {hint}')
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{name}: found {value!r}, must be a tuple')
+    return tuple(_typed(name, item, typing.get_args(kind)[0]) for item in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(f'{name}: found {value!r} ({type(value).__name__}), must be {kind.__name__}')
+  if kind is float and not math.isfinite(value):
+    raise ConfigError(f'{name}: found {value!r}, must be finite')
+  return value
+
+
+def _choice(name: str, value: Any, choices: tuple) -> None:
+  if value not in choices:
+    raise ConfigError(f'{name}: found {value!r}, must be one of {", ".join(map(repr, choices))}')
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+  if value < least:
+    raise ConfigError(f'{name}: found {value}, must be at least {least}')
+
+
+def _check_generator(g: GeneratorConfig) -> None:
+  for field in ('image_size', 'num_channels', 'num_res_blocks', 'nz', 'z_emb_dim'):
+    _at_least(f'generator.{field}', getattr(g, field), 1)
+  _at_least('generator.n_mlp', g.n_mlp, 0)
+  _choice('generator.resblock_type', g.resblock_type, ('biggan', 'biggan_oneadagn', 'ddpm'))
+  _choice('generator.progressive', g.progressive, ('none', 'output_skip', 'residual'))
+  _choice('generator.progressive_input', g.progressive_input, ('none', 'input_skip', 'residual'))
+  _choice('generator.progressive_combine', g.progressive_combine, ('sum', 'cat'))
+  _choice('generator.embedding_type', g.embedding_type, ('positional', 'fourier'))
+  if g.num_channels_dae < 4 or g.num_channels_dae % 4:
+    raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
+  if not g.ch_mult or min(g.ch_mult) < 1:
+    raise ConfigError(f'generator.ch_mult: found {g.ch_mult}, must be one positive multiple a level')
+  factor = 2 ** (len(g.ch_mult) - 1)
+  if g.image_size % factor:
+    raise ConfigError(
+        f'data.image_size: found {g.image_size}, but generator.ch_mult={g.ch_mult} halves the image '
+        f'{len(g.ch_mult) - 1} times and needs a multiple of {factor}')
+  for resolution in g.attn_resolutions:
+    if resolution not in g.resolutions:
+      raise ConfigError(
+          f'generator.attn_resolutions: found {resolution}, which never occurs; image_size={g.image_size} '
+          f'and ch_mult={g.ch_mult} give {", ".join(map(str, g.resolutions))}')
+  if len(g.fir_kernel) < 2 or sum(g.fir_kernel) == 0:
+    raise ConfigError(f'generator.fir_kernel: found {g.fir_kernel}, must have two or more taps that do not sum to 0')
+  if g.progressive_combine == 'cat' and g.progressive_input != 'input_skip':
+    raise ConfigError(
+        "generator.progressive_combine: 'cat' joins the pyramid of progressive_input='input_skip', "
+        f'but progressive_input is {g.progressive_input!r}')
+  if g.embedding_type == 'fourier' and not g.conditional:
+    raise ConfigError("generator.embedding_type: 'fourier' embeds t, but conditional=False gives no t to the blocks")
+  if not 0 <= g.dropout < 1:
+    raise ConfigError(f'generator.dropout: found {g.dropout}, must be in [0, 1)')
+
+
+def _check_run(c: Config) -> None:
+  _at_least('seed', c.seed, 0)
+  if c.seed >= 2**32:
+    raise ConfigError(f'seed: found {c.seed}, must be below 2**32')
+  _choice('data.num_channels', c.data.num_channels, (1, 3))
+  _choice('data.resize', c.data.resize, ('none', 'crop', 'pad'))
+  _choice('data.stack', c.data.stack, (1, 3))
+  _at_least('data.num_workers', c.data.num_workers, 0)
+  if c.data.stack == 3 and c.data.num_channels != 3:
+    raise ConfigError(f'data.num_channels: found {c.data.num_channels}, but data.stack=3 makes 3 channels')
+  _at_least('diffusion.num_timesteps', c.diffusion.num_timesteps, 1)
+  _choice('diffusion.kind', c.diffusion.kind, ('vp', 'geometric'))
+  if not 0 < c.diffusion.beta_min < c.diffusion.beta_max:
+    raise ConfigError(
+        f'diffusion.beta_min: found {c.diffusion.beta_min}, must be above 0 and below beta_max={c.diffusion.beta_max}')
+  if c.diffusion.kind == 'geometric' and c.diffusion.beta_max >= 1:
+    raise ConfigError(
+        f"diffusion.beta_max: found {c.diffusion.beta_max}, but with kind='geometric' it is the last variance, "
+        'which must be below 1')
+  for section, other in (('generator', c.generator), ('discriminator', c.discriminator)):
+    for field in _SHARED[section]:
+      if getattr(other, field) != getattr(c.data, field):
+        raise ConfigError(f'{section}.{field}: found {getattr(other, field)}, but data.{field} is {getattr(c.data, field)}')
+  group = c.discriminator.stddev_group
+  if c.data.batch_size < 1 or c.data.batch_size % group:
+    raise ConfigError(
+        f'data.batch_size: found {c.data.batch_size}, must be a multiple of {group}, '
+        'the rows that share one minibatch standard deviation (discriminator.stddev_group)')
+  for field in ('lr_g', 'lr_d'):
+    rate = getattr(c.optim, field)
+    if rate <= 0 or rate < c.optim.lr_min:
+      raise ConfigError(f'optim.{field}: found {rate}, must be positive and not below optim.lr_min={c.optim.lr_min}')
+  _at_least('optim.lr_min', c.optim.lr_min, 0)
+  for field in ('beta1', 'beta2', 'ema_decay'):
+    if not 0 <= getattr(c.optim, field) < 1:
+      raise ConfigError(f'optim.{field}: found {getattr(c.optim, field)}, must be in [0, 1)')
+  _at_least('optim.r1_gamma', c.optim.r1_gamma, 0)
+  _at_least('optim.lazy_reg', c.optim.lazy_reg, 1)
+  for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
+    _at_least(f'train.{field}', getattr(c.train, field), 1)
+  _choice('parallel.dtype', c.parallel.dtype, ('float32', 'bfloat16'))
+
+
+def check_devices(config: Config, num_devices: int) -> None:
+  """Raises ConfigError unless the global batch splits evenly over `num_devices`."""
+  if config.data.batch_size % num_devices:
+    raise ConfigError(
+        f'data.batch_size: found {config.data.batch_size}, must be a multiple of the {num_devices} devices; '
+        f'{math.lcm(num_devices, config.discriminator.stddev_group)} or a multiple of it would be right')

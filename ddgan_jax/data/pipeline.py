@@ -1,0 +1,199 @@
+"""Pipeline: (source, seed, step) -> the global batch of that step, and its rows on this process's devices.
+
+The epochs' permutations, laid end to end, are one infinite sequence; global batch s holds its positions
+s*B .. (s+1)*B - 1. Every word of randomness is a function of (seed, stream, epoch or step), so a resume needs no saved
+cursor, a seek costs nothing, and the number of processes, threads or workers never changes what a step sees.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ddgan_jax.config import ConfigError, DataConfig
+from ddgan_jax.data.sources import Source
+
+# Streams of randomness. 0, 1 and 2 are the permutations of R, G and B (an image that is not stacked uses 0).
+_FLIP = 3
+
+
+def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
+  """[n] uint64, a function of the arguments alone.
+
+  Raw words of the counter-based Philox, because NumPy promises never to change bit generators, unlike `Generator`
+  methods: a run resumed under another NumPy sees the same data.
+  """
+  return np.random.Philox(np.random.SeedSequence((seed, stream, counter))).random_raw(n)
+
+
+@functools.lru_cache(maxsize=8)  # Three streams on both sides of an epoch's end; the cache is thread-safe.
+def permutation(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
+  """The order of `epoch` in one stream: a read-only permutation of 0..n-1, [n] int64."""
+  order = np.argsort(_random_words(seed, stream, epoch, n), kind='stable')
+  order.setflags(write=False)
+  return order
+
+
+def _indices(seed: int, stream: int, n: int, first: int, count: int) -> np.ndarray:
+  """Image indices at positions first .. first + count - 1 of the infinite sequence of epochs, [count] int64."""
+  parts = []
+  while count:
+    epoch, offset = divmod(first, n)
+    part = permutation(seed, stream, epoch, n)[offset : offset + count]
+    parts.append(part)
+    first, count = first + len(part), count - len(part)
+  return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+  """The contiguous block of a global batch that one process holds. Raises ConfigError if it does not divide evenly."""
+  if batch_size % process_count:
+    raise ConfigError(f'data.batch_size: found {batch_size}, must be a multiple of the {process_count} processes')
+  rows = batch_size // process_count
+  return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def global_batch(
+    source: Source, data_config: DataConfig, seed: int, step: int, rows: slice = slice(None)
+) -> dict[str, np.ndarray]:
+  """Global batch number `step`, or a contiguous block of its rows: a pure function of (seed, step).
+
+  Over the steps each image appears exactly once per epoch, also when the batch does not divide the set. With
+  data.stack=3 each channel is a grey image of its own stream of permutations and the label is 100a + 10b + c. With
+  data.flip each image (after stacking) is mirrored left to right with probability 1/2. Only the images of `rows` are
+  read.
+
+  Args:
+    source: gives uint8 images; image_shape[-1] is 1 if data.stack is 3.
+    data_config: uses batch_size (global), flip and stack.
+    seed: in 0..2**32-1.
+    step: 0, 1, …
+    rows: rows of the global batch, with step 1.
+
+  Returns:
+    {'image': [b, H, W, C] float32 in [-1, 1] (x / 127.5 - 1), 'label': [b] int32}.
+  """
+  batch_size = data_config.batch_size
+  start, stop, _ = rows.indices(batch_size)
+  gathered = []
+  for stream in range(data_config.stack):
+    indices = _indices(seed, stream, len(source), step * batch_size + start, stop - start)
+    gathered.append(source.gather(indices))
+  if data_config.stack == 1:
+    pixels, label = gathered[0]
+  else:
+    pixels = np.concatenate([pixels for pixels, _ in gathered], axis=-1)
+    (_, a), (_, b), (_, c) = gathered
+    label = 100 * a + 10 * b + c
+  if data_config.flip:
+    # Drawn for all rows and then cut, so that a row's draw does not depend on who holds it.
+    flipped = (_random_words(seed, _FLIP, step, batch_size) >> np.uint64(63)).astype(bool)[start:stop]
+    pixels[flipped] = pixels[flipped, :, ::-1]
+  image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
+  image -= 1
+  return {'image': image, 'label': label.astype(np.int32, copy=False)}
+
+
+def batches(
+    source: Source,
+    data_config: DataConfig,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """This process's rows of the global batches start_step .. num_steps - 1, read ahead of use.
+
+  Rows are contiguous blocks, so that the processes' rows, laid one after the other, are the global batch for any number
+  of processes. Threads read ahead; data.num_workers processes do, if that is above 0 and the source has to decode (a
+  source in memory only indexes, which processes would slow down). Workers import the main script again, so it must do its
+  work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
+
+  Args:
+    source: see `load_source`.
+    data_config: uses batch_size, flip, stack and num_workers.
+    seed: in 0..2**32-1.
+    start_step: the first step to give.
+    num_steps: the first step not to give, train.num_steps.
+    process_index: which process this is.
+    process_count: how many there are.
+
+  Returns:
+    A generator of {'image': [b, H, W, C] float32 in [-1, 1], 'label': [b] int32} with b = batch_size / process_count.
+
+  Raises:
+    ConfigError: the global batch does not split evenly over the processes, or data.stack=3 meets images that are not grey.
+  """
+  rows = process_rows(data_config.batch_size, process_index, process_count)
+  if data_config.stack == 3 and source.image_shape[-1] != 1:
+    raise ConfigError(
+        f'data.stack: found 3, which stacks grey images, but the source has {source.image_shape[-1]} channels')
+  # Not inside the generator: the checks above should not wait for the first `next`.
+  make_batch = functools.partial(_process_batch, source, data_config, seed, rows)
+  # A source in memory would have to be copied into every worker.
+  num_workers = 0 if source.in_memory else data_config.num_workers
+  # A thread makes a whole batch. Two keep ahead of the devices where a batch is an index operation; decoding takes more.
+  num_threads = 2 if source.in_memory or num_workers else 16
+  return _iterate(make_batch, start_step, num_steps, num_threads, num_workers)
+
+
+def _process_batch(source: Source, data_config: DataConfig, seed: int, rows: slice, step: int) -> dict[str, np.ndarray]:
+  # A module-level function with `step` last, so that workers can unpickle a `partial` of it.
+  return global_batch(source, data_config, seed, step, rows)
+
+
+def _iterate(
+    make_batch: Callable[[int], Any], start_step: int, num_steps: int, num_threads: int, num_workers: int
+) -> Iterator[Any]:
+  if start_step >= num_steps:
+    return
+  import grain  # Not at the top: it is slow to import, and `global_batch` alone does not need it.
+
+  dataset = grain.MapDataset.range(start_step, num_steps).map(make_batch)
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
+  if num_workers:
+    from absl import flags
+
+    # Workers copy the parsed flags, which outside `absl.app.run` (a notebook, a test) nobody has parsed.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+  iterator = iter(dataset)
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+
+
+def device_batches(
+    iterator: Iterable[dict[str, np.ndarray]], sharding: Any, lookahead: int = 2
+) -> Iterator[dict[str, Any]]:
+  """Puts host-local batches on the devices `lookahead` batches ahead of use, so that the copy overlaps the step.
+
+  Args:
+    iterator: of dicts of [b, ...] arrays, this process's rows; closed when this generator ends or is closed.
+    sharding: a `jax.sharding.Sharding` of the leading axis, over all processes.
+    lookahead: batches on the devices beyond the one in use.
+
+  Yields:
+    The same dicts as global `jax.Array`s of [b * process_count, ...].
+  """
+  import jax  # Not at the top: decoding workers import this module, and should not load a backend's libraries.
+
+  queue: collections.deque = collections.deque()
+  try:
+    for batch in iterator:
+      queue.append({name: jax.make_array_from_process_local_data(sharding, leaf) for name, leaf in batch.items()})
+      if len(queue) > lookahead:
+        yield queue.popleft()
+    while queue:
+      yield queue.popleft()
+  finally:
+    close = getattr(iterator, 'close', None)
+    if close is not None:
+      close()

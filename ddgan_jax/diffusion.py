@@ -1,0 +1,175 @@
+"""The diffusion process, as pure functions of a table of coefficients (paper, sections 2 and 3.2).
+
+Large steps: T is 1 to 8, so q(x_t | x_{t+1}) is far from Gaussian, but q(x_t | x_{t+1}, x_0) is Gaussian for
+any step size (paper, eq. 3), and that posterior is all that training and sampling need.
+
+Throughout, `t` is the index of the *less* noisy neighbour, int32 in 0 … T-1: the pair is (x_t, x_{t+1}), level 0 is
+the clean image and level T is noise. Images are [B, ..., C] float32 in [-1, 1]. This module imports no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FIRST_TIME = 1e-3  # s_0: the grid starts just above 0, as in score SDEs
+_BETA_0 = 1e-8  # vanishes in float32, so that level 0 is the clean image
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Coefficients of the forward process and of its posterior; a pytree of float32 tables.
+
+  Attributes:
+    beta: [T+1], variance of each forward step; index 0 is the (vanishing) step to level 0.
+    sqrt_alpha: [T+1], sqrt(1 - beta).
+    sigma: [T+1], sqrt(beta).
+    sqrt_alpha_bar: [T+1], cumulative product of sqrt_alpha: how much of x_0 is in x_t.
+    sigma_bar: [T+1], sqrt(1 - sqrt_alpha_bar²): the noise level of x_t.
+    posterior_variance: [T], variance of q(x_t | x_{t+1}, x_0); 0 at t = 0.
+    posterior_log_variance: [T], its logarithm, clipped at log(1e-20).
+    posterior_coef_x_0: [T], the weight of x_0 in the posterior mean.
+    posterior_coef_x_tp1: [T], the weight of x_{t+1} in the posterior mean.
+  """
+
+  beta: jax.Array
+  sqrt_alpha: jax.Array
+  sigma: jax.Array
+  sqrt_alpha_bar: jax.Array
+  sigma_bar: jax.Array
+  posterior_variance: jax.Array
+  posterior_log_variance: jax.Array
+  posterior_coef_x_0: jax.Array
+  posterior_coef_x_tp1: jax.Array
+
+  @property
+  def num_timesteps(self) -> int:
+    """T, the number of denoising steps."""
+    return len(self.posterior_variance)
+
+
+def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+  """Tabulates the forward process with T = `num_timesteps` large steps.
+
+  The variance at time s in [1e-3, 1] is, for `vp`, the variance-preserving SDE's (paper, appendix C; Song et al.
+  2021, eq. 33)
+
+      v(s) = 1 - exp(-s² (beta_max - beta_min) / 2 - s beta_min)
+
+  and for `geometric` beta_min (beta_max / beta_min)^s. With s_i = 1e-3 + (1 - 1e-3) i / T,
+  beta_i = 1 - (1 - v(s_i)) / (1 - v(s_{i-1})). Betas are computed in float64; the tables are float32.
+
+  Args:
+    num_timesteps: T, at least 1.
+    kind: `vp` or `geometric`.
+    beta_min: see above.
+    beta_max: see above.
+
+  Returns:
+    A `Schedule` of numpy arrays, which jit treats as constants or arguments.
+
+  Raises:
+    ValueError: T < 1 or an unknown kind.
+  """
+  if num_timesteps < 1:
+    raise ValueError(f'num_timesteps: found {num_timesteps}, must be at least 1')
+  s = _FIRST_TIME + (1 - _FIRST_TIME) * np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+  if kind == 'vp':
+    variance = 1 - np.exp(-(s**2) * (beta_max - beta_min) / 2 - s * beta_min)
+  elif kind == 'geometric':
+    variance = beta_min * (beta_max / beta_min) ** s
+  else:
+    raise ValueError(f"kind: found {kind!r}, must be 'vp' or 'geometric'")
+  alpha_bar = 1 - variance
+  beta = np.concatenate([[_BETA_0], 1 - alpha_bar[1:] / alpha_bar[:-1]]).astype(np.float32)
+
+  one = np.float32(1)
+  sqrt_alpha = np.sqrt(one - beta)
+  sqrt_alpha_bar = np.cumprod(sqrt_alpha, dtype=np.float32)
+
+  posterior_beta = beta[1:]
+  alpha = one - posterior_beta
+  alpha_bar = np.cumprod(alpha, dtype=np.float32)
+  alpha_bar_prev = np.concatenate([[one], alpha_bar[:-1]])
+  posterior_variance = posterior_beta * (one - alpha_bar_prev) / (one - alpha_bar)
+  return Schedule(
+      beta=beta,
+      sqrt_alpha=sqrt_alpha,
+      sigma=np.sqrt(beta),
+      sqrt_alpha_bar=sqrt_alpha_bar,
+      sigma_bar=np.sqrt(one - sqrt_alpha_bar**2),
+      posterior_variance=posterior_variance,
+      posterior_log_variance=np.log(np.maximum(posterior_variance, np.float32(1e-20))),
+      posterior_coef_x_0=posterior_beta * np.sqrt(alpha_bar_prev) / (one - alpha_bar),
+      posterior_coef_x_tp1=(one - alpha_bar_prev) * np.sqrt(alpha) / (one - alpha_bar),
+  )
+
+
+def _at(table: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
+  """`table[t]`, shaped to multiply `x`: [B] becomes [B, 1, …, 1]."""
+  return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+  """A draw of q(x_t | x_0) = N(sqrt_alpha_bar[t] x_0, sigma_bar[t]² I) (paper, section 2).
+
+  Args:
+    schedule: the tables.
+    x_0: [B, ...] float32, clean images in [-1, 1].
+    t: [B] int32 in 0 … T, the level wanted.
+    noise: like x_0, standard normal.
+
+  Returns:
+    x_t, like x_0.
+  """
+  return _at(schedule.sqrt_alpha_bar, t, x_0) * x_0 + _at(schedule.sigma_bar, t, x_0) * noise
+
+
+def q_sample_pair(
+    schedule: Schedule, x_0: jax.Array, t: jax.Array, noise_t: jax.Array, noise_tp1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """A draw of neighbours (x_t, x_{t+1}) from q(x_t | x_0) q(x_{t+1} | x_t) (paper, eq. 1).
+
+  x_{t+1} is one Markov step from that same x_t, so the pair is what the discriminator is to call real.
+
+  Args:
+    schedule: the tables.
+    x_0: [B, ...] float32, clean images in [-1, 1].
+    t: [B] int32 in 0 … T-1, the less noisy level.
+    noise_t: like x_0, standard normal, makes x_t.
+    noise_tp1: like x_0, standard normal, makes x_{t+1} from x_t.
+
+  Returns:
+    (x_t, x_tp1), each like x_0.
+  """
+  x_t = q_sample(schedule, x_0, t, noise_t)
+  x_tp1 = _at(schedule.sqrt_alpha, t + 1, x_0) * x_t + _at(schedule.sigma, t + 1, x_0) * noise_tp1
+  return x_t, x_tp1
+
+
+def sample_posterior(
+    schedule: Schedule, x_0: jax.Array, x_tp1: jax.Array, t: jax.Array, noise: jax.Array
+) -> jax.Array:
+  """A draw of q(x_t | x_{t+1}, x_0), Gaussian for any step size (paper, eq. 3 and section 3.2).
+
+      x_t = posterior_coef_x_0[t] x_0 + posterior_coef_x_tp1[t] x_{t+1} + [t > 0] sqrt(posterior_variance[t]) noise
+
+  At t = 0 this is x_0 itself.
+
+  Args:
+    schedule: the tables.
+    x_0: [B, ...] float32, the clean image, or the generator's prediction of it.
+    x_tp1: like x_0, the noisier neighbour.
+    t: [B] int32 in 0 … T-1, the level wanted.
+    noise: like x_0, standard normal; unused rows at t = 0.
+
+  Returns:
+    x_t, like x_0.
+  """
+  mean = _at(schedule.posterior_coef_x_0, t, x_0) * x_0 + _at(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1
+  std = jnp.where(t > 0, jnp.exp(0.5 * jnp.asarray(schedule.posterior_log_variance)[t]), 0.0)
+  return mean + std.reshape(t.shape + (1,) * (x_0.ndim - t.ndim)) * noise

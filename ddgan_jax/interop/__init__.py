@@ -1,0 +1,5 @@
+"""Other frameworks' weights, in and out."""
+
+from ddgan_jax.interop import pytorch
+
+__all__ = ['pytorch']

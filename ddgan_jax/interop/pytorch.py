@@ -1,0 +1,237 @@
+"""Names and layouts of the PyTorch original's tensors, both ways; needs no PyTorch.
+
+A state dict here is a plain dict of numpy arrays under the original's names, without the `module.` prefix of its
+files (which `generator_params` and `discriminator_params` accept and drop). The original numbers the generator's layers in
+the order in which they are used, `all_modules.<k>`; convolutions are OIHW there and HWIO here, linear weights
+out × in there and in × out here, except its `NIN` layers, which are in × out on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig, UserError
+from ddgan_jax.models.discriminator import BLOCKS
+
+Params = dict[str, Any]
+StateDict = dict[str, np.ndarray]
+
+# (name there, path here, layout): 'same', 'linear' (transposed), 'conv' (OIHW ↔ HWIO), 'conv1x1' (OI11 ↔ in × out).
+# 'unused' is a tensor that the original carries and never reads, with its shape in place of the path.
+Row = tuple[str, tuple, str]
+
+
+class InteropError(UserError):
+  """The tensors do not belong to the configured architecture."""
+
+
+def generator_params(state_dict: Mapping[str, np.ndarray], config: GeneratorConfig) -> Params:
+  """Turns the original generator's tensors into parameters of `models.Generator(config)`.
+
+  Args:
+    state_dict: name → array, as in `netG_<epoch>.pth`, with or without `module.` before the names.
+    config: the architecture that the tensors belong to.
+
+  Returns:
+    Nested dict of float32 numpy arrays.
+
+  Raises:
+    InteropError: names the first missing or unknown tensor.
+  """
+  return _to_params(state_dict, generator_rows(config))
+
+
+def discriminator_params(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> Params:
+  """Turns the original discriminator's tensors into parameters of `models.Discriminator(config)`.
+
+  See `generator_params`.
+  """
+  return _to_params(state_dict, discriminator_rows(config))
+
+
+def generator_state_dict(params: Params, config: GeneratorConfig) -> StateDict:
+  """The inverse of `generator_params`: the original's names (without `module.`), layouts and order."""
+  return _to_state_dict(params, generator_rows(config))
+
+
+def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> StateDict:
+  """The inverse of `discriminator_params`."""
+  return _to_state_dict(params, discriminator_rows(config))
+
+
+def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
+  """Every tensor of the generator in the original's order."""
+  counter = iter(range(10_000))
+  ddpm = config.resblock_type == 'ddpm'
+  last = len(config.ch_mult) - 1
+  pyramid_conv = 'Conv2d_0' if config.fir else 'Conv_0'
+
+  def layer() -> str:
+    return f'all_modules.{next(counter)}'
+
+  def block(name: str, features: int, has_shortcut: bool) -> Iterator[Row]:
+    there = layer()
+    yield from _weight_and_bias(f'{there}.GroupNorm_0.style', (name, 'norm_0', 'style'), 'linear')
+    yield from _weight_and_bias(f'{there}.Conv_0', (name, 'conv_0'), 'conv')
+    if config.conditional:
+      yield from _weight_and_bias(f'{there}.Dense_0', (name, 'time_dense'), 'linear')
+    else:
+      yield f'{there}.Dense_0.weight', (features, 4 * config.num_channels_dae), 'unused'
+      yield f'{there}.Dense_0.bias', (features,), 'unused'
+    if config.resblock_type == 'biggan_oneadagn':
+      yield from _norm(f'{there}.GroupNorm_1', (name, 'norm_1'))
+    else:
+      yield from _weight_and_bias(f'{there}.GroupNorm_1.style', (name, 'norm_1', 'style'), 'linear')
+    yield from _weight_and_bias(f'{there}.Conv_1', (name, 'conv_1'), 'conv')
+    if has_shortcut and ddpm:
+      yield from _nin(f'{there}.NIN_0', (name, 'shortcut'))
+    elif has_shortcut:
+      yield from _weight_and_bias(f'{there}.Conv_2', (name, 'shortcut'), 'conv1x1')
+
+  def attention(name: str) -> Iterator[Row]:
+    there = layer()
+    yield from _norm(f'{there}.GroupNorm_0', (name, 'norm'))
+    for k, here in enumerate(('query', 'key', 'value', 'out')):
+      yield from _nin(f'{there}.NIN_{k}', (name, here))
+
+  def resampling(name: str, features: int) -> Iterator[Row]:
+    if not ddpm:
+      yield from block(name, features, True)
+    else:
+      there = layer()  # counted by the original even where it has no tensors
+      if config.resamp_with_conv:
+        yield from _weight_and_bias(f'{there}.{pyramid_conv}', (name, 'conv'), 'conv')
+
+  if config.conditional:
+    if config.embedding_type == 'fourier':
+      yield f'{layer()}.W', ('fourier',), 'same'
+    for k in (0, 1):
+      yield from _weight_and_bias(layer(), (f'time_dense_{k}',), 'linear')
+  yield from _weight_and_bias(layer(), ('conv_in',), 'conv')
+
+  channels = config.num_channels_dae
+  skips = [channels]
+  for i, mult in enumerate(config.ch_mult):
+    features = config.num_channels_dae * mult
+    for j in range(config.num_res_blocks):
+      yield from block(f'down_{i}_block_{j}', features, channels != features)
+      channels = features
+      if config.resolutions[i] in config.attn_resolutions:
+        yield from attention(f'down_{i}_attention_{j}')
+      skips.append(channels)
+    if i < last:
+      yield from resampling(f'down_{i}_resample', channels)
+      name = f'down_{i}_pyramid'
+      if config.progressive_input == 'residual':
+        yield from _weight_and_bias(f'{layer()}.{pyramid_conv}', (name, 'conv'), 'conv')
+      elif config.progressive_input == 'input_skip':
+        yield from _weight_and_bias(f'{layer()}.Conv_0', (name,), 'conv')
+        if config.progressive_combine == 'cat':
+          channels *= 2
+      skips.append(channels)
+
+  yield from block('middle_block_0', channels, False)
+  yield from attention('middle_attention')
+  yield from block('middle_block_1', channels, False)
+
+  for i in range(last, -1, -1):
+    features = config.num_channels_dae * config.ch_mult[i]
+    for j in range(config.num_res_blocks + 1):
+      yield from block(f'up_{i}_block_{j}', features, channels + skips.pop() != features)
+      channels = features
+    if config.resolutions[i] in config.attn_resolutions:
+      yield from attention(f'up_{i}_attention')
+    if config.progressive == 'output_skip' or (config.progressive == 'residual' and i == last):
+      yield from _norm(layer(), (f'up_{i}_pyramid_norm',))
+      yield from _weight_and_bias(layer(), (f'up_{i}_pyramid',), 'conv')
+    elif config.progressive == 'residual':
+      yield from _weight_and_bias(f'{layer()}.{pyramid_conv}', (f'up_{i}_pyramid', 'conv'), 'conv')
+    if i > 0:
+      yield from resampling(f'up_{i}_resample', channels)
+
+  if config.progressive != 'output_skip':
+    yield from _norm(layer(), ('norm_out',))
+    yield from _weight_and_bias(layer(), ('conv_out',), 'conv')
+  for k in range(config.n_mlp + 1):
+    yield from _weight_and_bias(f'z_transform.{2 * k + 1}', (f'latent_dense_{k}',), 'linear')
+
+
+def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
+  """Every tensor of the discriminator in the original's order."""
+  yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
+  yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
+  yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')
+  for k in range(len(BLOCKS[config.kind])):
+    there, here = f'conv{k + 1}', f'block_{k}'
+    yield from _weight_and_bias(f'{there}.conv1.0', (here, 'conv_0'), 'conv')
+    yield from _weight_and_bias(f'{there}.conv2.0', (here, 'conv_1'), 'conv')
+    yield from _weight_and_bias(f'{there}.dense_t1', (here, 'time_dense'), 'linear')
+    yield f'{there}.skip.0.weight', (here, 'shortcut', 'kernel'), 'conv'
+  yield from _weight_and_bias('final_conv', ('conv_out',), 'conv')
+  yield from _weight_and_bias('end_linear', ('dense_out',), 'linear')
+
+
+def _weight_and_bias(there: str, here: tuple[str, ...], layout: str) -> Iterator[Row]:
+  yield f'{there}.weight', (*here, 'kernel'), layout
+  yield f'{there}.bias', (*here, 'bias'), 'same'
+
+
+def _norm(there: str, here: tuple[str, ...]) -> Iterator[Row]:
+  yield f'{there}.weight', (*here, 'scale'), 'same'
+  yield f'{there}.bias', (*here, 'bias'), 'same'
+
+
+def _nin(there: str, here: tuple[str, ...]) -> Iterator[Row]:
+  yield f'{there}.W', (*here, 'kernel'), 'same'
+  yield f'{there}.b', (*here, 'bias'), 'same'
+
+
+_INWARD = {
+    'same': lambda x: x,
+    'linear': lambda x: x.T,
+    'conv': lambda x: x.transpose(2, 3, 1, 0),
+    'conv1x1': lambda x: x[:, :, 0, 0].T,
+}
+_OUTWARD = {
+    'same': lambda x: x,
+    'linear': lambda x: x.T,
+    'conv': lambda x: x.transpose(3, 2, 0, 1),
+    'conv1x1': lambda x: x.T[:, :, None, None],
+}
+
+
+def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row]) -> Params:
+  left = {name.removeprefix('module.'): array for name, array in state_dict.items()}
+  params: Params = {}
+  for name, path, layout in rows:
+    if name not in left:
+      raise InteropError(f'{name}: no such tensor in the file, but the configured architecture has one '
+                         f'({"/".join(path)})')
+    array = np.asarray(left.pop(name), np.float32)
+    if layout == 'unused':
+      continue
+    *parents, leaf = path
+    node = params
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = np.ascontiguousarray(_INWARD[layout](array))
+  if left:
+    raise InteropError(f'{next(iter(left))}: the configured architecture has no such tensor '
+                       f'({len(left)} of the file are unknown to it)')
+  return params
+
+
+def _to_state_dict(params: Params, rows: Iterator[Row]) -> StateDict:
+  state_dict = {}
+  for name, path, layout in rows:
+    if layout == 'unused':
+      state_dict[name] = np.zeros(path, np.float32)
+      continue
+    leaf: Any = params
+    for part in path:
+      leaf = leaf[part]
+    state_dict[name] = np.ascontiguousarray(_OUTWARD[layout](np.asarray(leaf)))
+  return state_dict

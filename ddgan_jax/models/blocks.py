@@ -1,0 +1,232 @@
+"""The pieces of the NCSN++ generator: adaptive group norm, residual blocks, attention, resampling layers.
+
+Images are [B, H, W, C]. Every module has a `dtype` for its arithmetic; parameters, norm statistics and softmax
+stay in float32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax.config import GeneratorConfig
+from ddgan_jax.models import resample
+
+INV_SQRT_2 = float(1 / np.sqrt(2))
+
+
+def default_init(scale: float = 1.0):
+  """Variance scaling, fan_avg, uniform; `scale=0` gives the near-zero 1e-10 of the original."""
+  return nn.initializers.variance_scaling(scale or 1e-10, 'fan_avg', 'uniform')
+
+
+def sinusoids(t: jax.Array, width: int) -> jax.Array:
+  """Sinusoidal embedding of t: width/2 frequencies exp(-ln(10000) k / (width/2 - 1)), [sin, cos].
+
+  Args:
+    t: [B] int32 or float32.
+    width: even, at least 4.
+
+  Returns:
+    [B, width] float32.
+  """
+  half = width // 2
+  frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
+  angles = t.astype(jnp.float32)[:, None] * frequencies
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
+def num_groups(channels: int) -> int:
+  """Groups of a group norm: min(channels // 4, 32), or the next smaller number that divides the channels."""
+  groups = max(1, min(channels // 4, 32))
+  while channels % groups:
+    groups -= 1
+  return groups
+
+
+def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
+  """scale * group_norm(x) + shift, folded into one multiply-add per pixel.
+
+  Statistics are taken in float32 in a single pass, E[x²] - E[x]²: the error is 1e-7 while a group's mean is
+  comparable with its standard deviation, and grows with the square of their ratio.
+
+  Args:
+    x: [B, H, W, C].
+    scale: [C] or [B, C] float32.
+    shift: [C] or [B, C] float32.
+    eps: added to the variance.
+
+  Returns:
+    Like x.
+  """
+  batch, _, _, channels = x.shape
+  groups = num_groups(channels)
+  x_32 = x.astype(jnp.float32)
+
+  def group_mean(per_pixel):
+    return per_pixel.mean((1, 2)).reshape(batch, groups, -1).mean(2)
+
+  mean = group_mean(x_32)
+  variance = jnp.maximum(group_mean(x_32 * x_32) - mean * mean, 0.0)
+  inverse_std = jax.lax.rsqrt(variance + eps)
+  per_group = channels // groups
+  gain = jnp.repeat(inverse_std, per_group, axis=1) * scale
+  offset = shift - jnp.repeat(mean, per_group, axis=1) * gain
+  return (x_32 * gain[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Group norm with a learned scale and bias per channel."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (channels,))
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    return normalise(x, scale, bias)
+
+
+class AdaptiveGroupNorm(nn.Module):
+  """Group norm whose scale and shift come from the latent: scale(zemb) * gn(x) + shift(zemb) (paper, appendix C)."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, zemb: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+
+    def scale_one_shift_zero(key, shape, dtype=jnp.float32):
+      del key, shape
+      return jnp.concatenate([jnp.ones(channels, dtype), jnp.zeros(channels, dtype)])
+
+    style = nn.Dense(
+        2 * channels, kernel_init=default_init(), bias_init=scale_one_shift_zero, dtype=self.dtype, name='style')(zemb)
+    scale, shift = jnp.split(style.astype(jnp.float32), 2, axis=1)
+    return normalise(x, scale, shift)
+
+
+def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:
+  """A 3x3 convolution with bias, zero-padded unless told otherwise."""
+  kwargs.setdefault('padding', 1)
+  return nn.Conv(features, (3, 3), kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
+
+
+class Downsample(nn.Module):
+  """Halves H and W by FIR (or without it, by the mean), followed by a 3x3 conv where `features` is given.
+
+  With a conv: FIR then a VALID conv of stride 2; without FIR: one pixel of padding right and below, then the same.
+  """
+
+  config: GeneratorConfig
+  features: int | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.features is None:
+      return resample.fir_down(x, self.config.fir_kernel) if self.config.fir else resample.mean_down(x)
+    if self.config.fir:
+      x, padding = resample.fir_before_strided_conv(x, self.config.fir_kernel), 0
+    else:
+      padding = ((0, 1), (0, 1))
+    return conv3x3(self.features, 'conv', self.dtype, strides=2, padding=padding)(x)
+
+
+class Upsample(nn.Module):
+  """Doubles H and W by FIR (or nearest neighbour), followed by a 3x3 conv where `features` is given."""
+
+  config: GeneratorConfig
+  features: int | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = resample.fir_up(x, self.config.fir_kernel) if self.config.fir else resample.nearest_up(x)
+    if self.features is None:
+      return x
+    return conv3x3(self.features, 'conv', self.dtype)(x)
+
+
+class Shortcut(nn.Module):
+  """A 1x1 convolution and a resampling, in whichever order touches fewer pixels.
+
+  The two commute, but not with the bias at a zero-padded border: upsampling must not blur it, so it is added last.
+  """
+
+  features: int
+  resample: str | None
+  config: GeneratorConfig
+  init_scale: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.resample == 'down':
+      x = Downsample(self.config)(x)
+    kernel = self.param('kernel', default_init(self.init_scale), (x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.resample == 'up':
+      x = Upsample(self.config)(x)
+    return x + bias.astype(self.dtype)
+
+
+class ResidualBlock(nn.Module):
+  """A BigGAN or DDPM residual block with adaptive group norm; `resample` is None, 'up' or 'down' (BigGAN only)."""
+
+  features: int
+  config: GeneratorConfig
+  resample: str | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array, *, deterministic: bool = True
+  ) -> jax.Array:
+    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] → [B, H', W', features]."""
+    config = self.config
+    h = nn.silu(AdaptiveGroupNorm(self.dtype, name='norm_0')(x, zemb))
+    if self.resample == 'up':
+      h = Upsample(config)(h)
+    elif self.resample == 'down':
+      h = Downsample(config)(h)
+    h = conv3x3(self.features, 'conv_0', self.dtype)(h)
+    if temb is not None:
+      time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
+      h = h + time[:, None, None, :]
+    if config.resblock_type == 'biggan_oneadagn':
+      h = GroupNorm(name='norm_1')(h)
+    else:
+      h = AdaptiveGroupNorm(self.dtype, name='norm_1')(h, zemb)
+    h = nn.Dropout(config.dropout)(nn.silu(h), deterministic=deterministic)
+    h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
+    if self.resample or x.shape[-1] != self.features:
+      init_scale = 0.1 if config.resblock_type == 'ddpm' else 1.0
+      x = Shortcut(self.features, self.resample, config, init_scale, self.dtype, name='shortcut')(x)
+    return residual_sum(x, h, config)
+
+
+def residual_sum(x: jax.Array, h: jax.Array, config: GeneratorConfig) -> jax.Array:
+  """x + h, over sqrt(2) with `skip_rescale`, so that the variance stays."""
+  return (x + h) * INV_SQRT_2 if config.skip_rescale else x + h
+
+
+class SelfAttention(nn.Module):
+  """One head of self-attention over the H*W pixels, softmax in float32."""
+
+  config: GeneratorConfig
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    batch, height, width, channels = x.shape
+
+    def linear(name, init_scale=0.1):
+      return nn.Dense(channels, kernel_init=default_init(init_scale), dtype=self.dtype, name=name)
+
+    h = GroupNorm(name='norm')(x)
+    q, k, v = (linear(name)(h).reshape(batch, height * width, 1, channels) for name in ('query', 'key', 'value'))
+    h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
+    return residual_sum(x, linear('out', init_scale=0.0)(h), self.config)

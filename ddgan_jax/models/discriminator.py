@@ -1,0 +1,119 @@
+"""The time-dependent discriminator D(x_t, t, x_{t+1}) (paper, section 3.2 and appendix C)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ddgan_jax.config import ConfigError, DiscriminatorConfig
+from ddgan_jax.models import resample
+from ddgan_jax.models.blocks import INV_SQRT_2, conv3x3, default_init, sinusoids
+
+_FIR_KERNEL = (1.0, 3.0, 3.0, 1.0)
+
+# Width of each block in multiples of ngf, and whether it halves H and W.
+BLOCKS = {
+    'small': ((2, False), (4, True), (8, True), (8, True)),
+    'large': ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
+}
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+  """LeakyReLU(0.2), with slope 0.2 at exactly 0 as in PyTorch (jax.nn's has slope 1 there)."""
+  return jnp.where(x > 0, x, 0.2 * x)
+
+
+class Discriminator(nn.Module):
+  """Tells whether x_t is a true less-noisy neighbour of x_{t+1}.
+
+  `Discriminator(config).apply({'params': params}, x_t, t, x_tp1)`.
+
+  Attributes:
+    config: the architecture.
+    dtype: of the arithmetic; parameters, the last sum and the logits are float32.
+  """
+
+  config: DiscriminatorConfig
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array) -> jax.Array:
+    """Scores a batch of pairs.
+
+    Args:
+      x_t: [B, H, W, C] float32, the less noisy neighbour, real or drawn with the help of G.
+      t: [B] int32 in 0 … T-1, its index.
+      x_tp1: [B, H, W, C] float32, the noisier neighbour.
+
+    Returns:
+      [B] float32 logits, high for real.
+
+    Raises:
+      ConfigError: B does not split into groups of `stddev_group` rows.
+    """
+    config = self.config
+    widths_and_halvings = BLOCKS[config.kind]
+
+    def dense(features, name):
+      return nn.Dense(features, kernel_init=default_init(), dtype=self.dtype, name=name)
+
+    temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_0')(sinusoids(t, config.t_emb_dim)))
+    temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_1')(temb))
+
+    h = jnp.concatenate([x_t, x_tp1], axis=-1).astype(self.dtype)
+    h = nn.Conv(2 * config.ngf, (1, 1), kernel_init=default_init(), dtype=self.dtype, name='conv_in')(h)
+    for i, (multiple, halve) in enumerate(widths_and_halvings):
+      h = DiscriminatorBlock(multiple * config.ngf, halve, self.dtype, name=f'block_{i}')(h, temb)
+
+    h = minibatch_stddev(h, config.stddev_group)
+    h = conv3x3(8 * config.ngf, 'conv_out', self.dtype, init_scale=0.0 if config.kind == 'small' else 1.0)(h)
+    h = leaky_relu(h).astype(jnp.float32).sum((1, 2))
+    return nn.Dense(1, kernel_init=default_init(), name='dense_out')(h)[:, 0]
+
+
+class DiscriminatorBlock(nn.Module):
+  """A residual block without norm; `halve` resamples both branches by FIR."""
+
+  features: int
+  halve: bool
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
+    h = conv3x3(self.features, 'conv_0', self.dtype)(leaky_relu(x))
+    time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
+    h = leaky_relu(h + time[:, None, None, :])
+    if self.halve:
+      h = resample.fir_down(h, _FIR_KERNEL)
+      x = resample.fir_down(x, _FIR_KERNEL)
+    h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
+    x = nn.Conv(
+        self.features, (1, 1), use_bias=False, kernel_init=default_init(), dtype=self.dtype, name='shortcut')(x)
+    return (h + x) * INV_SQRT_2
+
+
+def minibatch_stddev(x: jax.Array, group: int) -> jax.Array:
+  """Appends one channel: how much neighbouring rows differ (Karras et al., 2018, section 3).
+
+  Groups are `group` *neighbouring* rows, so that a batch that is split over devices in blocks needs no
+  communication; the rows are independent, so this is the same statistic as that of strided rows.
+
+  Args:
+    x: [B, H, W, C].
+    group: rows per group; a smaller batch is one group.
+
+  Returns:
+    [B, H, W, C + 1]: sqrt(variance over the group + 1e-8), averaged over H, W and C.
+
+  Raises:
+    ConfigError: B is not a multiple of the group.
+  """
+  batch, height, width, _ = x.shape
+  group = min(group, batch)
+  if batch % group:
+    raise ConfigError(f'data.batch_size: found {batch} rows, must be a multiple of discriminator.stddev_group={group}')
+  grouped = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
+  stddev = jnp.sqrt(grouped.var(axis=1) + 1e-8).mean((1, 2, 3))
+  channel = jnp.broadcast_to(jnp.repeat(stddev, group)[:, None, None, None], (batch, height, width, 1))
+  return jnp.concatenate([x, channel.astype(x.dtype)], axis=-1)

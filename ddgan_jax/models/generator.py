@@ -1,0 +1,165 @@
+"""The conditional generator G(x_{t+1}, t, z) → x_0_pred: an NCSN++ U-Net with a latent mapping (paper, section 4)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax.config import GeneratorConfig
+from ddgan_jax.models import blocks
+from ddgan_jax.models.blocks import conv3x3, default_init
+
+
+class Generator(nn.Module):
+  """Predicts the clean image from the noisier neighbour, the time index and a latent.
+
+  `Generator(config).apply({'params': params}, x_tp1, t, z)`; while training with dropout also
+  `deterministic=False, rngs={'dropout': key}`.
+
+  Attributes:
+    config: the architecture.
+    dtype: of the arithmetic; parameters and the output are float32.
+  """
+
+  config: GeneratorConfig
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    """Predicts x_0.
+
+    Args:
+      x_tp1: [B, H, W, C] float32, the noisier neighbour.
+      t: [B] int32 in 0 … T-1, the index of the less noisy neighbour; with `embedding_type='fourier'`
+        the positive float32 noise level sigma_bar[t+1] instead (see `generator_fn`).
+      z: [B, nz] float32, standard normal.
+      deterministic: no dropout.
+
+    Returns:
+      x_0_pred, [B, H, W, C] float32; in [-1, 1] unless `not_use_tanh`.
+    """
+    config = self.config
+    widths = [config.num_channels_dae * mult for mult in config.ch_mult]
+    last = len(widths) - 1
+    resampling_block = config.resblock_type != 'ddpm'
+
+    zemb = self._latent_mapping(z)
+    temb = nn.silu(self._time_embedding(t)) if config.conditional else None
+
+    def block(name, h, features, direction=None):
+      module = blocks.ResidualBlock(features, config, direction, self.dtype, name=name)
+      return module(h, temb, zemb, deterministic=deterministic)
+
+    def attention(name, h):
+      return blocks.SelfAttention(config, self.dtype, name=name)(h)
+
+    x = x_tp1 if config.centered else 2 * x_tp1 - 1
+    x = x.astype(self.dtype)
+    pyramid = x
+    h = conv3x3(widths[0], 'conv_in', self.dtype)(x)
+    skips = [h]
+
+    for i, features in enumerate(widths):
+      for j in range(config.num_res_blocks):
+        h = block(f'down_{i}_block_{j}', h, features)
+        if config.resolutions[i] in config.attn_resolutions:
+          h = attention(f'down_{i}_attention_{j}', h)
+        skips.append(h)
+      if i < last:
+        if resampling_block:
+          h = block(f'down_{i}_resample', h, h.shape[-1], 'down')
+        else:
+          conv_features = h.shape[-1] if config.resamp_with_conv else None
+          h = blocks.Downsample(config, conv_features, self.dtype, name=f'down_{i}_resample')(h)
+        if config.progressive_input == 'residual':
+          pyramid = blocks.Downsample(config, h.shape[-1], self.dtype, name=f'down_{i}_pyramid')(pyramid)
+          h = pyramid = blocks.residual_sum(pyramid, h, config)
+        elif config.progressive_input == 'input_skip':
+          pyramid = blocks.Downsample(config)(pyramid)
+          joined = nn.Conv(
+              h.shape[-1], (1, 1), kernel_init=default_init(), dtype=self.dtype, name=f'down_{i}_pyramid')(pyramid)
+          h = joined + h if config.progressive_combine == 'sum' else jnp.concatenate([joined, h], axis=-1)
+        skips.append(h)
+
+    h = block('middle_block_0', h, h.shape[-1])
+    h = attention('middle_attention', h)
+    h = block('middle_block_1', h, h.shape[-1])
+
+    for i, features in reversed(list(enumerate(widths))):
+      for j in range(config.num_res_blocks + 1):
+        h = block(f'up_{i}_block_{j}', jnp.concatenate([h, skips.pop()], axis=-1), features)
+      if config.resolutions[i] in config.attn_resolutions:
+        h = attention(f'up_{i}_attention', h)
+      if config.progressive == 'output_skip':
+        image = nn.silu(blocks.GroupNorm(name=f'up_{i}_pyramid_norm')(h))
+        image = conv3x3(config.num_channels, f'up_{i}_pyramid', self.dtype, init_scale=0.0)(image)
+        pyramid = image if i == last else blocks.Upsample(config)(pyramid) + image
+      elif config.progressive == 'residual':
+        if i == last:
+          pyramid = nn.silu(blocks.GroupNorm(name=f'up_{i}_pyramid_norm')(h))
+          pyramid = conv3x3(h.shape[-1], f'up_{i}_pyramid', self.dtype)(pyramid)
+        else:
+          pyramid = blocks.Upsample(config, h.shape[-1], self.dtype, name=f'up_{i}_pyramid')(pyramid)
+          h = pyramid = blocks.residual_sum(pyramid, h, config)
+      if i > 0:
+        if resampling_block:
+          h = block(f'up_{i}_resample', h, h.shape[-1], 'up')
+        else:
+          conv_features = h.shape[-1] if config.resamp_with_conv else None
+          h = blocks.Upsample(config, conv_features, self.dtype, name=f'up_{i}_resample')(h)
+
+    if config.progressive == 'output_skip':
+      image = pyramid
+    else:
+      image = nn.silu(blocks.GroupNorm(name='norm_out')(h))
+      image = conv3x3(config.num_channels, 'conv_out', self.dtype, init_scale=0.0)(image)
+    image = image.astype(jnp.float32)
+    return image if config.not_use_tanh else jnp.tanh(image)
+
+  def _latent_mapping(self, z: jax.Array) -> jax.Array:
+    """[B, nz] → [B, z_emb_dim]: normalise to unit mean square, then 1 + n_mlp layers."""
+    config = self.config
+    h = z * jax.lax.rsqrt(jnp.mean(z * z, axis=1, keepdims=True) + 1e-8)
+    for i in range(config.n_mlp + 1):
+      h = nn.silu(nn.Dense(
+          config.z_emb_dim, kernel_init=default_init(), dtype=self.dtype, name=f'latent_dense_{i}')(h))
+    return h
+
+  def _time_embedding(self, t: jax.Array) -> jax.Array:
+    """[B] → [B, 4nf]."""
+    width = self.config.num_channels_dae
+    if self.config.embedding_type == 'fourier':
+      # A parameter so that it is saved and imported, behind stop_gradient so that it stays fixed.
+      frequencies = jax.lax.stop_gradient(
+          self.param('fourier', nn.initializers.normal(self.config.fourier_scale), (width,)))
+      angles = 2 * np.pi * jnp.log(t.astype(jnp.float32))[:, None] * frequencies
+      h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    else:
+      h = blocks.sinusoids(t, width)
+    h = nn.Dense(4 * width, kernel_init=default_init(), dtype=self.dtype, name='time_dense_0')(h)
+    return nn.Dense(4 * width, kernel_init=default_init(), dtype=self.dtype, name='time_dense_1')(nn.silu(h))
+
+
+def generator_fn(generator: Generator, params, schedule, **apply_kwargs):
+  """G as the function of (x_tp1, t, z) that `sampling` and the losses call.
+
+  The integer t is passed on, except to a `fourier` generator, whose logarithm needs a positive noise level:
+  it gets sigma_bar[t+1], that of x_{t+1}.
+
+  Args:
+    generator: the module.
+    params: its parameters, as in `state.g_params` or `state.ema_params`.
+    schedule: `diffusion.Schedule`, for sigma_bar.
+    **apply_kwargs: for `generator.apply`, such as `deterministic=False, rngs={'dropout': key}`.
+
+  Returns:
+    (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32.
+  """
+
+  def apply(x_tp1, t, z):
+    time = jnp.asarray(schedule.sigma_bar)[t + 1] if generator.config.embedding_type == 'fourier' else t
+    return generator.apply({'params': params}, x_tp1, time, z, **apply_kwargs)
+
+  return apply

@@ -1,0 +1,144 @@
+"""Resampling by 2 with a separable FIR filter, without custom kernels (Zhang, ICML 2019; StyleGAN2, appendix).
+
+`y = fir_down(x)` filters then keeps every second pixel; `y = fir_up(x)` inserts zeros, filters, and scales by 4
+so that a constant stays constant away from the border. The border is zero padding. For the kernel [1, 3, 3, 1],
+per axis,
+
+    down  y[i]    = (x[2i-1] + 3 x[2i] + 3 x[2i+1] + x[2i+2]) / 8
+    up    y[2i]   = (x[i-1] + 3 x[i]) / 4        y[2i+1] = (3 x[i] + x[i+1]) / 4
+
+Two forms, equal to rounding. `shifts`, weighted sums of strided slices, is 11 to 150 times faster than a depthwise
+convolution on CPUs; a depthwise convolution is 3 to 4 times faster on TPUs. The platform that the
+function is *compiled for* decides, so a TPU program compiled ahead of time elsewhere gets the TPU form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Kernel = Sequence[float]
+
+
+def fir_down(x: jax.Array, kernel: Kernel) -> jax.Array:
+  """Halves H and W: FIR filter, then every second pixel.
+
+  Args:
+    x: [B, H, W, C], H and W even.
+    kernel: taps of one axis, two or more; normalised to sum 1.
+
+  Returns:
+    [B, H/2, W/2, C], dtype of x.
+  """
+  left, right = _padding(kernel, up=1)
+  return _per_platform(
+      lambda x: _filter_shifts(_filter_shifts(x, kernel, 1, 2, left, right), kernel, 2, 2, left, right),
+      lambda x: _filter_conv(x, kernel, stride=2, dilation=1, left=left, right=right),
+      x,
+  )
+
+
+def fir_up(x: jax.Array, kernel: Kernel) -> jax.Array:
+  """Doubles H and W: zeros between the pixels, then the FIR filter with gain 2 per axis.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: taps of one axis, two or more; normalised to sum 1.
+
+  Returns:
+    [B, 2H, 2W, C], dtype of x.
+  """
+  left, right = _padding(kernel, up=2)
+  return _per_platform(
+      lambda x: _up_shifts(_up_shifts(x, kernel, 1, left), kernel, 2, left),
+      lambda x: _filter_conv(x, 2 * _taps(kernel), stride=1, dilation=2, left=left, right=right, normalise=False),
+      x,
+  )
+
+
+def fir_before_strided_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
+  """The filter that precedes a VALID 3x3 convolution of stride 2, so that the two halve H and W.
+
+  Args:
+    x: [B, H, W, C], H and W even.
+    kernel: taps of one axis; normalised to sum 1.
+
+  Returns:
+    [B, H+1, W+1, C], dtype of x.
+  """
+  total = len(kernel)  # H + total - (taps - 1) = H + 1
+  left, right = (total + 1) // 2, total // 2
+  return _per_platform(
+      lambda x: _filter_shifts(_filter_shifts(x, kernel, 1, 1, left, right), kernel, 2, 1, left, right),
+      lambda x: _filter_conv(x, kernel, stride=1, dilation=1, left=left, right=right),
+      x,
+  )
+
+
+def mean_down(x: jax.Array) -> jax.Array:
+  """Halves H and W by the mean of each 2x2 square; [B, H, W, C] → [B, H/2, W/2, C]."""
+  return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) * 0.25
+
+
+def nearest_up(x: jax.Array) -> jax.Array:
+  """Doubles H and W by repeating each pixel; [B, H, W, C] → [B, 2H, 2W, C]."""
+  b, h, w, c = x.shape
+  return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def _per_platform(shifts: Callable, conv: Callable, x: jax.Array) -> jax.Array:
+  return jax.lax.platform_dependent(x, tpu=conv, default=shifts)
+
+
+def _taps(kernel: Kernel) -> np.ndarray:
+  taps = np.asarray(kernel, np.float64)
+  return taps[::-1] / taps.sum()  # reversed: a filter is a true convolution, the sums below are correlations
+
+
+def _padding(kernel: Kernel, up: int) -> tuple[int, int]:
+  total = len(kernel) - 2
+  return (total + 1) // 2 + (up - 1), total // 2
+
+
+def _filter_shifts(x: jax.Array, kernel: Kernel, axis: int, stride: int, left: int, right: int) -> jax.Array:
+  taps = _taps(kernel)
+  size = (x.shape[axis] + left + right - len(taps)) // stride + 1
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (left, right)
+  x = jnp.pad(x, widths)
+  return sum(
+      np.asarray(tap, x.dtype) * jax.lax.slice_in_dim(x, k, k + stride * (size - 1) + 1, stride, axis)
+      for k, tap in enumerate(taps) if tap)
+
+
+def _up_shifts(x: jax.Array, kernel: Kernel, axis: int, left: int) -> jax.Array:
+  taps = 2 * _taps(kernel)
+  size = x.shape[axis]
+  # Output 2i + phase sees the taps k at which 2i + phase + k - left is an even position, that of a real pixel.
+  reach = [[(k, (phase + k - left) // 2) for k in range(len(taps)) if (phase + k - left) % 2 == 0] for phase in (0, 1)]
+  shifts = [shift for phase in reach for _, shift in phase]
+  before, after = max(0, -min(shifts)), max(0, max(shifts))
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (before, after)
+  x = jnp.pad(x, widths)
+  phases = [
+      sum(np.asarray(taps[k], x.dtype) * jax.lax.slice_in_dim(x, before + shift, before + shift + size, 1, axis)
+          for k, shift in phase) for phase in reach]
+  stacked = jnp.stack(phases, axis + 1)
+  return stacked.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1:])
+
+
+def _filter_conv(
+    x: jax.Array, kernel: Kernel, *, stride: int, dilation: int, left: int, right: int, normalise: bool = True
+) -> jax.Array:
+  taps = _taps(kernel) if normalise else np.asarray(kernel)
+  channels = x.shape[-1]
+  weights = np.broadcast_to(np.outer(taps, taps)[:, :, None, None], (len(taps), len(taps), 1, channels))
+  # Zeros between the pixels and one after the last, as if each pixel were followed by a zero.
+  pad = (left, right + (dilation - 1))
+  return jax.lax.conv_general_dilated(
+      x, jnp.asarray(weights, x.dtype), (stride, stride), (pad, pad), lhs_dilation=(dilation, dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=channels)

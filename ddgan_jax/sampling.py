@@ -1,0 +1,86 @@
+"""The T-step sampler (paper, section 3.2, eq. 5): pure functions for jit, vmap and notebooks.
+
+Each step the generator predicts the clean image, and the posterior puts the right amount of noise back:
+T evaluations of G and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ddgan_jax import diffusion
+
+GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def sample_given_noise(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+) -> jax.Array:
+  """Samples deterministically from all the noise that sampling needs.
+
+  For t = T-1 … 0: x_0_pred = G(x_{t+1}, t, z), x_t ~ q(x_t | x_{t+1}, x_0_pred).
+
+  Args:
+    generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C].
+    schedule: the tables, of the T that G was trained with.
+    x_T: [B, H, W, C] float32, standard normal.
+    z: [T, B, nz] float32, standard normal; row 0 is used first, at t = T-1.
+    posterior_noise: [T, B, H, W, C] float32, standard normal; row 0 is used first, the last row has weight 0.
+
+  Returns:
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+  """
+  num_timesteps = schedule.num_timesteps
+
+  # A scan, because an unrolled loop compiles T copies of G.
+  def denoise(x_tp1, step):
+    t, z_t, noise = step
+    t = jnp.full((x_tp1.shape[0],), t, jnp.int32)
+    x_0_pred = generator_fn(x_tp1, t, z_t)
+    return diffusion.sample_posterior(schedule, x_0_pred, x_tp1, t, noise), None
+
+  levels = jnp.arange(num_timesteps - 1, -1, -1, dtype=jnp.int32)
+  x_0, _ = jax.lax.scan(denoise, x_T, (levels, z, posterior_noise))
+  return x_0
+
+
+def sample(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int, int],
+    latent_dim: int,
+) -> jax.Array:
+  """Samples images from a key.
+
+  Args:
+    key: a typed PRNG key, `jax.random.key(seed)`; used once.
+    generator_fn: see `sample_given_noise`.
+    schedule: the tables.
+    shape: (B, H, W, C) of the images.
+    latent_dim: nz, the dimension of z.
+
+  Returns:
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+  """
+  x_T_key, z_key, noise_key = jax.random.split(key, 3)
+  num_timesteps = schedule.num_timesteps
+  return sample_given_noise(
+      generator_fn,
+      schedule,
+      x_T=jax.random.normal(x_T_key, shape),
+      z=jax.random.normal(z_key, (num_timesteps, shape[0], latent_dim)),
+      posterior_noise=jax.random.normal(noise_key, (num_timesteps, *shape)),
+  )
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+  """Quantises [-1, 1] float images to 0 … 255 uint8, rounding to nearest and clipping, as a PNG stores them."""
+  return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)

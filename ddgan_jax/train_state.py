@@ -1,0 +1,87 @@
+"""What a run is at a step, and how it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddgan_jax import models
+from ddgan_jax.config import Config, OptimConfig
+
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that the next step depends on, besides the data.
+
+  Attributes:
+    step: int32 scalar, joint steps done so far.
+    rng: typed PRNG key, the root of all draws; never changes: step s uses fold_in(rng, s).
+    g_params, d_params: float32 parameters of G and D.
+    ema_params: exponential moving average of g_params, which samples and metrics use.
+    g_opt_state, d_opt_state: optax Adam states.
+  """
+
+  step: jax.Array
+  rng: jax.Array
+  g_params: Params
+  d_params: Params
+  ema_params: Params
+  g_opt_state: optax.OptState
+  d_opt_state: optax.OptState
+
+
+def make_networks(config: Config) -> tuple[models.Generator, models.Discriminator]:
+  """G and D of a run, computing in `parallel.dtype`."""
+  dtype = jnp.dtype(config.parallel.dtype)
+  return models.Generator(config.generator, dtype), models.Discriminator(config.discriminator, dtype)
+
+
+def make_optimizers(
+    optim: OptimConfig, num_steps: int
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+  """Adam for G and for D, each with its cosine (paper, appendix C)."""
+  return tuple(
+      optax.adam(learning_rate(rate, optim.lr_min, num_steps), b1=optim.beta1, b2=optim.beta2, eps=1e-8)
+      for rate in (optim.lr_g, optim.lr_d))
+
+
+def learning_rate(initial: float, final: float, num_steps: int) -> optax.Schedule:
+  """A cosine from `initial` at step 0 to `final` at `num_steps`, constant after."""
+  return optax.cosine_decay_schedule(initial, num_steps, alpha=final / initial)
+
+
+def create(config: Config) -> TrainState:
+  """The state at step 0, a pure function of `config.seed`; jit it with the wanted `out_shardings`.
+
+  The EMA starts as a copy of G, and its first update replaces it.
+  """
+  generator, discriminator = make_networks(config)
+  g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
+  # Two groups are enough for every shape; the values do not enter the parameters.
+  data = config.data
+  x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
+  t = jnp.ones((1,), jnp.int32)
+  z = jnp.zeros((1, config.generator.nz))
+  g_params = generator.init(g_key, x, t, z)['params']
+  d_params = discriminator.init(d_key, x, t, x)['params']
+  g_optimizer, d_optimizer = make_optimizers(config.optim, config.train.num_steps)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      rng=root,
+      g_params=g_params,
+      d_params=d_params,
+      ema_params=jax.tree.map(jnp.copy, g_params),
+      g_opt_state=g_optimizer.init(g_params),
+      d_opt_state=d_optimizer.init(d_params),
+  )
+
+
+def count_parameters(params: Params) -> int:
+  """The number of scalars in a tree of arrays or shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

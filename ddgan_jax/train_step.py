@@ -1,0 +1,238 @@
+"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2, eq. 4 and 5, appendix C).
+
+Pure: every random number is an argument, made by `make_draws` from one key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ddgan_jax import diffusion, models, sharding, train_state
+from ddgan_jax.config import Config, OptimConfig
+from ddgan_jax.train_state import Params, TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+class HalfDraws(NamedTuple):
+  """The random numbers of one network's half of a step.
+
+  Attributes:
+    t: [B] int32, uniform in 0 … T-1.
+    noise_t, noise_tp1: [B, H, W, C] float32, standard normal, make the pair (x_t, x_{t+1}).
+    z: [B, nz] float32, standard normal.
+    posterior_noise: [B, H, W, C] float32, standard normal, makes x_t_fake.
+    dropout_key: typed PRNG key; unused when `generator.dropout` is 0.
+  """
+
+  t: jax.Array
+  noise_t: jax.Array
+  noise_tp1: jax.Array
+  z: jax.Array
+  posterior_noise: jax.Array
+  dropout_key: jax.Array
+
+
+class Draws(NamedTuple):
+  """All random numbers of one joint step: D's half and G's half share nothing but x_0."""
+
+  d: HalfDraws
+  g: HalfDraws
+
+
+def make_draws(key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: int, latent_dim: int) -> Draws:
+  """Draws everything that a step needs.
+
+  Args:
+    key: typed PRNG key, used once: `fold_in(state.rng, state.step)` in training.
+    shape: (B, H, W, C) of the global batch.
+    num_timesteps: T.
+    latent_dim: nz.
+  """
+
+  def half(key):
+    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key = jax.random.split(key, 6)
+    return HalfDraws(
+        t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
+        noise_t=jax.random.normal(noise_t_key, shape),
+        noise_tp1=jax.random.normal(noise_tp1_key, shape),
+        z=jax.random.normal(z_key, (shape[0], latent_dim)),
+        posterior_noise=jax.random.normal(posterior_key, shape),
+        dropout_key=dropout_key,
+    )
+
+  d_key, g_key = jax.random.split(key)
+  return Draws(d=half(d_key), g=half(g_key))
+
+
+def discriminator_loss(
+    d_params: Params,
+    discriminator: models.Discriminator,
+    x_t: jax.Array,
+    x_t_fake: jax.Array,
+    t: jax.Array,
+    x_tp1: jax.Array,
+    r1_gamma: float | None,
+) -> tuple[jax.Array, Metrics]:
+  """Non-saturating loss of D with R1 on the less noisy neighbour (paper, eq. 4; Mescheder et al., 2018).
+
+      mean softplus(-D(x_t)) + mean softplus(D(x_t_fake)) + r1_gamma / 2 * mean_i ||dD(x_t,i)/dx_t,i||²
+
+  Args:
+    d_params: parameters of D.
+    discriminator: the module.
+    x_t: [B, H, W, C] float32, real less noisy neighbours.
+    x_t_fake: like x_t, drawn with the help of G; a constant here.
+    t: [B] int32.
+    x_tp1: like x_t, the noisier neighbours.
+    r1_gamma: weight of the penalty, None leaves it out.
+
+  Returns:
+    The loss and its parts.
+  """
+
+  def score(x):
+    logits = discriminator.apply({'params': d_params}, x, t, x_tp1)
+    return logits.sum(), logits
+
+  parts = {}
+  penalty = 0.0
+  if r1_gamma is None:
+    _, real_logits = score(x_t)
+  else:
+    # One forward pass serves the loss and the penalty. Rows are coupled only through the minibatch stddev.
+    gradient, real_logits = jax.grad(score, has_aux=True)(x_t)
+    penalty = 0.5 * r1_gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
+    parts['r1_penalty'] = penalty
+  _, fake_logits = score(x_t_fake)
+  loss_real = jax.nn.softplus(-real_logits).mean()
+  loss_fake = jax.nn.softplus(fake_logits).mean()
+  parts |= {
+      'loss_d_real': loss_real,
+      'loss_d_fake': loss_fake,
+      'logits_real': real_logits.mean(),
+      'logits_fake': fake_logits.mean(),
+  }
+  return loss_real + loss_fake + penalty, parts
+
+
+def generator_loss(
+    g_params: Params,
+    d_params: Params,
+    generator: models.Generator,
+    discriminator: models.Discriminator,
+    schedule: diffusion.Schedule,
+    x_0: jax.Array,
+    draws: HalfDraws,
+) -> jax.Array:
+  """Non-saturating loss of G, through the posterior (paper, eq. 5): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
+  _, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws)
+  logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1)
+  return jax.nn.softplus(-logits).mean()
+
+
+def train_step(
+    state: TrainState,
+    x_0: jax.Array,
+    draws: Draws,
+    *,
+    generator: models.Generator,
+    discriminator: models.Discriminator,
+    schedule: diffusion.Schedule,
+    optim: OptimConfig,
+    num_steps: int,
+    with_r1: bool,
+) -> tuple[TrainState, Metrics]:
+  """One joint step: updates D against the present G, then G against the new D, then the EMA.
+
+  Args:
+    state: the state at step s.
+    x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
+    draws: all random numbers of the step.
+    generator, discriminator, schedule: the networks and the diffusion process.
+    optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
+    num_steps: length of the cosine learning-rate schedules.
+    with_r1: add the R1 penalty; static, each value is a compiled program of its own.
+
+  Returns:
+    The state at step s + 1 and float32 scalars: `loss_d` (and `_real`, `_fake`), `loss_g`, `r1_penalty` (only with
+    R1), `logits_real`, `logits_fake`, `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`.
+  """
+  g_optimizer, d_optimizer = train_state.make_optimizers(optim, num_steps)
+
+  # D. The fakes are made outside of the differentiated function: no gradient reaches G.
+  x_t, x_tp1, x_t_fake = _real_and_fake(state.g_params, generator, schedule, x_0, draws.d)
+  (loss_d, parts), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
+      state.d_params, discriminator, x_t, x_t_fake, draws.d.t, x_tp1, optim.r1_gamma if with_r1 else None)
+  d_updates, d_opt_state = d_optimizer.update(d_grads, state.d_opt_state)
+  d_params = optax.apply_updates(state.d_params, d_updates)
+
+  # G, with fresh draws on the same images, against the D that was just updated.
+  loss_g, g_grads = jax.value_and_grad(generator_loss)(
+      state.g_params, d_params, generator, discriminator, schedule, x_0, draws.g)
+  g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
+  g_params = optax.apply_updates(state.g_params, g_updates)
+
+  decay = jnp.where(state.step == 0, 0.0, optim.ema_decay)  # the initial G has no place in the average
+  ema_params = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, state.ema_params, g_params)
+
+  metrics = {
+      'loss_d': loss_d,
+      'loss_g': loss_g,
+      **parts,
+      'grad_norm_d': optax.global_norm(d_grads),
+      'grad_norm_g': optax.global_norm(g_grads),
+      'lr_d': train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step),
+      'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, num_steps)(state.step),
+  }
+  state = state.replace(
+      step=state.step + 1,
+      g_params=g_params,
+      d_params=d_params,
+      ema_params=ema_params,
+      g_opt_state=g_opt_state,
+      d_opt_state=d_opt_state,
+  )
+  return state, metrics
+
+
+def make_step_fn(config: Config, mesh, with_r1: bool) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+  """The jitted, sharded step of a run: (state, x_0) → (state, metrics), all draws made inside from state.rng.
+
+  The state is replicated and donated, x_0 is split by rows, and so is the noise, which is drawn for the global batch:
+  a run does not depend on the number of devices.
+  """
+  generator, discriminator = train_state.make_networks(config)
+  schedule = diffusion.make_schedule(**vars(config.diffusion))
+
+  def step(state: TrainState, x_0: jax.Array) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(state.rng, state.step)
+    draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz)
+    draws = jax.tree.map(lambda leaf: sharding.constrain_rows(leaf, mesh) if leaf.ndim else leaf, draws)
+    return train_step(
+        state, x_0, draws, generator=generator, discriminator=discriminator, schedule=schedule,
+        optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1)
+
+  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+  return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def has_r1(optim: OptimConfig, step: int) -> bool:
+  """Whether the step that starts from state.step == `step` carries the R1 penalty; step 0 does."""
+  return optim.r1_gamma > 0 and step % optim.lazy_reg == 0
+
+
+def _real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws):
+  """x_t and x_{t+1} from q, and x_t_fake from q(x_t | x_{t+1}, G(x_{t+1}, t, z))."""
+  x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_0, draws.t, draws.noise_t, draws.noise_tp1)
+  dropout = {}
+  if generator.config.dropout:
+    dropout = {'deterministic': False, 'rngs': {'dropout': draws.dropout_key}}
+  x_0_pred = models.generator_fn(generator, g_params, schedule, **dropout)(x_tp1, draws.t, draws.z)
+  x_t_fake = diffusion.sample_posterior(schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
+  return x_t, x_tp1, x_t_fake
