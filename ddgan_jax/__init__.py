@@ -1,0 +1,65 @@
+"""Denoising Diffusion GANs (Xiao, Kreis, Vahdat, ICLR 2022) in JAX."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+__version__ = '0.1.0'
+
+
+class Run(NamedTuple):
+  """A trained run, as `load` gives it.
+
+  Attributes:
+    generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32, with the EMA parameters.
+    schedule: the diffusion process that G was trained with.
+    config: the run's `config.Config`.
+    step: joint steps that the parameters have had.
+    params: the EMA parameters.
+  """
+
+  generator_fn: Any
+  schedule: Any
+  config: Any
+  step: int
+  params: Any
+
+
+def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
+  """Loads the EMA generator of a run, ready for `sampling.sample`.
+
+  Args:
+    workdir: the run's folder.
+    step: which checkpoint; by default the newest.
+
+  Returns:
+    A `Run`; its parameters are on the first device.
+
+  Raises:
+    config.UserError: no run, no checkpoint, or a damaged one; one sentence.
+  """
+  import jax
+  from etils import epath
+
+  from ddgan_jax import config as config_lib, diffusion, models, train_state
+  from ddgan_jax.checkpoints import CheckpointError, Checkpoints
+
+  file = epath.Path(workdir) / 'config.json'
+  if not file.exists():
+    raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
+  config = config_lib.from_json(file.read_text())
+  checkpoints = Checkpoints(workdir)
+  steps = checkpoints.steps()
+  if not steps or (step is not None and step not in steps):
+    found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
+    raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
+  step = steps[-1] if step is None else step
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+      jax.eval_shape(lambda: train_state.create(config).ema_params))
+  params = checkpoints.restore_ema(target, step)
+  generator, _ = train_state.make_networks(config)
+  schedule = diffusion.make_schedule(**vars(config.diffusion))
+  return Run(models.generator_fn(generator, params, schedule), schedule, config, step, params)

@@ -230,6 +230,11 @@ class Config:
   def __post_init__(self):
     _check_run(self)
 
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    return (self.data.image_size, self.data.image_size, self.data.num_channels)
+
 
 # Said once, in `data`, and carried into the networks.
 _SHARED = {'generator': ('image_size', 'num_channels'), 'discriminator': ('image_size', 'num_channels')}

@@ -51,6 +51,28 @@ def sample_given_noise(
   return x_0
 
 
+def draw_noise(
+    key: jax.Array, shape: tuple[int, ...], num_timesteps: int, latent_dim: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws what `sample_given_noise` needs.
+
+  Args:
+    key: a typed PRNG key, used once.
+    shape: (B, H, W, C); (H, W, C) draws for one image, to be vmapped over keys with out_axes=(0, 1, 1).
+    num_timesteps: T.
+    latent_dim: nz.
+
+  Returns:
+    x_T `shape`, z [T, (B,) nz], posterior_noise [T, *shape]; float32, standard normal.
+  """
+  x_T_key, z_key, noise_key = jax.random.split(key, 3)
+  return (
+      jax.random.normal(x_T_key, shape),
+      jax.random.normal(z_key, (num_timesteps, *shape[:-3], latent_dim)),
+      jax.random.normal(noise_key, (num_timesteps, *shape)),
+  )
+
+
 def sample(
     key: jax.Array,
     generator_fn: GeneratorFn,
@@ -70,15 +92,8 @@ def sample(
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
   """
-  x_T_key, z_key, noise_key = jax.random.split(key, 3)
-  num_timesteps = schedule.num_timesteps
-  return sample_given_noise(
-      generator_fn,
-      schedule,
-      x_T=jax.random.normal(x_T_key, shape),
-      z=jax.random.normal(z_key, (num_timesteps, shape[0], latent_dim)),
-      posterior_noise=jax.random.normal(noise_key, (num_timesteps, *shape)),
-  )
+  noise = draw_noise(key, shape, schedule.num_timesteps, latent_dim)
+  return sample_given_noise(generator_fn, schedule, *noise)
 
 
 def to_uint8(images: jax.Array) -> jax.Array:

@@ -111,8 +111,8 @@ def batches(
 
   Rows are contiguous blocks, so that the processes' rows, laid one after the other, are the global batch for any number
   of processes. Threads read ahead; data.num_workers processes do, if that is above 0 and the source has to decode (a
-  source in memory only indexes, which processes would slow down). Workers import the main script again, so it must do its
-  work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
+  source in memory only indexes, which processes would slow down). Workers import the main script again, so it must do
+  its work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
 
   Args:
     source: see `load_source`.
@@ -127,7 +127,7 @@ def batches(
     A generator of {'image': [b, H, W, C] float32 in [-1, 1], 'label': [b] int32} with b = batch_size / process_count.
 
   Raises:
-    ConfigError: the global batch does not split evenly over the processes, or data.stack=3 meets images that are not grey.
+    ConfigError: the global batch does not split evenly over the processes, or data.stack=3 meets colour images.
   """
   rows = process_rows(data_config.batch_size, process_index, process_count)
   if data_config.stack == 3 and source.image_shape[-1] != 1:
@@ -137,7 +137,7 @@ def batches(
   make_batch = functools.partial(_process_batch, source, data_config, seed, rows)
   # A source in memory would have to be copied into every worker.
   num_workers = 0 if source.in_memory else data_config.num_workers
-  # A thread makes a whole batch. Two keep ahead of the devices where a batch is an index operation; decoding takes more.
+  # A thread makes a whole batch. Two keep ahead of the devices where a batch is mere indexing; decoding takes more.
   num_threads = 2 if source.in_memory or num_workers else 16
   return _iterate(make_batch, start_step, num_steps, num_threads, num_workers)
 

@@ -102,7 +102,7 @@ class ArraySource(Source):
 
 
 class RecordSource(Source):
-  """A `Source` that reads, decodes and resizes on demand from array_record files; can be pickled to worker processes."""
+  """A `Source` that reads, decodes and resizes array_record files on demand; can be pickled to worker processes."""
 
   def __init__(
       self,
@@ -133,9 +133,9 @@ def load_source(data_config: DataConfig) -> Source:
   """Opens `data.name`, `data.split`, preparing it first if this has never been done in `data.data_dir`.
 
   Sets of at most `MAX_BYTES_IN_MEMORY` bytes are decoded once into one uint8 array, larger ones are read by random
-  access. Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
-  source stays grey (C = 1), because the pipeline does the stacking. A set without an integer feature `label` gets label 0
-  for every image.
+  access. Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3
+  the source stays grey (C = 1), because the pipeline does the stacking. A set without an integer feature `label` gets
+  label 0 for every image.
 
   Args:
     data_config: uses name, split, data_dir, image_size, num_channels, resize and stack.
@@ -150,7 +150,7 @@ def load_source(data_config: DataConfig) -> Source:
   builder = _find_builder(data_config)
   # Before the preparation: a wrong size should not cost a download.
   _check_features(builder, data_config)
-  if not builder.is_prepared():
+  if not _is_prepared(builder):
     builder = _prepare(builder, data_config)
   _check_split(builder, data_config)
   features = builder.info.features
@@ -197,9 +197,6 @@ def _in_memory(source: RecordSource) -> ArraySource:
 def _find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
   from ddgan_jax.data import digits  # noqa: F401, importing it registers the name with TFDS.
 
-  verbosity = logging.get_verbosity()
-  # TFDS warns of a "variant folder without dataset_info.json" whenever a set is not prepared yet.
-  logging.set_verbosity(logging.ERROR)
   try:
     return tfds.builder(data_config.name, data_dir=os.path.expanduser(data_config.data_dir) or None)
   except tfds.core.DatasetNotFoundError as e:
@@ -210,6 +207,14 @@ def _find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
     raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS does not know; {hint}') from e
   except Exception as e:  # Whatever a builder's constructor raises: a bad config or version, unreadable metadata.
     raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS cannot open: {_one_line(e)}') from e
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+  # TFDS warns of a "variant folder without dataset_info.json" when the answer is no.
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    return builder.is_prepared()
   finally:
     logging.set_verbosity(verbosity)
 
@@ -315,27 +320,38 @@ def _prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds
   except Exception as e:
     # Of two processes that prepare the same set at once, TFDS lets the first rename its folder into place and fails the
     # second, for which the data is there all the same.
-    if not _find_builder(data_config).is_prepared():
+    if not _is_prepared(builder):
       if isinstance(e, UserError):
         raise
       raise DataError(
           f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {_one_line(e)}. Mend this, or {instead}.'
       ) from e
-  return _find_builder(data_config)
+  # A new one, since a builder reads the metadata (splits, class names) when it is made.
+  builder = _find_builder(data_config)
+  if not _is_prepared(builder):
+    # TFDS takes any folder of this name for a prepared set and does nothing.
+    raise DataError(
+        f'{builder.data_dir} has no dataset_info.json, so it is an incomplete copy; remove it, or {instead}.')
+  return builder
 
 
 def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, instead: str) -> None:
   """Makes `builder` check the server before a download, where TFDS would retry eight times (204 s) without network.
 
-  The hook sits where TFDS has found neither a cached nor a hand-placed archive, because the registered URLs alone do not
-  say which of them this configuration needs. The names are private to TFDS, which is why its version is pinned.
+  The hook sits where TFDS has found neither a cached nor a hand-placed archive, because the registered URLs alone do
+  not say which of them this configuration needs. Its names are private to TFDS: where they are gone, the failure only
+  comes later.
   """
-  make_manager = builder._make_download_manager
+  make_manager = getattr(builder, '_make_download_manager', None)
   url_infos = builder.url_infos or {}
+  if make_manager is None:
+    return
 
   def make_checked_manager(*args, **kwargs):
     manager = make_manager(*args, **kwargs)
-    download = manager._download
+    download = getattr(manager, '_download', None)
+    if download is None:
+      return manager
 
     def checked_download(resource):
       cause = _unreachable(resource.url)

@@ -1,0 +1,88 @@
+"""Images from a run: `python -m ddgan_jax.sample --workdir runs/digits --num 64 --seed 0 --out samples.png`.
+
+`--out x.png` writes one grid, `x.npz` uint8 [n, H, W, C] under `images`, any other name a folder with one PNG each.
+Image i depends on the seed and i alone, not on the batch size or on how many are asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import ddgan_jax
+from ddgan_jax import compilation, main as main_lib, sampling, writers
+from ddgan_jax.config import ConfigError
+
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
+_NUM = flags.DEFINE_integer('num', 64, 'How many images.', lower_bound=1)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
+_OUT = flags.DEFINE_string('out', 'samples.png', 'Grid (.png), array (.npz), or folder of PNGs.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.', lower_bound=1)
+_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
+
+
+def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
+  """Samples `num` images of a run.
+
+  Args:
+    run: as `ddgan_jax.load` gives it.
+    num: how many.
+    seed: image i is a function of (seed, i).
+    batch_size: images at a time.
+
+  Returns:
+    [num, H, W, C] uint8.
+  """
+  batch_size = min(batch_size, num)
+  draw = functools.partial(
+      sampling.draw_noise, shape=run.config.image_shape, num_timesteps=run.schedule.num_timesteps,
+      latent_dim=run.config.generator.nz)
+
+  @jax.jit
+  def sample_batch(first):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first + np.arange(batch_size))
+    x_T, z, noise = jax.vmap(draw, out_axes=(0, 1, 1))(keys)
+    return sampling.to_uint8(sampling.sample_given_noise(run.generator_fn, run.schedule, x_T, z, noise))
+
+  return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
+
+
+def save(path: str, images: np.ndarray) -> None:
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; refuses a folder with files."""
+  ending = os.path.splitext(path)[1].lower()
+  if ending == '.png':
+    writers.save_png(path, writers.make_grid(images))
+  elif ending == '.npz':
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    np.savez_compressed(path, images=images)
+  else:
+    for i, image in enumerate(images):
+      writers.save_png(os.path.join(path, f'{i:06d}.png'), image)
+
+
+def check_out(path: str) -> None:
+  """Raises ConfigError for a target that `save` would not know or would mix with other files."""
+  ending = os.path.splitext(path)[1].lower()
+  if ending not in ('', '.png', '.npz'):
+    raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
+  if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+    raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'{argv[1]!r} is not understood: flags begin with --')
+  check_out(_OUT.value)
+  compilation.use_persistent_cache()
+  run = ddgan_jax.load(_WORKDIR.value, _STEP.value)
+  images = generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value)
+  save(_OUT.value, images)
+  print(f'{len(images)} images of step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: {_OUT.value}')
+
+
+if __name__ == '__main__':
+  main_lib.run(main)

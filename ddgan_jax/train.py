@@ -1,0 +1,290 @@
+"""The loop: data → joint step → progress, TensorBoard, sample grids, checkpoints. No arithmetic.
+
+The same call starts a run, resumes it, or says that it has finished.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import math
+import os
+import shutil
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from ddgan_jax import compilation, config as config_lib, diffusion, models, sampling, sharding
+from ddgan_jax import train_state, train_step, writers
+from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.config import Config, UserError
+from ddgan_jax.data import pipeline, sources
+from ddgan_jax.train_state import TrainState
+
+# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic,
+# except num_steps, which stretches the cosine and is announced.
+_MAY_CHANGE = ('data.data_dir', 'data.num_workers', 'train.')
+# Steps that the host may be ahead of the devices: enough to hide the host, few enough to bound memory.
+_IN_FLIGHT = 2
+
+
+class WorkdirError(UserError):
+  """The workdir cannot be used for this run; nothing in it has been changed."""
+
+
+class Stop:
+  """Turns the first Ctrl-C or SIGTERM into a request to save and leave; a second Ctrl-C interrupts at once."""
+
+  def __init__(self):
+    self.signal: str | None = None
+
+  def __enter__(self):
+    self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *unused):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame):
+    del frame
+    if self.signal and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.signal = signal.Signals(number).name
+
+
+def train_and_evaluate(config: Config, workdir: str) -> None:
+  """Trains until `train.num_steps`, a signal, or an error; resumes from the newest checkpoint of `workdir`.
+
+  The workdir receives config.json, parameters.txt, checkpoints/, TensorBoard events and samples/step_XXXXXXXX.png.
+
+  Args:
+    config: the run, checked.
+    workdir: its folder, made if needed.
+
+  Raises:
+    UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
+  """
+  started = time.perf_counter()
+  is_main = jax.process_index() == 0
+  config_lib.check_devices(config, jax.device_count())
+  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+  mesh = sharding.make_mesh()
+  whole = sharding.replicated(mesh)
+  abstract_state = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+      jax.eval_shape(lambda: train_state.create(config)))
+
+  prepare_workdir(workdir, config, checkpoints, abstract_state)
+  latest = checkpoints.latest_step()
+  if latest is not None and latest >= config.train.num_steps:
+    print(f'{workdir} has finished its {latest:,} steps; its last sample grid is {grid_path(workdir, latest)}. '
+          'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
+    return
+
+  with Stop() as stop, contextlib.ExitStack() as exits:
+    progress = writers.Progress(config.train.num_steps, config.data.batch_size)
+    source = sources.load_source(config.data)
+    progress.note(
+        f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
+        f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
+        f'D {train_state.count_parameters(abstract_state.d_params):,}.')
+
+    state = None if latest is None else checkpoints.restore(abstract_state, latest)
+    if is_main:
+      (epath.Path(workdir) / 'config.json').write_text(config_lib.to_json(config))
+      write_parameter_overview(workdir, abstract_state)
+
+    progress.note('Compiling the training step (both variants at once; seconds when cached, a minute or more when not).')
+    writer_future = compilation.in_background(writers.EventWriter, workdir, is_main)
+    image_shape = (config.data.batch_size, *config.image_shape)
+    abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
+    steps = {
+        with_r1: compilation.in_background(
+            lambda with_r1=with_r1: train_step.make_step_fn(config, mesh, with_r1)
+            .lower(abstract_state, abstract_batch).compile())
+        for with_r1 in {train_step.has_r1(config.optim, s) for s in range(config.optim.lazy_reg)}}
+    if state is None:
+      state = jax.jit(lambda: train_state.create(config), out_shardings=whole)()
+    first_step = int(state.step)
+    exits.callback(checkpoints.close)
+
+    batches = pipeline.device_batches(
+        pipeline.batches(source, config.data, config.seed, first_step, config.train.num_steps,
+                         jax.process_index(), jax.process_count()),
+        sharding.by_rows(mesh))
+    exits.callback(batches.close)
+
+    step_fn = _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop)
+    writer = _wait_for(writer_future, stop)
+    if step_fn is None or writer is None:
+      print(f'{stop.signal} before the first step: nothing to save.', flush=True)
+      os._exit(0)  # a compilation in its thread cannot be cancelled, and would be waited for
+    exits.callback(writer.close)
+    writer.hparams(config_lib.flatten(config))
+    sample_future = compilation.in_background(lambda: make_sample_fn(config, mesh, abstract_state.ema_params))
+
+    pending: collections.deque = collections.deque()
+    window: list[dict[str, jax.Array]] = []
+
+    def settle(most: int) -> None:
+      """Waits until at most `most` steps are in flight; reports those whose turn it is."""
+      while len(pending) > most:
+        step, metrics = pending.popleft()
+        jax.block_until_ready(metrics)
+        window.append(metrics)
+        if step == first_step + 1:
+          what = 'First step' if first_step == 0 else f'Resumed at step {first_step:,}; next step'
+          progress.note(f'{what} done {time.perf_counter() - started:.1f} s after the start.')
+          progress.start(step)
+        if step % config.train.log_every == 0 or step == config.train.num_steps:
+          _report(step, window, progress, writer, checkpoints)
+          window.clear()
+
+    def save_samples(step: int) -> str:
+      images = np.asarray(sample_future.result()(state.ema_params))
+      path = grid_path(workdir, step)
+      if is_main:
+        grid = writers.make_grid(images)
+        writers.save_png(path, grid)
+        writer.image(step, 'samples', grid)
+      return path
+
+    step = first_step
+    for batch in batches:
+      step_fn = steps[train_step.has_r1(config.optim, step)].result()
+      state, metrics = step_fn(state, batch['image'])
+      step += 1
+      pending.append((step, metrics))
+      settle(most=_IN_FLIGHT)
+      last = step == config.train.num_steps
+      sample_now = step % config.train.sample_every == 0 or last
+      save_now = step % config.train.checkpoint_every == 0 or last
+      if sample_now or save_now or stop.signal:
+        settle(most=0)  # also refuses to sample or save a state that is no longer finite
+        if sample_now:
+          save_samples(step)
+        if save_now or stop.signal:
+          checkpoints.save(state)
+        progress.start(step)
+      if stop.signal:
+        break
+
+    checkpoints.wait()
+    writer.flush()
+    if step < config.train.num_steps:
+      progress.note(f'{stop.signal}: saved step {step:,} in {workdir}; the same command goes on from there.')
+    else:
+      progress.note(f'Finished {step:,} steps in {workdir}. Samples of the EMA generator: {grid_path(workdir, step)}')
+
+
+def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
+  """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare."""
+  generator, _ = train_state.make_networks(config)
+  schedule = diffusion.make_schedule(**vars(config.diffusion))
+
+  def sample(ema_params):
+    shape = (config.train.num_samples, *config.image_shape)
+    images = sampling.sample(
+        jax.random.key(config.seed), models.generator_fn(generator, ema_params, schedule), schedule, shape,
+        config.generator.nz)
+    return sampling.to_uint8(images)
+
+  return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
+
+
+def grid_path(workdir: str, step: int) -> str:
+  """Where the sample grid of a step is kept."""
+  return os.path.join(workdir, 'samples', f'step_{step:08d}.png')
+
+
+def prepare_workdir(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
+  """Makes the workdir, and refuses one that is foreign, belongs to another config, is read-only or full.
+
+  Raises:
+    WorkdirError: one sentence; nothing in the workdir has been changed.
+  """
+  folder = epath.Path(workdir)
+  stored = folder / 'config.json'
+  if stored.exists():
+    try:
+      before = config_lib.flatten(config_lib.from_json(stored.read_text()))
+    except ValueError as error:
+      raise WorkdirError(f'{stored}: is not a config of this version of ddgan_jax ({error}); '
+                         'nothing was changed; choose another --workdir') from error
+    now = config_lib.flatten(config)
+    changed = [
+        f'{field} was {before[field]}, is {now[field]}' for field in now
+        if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+    if changed and checkpoints.latest_step() is not None:
+      raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
+                         'choose another --workdir, or set the fields back')
+    if before['train.num_steps'] != now['train.num_steps'] and checkpoints.latest_step() is not None:
+      print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
+            'follow the cosine of the new length from here on.', flush=True)
+  elif checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
+    raise WorkdirError(f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run '
+                       'of ddgan_jax; nothing was changed; choose another --workdir')
+
+  probe = folder / f'.probe.{os.getpid()}'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.write_text('x' * 4096)
+    probe.unlink()
+    if '://' not in str(workdir):
+      free = shutil.disk_usage(workdir).free
+      size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
+      wanted = size * (config.train.keep_checkpoints + 1)
+      if free < wanted:
+        raise WorkdirError(
+            f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {config.train.keep_checkpoints} + 1 checkpoints '
+            f'of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, or choose another --workdir')
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
+    raise WorkdirError(
+        f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
+
+
+def write_parameter_overview(workdir: str, state: TrainState) -> None:
+  """Writes parameters.txt: name, shape and size of every parameter of G and of D."""
+  try:
+    from clu import parameter_overview
+  except ImportError:
+    return
+  text = '\n\n'.join(
+      f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
+      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)))
+  (epath.Path(workdir) / 'parameters.txt').write_text(text + '\n')
+
+
+def _wait_for(future: Any, stop: Stop) -> Any:
+  """The future's result, or None once a signal has come."""
+  while not stop.signal:
+    with contextlib.suppress(TimeoutError):
+      return future.result(timeout=0.2)
+  return None
+
+
+def _report(step: int, window: list, progress: writers.Progress, writer: writers.EventWriter,
+            checkpoints: Checkpoints) -> None:
+  """Means over the window to TensorBoard and the progress line. Raises UserError if a loss is not finite."""
+  fetched = jax.device_get(window)
+  names = sorted({name for metrics in fetched for name in metrics})
+  means = {name: float(np.mean([metrics[name] for metrics in fetched if name in metrics])) for name in names}
+  broken = [name for name in names if not math.isfinite(means[name])]
+  if broken:
+    last = checkpoints.latest_step()
+    kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is step {last:,}'
+    raise UserError(f'{", ".join(broken)} not finite by step {step:,}; {kept}; '
+                    'a lower optim.lr_d and lr_g or a larger optim.r1_gamma may help')
+  speed = progress.report(step, {'loss_d': means['loss_d'], 'loss_g': means['loss_g']})
+  if speed is not None:
+    means['images_per_second'] = speed
+  writer.scalars(step, means)

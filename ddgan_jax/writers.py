@@ -1,0 +1,161 @@
+"""What a run shows: TensorBoard events by CLU, image grids, one progress line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+_CELL = 48  # small images are enlarged to about this many pixels
+
+
+def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+  """Tiles images row by row into one picture, with a gap between them.
+
+  Images smaller than 48 pixels are enlarged by a whole factor, each pixel a sharp square, so that an 8x8 digit
+  can be seen.
+
+  Args:
+    images: [n, H, W, C] uint8, C is 1 or 3.
+    columns: images per row; by default about the square root of n.
+
+  Returns:
+    [H', W', C] uint8.
+  """
+  count, height, width, channels = images.shape
+  columns = columns or int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  scale = max(1, _CELL // max(height, width))
+  gap = max(2, scale // 3) if scale > 1 else 2
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  cell_h, cell_w = height * scale + gap, width * scale + gap
+  grid = np.full((rows * cell_h + gap, columns * cell_w + gap, channels), 64, np.uint8)
+  for k, image in enumerate(images):
+    top, left = gap + (k // columns) * cell_h, gap + (k % columns) * cell_w
+    grid[top:top + height * scale, left:left + width * scale] = image
+  return grid
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+  """Writes [H, W, C] uint8 as a PNG, under a temporary name first so that a killed write leaves no half picture."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / f'.{path.name}.partial'
+  with partial.open('wb') as file:
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format='PNG')
+  partial.replace(path)
+
+
+class EventWriter:
+  """Scalars, images and hyper-parameters for TensorBoard.
+
+  CLU's writer needs TensorFlow, which takes seconds to import: make this in a thread beside compilation. Without
+  TensorFlow, or on another process than the first, it writes nothing.
+
+  Args:
+    workdir: where the event files go.
+    is_main: whether this process writes.
+  """
+
+  def __init__(self, workdir: str, is_main: bool = True):
+    self._writer = None
+    if not is_main:
+      return
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    try:
+      import tensorflow as tf
+      from clu import metric_writers
+    except ImportError as error:
+      print(f'No TensorBoard events will be written: {error.name} is not installed.', flush=True)
+      return
+    tf.config.set_visible_devices([], 'GPU')  # or it would take the memory that JAX needs
+    self._writer = metric_writers.create_default_writer(workdir, asynchronous=True)
+
+  def hparams(self, hparams: Mapping[str, Any]) -> None:
+    """Writes a flat table; tuples as text, since TensorBoard knows numbers, booleans and strings."""
+    if self._writer:
+      self._writer.write_hparams(
+          {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()})
+
+  def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes `scalars` at `step`."""
+    if self._writer:
+      self._writer.write_scalars(step, scalars)
+
+  def image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes one [H, W, C] uint8 picture at `step`."""
+    if self._writer:
+      self._writer.write_images(step, {name: image[None]})
+
+  def flush(self) -> None:
+    """Returns when everything is on disk."""
+    if self._writer:
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    if self._writer:
+      self._writer.close()
+      self._writer = None
+
+
+class Progress:
+  """One line per report: step, losses, images per second, time left.
+
+  On a terminal the line is rewritten in place; in a file each report is a line of its own.
+
+  Args:
+    num_steps: where the run ends.
+    batch_size: images per step.
+    stream: where to print, by default standard output.
+  """
+
+  def __init__(self, num_steps: int, batch_size: int, stream=None):
+    self._num_steps = num_steps
+    self._batch_size = batch_size
+    self._stream = stream or sys.stdout
+    self._in_place = self._stream.isatty()
+    self._width = 0
+    self._last: tuple[int, float] | None = None
+
+  def start(self, step: int) -> None:
+    """Begins to measure speed at `step`: after compilation, and again after every pause."""
+    self._last = (step, time.perf_counter())
+
+  def report(self, step: int, losses: Mapping[str, float]) -> float | None:
+    """Prints the line for `step` and returns images per second since the last report, None for the first."""
+    now = time.perf_counter()
+    speed = None
+    parts = [f'step {step:,}/{self._num_steps:,}', *(f'{name} {value:.3f}' for name, value in losses.items())]
+    if self._last and step > self._last[0]:
+      seconds_per_step = (now - self._last[1]) / (step - self._last[0])
+      speed = self._batch_size / seconds_per_step
+      left = round((self._num_steps - step) * seconds_per_step)
+      parts += [f'{speed:,.0f} images/s' if speed >= 10 else f'{speed:.2f} images/s', f'{_duration(left)} left']
+    self._last = (step, now)
+    line = '   '.join(parts)
+    if self._in_place:
+      print(f'\r{line:<{self._width}}', end='', file=self._stream, flush=True)
+      self._width = len(line)
+    else:
+      print(line, file=self._stream, flush=True)
+    return speed
+
+  def note(self, text: str) -> None:
+    """Prints a line of its own, below the progress line if that is being rewritten."""
+    if self._in_place and self._width:
+      print(file=self._stream)
+      self._width = 0
+    print(text, file=self._stream, flush=True)
+
+
+def _duration(seconds: int) -> str:
+  days, rest = divmod(seconds, 86_400)
+  clock = f'{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}'
+  return f'{days} d {clock}' if days else clock
