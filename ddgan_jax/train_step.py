@@ -185,8 +185,8 @@ def train_step(
       'loss_d': loss_d,
       'loss_g': loss_g,
       **parts,
-      'grad_norm_d': optax.global_norm(d_grads),
-      'grad_norm_g': optax.global_norm(g_grads),
+      'grad_norm_d': optax.tree.norm(d_grads),
+      'grad_norm_g': optax.tree.norm(g_grads),
       'lr_d': train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step),
       'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, num_steps)(state.step),
   }

@@ -1,0 +1,83 @@
+"""Shared by all tests: eight simulated devices, a compilation cache, golden numbers, and one tiny run."""
+
+import json
+import os
+import pathlib
+import zlib
+
+# Before JAX is imported, here and in the commands that tests start.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
+
+import numpy as np
+import pytest
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def golden(name):
+  """A golden file's arrays, and its `config` decoded."""
+  arrays = dict(np.load(GOLDEN / name))
+  return arrays, json.loads(str(arrays.pop('config')))
+
+
+def recipe(name, shape):
+  """The weight of a golden case, a function of the original's tensor name and shape."""
+  x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
+  if len(shape) >= 2:
+    fan_in = shape[0] if name.endswith('.W') else np.prod(shape[1:])
+    return x / np.float32(np.sqrt(fan_in))
+  if name.endswith('weight'):
+    return 1 + np.float32(0.1) * x
+  return np.float32(0.1) * x
+
+
+def state_dict(param_names):
+  """The weights of a golden case from its `name|shape` rows."""
+  rows = (str(row).split('|') for row in param_names)
+  return {name: recipe(name, json.loads(shape)) for name, shape in rows}
+
+
+def nhwc(x):
+  return x.transpose(0, 2, 3, 1)
+
+
+def relative_error(found, expected):
+  """The largest difference, in units of the largest expected value."""
+  return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+
+
+def generator_config(options):
+  """GeneratorConfig from a golden case's options, which also hold fields of other sections."""
+  import dataclasses
+
+  from ddgan_jax.config import GeneratorConfig
+
+  known = {field.name for field in dataclasses.fields(GeneratorConfig)}
+  return GeneratorConfig(**{k: v for k, v in options.items() if k in known})
+
+
+def tiny_config_dict(**data):
+  """A run on 8x8 digits that compiles in seconds."""
+  return {
+      'data': {'name': 'digits', 'image_size': 8, 'num_channels': 1, 'batch_size': 32, **data},
+      'diffusion': {'num_timesteps': 2},
+      'generator': {
+          'num_channels_dae': 8, 'ch_mult': (1,), 'num_res_blocks': 1, 'attn_resolutions': (), 'nz': 4, 'z_emb_dim': 8,
+          'n_mlp': 1},
+      'discriminator': {'ngf': 2, 't_emb_dim': 8},
+      'optim': {'lazy_reg': 4, 'ema_decay': 0.9, 'r1_gamma': 0.5},
+      'train': {
+          'num_steps': 12, 'log_every': 1, 'sample_every': 6, 'checkpoint_every': 3, 'num_samples': 4},
+  }
+
+
+@pytest.fixture(scope='session')
+def tiny_config():
+  from ddgan_jax import config
+
+  return config.from_config_dict(tiny_config_dict())

@@ -1,0 +1,68 @@
+"""The sampler against the original's numbers, and what a key determines."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from ddgan_jax import diffusion, models, sampling
+from ddgan_jax.interop import pytorch
+from tests.conftest import generator_config, golden, nhwc, relative_error, state_dict
+
+
+def test_golden():
+  arrays, options = golden('sampler_T4.npz')
+  config = generator_config(options)
+  params = pytorch.generator_params(state_dict(arrays['param_names']), config)
+  schedule = diffusion.make_schedule(4, beta_min=options['beta_min'], beta_max=options['beta_max'])
+  generator_fn = models.generator_fn(models.Generator(config), params, schedule)
+  noise = arrays['posterior_noise'].transpose(0, 1, 3, 4, 2)
+  out = jax.jit(functools.partial(sampling.sample_given_noise, generator_fn, schedule))(
+      nhwc(arrays['x_T']), arrays['z'], noise)
+  assert relative_error(out, nhwc(arrays['out'])) < 2e-4
+
+
+def fake_generator(x_tp1, t, z):
+  return 0.5 * x_tp1 + 0.1 * t[:, None, None, None] + z[:, :1, None, None]
+
+
+def test_order_of_levels_and_noise():
+  """Row 0 of the noise belongs to t = T-1, and the last x_0_pred is returned without noise."""
+  schedule = diffusion.make_schedule(3)
+  rng = np.random.default_rng(0)
+  x_T, z, noise = (rng.standard_normal(s).astype(np.float32) for s in ((2, 4, 4, 1), (3, 2, 5), (3, 2, 4, 4, 1)))
+  x = x_T
+  for row, t in enumerate((2, 1, 0)):
+    levels = np.full(2, t)
+    x = diffusion.sample_posterior(schedule, fake_generator(x, levels, z[row]), x, levels, noise[row])
+  np.testing.assert_allclose(
+      sampling.sample_given_noise(fake_generator, schedule, x_T, z, noise), x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('num_timesteps', [1, 2, 8])
+def test_any_number_of_steps(num_timesteps):
+  schedule = diffusion.make_schedule(num_timesteps)
+  calls = []
+
+  def generator_fn(x_tp1, t, z):
+    calls.append(t.shape)
+    return fake_generator(x_tp1, t, z)
+
+  images = sampling.sample(jax.random.key(0), generator_fn, schedule, (6, 4, 4, 3), 5)
+  assert images.shape == (6, 4, 4, 3) and np.isfinite(images).all()
+  assert calls == [(6,)]  # traced once: the steps are a loop, not T copies
+
+
+def test_the_key_decides():
+  schedule = diffusion.make_schedule(2)
+  draw = lambda seed: sampling.sample(jax.random.key(seed), fake_generator, schedule, (2, 4, 4, 1), 3)
+  np.testing.assert_array_equal(draw(0), draw(0))
+  assert np.abs(draw(0) - draw(1)).max() > 0.1
+
+
+def test_to_uint8():
+  images = np.array([-1.5, -1.0, -1 + 0.6 / 127.5, 0.0, 1.0, 1.5], np.float32)
+  np.testing.assert_array_equal(sampling.to_uint8(images), np.array([0, 0, 1, 128, 255, 255], np.uint8))
+  exact = np.arange(256, dtype=np.uint8)
+  np.testing.assert_array_equal(sampling.to_uint8(exact / np.float32(127.5) - 1), exact)
