@@ -83,7 +83,8 @@ def modes(stacks, judge):
   """Numbers of stacked digits, uint8 [n, 64, 3]: label 100a + 10b + c from the three channels."""
   digits = np.stack([judge.predict(to_float(stacks[..., c])) for c in range(3)])
   counts = np.bincount(digits[0] * 100 + digits[1] * 10 + digits[2], minlength=1000)
-  return {'n': len(stacks), 'modes found of 1000': int((counts > 0).sum()), 'KL of modes to uniform': kl_to_uniform(counts)}
+  found = int((counts > 0).sum())
+  return {'n': len(stacks), 'modes found of 1000': found, 'KL of modes to uniform': kl_to_uniform(counts)}
 
 
 def print_table(samples, real, real_name):

@@ -135,7 +135,8 @@ class DiscriminatorConfig:
   """The time-conditional discriminator D(x_t, t, x_{t+1}).
 
   Attributes:
-    kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256).
+    kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256), both the original's;
+      `tiny` (one halving, for 8x8 to 16x16), which at such sizes keeps the places that `small` averages away.
     image_size: H = W of the images.
     num_channels: image channels C.
     ngf: base width; the last blocks have 8 * ngf channels.
@@ -151,8 +152,8 @@ class DiscriminatorConfig:
   stddev_group: int = 4
 
   def __post_init__(self):
-    _choice('discriminator.kind', self.kind, ('small', 'large'))
-    halvings = {'small': 3, 'large': 6}[self.kind]
+    _choice('discriminator.kind', self.kind, ('small', 'large', 'tiny'))
+    halvings = {'small': 3, 'large': 6, 'tiny': 1}[self.kind]
     if self.image_size < 1 or self.image_size % 2**halvings:
       raise ConfigError(
           f'data.image_size: found {self.image_size}, but discriminator.kind={self.kind!r} halves the image '

@@ -16,6 +16,7 @@ _FIR_KERNEL = (1.0, 3.0, 3.0, 1.0)
 BLOCKS = {
     'small': ((2, False), (4, True), (8, True), (8, True)),
     'large': ((4, True), (8, True), (8, True), (8, True), (8, True), (8, True)),
+    'tiny': ((2, False), (4, True), (8, False)),
 }
 
 

@@ -1,0 +1,106 @@
+"""Wrong configurations are refused by name, and right ones survive the way through JSON."""
+
+import importlib
+import pathlib
+
+import ml_collections
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax.config import ConfigError
+from tests.conftest import tiny_config_dict
+
+RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / 'configs').glob('[a-z]*.py'))
+
+
+def with_fields(fields):
+  nested = tiny_config_dict()
+  for name, value in fields.items():
+    *sections, field = name.split('.')
+    node = nested
+    for section in sections:
+      node = node.setdefault(section, {})
+    node[field] = value
+  return nested
+
+
+BAD = {
+    'unknown field': ({'optim.lr': 1e-4}, 'optim.lr: no such field; did you mean optim.lr_g?'),
+    'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer: no such field; did you mean optim?'),
+    'shared field': ({'generator.image_size': 8}, 'generator.image_size: is said once, as data.image_size'),
+    'text for a number': ({'train.num_steps': '100'}, r"train.num_steps: found '100' \(str\), must be int"),
+    'number for a switch': ({'data.flip': 1}, r'data.flip: found 1 \(int\), must be bool'),
+    'switch for a number': ({'seed': True}, r'seed: found True \(bool\), must be int'),
+    'number for a tuple': ({'generator.ch_mult': 2}, 'generator.ch_mult: found 2, must be a tuple'),
+    'nan': ({'optim.lr_g': float('nan')}, 'optim.lr_g: found nan, must be finite'),
+    'T': ({'diffusion.num_timesteps': 0}, 'diffusion.num_timesteps: found 0, must be at least 1'),
+    'schedule': ({'diffusion.kind': 'cosine'}, "diffusion.kind: found 'cosine', must be one of 'vp', 'geometric'"),
+    'levels': ({'data.image_size': 10, 'generator.ch_mult': (1, 1, 2)},
+               r'data.image_size: found 10, but generator.ch_mult=\(1, 1, 2\) .*multiple of 4'),
+    'small D': ({'data.image_size': 12}, "found 12, but discriminator.kind='small' halves the image 3 times"),
+    'large D': ({'discriminator.kind': 'large'}, 'found 8, but .* halves the image 6 times and needs a multiple of 64'),
+    'attention': ({'generator.attn_resolutions': (16,)},
+                  'generator.attn_resolutions: found 16, which never occurs; .* give 8'),
+    'group of rows': ({'data.batch_size': 30}, 'data.batch_size: found 30, must be a multiple of 4'),
+    'stack': ({'data.stack': 3}, 'data.num_channels: found 1, but data.stack=3 makes 3 channels'),
+    'cat': ({'generator.progressive_combine': 'cat'}, "generator.progressive_combine: 'cat' joins the pyramid"),
+    'fourier without t': ({'generator.embedding_type': 'fourier', 'generator.conditional': False},
+                          "generator.embedding_type: 'fourier' embeds t"),
+    'kernel': ({'generator.fir_kernel': (1.0, -1.0)}, 'generator.fir_kernel: found .* do not sum to 0'),
+    'ema': ({'optim.ema_decay': 1.0}, r'optim.ema_decay: found 1.0, must be in \[0, 1\)'),
+    'lr_min': ({'optim.lr_min': 1e-3}, 'optim.lr_g: found 0.00016, must be positive and not below optim.lr_min=0.001'),
+    'dtype': ({'parallel.dtype': 'float16'}, "parallel.dtype: found 'float16', must be one of"),
+    'betas': ({'diffusion.beta_min': 30.0}, 'diffusion.beta_min: found 30.0, must be above 0 and below beta_max=20.0'),
+}
+
+
+@pytest.mark.parametrize('fields, message', BAD.values(), ids=BAD.keys())
+def test_refused(fields, message):
+  with pytest.raises(ConfigError, match=message):
+    config_lib.from_config_dict(with_fields(fields))
+
+
+def test_batch_and_devices():
+  config = config_lib.from_config_dict(with_fields({'data.batch_size': 12}))
+  config_lib.check_devices(config, 4)
+  with pytest.raises(ConfigError, match='data.batch_size: found 12, must be a multiple of the 8 devices; 8 or a'):
+    config_lib.check_devices(config, 8)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes(name):
+  """Every file in configs/ is accepted, names its command, and comes back from JSON as it was."""
+  module = importlib.import_module(f'configs.{name}')
+  config = config_lib.from_config_dict(module.get_config())
+  assert f'python -m ddgan_jax.main --config configs/{name}.py' in module.__doc__
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert hash(config) == hash(config_lib.from_config_dict(module.get_config()))
+
+
+def test_base_recipe_spells_out_every_field():
+  """configs/cifar10.py names all fields, so that each can be set on the command line of every recipe."""
+  from configs import cifar10
+
+  spelled = ml_collections.ConfigDict(config_lib.to_dict(config_lib.Config()))
+  written = cifar10.get_config()
+  assert set(written.keys()) == set(spelled.keys())
+  for section in written:
+    if section != 'seed':
+      assert set(written[section].keys()) == set(spelled[section].keys()), section
+
+
+@pytest.mark.parametrize('name, section, expected', [
+    ('cifar10', 'optim', {'lr_g': 1.6e-4, 'lr_d': 1.25e-4, 'ema_decay': 0.9999, 'r1_gamma': 0.02, 'lazy_reg': 15}),
+    ('celebahq_256', 'optim', {'lr_g': 2e-4, 'lr_d': 1e-4, 'ema_decay': 0.9999, 'r1_gamma': 2.0, 'lazy_reg': 10}),
+    ('lsun_church_256', 'optim', {'lr_g': 1.6e-4, 'lr_d': 1e-4, 'ema_decay': 0.999, 'r1_gamma': 1.0, 'lazy_reg': 10}),
+    ('cifar10', 'data', {'batch_size': 256, 'flip': True}),
+    ('celebahq_256', 'data', {'batch_size': 32, 'flip': True, 'image_size': 256}),
+    ('lsun_church_256', 'data', {'batch_size': 64, 'flip': True, 'image_size': 256, 'resize': 'crop'}),
+    ('cifar10', 'diffusion', {'num_timesteps': 4}),
+    ('celebahq_256', 'diffusion', {'num_timesteps': 2}),
+    ('lsun_church_256', 'diffusion', {'num_timesteps': 4}),
+    ('stacked_mnist', 'data', {'stack': 3, 'flip': False, 'resize': 'pad', 'image_size': 32}),
+])
+def test_published_numbers(name, section, expected):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert {field: config[section][field] for field in expected} == expected

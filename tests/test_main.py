@@ -1,0 +1,336 @@
+"""The commands as a user types them: train, stop, kill, resume, sample; and every mistake gets one sentence."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddgan_jax
+from tests.conftest import tiny_config_dict
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+CONFIG = f'''
+"""A tiny run for the tests of the commands."""
+import ml_collections
+from configs import cifar10
+
+def get_config():
+  c = cifar10.get_config()
+  for section, fields in {tiny_config_dict()!r}.items():
+    c[section].update(fields)
+  return c
+'''
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('configs') / 'tiny.py'
+  path.write_text(CONFIG)
+  return path
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+@pytest.fixture
+def command(config_file, data_dir):
+  """The command line of a training run in a workdir, on one device."""
+
+  def make(workdir, *flags, config=config_file):
+    return [sys.executable, '-m', 'ddgan_jax.main', '--config', str(config), '--workdir', str(workdir),
+            f'--config.data.data_dir={data_dir}', *flags]
+
+  return make
+
+
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'PYTHONUNBUFFERED': '1'}
+
+
+def run(arguments, env=ENVIRONMENT, timeout=600):
+  return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def interrupt(arguments, at, number):
+  """Starts a run, sends it a signal when a line of its output contains `at`, returns (status, output, seconds)."""
+  process = subprocess.Popen(
+      arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if at in line:
+      process.send_signal(number)
+      break
+  else:
+    pytest.fail(f'{at!r} never came:\n{"".join(lines)}')
+  sent = time.monotonic()
+  lines.append(process.stdout.read())
+  return process.wait(), ''.join(lines), time.monotonic() - sent
+
+
+def restored_state(workdir, step):
+  from ddgan_jax import config as config_lib, train_state
+  from ddgan_jax.checkpoints import Checkpoints
+
+  config = config_lib.from_json((pathlib.Path(workdir) / 'config.json').read_text())
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+      jax.eval_shape(lambda: train_state.create(config)))
+  return Checkpoints(workdir).restore(target, step)
+
+
+@pytest.fixture(scope='module')
+def finished(config_file, data_dir, tmp_path_factory):
+  """A run of 12 steps without interruption, and what it printed."""
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  result = run([sys.executable, '-m', 'ddgan_jax.main', '--config', str(config_file), '--workdir', str(workdir),
+                f'--config.data.data_dir={data_dir}'])
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def test_a_run_leaves_everything_in_its_workdir(finished):
+  workdir, result = finished
+  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['12', '9']
+  assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000006.png', 'step_00000012.png']
+  assert Image.open(workdir / 'samples' / 'step_00000012.png').size == (102, 102)
+  assert 'conv_in/kernel' in (workdir / 'parameters.txt').read_text()
+  assert ddgan_jax.load(workdir).config.data.batch_size == 32
+  lines = result.stdout.splitlines()
+  assert any(line.startswith('Compiling') for line in lines)
+  assert sum(line.startswith('step ') for line in lines) == 12
+  assert lines[-1] == (f'Finished 12 steps in {workdir}. Samples of the EMA generator: '
+                       f'{workdir / "samples" / "step_00000012.png"}')
+  assert result.stderr == ''
+
+
+def test_tensorboard_events_read_back(finished):
+  """Scalars at every logged step, R1 only where it was applied, pictures and hyper-parameters."""
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  workdir, _ = finished
+  events = EventAccumulator(str(workdir), size_guidance={'tensors': 0}).Reload()
+  tags = events.Tags()['tensors']
+
+  def steps(tag):
+    return [event.step for event in events.Tensors(tag)]
+
+  for tag in ('loss_d', 'loss_d_real', 'loss_d_fake', 'loss_g', 'grad_norm_d', 'grad_norm_g', 'logits_real',
+              'logits_fake', 'lr_d', 'lr_g'):
+    assert steps(tag) == list(range(1, 13)), tag
+    assert np.isfinite([float(event.tensor_proto.float_val[0]) for event in events.Tensors(tag)]).all(), tag
+  assert steps('r1_penalty') == [1, 5, 9]
+  assert set(steps('images_per_second')) <= set(range(2, 13))
+  rates = [float(event.tensor_proto.float_val[0]) for event in events.Tensors('lr_g')]
+  assert rates[0] == pytest.approx(1.6e-4) and all(b < a for a, b in zip(rates, rates[1:], strict=False))
+  assert steps('samples') == [6, 12]
+  width, height, png = events.Tensors('samples')[-1].tensor_proto.string_val[:3]
+  assert (int(width), int(height)) == (102, 102) and png.startswith(b'\x89PNG')
+  assert '_hparams_/session_start_info' in events.summary_metadata or '_hparams_/session_start_info' in tags
+
+
+def test_the_same_command_says_that_it_has_finished(finished, command):
+  workdir, _ = finished
+  result = run(command(workdir))
+  assert result.returncode == 0
+  assert result.stdout.startswith(f'{workdir} has finished its 12 steps; its last sample grid is')
+  assert result.stdout.count('\n') == 1
+
+
+@pytest.mark.parametrize('kill_at', ['step 1/', 'step 5/', 'step 10/'])
+def test_killed_and_resumed_is_bit_identical(finished, command, tmp_path, kill_at):
+  """SIGKILL before the first checkpoint, between two, and near the end; then the same command."""
+  status, output, _ = interrupt(command(tmp_path / 'run'), kill_at, signal.SIGKILL)
+  assert status == -signal.SIGKILL and 'Finished' not in output
+  result = run(command(tmp_path / 'run'))
+  assert result.returncode == 0, result.stderr
+  assert 'Finished 12 steps' in result.stdout
+  expected, found = restored_state(finished[0], 12), restored_state(tmp_path / 'run', 12)
+  for name in ('g_params', 'd_params', 'ema_params', 'g_opt_state', 'd_opt_state', 'step'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(expected, name))
+  assert (tmp_path / 'run' / 'samples' / 'step_00000012.png').read_bytes() == (
+      finished[0] / 'samples' / 'step_00000012.png').read_bytes()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_saves_and_resumes(finished, command, tmp_path, number):
+  status, output, seconds = interrupt(command(tmp_path / 'run'), 'step 4/', number)
+  assert status == 0, output
+  assert seconds < 30
+  stopped = checkpoint_step(tmp_path / 'run')
+  assert f'{signal.Signals(number).name}: saved step {stopped} in' in output
+  assert 4 <= stopped < 12
+  result = run(command(tmp_path / 'run'))
+  assert f'Resumed at step {stopped}' in result.stdout
+  jax.tree.map(np.testing.assert_array_equal, restored_state(tmp_path / 'run', 12).ema_params,
+               restored_state(finished[0], 12).ema_params)
+
+
+def checkpoint_step(workdir):
+  from ddgan_jax.checkpoints import Checkpoints
+
+  return Checkpoints(workdir).latest_step()
+
+
+def test_told_to_stop_while_compiling_leaves_at_once(command, tmp_path):
+  # Another learning rate, so that the program is not in the cache.
+  arguments = command(tmp_path / 'run', f'--config.optim.lr_g={1e-4 + time.time() % 1e-5}')
+  status, output, seconds = interrupt(arguments, 'Compiling', signal.SIGTERM)
+  assert status == 0 and seconds < 30, output
+  assert 'SIGTERM before the first step: nothing to save.' in output
+
+
+def test_on_eight_devices(finished, command, tmp_path):
+  """The whole command on eight simulated devices: the same losses."""
+  env = {**ENVIRONMENT, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  result = run(command(tmp_path / 'run'), env=env)
+  assert result.returncode == 0, result.stderr
+  assert 'on 8 cpu device(s)' in result.stdout
+
+  def losses(text):
+    return [line.split()[3:6:2] for line in text.splitlines() if line.startswith('step ')]
+
+  np.testing.assert_allclose(
+      np.array(losses(result.stdout), float), np.array(losses(finished[1].stdout), float), atol=2e-3)
+
+
+def sample(workdir, *flags):
+  return run([sys.executable, '-m', 'ddgan_jax.sample', '--workdir', str(workdir), *flags])
+
+
+def test_sample_to_grid_array_and_folder(finished, tmp_path):
+  workdir, _ = finished
+  for out in ('grid.png', 'some/array.npz', 'folder'):
+    result = sample(workdir, '--num', '6', '--seed', '3', '--out', str(tmp_path / out))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f'6 images of step 12 of {workdir}, seed 3: {tmp_path / out}\n'
+  images = np.load(tmp_path / 'some' / 'array.npz')['images']
+  assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
+  files = sorted((tmp_path / 'folder').iterdir())
+  assert [file.name for file in files] == [f'{i:06d}.png' for i in range(6)]
+  np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], images[..., 0])
+  assert np.asarray(Image.open(tmp_path / 'grid.png')).shape == (102, 152)
+  again = sample(workdir, '--num', '6', '--out', str(tmp_path / 'folder'))
+  assert again.returncode == 2 and 'exists and is not an empty folder' in again.stderr
+
+
+def test_image_depends_on_seed_and_index_alone(finished):
+  from ddgan_jax.sample import generate
+
+  loaded = ddgan_jax.load(finished[0])
+  ten = generate(loaded, 10, seed=5, batch_size=10).astype(int)
+  assert np.abs(generate(loaded, 7, seed=5, batch_size=3).astype(int) - ten[:7]).max() <= 1  # rounding
+  assert np.abs(generate(loaded, 10, seed=6, batch_size=10).astype(int) - ten).max() > 10
+
+
+MISTAKES = {
+    'unknown field': (['--config.optim.lr=1'], 'Did you mean'),
+    'wrong type': (['--config.train.num_steps=many'], 'num_steps'),
+    'T below 1': (['--config.diffusion.num_timesteps=0'],
+                  'Error: diffusion.num_timesteps: found 0, must be at least 1'),
+    'size': (['--config.data.image_size=12'], "Error: data.image_size: found 12, but discriminator.kind='small'"),
+    'attention': (['--config.generator.attn_resolutions=16,'], 'Error: generator.attn_resolutions: found 16, which'),
+    'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size: found 30, must be a multiple of 4'),
+    'stray word': (['digits'], "'digits' is not understood"),
+}
+
+
+@pytest.mark.parametrize('flags, message', MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_one_sentence(command, tmp_path, flags, message):
+  started = time.monotonic()
+  result = run(command(tmp_path / 'run', *flags))
+  assert result.returncode != 0 and message in result.stderr + result.stdout, result.stderr
+  assert 'Compiling' not in result.stdout and not (tmp_path / 'run').exists()
+  if 'Error: ' in message:
+    assert result.stderr.count('\n') == 1 and result.returncode == 2
+  assert time.monotonic() - started < 60
+
+
+def test_devices_that_do_not_divide_the_batch(command, tmp_path):
+  env = {**ENVIRONMENT, 'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
+  result = run(command(tmp_path / 'run'), env=env)
+  assert result.returncode == 2
+  assert 'Error: data.batch_size: found 32, must be a multiple of the 3 devices' in result.stderr
+
+
+def files_of(folder):
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_workdir_of_another_config_names_the_fields(finished, command):
+  before = files_of(finished[0])
+  result = run(command(finished[0], '--config.optim.lr_g=3e-4', '--config.generator.nz=5', '--config.train.num_steps=99'))
+  assert result.returncode == 2
+  assert 'optim.lr_g was 0.00016, is 0.0003' in result.stderr and 'generator.nz was 4, is 5' in result.stderr
+  assert 'num_steps' not in result.stderr and result.stderr.count('\n') == 1
+  assert files_of(finished[0]) == before
+
+
+def test_foreign_checkpoints_are_left_alone(command, tmp_path):
+  (tmp_path / 'checkpoints' / '100').mkdir(parents=True)
+  (tmp_path / 'checkpoints' / '100' / 'model.pt').write_text('somebody else')
+  before = files_of(tmp_path)
+  result = run(command(tmp_path))
+  assert result.returncode == 2 and 'has no config.json, so they are not of a run of ddgan_jax' in result.stderr
+  assert files_of(tmp_path) == before
+
+
+def test_a_corrupt_checkpoint_is_left_alone(finished, command, tmp_path):
+  import shutil
+
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished[0], workdir)
+  for file in (workdir / 'checkpoints' / '12' / 'state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  before = files_of(workdir)
+  result = run(command(workdir, '--config.train.num_steps=20'))
+  assert result.returncode == 2 and 'Compiling' not in result.stdout
+  assert 'nothing was changed; move that folder away to go on from step 9' in result.stderr
+  assert files_of(workdir) == before
+
+
+def test_a_workdir_that_cannot_be_written(command, tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  result = run(command(tmp_path / 'file' / 'run'))
+  assert result.returncode == 2 and 'cannot be written to' in result.stderr and 'Compiling' not in result.stdout
+
+
+def test_no_space_left(tiny_config, tmp_path, monkeypatch):
+  import collections
+
+  from ddgan_jax import train, train_state
+  from ddgan_jax.checkpoints import Checkpoints
+
+  usage = collections.namedtuple('usage', 'total used free')(10**9, 10**9, 10_000)
+  monkeypatch.setattr(train.shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(train.WorkdirError, match='has 0 MiB of free space, but 2 . 1 checkpoints'):
+    train.prepare_workdir(
+        str(tmp_path), tiny_config, Checkpoints(tmp_path), jax.eval_shape(lambda: train_state.create(tiny_config)))
+
+
+def test_data_that_cannot_be_downloaded(tmp_path):
+  """Within seconds, before anything compiles, with what to do instead; the proxy makes any network unreachable."""
+  env = {**ENVIRONMENT, 'HTTPS_PROXY': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}
+  started = time.monotonic()
+  result = run([sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/cifar10.py', '--workdir',
+                str(tmp_path / 'run'), f'--config.data.data_dir={tmp_path / "data"}'], env=env)
+  assert result.returncode == 2 and time.monotonic() - started < 60
+  assert 'cifar-10-binary.tar.gz' in result.stderr and 'Compiling' not in result.stdout
+
+
+def test_losses_that_are_not_finite_stop_the_run(command, tmp_path):
+  result = run(command(tmp_path / 'run', '--config.optim.lr_g=1e30', '--config.optim.lr_d=1e30'))
+  assert result.returncode == 2
+  assert 'not finite by step' in result.stderr and 'the last good checkpoint is' in result.stderr or (
+      'there is no checkpoint yet' in result.stderr)

@@ -1,0 +1,60 @@
+"""Grids, the progress line, and event files read back."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from ddgan_jax import writers
+
+
+def test_grid_places_and_enlarges():
+  images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.full((5, 8, 8, 1), 40, np.uint8)
+  grid = writers.make_grid(images)
+  scale, gap = 6, 2
+  assert grid.shape == (2 * (8 * scale + gap) + gap, 3 * (8 * scale + gap) + gap, 1)
+  for k in range(5):
+    top, left = gap + (k // 3) * 50, gap + (k % 3) * 50
+    np.testing.assert_array_equal(grid[top:top + 48, left:left + 48], 40 * k)
+  large = writers.make_grid(np.zeros((4, 64, 64, 3), np.uint8))
+  assert large.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
+
+
+def test_png_round_trip(tmp_path):
+  for channels in (1, 3):
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, channels), np.uint8)
+    writers.save_png(tmp_path / 'new' / 'x.png', image)
+    read = np.asarray(Image.open(tmp_path / 'new' / 'x.png')).reshape(9, 7, channels)
+    np.testing.assert_array_equal(read, image)
+  assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.png']
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_progress_is_lines_in_a_file_and_one_line_on_a_terminal(monkeypatch):
+  clock = iter([0.0, 10.0, 20.0])
+  monkeypatch.setattr(writers.time, 'perf_counter', lambda: next(clock))
+  file = io.StringIO()
+  progress = writers.Progress(num_steps=1000, batch_size=32, stream=file)
+  progress.start(100)
+  assert progress.report(200, {'loss_d': 1.25, 'loss_g': 0.5}) == 320
+  assert file.getvalue() == 'step 200/1,000   loss_d 1.250   loss_g 0.500   320 images/s   0:01:20 left\n'
+  progress.report(300, {'loss_d': 1.0})
+  assert file.getvalue().count('\n') == 2 and '\r' not in file.getvalue()
+
+  terminal = Terminal()
+  clock = iter([0.0, 1.0, 2.0])
+  progress = writers.Progress(num_steps=1000, batch_size=32, stream=terminal)
+  progress.start(0)
+  progress.report(1, {'loss_d': 1.0})
+  progress.report(2, {'loss_d': 1.0})
+  assert terminal.getvalue().count('\r') == 2 and '\n' not in terminal.getvalue()
+  progress.note('Finished.')
+  assert terminal.getvalue().endswith('\nFinished.\n')
+
+
+def test_time_left_in_days():
+  assert writers._duration(3 * 86_400 + 3_661) == '3 d 1:01:01'
