@@ -1,4 +1,10 @@
-"""Handwritten digits, 8x8 grey: the embedded default."""
+"""Handwritten digits, 8x8 grey, T = 4: the embedded default, from nothing to readable digits on a laptop.
+
+    python -m ddgan_jax.main --config configs/digits.py
+
+The discriminator learns 5 times faster than the generator: with equal rates it becomes constant on images this small
+(benchmarks/digits_tuning.md).
+"""
 
 import ml_collections
 
@@ -7,10 +13,10 @@ from configs import cifar10
 
 def get_config() -> ml_collections.ConfigDict:
   c = cifar10.get_config()
-  c.data.update(name='digits', image_size=8, num_channels=1, batch_size=64, flip=False)
-  c.diffusion.update(num_timesteps=4, beta_max=10.0)
-  c.generator.update(num_channels_dae=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), nz=32, z_emb_dim=64, n_mlp=2)
-  c.discriminator.update(ngf=16, t_emb_dim=64)
-  c.optim.update(lr_g=5e-4, lr_d=5e-4, ema_decay=0.999, r1_gamma=0.5)
-  c.train.update(num_steps=4000, log_every=50, sample_every=500, checkpoint_every=500)
+  c.data.update(name='digits', image_size=8, num_channels=1, batch_size=32, flip=False)
+  c.generator.update(
+      num_channels_dae=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), nz=32, z_emb_dim=64, n_mlp=2)
+  c.discriminator.update(kind='tiny', ngf=8, t_emb_dim=64)
+  c.optim.update(lr_g=2e-4, lr_d=1e-3, ema_decay=0.999, r1_gamma=0.3, lazy_reg=3)
+  c.train.update(num_steps=8_000, log_every=100, sample_every=1_000, checkpoint_every=1_000, num_samples=100)
   return c

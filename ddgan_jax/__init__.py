@@ -42,7 +42,8 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
   import jax
   from etils import epath
 
-  from ddgan_jax import config as config_lib, diffusion, models, train_state
+  from ddgan_jax import config as config_lib
+  from ddgan_jax import diffusion, models, train_state
   from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 
   file = epath.Path(workdir) / 'config.json'

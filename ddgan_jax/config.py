@@ -398,7 +398,8 @@ def _check_run(c: Config) -> None:
   for section, other in (('generator', c.generator), ('discriminator', c.discriminator)):
     for field in _SHARED[section]:
       if getattr(other, field) != getattr(c.data, field):
-        raise ConfigError(f'{section}.{field}: found {getattr(other, field)}, but data.{field} is {getattr(c.data, field)}')
+        raise ConfigError(
+            f'{section}.{field}: found {getattr(other, field)}, but data.{field} is {getattr(c.data, field)}')
   group = c.discriminator.stddev_group
   if c.data.batch_size < 1 or c.data.batch_size % group:
     raise ConfigError(

@@ -14,7 +14,8 @@ import numpy as np
 from absl import app, flags
 
 import ddgan_jax
-from ddgan_jax import compilation, main as main_lib, sampling, writers
+from ddgan_jax import compilation, sampling, writers
+from ddgan_jax import main as main_lib
 from ddgan_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)

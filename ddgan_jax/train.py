@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddgan_jax import compilation, config as config_lib, diffusion, models, sampling, sharding
-from ddgan_jax import train_state, train_step, writers
+from ddgan_jax import compilation, diffusion, models, sampling, sharding, train_state, train_step, writers
+from ddgan_jax import config as config_lib
 from ddgan_jax.checkpoints import Checkpoints
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline, sources
@@ -101,7 +101,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       (epath.Path(workdir) / 'config.json').write_text(config_lib.to_json(config))
       write_parameter_overview(workdir, abstract_state)
 
-    progress.note('Compiling the training step (both variants at once; seconds when cached, a minute or more when not).')
+    progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
     writer_future = compilation.in_background(writers.EventWriter, workdir, is_main)
     image_shape = (config.data.batch_size, *config.image_shape)
     abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
@@ -243,8 +243,8 @@ def prepare_workdir(workdir: str, config: Config, checkpoints: Checkpoints, abst
       wanted = size * (config.train.keep_checkpoints + 1)
       if free < wanted:
         raise WorkdirError(
-            f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {config.train.keep_checkpoints} + 1 checkpoints '
-            f'of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, or choose another --workdir')
+            f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {config.train.keep_checkpoints} + 1 '
+            f'checkpoints of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, or choose another --workdir')
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error

@@ -18,8 +18,7 @@ _CELL = 48  # small images are enlarged to about this many pixels
 def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   """Tiles images row by row into one picture, with a gap between them.
 
-  Images smaller than 48 pixels are enlarged by a whole factor, each pixel a sharp square, so that an 8x8 digit
-  can be seen.
+  Images smaller than 48 pixels are enlarged by a whole factor (bicubic), so that an 8x8 digit can be read.
 
   Args:
     images: [n, H, W, C] uint8, C is 1 or 3.
@@ -33,12 +32,13 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   rows = -(-count // columns)
   scale = max(1, _CELL // max(height, width))
   gap = max(2, scale // 3) if scale > 1 else 2
-  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
   cell_h, cell_w = height * scale + gap, width * scale + gap
   grid = np.full((rows * cell_h + gap, columns * cell_w + gap, channels), 64, np.uint8)
   for k, image in enumerate(images):
     top, left = gap + (k // columns) * cell_h, gap + (k % columns) * cell_w
-    grid[top:top + height * scale, left:left + width * scale] = image
+    enlarged = _to_pil(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    grid[top:top + height * scale, left:left + width * scale] = np.asarray(enlarged).reshape(
+        height * scale, width * scale, channels)
   return grid
 
 
@@ -48,8 +48,12 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.parent / f'.{path.name}.partial'
   with partial.open('wb') as file:
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format='PNG')
+    _to_pil(image).save(file, format='PNG')
   partial.replace(path)
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 class EventWriter:

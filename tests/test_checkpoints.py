@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import ddgan_jax
-from ddgan_jax import config as config_lib, sampling, sharding, train_state
+from ddgan_jax import config as config_lib
+from ddgan_jax import sampling, sharding, train_state
 from ddgan_jax.checkpoints import CheckpointError, Checkpoints, is_disk_full
 
 

@@ -59,8 +59,8 @@ def test_posterior_is_bayes_rule(num_timesteps):
       expected = x_0[i]
     else:
       precision = 1 / prior_variance + alpha[i] / step_variance
-      mean = (np.sqrt(alpha_bar[i]) * x_0[i] / prior_variance + np.sqrt(alpha[i]) * x_tp1[i] / step_variance) / precision
-      expected = mean + np.sqrt(1 / precision) * noise[i]
+      weighted = np.sqrt(alpha_bar[i]) * x_0[i] / prior_variance + np.sqrt(alpha[i]) * x_tp1[i] / step_variance
+      expected = weighted / precision + np.sqrt(1 / precision) * noise[i]
     np.testing.assert_allclose(found[i], expected, atol=2e-5)
 
 

@@ -82,7 +82,7 @@ SMALL = GeneratorConfig(
 
 
 def outputs_and_gradients(config):
-  """G at every t of T = 4 through `generator_fn`, from weights of order one so that nothing hides behind a zero init."""
+  """G at every t of T = 4 through `generator_fn`, from large weights: nothing hides behind a zero init."""
   schedule = diffusion.make_schedule(4)
   generator = models.Generator(config)
   rng = np.random.default_rng(0)

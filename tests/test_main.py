@@ -78,7 +78,8 @@ def interrupt(arguments, at, number):
 
 
 def restored_state(workdir, step):
-  from ddgan_jax import config as config_lib, train_state
+  from ddgan_jax import config as config_lib
+  from ddgan_jax import train_state
   from ddgan_jax.checkpoints import Checkpoints
 
   config = config_lib.from_json((pathlib.Path(workdir) / 'config.json').read_text())
@@ -269,7 +270,8 @@ def files_of(folder):
 
 def test_a_workdir_of_another_config_names_the_fields(finished, command):
   before = files_of(finished[0])
-  result = run(command(finished[0], '--config.optim.lr_g=3e-4', '--config.generator.nz=5', '--config.train.num_steps=99'))
+  result = run(command(
+      finished[0], '--config.optim.lr_g=3e-4', '--config.generator.nz=5', '--config.train.num_steps=99'))
   assert result.returncode == 2
   assert 'optim.lr_g was 0.00016, is 0.0003' in result.stderr and 'generator.nz was 4, is 5' in result.stderr
   assert 'num_steps' not in result.stderr and result.stderr.count('\n') == 1

@@ -1,9 +1,9 @@
 """Names and layouts of the PyTorch original's tensors, both ways; needs no PyTorch.
 
-A state dict here is a plain dict of numpy arrays under the original's names, without the `module.` prefix of its
-files (which `generator_params` and `discriminator_params` accept and drop). The original numbers the generator's layers in
-the order in which they are used, `all_modules.<k>`; convolutions are OIHW there and HWIO here, linear weights
-out × in there and in × out here, except its `NIN` layers, which are in × out on both sides.
+A state dict here is a plain dict of numpy arrays under the original's names; the `module.` prefix of its files is
+accepted and dropped. The original numbers the generator's layers in the order in which they are used,
+`all_modules.<k>`; convolutions are OIHW there and HWIO here, linear weights out × in there and in × out here, except
+its `NIN` layers, which are in × out on both sides.
 """
 
 from __future__ import annotations

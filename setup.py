@@ -1,0 +1,43 @@
+"""Denoising Diffusion GANs in JAX."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name='ddgan_jax',
+    version='0.1.0',
+    description='Denoising Diffusion GANs (ICLR 2022) in JAX/Flax: images in 1 to 8 network evaluations',
+    long_description=open('README.md', encoding='utf-8').read(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=[*find_packages(include=['ddgan_jax', 'ddgan_jax.*']), 'configs'],
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py',
+        'clu>=0.0.12',
+        'etils[epath]',
+        'flax>=0.12,<0.13',
+        'grain>=0.2.18',
+        'jax>=0.10',
+        'ml-collections>=1.1',
+        'numpy>=2.0',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8,<0.13',
+        'pillow',
+        'requests',
+        'scikit-learn',
+        # 4.9.10 is the version whose download hooks data/sources.py was written against.
+        'tensorflow-datasets>=4.9.10,<4.10',
+        # Undeclared by clu and tensorflow-datasets, which fail without them.
+        'importlib_resources',
+        'tensorboard',
+        # Only writes TensorBoard events and prepares data sets; never computes.
+        'tensorflow-cpu; sys_platform == "linux" and platform_machine == "x86_64"',
+        'tensorflow; sys_platform != "linux" or platform_machine != "x86_64"',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda12]'],
+        'tpu': ['jax[tpu]'],
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'scipy'],
+        'torch': ['torch'],
+    },
+)
