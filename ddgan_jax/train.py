@@ -244,7 +244,8 @@ def prepare_workdir(workdir: str, config: Config, checkpoints: Checkpoints, abst
       if free < wanted:
         raise WorkdirError(
             f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {config.train.keep_checkpoints} + 1 '
-            f'checkpoints of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, or choose another --workdir')
+            f'checkpoints of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, '
+            'or choose another --workdir')
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error

@@ -154,7 +154,7 @@ def load_source(data_config: DataConfig) -> Source:
     builder = _prepare(builder, data_config)
   _check_split(builder, data_config)
   features = builder.info.features
-  label = features.get('label')
+  label = features['label'] if 'label' in features else None  # noqa: SIM401, a FeaturesDict has no get
   has_labels = label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
   num_classes = getattr(label, 'num_classes', None) if has_labels else None
   if data_config.stack == 3 and num_classes is not None and num_classes > 10:
