@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8 grey, T = 4: the embedded default, from nothing to readable digits on a laptop.
+"""Handwritten digits, 8x8 grey, T = 2: the embedded default, from nothing to readable digits on a laptop.
 
     python -m ddgan_jax.main --config configs/digits.py
 
@@ -14,6 +14,7 @@ from configs import cifar10
 def get_config() -> ml_collections.ConfigDict:
   c = cifar10.get_config()
   c.data.update(name='digits', image_size=8, num_channels=1, batch_size=32, flip=False)
+  c.diffusion.num_timesteps = 2
   c.generator.update(
       num_channels_dae=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), nz=32, z_emb_dim=64, n_mlp=2)
   c.discriminator.update(kind='tiny', ngf=8, t_emb_dim=64)

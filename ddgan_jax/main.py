@@ -39,7 +39,7 @@ def run(main_function) -> None:
 
   def guarded(argv):
     if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # libraries log every file that they write
+      logging.set_verbosity(logging.ERROR)  # libraries log every file that they write
     try:
       main_function(argv)
     except config_lib.UserError as error:

@@ -72,6 +72,7 @@ class EventWriter:
     if not is_main:
       return
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # or TensorFlow announces them on standard error
     try:
       import tensorflow as tf
       from clu import metric_writers

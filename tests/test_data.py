@@ -1,6 +1,7 @@
 """Tests of ddgan_jax.data: digits, sources and the pipeline."""
 
 import dataclasses
+import importlib.util
 import io
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tensorflow_datasets as tfds
 from sklearn import datasets
 
 from ddgan_jax.config import ConfigError, DataConfig
-from ddgan_jax.data import digits, pipeline, sources
+from ddgan_jax.data import digits, pipeline, preparation, sources
 
 DIGITS = DataConfig(name='digits', image_size=8, num_channels=1, batch_size=32)
 
@@ -334,7 +335,7 @@ CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 @pytest.fixture
 def no_network(monkeypatch):
-  monkeypatch.setattr(sources, '_unreachable', lambda url: 'ConnectionError')
+  monkeypatch.setattr(preparation, '_unreachable', lambda url: 'ConnectionError')
 
 
 def test_without_network_the_message_says_what_to_place_where(tmp_path, no_network):
@@ -349,7 +350,7 @@ def test_without_network_the_message_says_what_to_place_where(tmp_path, no_netwo
 
 def test_a_refused_connection_counts_as_unreachable():
   # Port 9 of this machine: no network needed to be refused.
-  assert sources._unreachable('http://127.0.0.1:9/x') == 'ConnectionError'
+  assert preparation._unreachable('http://127.0.0.1:9/x') == 'ConnectionError'
 
 
 @pytest.mark.parametrize('name, message', [
@@ -358,7 +359,7 @@ def test_a_refused_connection_counts_as_unreachable():
 ])
 def test_sets_that_cannot_be_prepared_say_so(tmp_path, name, message):
   if name.startswith('lsun'):
-    assert sources.importlib.util.find_spec('tensorflow_io') is None
+    assert importlib.util.find_spec('tensorflow_io') is None
   with pytest.raises(sources.DataError, match=message):
     sources.load_source(DataConfig(name=name, image_size=256, resize='crop', data_dir=str(tmp_path)))
 
