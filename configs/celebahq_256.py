@@ -3,7 +3,7 @@
     python -m ddgan_jax.main --config configs/celebahq_256.py
 
 Hardware and time: the authors trained 800 epochs on 8 V100 in about 180 hours; not yet measured here.
-Expected: FID 7.64 with 2 network evaluations (paper, table 3; their best checkpoint, at epoch 550).
+Expected: FID 7.64 with 2 network evaluations (as published; their best checkpoint, at epoch 550).
 TFDS asks that you make `data256x256.tar` by the CelebA-HQ instructions and put it into its manual folder.
 """
 

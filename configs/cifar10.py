@@ -3,7 +3,7 @@
     python -m ddgan_jax.main --config configs/cifar10.py
 
 Hardware and time: the authors trained 1,800 epochs on 4 V100 in about 48 hours; not yet measured here.
-Expected: FID 3.75, Inception score 9.63, recall 0.57 with 4 network evaluations (paper, table 1; their best
+Expected: FID 3.75, Inception score 9.63, recall 0.57 with 4 network evaluations (as published; their best
 checkpoint, at epoch 1,200). TFDS downloads CIFAR-10 (163 MiB) on first use.
 """
 
@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
 
   c.data = ml_collections.ConfigDict({
-      'name': 'cifar10',  # a TFDS name, or digits
+      'name': 'cifar10',  # any TFDS name with images, such as the in-repo digits
       'split': 'train',
       'data_dir': '',  # empty: TFDS's own default
       'image_size': 32,

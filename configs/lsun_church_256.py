@@ -2,8 +2,8 @@
 
     python -m ddgan_jax.main --config configs/lsun_church_256.py
 
-Hardware and time: the authors trained 500 epochs on 8 V100, "256" runs taking about 180 hours; not yet measured here.
-Expected: FID 5.25, recall 0.41 with 4 network evaluations (paper, table 3).
+Hardware and time: the authors trained 500 epochs on 8 V100; not yet measured here.
+Expected: FID 5.25, recall 0.41 with 4 network evaluations (as published).
 Images are resized to 256 on their shorter side and centre-cropped. TFDS cannot prepare LSUN with current
 TensorFlow (it needs tensorflow_io); a data set prepared elsewhere is read.
 """

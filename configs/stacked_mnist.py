@@ -3,7 +3,7 @@
     python -m ddgan_jax.main --config configs/stacked_mnist.py
 
 Hardware and time: not yet measured here.
-Expected: 1,000 modes, KL 0.071 (paper, table 5: 120,000 stacks, 26,000 samples). The paper gives no recipe of
+Expected: 1,000 modes, KL 0.071 (as published: 120,000 stacks, 26,000 samples). The paper gives no recipe of
 its own for this set; this is the CIFAR-10 recipe without the flip. MNIST's 28x28 digits are centred on 32x32 black.
 """
 

@@ -49,7 +49,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():
     raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
-  config = config_lib.from_json(file.read_text())
+  config = config_lib.from_json(file.read_text(), str(file))
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()
   if not steps or (step is not None and step not in steps):
@@ -57,10 +57,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
   step = steps[-1] if step is None else step
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-      jax.eval_shape(lambda: train_state.create(config).ema_params))
-  params = checkpoints.restore_ema(target, step)
+  params = checkpoints.restore_ema(train_state.abstract(config, device).ema_params, step)
   generator, _ = train_state.make_networks(config)
   schedule = diffusion.make_schedule(**vars(config.diffusion))
   return Run(models.generator_fn(generator, params, schedule), schedule, config, step, params)

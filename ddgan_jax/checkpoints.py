@@ -1,15 +1,18 @@
 """Orbax checkpoints of a run: the only file that imports Orbax.
 
-A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state`. Orbax writes to a temporary
-name and renames, so a killed save leaves nothing that a restart would read.
+A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
+under `digests`, because Orbax does not notice bytes that changed on disk. Orbax writes to a temporary name and renames,
+so a killed save leaves nothing that a restart would read.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -56,7 +59,10 @@ class Checkpoints:
     if step == self.latest_step():
       return
     try:
-      self._open().save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+      saved = self._open().save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(_digests(state))))
+      if not saved:
+        raise RuntimeError(f'Orbax refused step {step}')
     except Exception as error:
       raise self._write_error(error) from error
 
@@ -88,9 +94,11 @@ class Checkpoints:
     folder = self.folder / str(step) / 'state'
     self._check_leaves(folder, target, step)
     try:
-      return ocp.StandardCheckpointer().restore(folder, target)
+      restored = ocp.StandardCheckpointer().restore(folder, target)
     except Exception as error:
       raise self._read_error(step, error) from error
+    self._check_digests(restored, step)
+    return restored
 
   def restore_ema(self, target: Any, step: int) -> Any:
     """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
@@ -105,6 +113,7 @@ class Checkpoints:
                 partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
     except Exception as error:
       raise self._read_error(step, error) from error
+    self._check_digests(restored, step)
     return restored['ema_params']
 
   def _open(self) -> ocp.CheckpointManager:
@@ -141,6 +150,18 @@ class Checkpoints:
             f'{folder.parent}: {name} is {stored[name].dtype}{list(shape)}, but the config asks for '
             f'{leaf.dtype}{list(leaf.shape)}; {self._advice(step)}')
 
+  def _check_digests(self, restored: Any, step: int) -> None:
+    folder = self.folder / str(step)
+    try:
+      with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        expected = checkpointer.restore(folder / 'digests')
+    except Exception as error:
+      raise self._read_error(step, error) from error
+    for name, digest in _digests(restored).items():
+      if expected.get(name) != digest:
+        raise CheckpointError(f'{folder}: {name} is not what was saved (its digest differs), so the files are damaged; '
+                              f'{self._advice(step)}')
+
   def _advice(self, step: int) -> str:
     earlier = [other for other in self.steps() if other < step]
     go_on = f'to go on from step {earlier[-1]}' if earlier else 'to start again'
@@ -164,6 +185,16 @@ def is_disk_full(error: BaseException | None) -> bool:
       return True
     error = error.__cause__ or error.__context__
   return False
+
+
+def _digests(tree: Any) -> dict[str, str]:
+  """The first 64 bits of each leaf's SHA-256, by its name."""
+  digests = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    digests[_name(path)] = hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest()[:16]
+  return digests
 
 
 def _name(path: tuple) -> str:

@@ -283,9 +283,15 @@ def to_json(config: Config) -> str:
   return json.dumps(to_dict(config), indent=2) + '\n'
 
 
-def from_json(text: str) -> Config:
-  """The inverse of `to_json`. Raises ConfigError for unknown fields or wrong types."""
-  return from_config_dict(json.loads(text))
+def from_json(text: str, name: str = 'config') -> Config:
+  """The inverse of `to_json`. Raises ConfigError, beginning with `name`, for what is no such JSON."""
+  try:
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+      raise ConfigError('is not an object with sections')
+    return from_config_dict(raw)
+  except ValueError as error:
+    raise ConfigError(f'{name}: is not a config of this version of ddgan_jax ({error})') from error
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The diffusion process, as pure functions of a table of coefficients (paper, sections 2 and 3.2).
 
 Large steps: T is 1 to 8, so q(x_t | x_{t+1}) is far from Gaussian, but q(x_t | x_{t+1}, x_0) is Gaussian for
-any step size (paper, eq. 3), and that posterior is all that training and sampling need.
+any step size, and that posterior is all that training and sampling need.
 
 Throughout, `t` is the index of the *less* noisy neighbour, int32 in 0 … T-1: the pair is (x_t, x_{t+1}), level 0 is
 the clean image and level T is noise. Images are [B, ..., C] float32 in [-1, 1]. This module imports no model.
@@ -55,8 +55,8 @@ class Schedule:
 def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
   """Tabulates the forward process with T = `num_timesteps` large steps.
 
-  The variance at time s in [1e-3, 1] is, for `vp`, the variance-preserving SDE's (paper, appendix C; Song et al.
-  2021, eq. 33)
+  The variance at time s in [1e-3, 1] is, for `vp`, the variance-preserving SDE's (Song et al., 2021,
+  appendix B)
 
       v(s) = 1 - exp(-s² (beta_max - beta_min) / 2 - s beta_min)
 
@@ -132,7 +132,7 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
 def q_sample_pair(
     schedule: Schedule, x_0: jax.Array, t: jax.Array, noise_t: jax.Array, noise_tp1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """A draw of neighbours (x_t, x_{t+1}) from q(x_t | x_0) q(x_{t+1} | x_t) (paper, eq. 1).
+  """A draw of neighbours (x_t, x_{t+1}) from q(x_t | x_0) q(x_{t+1} | x_t) (paper, section 2).
 
   x_{t+1} is one Markov step from that same x_t, so the pair is what the discriminator is to call real.
 
@@ -154,7 +154,7 @@ def q_sample_pair(
 def sample_posterior(
     schedule: Schedule, x_0: jax.Array, x_tp1: jax.Array, t: jax.Array, noise: jax.Array
 ) -> jax.Array:
-  """A draw of q(x_t | x_{t+1}, x_0), Gaussian for any step size (paper, eq. 3 and section 3.2).
+  """A draw of q(x_t | x_{t+1}, x_0), Gaussian for any step size (paper, section 3.2).
 
       x_t = posterior_coef_x_0[t] x_0 + posterior_coef_x_tp1[t] x_{t+1} + [t > 0] sqrt(posterior_variance[t]) noise
 

@@ -6,48 +6,32 @@ The same command again resumes; a finished run says so. See `--help` for the fla
 from __future__ import annotations
 
 import os
-import sys
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from ddgan_jax import command
 from ddgan_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; by default runs/<name of the config file>.")
-flags.mark_flag_as_required('config')
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is not understood: flags begin with --')
+  del argv
   config = config_lib.from_config_dict(_CONFIG.value)
   workdir = _WORKDIR.value
   if workdir is None:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(file))[0])
 
-  # After the flags are checked: these take seconds to import.
+  # After the config is checked: these take seconds to import.
   from ddgan_jax import compilation, train
 
   compilation.use_persistent_cache()
   train.train_and_evaluate(config, workdir)
 
 
-def run(main_function) -> None:
-  """`app.run`, but a mistake of the user's is one sentence on standard error and exit status 2."""
-
-  def guarded(argv):
-    if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.ERROR)  # libraries log every file that they write
-    try:
-      main_function(argv)
-    except config_lib.UserError as error:
-      print(f'Error: {error}', file=sys.stderr, flush=True)
-      sys.exit(2)
-
-  app.run(guarded)
-
-
 if __name__ == '__main__':
-  run(main)
+  flags.mark_flag_as_required('config')
+  command.run(main)

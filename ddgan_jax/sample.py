@@ -11,11 +11,10 @@ import os
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import ddgan_jax
-from ddgan_jax import compilation, sampling, writers
-from ddgan_jax import main as main_lib
+from ddgan_jax import command, compilation, sampling, writers
 from ddgan_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
@@ -53,12 +52,11 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
 
 
 def save(path: str, images: np.ndarray) -> None:
-  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; refuses a folder with files."""
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first."""
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png':
     writers.save_png(path, writers.make_grid(images))
   elif ending == '.npz':
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     np.savez_compressed(path, images=images)
   else:
     for i, image in enumerate(images):
@@ -72,11 +70,14 @@ def check_out(path: str) -> None:
     raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
   if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
     raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
+  folder = path if not ending else os.path.dirname(path) or '.'
+  os.makedirs(folder, exist_ok=True)
+  if not os.access(folder, os.W_OK):
+    raise ConfigError(f'--out: {folder!r} cannot be written to; choose another')
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r} is not understood: flags begin with --')
+  del argv
   check_out(_OUT.value)
   compilation.use_persistent_cache()
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value)
@@ -86,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  main_lib.run(main)
+  command.run(main)

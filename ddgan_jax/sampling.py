@@ -1,4 +1,4 @@
-"""The T-step sampler (paper, section 3.2, eq. 5): pure functions for jit, vmap and notebooks.
+"""The T-step sampler (paper, section 3.2): pure functions for jit, vmap and notebooks.
 
 Each step the generator predicts the clean image, and the posterior puts the right amount of noise back:
 T evaluations of G and nothing else.

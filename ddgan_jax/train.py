@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import math
 import os
 import shutil
@@ -18,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 from etils import epath
 
 from ddgan_jax import compilation, diffusion, models, sampling, sharding, train_state, train_step, writers
 from ddgan_jax import config as config_lib
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.train_state import TrainState
@@ -77,39 +77,40 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
   mesh = sharding.make_mesh()
   whole = sharding.replicated(mesh)
-  abstract_state = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-      jax.eval_shape(lambda: train_state.create(config)))
+  abstract_state = train_state.abstract(config, whole)
 
-  prepare_workdir(workdir, config, checkpoints, abstract_state)
+  check_workdir(workdir, config, checkpoints)
   latest = checkpoints.latest_step()
   if latest is not None and latest >= config.train.num_steps:
-    print(f'{workdir} has finished its {latest:,} steps; its last sample grid is {grid_path(workdir, latest)}. '
+    path = grid_path(workdir, latest)
+    grid = f'; its last sample grid is {path}' if os.path.exists(path) else ''
+    print(f'{workdir} has finished its {latest:,} steps{grid}. '
           'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
     return
+  check_space(workdir, config, checkpoints, abstract_state)
+
+  progress = writers.Progress(config.train.num_steps, config.data.batch_size)
+  source = sources.load_source(config.data)
+  progress.note(
+      f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
+      f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
+      f'D {train_state.count_parameters(abstract_state.d_params):,}.')
+  state = None if latest is None else checkpoints.restore(abstract_state, latest)
+  if is_main:
+    write_description(workdir, config, abstract_state)
 
   with Stop() as stop, contextlib.ExitStack() as exits:
-    progress = writers.Progress(config.train.num_steps, config.data.batch_size)
-    source = sources.load_source(config.data)
-    progress.note(
-        f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
-        f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
-        f'D {train_state.count_parameters(abstract_state.d_params):,}.')
-
-    state = None if latest is None else checkpoints.restore(abstract_state, latest)
-    if is_main:
-      (epath.Path(workdir) / 'config.json').write_text(config_lib.to_json(config))
-      write_parameter_overview(workdir, abstract_state)
-
     progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
-    writer_future = compilation.in_background(writers.EventWriter, workdir, is_main)
+    writer = writers.EventWriter(workdir, is_main)
+    exits.callback(writer.close)
+    writer.hparams(config_lib.flatten(config))
     image_shape = (config.data.batch_size, *config.image_shape)
     abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
     steps = {
         with_r1: compilation.in_background(
             lambda with_r1=with_r1: train_step.make_step_fn(config, mesh, with_r1)
             .lower(abstract_state, abstract_batch).compile())
-        for with_r1 in {train_step.has_r1(config.optim, s) for s in range(config.optim.lazy_reg)}}
+        for with_r1 in {train_step.has_r1(config.optim, s) for s in range(min(2, config.optim.lazy_reg))}}
     if state is None:
       state = jax.jit(lambda: train_state.create(config), out_shardings=whole)()
     first_step = int(state.step)
@@ -121,13 +122,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         sharding.by_rows(mesh))
     exits.callback(batches.close)
 
-    step_fn = _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop)
-    writer = _wait_for(writer_future, stop)
-    if step_fn is None or writer is None:
-      print(f'{stop.signal} before the first step: nothing to save.', flush=True)
-      os._exit(0)  # a compilation in its thread cannot be cancelled, and would be waited for
-    exits.callback(writer.close)
-    writer.hparams(config_lib.flatten(config))
+    if _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop) is None:
+      progress.note(f'{stop.signal} before the first step: nothing to save.')
+      return
     sample_future = compilation.in_background(lambda: make_sample_fn(config, mesh, abstract_state.ema_params))
 
     pending: collections.deque = collections.deque()
@@ -136,29 +133,33 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     def settle(most: int) -> None:
       """Waits until at most `most` steps are in flight; reports those whose turn it is."""
       while len(pending) > most:
-        step, metrics = pending.popleft()
+        done, metrics = pending.popleft()
         jax.block_until_ready(metrics)
         window.append(metrics)
-        if step == first_step + 1:
+        if done == first_step + 1:
           what = 'First step' if first_step == 0 else f'Resumed at step {first_step:,}; next step'
           progress.note(f'{what} done {time.perf_counter() - started:.1f} s after the start.')
-          progress.start(step)
-        if step % config.train.log_every == 0 or step == config.train.num_steps:
-          _report(step, window, progress, writer, checkpoints)
+          progress.start(done)
+        if done % config.train.log_every == 0 or done == config.train.num_steps:
+          _report(done, window, progress, writer, checkpoints)
           window.clear()
+      if most == 0 and window:
+        _finite_means(step, window, checkpoints)
 
-    def save_samples(step: int) -> str:
-      images = np.asarray(sample_future.result()(state.ema_params))
-      path = grid_path(workdir, step)
+    def save_samples(sample_fn: Any) -> None:
+      images = np.asarray(sample_fn(state.ema_params))
       if is_main:
         grid = writers.make_grid(images)
-        writers.save_png(path, grid)
+        writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
-      return path
 
     step = first_step
     for batch in batches:
-      step_fn = steps[train_step.has_r1(config.optim, step)].result()
+      step_fn = _wait_for(steps[train_step.has_r1(config.optim, step)], stop)
+      if step_fn is None:
+        settle(most=0)
+        checkpoints.save(state)
+        break
       state, metrics = step_fn(state, batch['image'])
       step += 1
       pending.append((step, metrics))
@@ -168,8 +169,8 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       save_now = step % config.train.checkpoint_every == 0 or last
       if sample_now or save_now or stop.signal:
         settle(most=0)  # also refuses to sample or save a state that is no longer finite
-        if sample_now:
-          save_samples(step)
+        if sample_now and (sample_fn := _wait_for(sample_future, stop)):
+          save_samples(sample_fn)
         if save_now or stop.signal:
           checkpoints.save(state)
         progress.start(step)
@@ -204,65 +205,73 @@ def grid_path(workdir: str, step: int) -> str:
   return os.path.join(workdir, 'samples', f'step_{step:08d}.png')
 
 
-def prepare_workdir(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
-  """Makes the workdir, and refuses one that is foreign, belongs to another config, is read-only or full.
+def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
+  """Refuses a workdir that is foreign or belongs to another config; changes nothing.
 
   Raises:
-    WorkdirError: one sentence; nothing in the workdir has been changed.
+    UserError: one sentence, with the fields that differ.
+  """
+  stored = epath.Path(workdir) / 'config.json'
+  if not stored.exists():
+    if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
+      raise WorkdirError(
+          f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run of ddgan_jax; '
+          'nothing was changed; choose another --workdir')
+    return
+  if checkpoints.latest_step() is None:
+    return
+  before = config_lib.flatten(config_lib.from_json(stored.read_text(), str(stored)))
+  now = config_lib.flatten(config)
+  changed = [
+      f'{field} was {before[field]}, is {now[field]}' for field in now
+      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+  if changed:
+    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
+                       'choose another --workdir, or set the fields back')
+  if before['train.num_steps'] != now['train.num_steps']:
+    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
+          'follow the cosine of the new length from here on.', flush=True)
+
+
+def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
+  """Makes the workdir and refuses one that is read-only or has no room for the checkpoints.
+
+  Raises:
+    WorkdirError: one sentence.
   """
   folder = epath.Path(workdir)
-  stored = folder / 'config.json'
-  if stored.exists():
-    try:
-      before = config_lib.flatten(config_lib.from_json(stored.read_text()))
-    except ValueError as error:
-      raise WorkdirError(f'{stored}: is not a config of this version of ddgan_jax ({error}); '
-                         'nothing was changed; choose another --workdir') from error
-    now = config_lib.flatten(config)
-    changed = [
-        f'{field} was {before[field]}, is {now[field]}' for field in now
-        if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
-    if changed and checkpoints.latest_step() is not None:
-      raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
-                         'choose another --workdir, or set the fields back')
-    if before['train.num_steps'] != now['train.num_steps'] and checkpoints.latest_step() is not None:
-      print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
-            'follow the cosine of the new length from here on.', flush=True)
-  elif checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
-    raise WorkdirError(f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run '
-                       'of ddgan_jax; nothing was changed; choose another --workdir')
-
   probe = folder / f'.probe.{os.getpid()}'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    probe.write_text('x' * 4096)
-    probe.unlink()
-    if '://' not in str(workdir):
-      free = shutil.disk_usage(workdir).free
-      size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
-      wanted = size * (config.train.keep_checkpoints + 1)
-      if free < wanted:
-        raise WorkdirError(
-            f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {config.train.keep_checkpoints} + 1 '
-            f'checkpoints of {size / 2**20:,.1f} MiB need {wanted / 2**20:,.0f}; free some, '
-            'or choose another --workdir')
+    try:
+      probe.write_text('x' * 4096)
+    finally:
+      probe.unlink(missing_ok=True)
   except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
       raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
     raise WorkdirError(
         f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
+  free = shutil.disk_usage(workdir).free
+  size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
+  wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
+  if free < wanted:
+    raise WorkdirError(
+        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
+        f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
 
 
-def write_parameter_overview(workdir: str, state: TrainState) -> None:
-  """Writes parameters.txt: name, shape and size of every parameter of G and of D."""
-  try:
-    from clu import parameter_overview
-  except ImportError:
-    return
-  text = '\n\n'.join(
+def write_description(workdir: str, config: Config, state: TrainState) -> None:
+  """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
+  overview = '\n\n'.join(
       f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
       for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)))
-  (epath.Path(workdir) / 'parameters.txt').write_text(text + '\n')
+  for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
+    path = epath.Path(workdir) / name
+    if not path.exists() or path.read_text() != text:
+      partial = path.parent / f'.{name}.partial'  # a killed write must not leave half a config.json
+      partial.write_text(text)
+      partial.replace(path)
 
 
 def _wait_for(future: Any, stop: Stop) -> Any:
@@ -273,9 +282,8 @@ def _wait_for(future: Any, stop: Stop) -> Any:
   return None
 
 
-def _report(step: int, window: list, progress: writers.Progress, writer: writers.EventWriter,
-            checkpoints: Checkpoints) -> None:
-  """Means over the window to TensorBoard and the progress line. Raises UserError if a loss is not finite."""
+def _finite_means(step: int, window: list, checkpoints: Checkpoints) -> dict[str, float]:
+  """The mean of each metric over the window. Raises UserError if one is not finite."""
   fetched = jax.device_get(window)
   names = sorted({name for metrics in fetched for name in metrics})
   means = {name: float(np.mean([metrics[name] for metrics in fetched if name in metrics])) for name in names}
@@ -285,6 +293,13 @@ def _report(step: int, window: list, progress: writers.Progress, writer: writers
     kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is step {last:,}'
     raise UserError(f'{", ".join(broken)} not finite by step {step:,}; {kept}; '
                     'a lower optim.lr_d and lr_g or a larger optim.r1_gamma may help')
+  return means
+
+
+def _report(step: int, window: list, progress: writers.Progress, writer: writers.EventWriter,
+            checkpoints: Checkpoints) -> None:
+  """Means over the window to TensorBoard and the progress line."""
+  means = _finite_means(step, window, checkpoints)
   speed = progress.report(step, {'loss_d': means['loss_d'], 'loss_g': means['loss_g']})
   if speed is not None:
     means['images_per_second'] = speed

@@ -63,7 +63,6 @@ def create(config: Config) -> TrainState:
   """
   generator, discriminator = make_networks(config)
   g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
-  # Two groups are enough for every shape; the values do not enter the parameters.
   data = config.data
   x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
   t = jnp.ones((1,), jnp.int32)
@@ -80,6 +79,13 @@ def create(config: Config) -> TrainState:
       g_opt_state=g_optimizer.init(g_params),
       d_opt_state=d_optimizer.init(d_params),
   )
+
+
+def abstract(config: Config, sharding: jax.sharding.Sharding) -> TrainState:
+  """The state's shapes and dtypes, each with `sharding`, for compiling and restoring; computes nothing."""
+  return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      jax.eval_shape(lambda: create(config)))
 
 
 def count_parameters(params: Params) -> int:

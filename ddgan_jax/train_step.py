@@ -1,4 +1,4 @@
-"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2, eq. 4 and 5, appendix C).
+"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2).
 
 Pure: every random number is an argument, made by `make_draws` from one key.
 """
@@ -79,7 +79,7 @@ def discriminator_loss(
     x_tp1: jax.Array,
     r1_gamma: float | None,
 ) -> tuple[jax.Array, Metrics]:
-  """Non-saturating loss of D with R1 on the less noisy neighbour (paper, eq. 4; Mescheder et al., 2018).
+  """Non-saturating loss of D with R1 on the less noisy neighbour (paper, section 3.2; Mescheder et al., 2018).
 
       mean softplus(-D(x_t)) + mean softplus(D(x_t_fake)) + r1_gamma / 2 * mean_i ||dD(x_t,i)/dx_t,i||²
 
@@ -130,7 +130,7 @@ def generator_loss(
     x_0: jax.Array,
     draws: HalfDraws,
 ) -> jax.Array:
-  """Non-saturating loss of G, through the posterior (paper, eq. 5): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
+  """Non-saturating loss of G, through the posterior (paper, section 3.2): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
   _, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws)
   logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1)
   return jax.nn.softplus(-logits).mean()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,10 @@ def _to_pil(image: np.ndarray) -> Image.Image:
 
 
 class EventWriter:
-  """Scalars, images and hyper-parameters for TensorBoard.
+  """Scalars, images and hyper-parameters for TensorBoard, written by a thread of its own.
 
-  CLU's writer needs TensorFlow, which takes seconds to import: make this in a thread beside compilation. Without
-  TensorFlow, or on another process than the first, it writes nothing.
+  CLU's writer needs TensorFlow, which takes seconds to import: that happens in the thread too, while the run compiles.
+  Without TensorFlow, or on another process than the first, nothing is written.
 
   Args:
     workdir: where the event files go.
@@ -68,46 +69,53 @@ class EventWriter:
   """
 
   def __init__(self, workdir: str, is_main: bool = True):
-    self._writer = None
-    if not is_main:
-      return
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # or TensorFlow announces them on standard error
-    try:
-      import tensorflow as tf
-      from clu import metric_writers
-    except ImportError as error:
-      print(f'No TensorBoard events will be written: {error.name} is not installed.', flush=True)
-      return
-    tf.config.set_visible_devices([], 'GPU')  # or it would take the memory that JAX needs
-    self._writer = metric_writers.create_default_writer(workdir, asynchronous=True)
+    self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._pending = [self._thread.submit(_open_writer, workdir)] if is_main else []
+    self._opened = self._pending[0] if is_main else None
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes a flat table; tuples as text, since TensorBoard knows numbers, booleans and strings."""
-    if self._writer:
-      self._writer.write_hparams(
-          {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()})
+    table = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()}
+    self._submit(lambda writer: writer.write_hparams(table))
 
   def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes `scalars` at `step`."""
-    if self._writer:
-      self._writer.write_scalars(step, scalars)
+    self._submit(lambda writer: writer.write_scalars(step, scalars))
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes one [H, W, C] uint8 picture at `step`."""
-    if self._writer:
-      self._writer.write_images(step, {name: image[None]})
+    self._submit(lambda writer: writer.write_images(step, {name: image[None]}))
 
   def flush(self) -> None:
-    """Returns when everything is on disk."""
-    if self._writer:
-      self._writer.flush()
+    """Returns when everything is on disk; raises what went wrong in the thread."""
+    self._submit(lambda writer: writer.flush())
+    pending, self._pending = self._pending, []
+    for future in pending:
+      future.result()
 
   def close(self) -> None:
-    """Flushes and closes."""
-    if self._writer:
-      self._writer.close()
-      self._writer = None
+    """Closes the file and ends the thread."""
+    self._submit(lambda writer: writer.close())
+    self._thread.shutdown()
+
+  def _submit(self, write: Callable) -> None:
+    if self._opened is not None:
+      opened = self._opened
+      self._pending = [future for future in self._pending if not future.done() or future.exception()]
+      self._pending.append(self._thread.submit(lambda: opened.result() and write(opened.result())))
+
+
+def _open_writer(workdir: str):
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # or TensorFlow announces them on standard error
+  try:
+    import tensorflow as tf
+    from clu import metric_writers
+  except ImportError as error:
+    print(f'No TensorBoard events will be written: {error.name} is not installed.', flush=True)
+    return None
+  tf.config.set_visible_devices([], 'GPU')  # or it would take the memory that JAX needs
+  return metric_writers.create_default_writer(workdir, asynchronous=False)
 
 
 class Progress:

@@ -72,7 +72,7 @@ def tiny_config_dict(**data):
       'discriminator': {'ngf': 2, 't_emb_dim': 8},
       'optim': {'lazy_reg': 4, 'ema_decay': 0.9, 'r1_gamma': 0.5},
       'train': {
-          'num_steps': 12, 'log_every': 1, 'sample_every': 6, 'checkpoint_every': 3, 'num_samples': 4},
+          'num_steps': 200, 'log_every': 1, 'sample_every': 100, 'checkpoint_every': 50, 'num_samples': 4},
   }
 
 

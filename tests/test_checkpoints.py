@@ -22,10 +22,7 @@ def assert_same(a, b):
 
 
 def target(config, devices):
-  whole = sharding.replicated(sharding.make_mesh(devices))
-  return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-      jax.eval_shape(lambda: train_state.create(config)))
+  return train_state.abstract(config, sharding.replicated(sharding.make_mesh(devices)))
 
 
 @pytest.fixture(scope='module')
@@ -95,7 +92,22 @@ def damage_metadata(folder):
   (folder / 'state' / 'manifest.ocdbt').unlink()
 
 
+def damage_bits(folder):
+  """Inverts the middle third of the largest file."""
+  file = max((f for f in (folder / 'state').rglob('*') if f.is_file()), key=lambda f: f.stat().st_size)
+  data = bytearray(file.read_bytes())
+  third = len(data) // 3
+  data[third:2 * third] = bytes(255 - byte for byte in data[third:2 * third])
+  file.write_bytes(bytes(data))
+
+
+def damage_digests(folder):
+  shutil.rmtree(folder / 'digests')
+
+
 @pytest.mark.parametrize('damage, message', [
+    (damage_bits, '8: '),
+    (damage_digests, '8: cannot be read'),
     (damage_empty, "8: holds nothing and no 'state'"),
     (damage_truncate, '8: cannot be read'),
     (damage_metadata, '8: '),
@@ -138,3 +150,11 @@ def test_a_full_disk_is_recognised_wherever_it_is_reported():
   wrapped.__cause__ = full
   assert is_disk_full(full) and is_disk_full(wrapped)
   assert not is_disk_full(OSError(13, 'Permission denied'))
+
+
+def test_a_state_that_was_not_saved_there_is_refused(saved, tiny_config):
+  """Perfectly readable, which Orbax does not mind: only the digests tell."""
+  shutil.rmtree(saved / 'checkpoints' / '8' / 'state')
+  shutil.copytree(saved / 'checkpoints' / '7' / 'state', saved / 'checkpoints' / '8' / 'state')
+  with pytest.raises(CheckpointError, match=r'8: step is not what was saved \(its digest differs\)'):
+    Checkpoints(saved).restore(target(tiny_config, jax.devices()[:1]), 8)

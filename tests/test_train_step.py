@@ -66,8 +66,10 @@ def test_golden_steps():
       tensor = tensor.astype(np.float64)
       first = tensor.ravel()[:8]
       found = np.array([tensor.sum(), np.linalg.norm(tensor), *first])
-      scale = np.abs(expected[np.isfinite(expected)]).max()
-      np.testing.assert_allclose(found, expected[:len(found)], rtol=0, atol=1e-3 * scale, err_msg=name)
+      np.testing.assert_allclose(found[:2], expected[:2], rtol=0, atol=1e-3 * max(abs(expected[:2])), err_msg=name)
+      # Four Adam steps move a value by about four learning rates: a twentieth of that would show a wrong update.
+      atol = 0.05 * options['steps'] * min(optim.lr_g, optim.lr_d)
+      np.testing.assert_allclose(first, expected[2:len(found)], rtol=0, atol=atol, err_msg=name)
 
 
 def flops(function, *args):

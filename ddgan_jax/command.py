@@ -1,0 +1,83 @@
+"""How every command starts and ends: flags in, one sentence out for a mistake, a clean exit status."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from ddgan_jax import config as config_lib
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """`app.run(main)`, with mistakes of the user's as one sentence on standard error and exit status 2."""
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)  # libraries log every file that they write
+  status = 0
+  try:
+    if len(argv) > 1:
+      raise config_lib.ConfigError(f'{argv[1]!r} is not understood: flags begin with --')
+    main(argv)
+  except config_lib.UserError as error:
+    status = _say(error)
+  except OSError as error:
+    status = _say(f'{error.filename or "a file"}: {error.strerror or error}')
+  except KeyboardInterrupt:
+    status = _say('interrupted', 130)
+  except BaseException:
+    _leave(1, only_if_compiling=True, report=True)
+    raise
+  _leave(status, only_if_compiling=status == 0)
+
+
+def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
+  """Ends the process at once if XLA is compiling in a thread, which an ordinary exit would abort with a core dump."""
+  compilation = sys.modules.get('ddgan_jax.compilation')
+  compiling = compilation is not None and compilation.is_busy()
+  if compiling:
+    if report:
+      sys.excepthook(*sys.exc_info())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  if not only_if_compiling:
+    sys.exit(status)
+
+
+def _say(error: object, status: int = 2) -> int:
+  print('\n' * sys.stdout.isatty() + f'Error: {error}', file=sys.stderr, flush=True)
+  return status
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; an unknown field or file of --config is a sentence, where ml_collections raises a traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
+    sys.exit(_say(_explain(argv, error)))
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+  known = [*config_lib.flatten(config_lib.Config())]
+  for argument in argv:
+    field = re.match(r'--config\.([\w.]+)', argument)
+    if field and field[1] not in known:
+      close = difflib.get_close_matches(field[1], known, n=1)
+      return f'--config.{field[1]}: no such field; ' + (
+          f'did you mean --config.{close[0]}?' if close else 'configs/cifar10.py lists them all')
+  for i, argument in enumerate(argv):
+    file = re.match(r'--?config(?:=(.*))?$', argument)
+    if file:
+      path = (file[1] if file[1] is not None else ' '.join(argv[i + 1:i + 2])).split(':')[0]
+      if not os.path.isfile(path):
+        return f'--config: no such file {path!r}; configs/ holds the recipes'
+      return f'--config: {path} cannot be read ({type(error).__name__}: {error})'
+  return f'{type(error).__name__}: {error}'
