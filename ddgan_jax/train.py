@@ -83,7 +83,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   latest = checkpoints.latest_step()
   if latest is not None and latest >= config.train.num_steps:
     path = grid_path(workdir, latest)
-    grid = f'; its last sample grid is {path}' if os.path.exists(path) else ''
+    grid = f'; its last sample grid is {path}' if epath.Path(path).exists() else ''
     print(f'{workdir} has finished its {latest:,} steps{grid}. '
           'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
     return
@@ -252,6 +252,8 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
       raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
     raise WorkdirError(
         f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
+  if '://' in str(workdir):
+    return  # a bucket has no free space to speak of
   free = shutil.disk_usage(workdir).free
   size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
   wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
