@@ -1,4 +1,4 @@
-"""Stacked digits, 8x8 RGB, 1,000 modes, T = 2: three random handwritten digits as red, green and blue.
+"""Stacked digits, 8x8 RGB, 1,000 modes, T = 4: three random handwritten digits as red, green and blue.
 
     python -m ddgan_jax.main --config configs/stacked_digits.py
 
@@ -13,7 +13,9 @@ from configs import digits
 def get_config() -> ml_collections.ConfigDict:
   c = digits.get_config()
   c.data.update(num_channels=3, stack=3)
+  c.diffusion.num_timesteps = 4
   c.generator.update(num_channels_dae=24, nz=64)
-  c.discriminator.ngf = 16
-  c.train.update(num_steps=24_000, sample_every=2_000, checkpoint_every=1_000)
+  c.discriminator.ngf = 12
+  c.optim.r1_gamma = 1.0
+  c.train.update(num_steps=16_000, sample_every=2_000, checkpoint_every=1_000)
   return c

@@ -124,13 +124,16 @@ def test_tensorboard_events_read_back(finished):
   def steps(tag):
     return [event.step for event in events.Tensors(tag)]
 
+  def values(tag):
+    return [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+
   for tag in ('loss_d', 'loss_d_real', 'loss_d_fake', 'loss_g', 'grad_norm_d', 'grad_norm_g', 'logits_real',
               'logits_fake', 'lr_d', 'lr_g'):
     assert steps(tag) == list(range(1, 201)), tag
-    assert np.isfinite([float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]).all(), tag
+    assert np.isfinite(values(tag)).all(), tag
   assert steps('r1_penalty') == list(range(1, 201, 4))
   assert set(steps('images_per_second')) <= set(range(2, 201))
-  rates = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors('lr_g')]
+  rates = values('lr_g')
   assert rates[0] == pytest.approx(1.6e-4) and all(b < a for a, b in zip(rates, rates[1:], strict=False))
   assert steps('samples') == [100, 200]
   width, height, png = events.Tensors('samples')[-1].tensor_proto.string_val[:3]
