@@ -101,19 +101,17 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 
   with Stop() as stop, contextlib.ExitStack() as exits:
     progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
-    writer = writers.EventWriter(workdir, is_main)
-    exits.callback(writer.close)
-    writer.hparams(config_lib.flatten(config))
     image_shape = (config.data.batch_size, *config.image_shape)
     abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
-    steps = {
-        with_r1: compilation.in_background(
-            lambda with_r1=with_r1: train_step.make_step_fn(config, mesh, with_r1)
-            .lower(abstract_state, abstract_batch).compile())
-        for with_r1 in {train_step.has_r1(config.optim, s) for s in range(min(2, config.optim.lazy_reg))}}
+    first_step = latest or 0
+    # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
+    # needs comes first, TensorFlow's import only after it.
+    steps = {}
+    for with_r1 in train_step.variants(config.optim, first_step):
+      lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, abstract_batch)
+      steps[with_r1] = compilation.in_background(lowered.compile)
     if state is None:
       state = jax.jit(lambda: train_state.create(config), out_shardings=whole)()
-    first_step = int(state.step)
     exits.callback(checkpoints.close)
 
     batches = pipeline.device_batches(
@@ -125,6 +123,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     if _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop) is None:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
       return
+    writer = writers.EventWriter(workdir, is_main)
+    exits.callback(writer.close)
+    writer.hparams(config_lib.flatten(config))
     sample_future = compilation.in_background(lambda: make_sample_fn(config, mesh, abstract_state.ema_params))
 
     pending: collections.deque = collections.deque()
@@ -163,7 +164,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       state, metrics = step_fn(state, batch['image'])
       step += 1
       pending.append((step, metrics))
-      settle(most=_IN_FLIGHT)
+      settle(most=_IN_FLIGHT if step > first_step + 1 else 0)  # the first is waited for, to say when it was done
       last = step == config.train.num_steps
       sample_now = step % config.train.sample_every == 0 or last
       save_now = step % config.train.checkpoint_every == 0 or last

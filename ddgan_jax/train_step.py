@@ -227,6 +227,12 @@ def has_r1(optim: OptimConfig, step: int) -> bool:
   return optim.r1_gamma > 0 and step % optim.lazy_reg == 0
 
 
+def variants(optim: OptimConfig, step: int) -> tuple[bool, ...]:
+  """The values of `with_r1` that a run needs from `step` on, the one of `step` itself first."""
+  first = has_r1(optim, step)
+  return (first,) if optim.r1_gamma == 0 or optim.lazy_reg == 1 else (first, not first)
+
+
 def _real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws):
   """x_t and x_{t+1} from q, and x_t_fake from q(x_t | x_{t+1}, G(x_{t+1}, t, z))."""
   x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_0, draws.t, draws.noise_t, draws.noise_tp1)

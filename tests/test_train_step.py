@@ -141,6 +141,9 @@ def test_r1_is_lazy():
   optim = OptimConfig(r1_gamma=1.0, lazy_reg=3)
   assert [train_step.has_r1(optim, s) for s in range(7)] == [True, False, False, True, False, False, True]
   assert not train_step.has_r1(dataclasses.replace(optim, r1_gamma=0.0), 0)
+  assert train_step.variants(optim, 0) == (True, False) and train_step.variants(optim, 4) == (False, True)
+  assert train_step.variants(dataclasses.replace(optim, r1_gamma=0.0), 0) == (False,)
+  assert train_step.variants(dataclasses.replace(optim, lazy_reg=1), 4) == (True,)
 
 
 def test_cosine_learning_rate():
