@@ -58,9 +58,12 @@ def _say(error: object, status: int = 2) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; an unknown field or file of --config is a sentence, where ml_collections raises a traceback."""
+  """Parses flags; a wrong one is a sentence, where absl prints its usage and ml_collections raises a traceback."""
   try:
-    return app.parse_flags_with_usage(argv)
+    _check_file(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, config_lib.ConfigError) as error:
+    sys.exit(_say(error))
   except (AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
     sys.exit(_say(_explain(argv, error)))
 
@@ -73,11 +76,13 @@ def _explain(argv: list[str], error: Exception) -> str:
       close = difflib.get_close_matches(field[1], known, n=1)
       return f'--config.{field[1]}: no such field; ' + (
           f'did you mean --config.{close[0]}?' if close else 'configs/cifar10.py lists them all')
+  return f'--config: cannot be read ({type(error).__name__}: {error})'
+
+
+def _check_file(argv: list[str]) -> None:
   for i, argument in enumerate(argv):
     file = re.match(r'--?config(?:=(.*))?$', argument)
     if file:
       path = (file[1] if file[1] is not None else ' '.join(argv[i + 1:i + 2])).split(':')[0]
       if not os.path.isfile(path):
-        return f'--config: no such file {path!r}; configs/ holds the recipes'
-      return f'--config: {path} cannot be read ({type(error).__name__}: {error})'
-  return f'{type(error).__name__}: {error}'
+        raise config_lib.ConfigError(f'--config: no such file {path!r}; configs/ holds the recipes')

@@ -239,9 +239,9 @@ def test_image_depends_on_seed_and_index_alone(finished):
 
 MISTAKES = {
     'unknown field': (['--config.optim.lr=1'],
-                      'Error: --config.optim.lr: no such field; did you mean --config.optim.lr_d?'),
+                      'Error: --config.optim.lr: no such field; did you mean --config.optim.lr_'),
     'unknown section': (['--config.optimizer.lr_g=1'], 'did you mean --config.optim.lr_g?'),
-    'wrong type': (['--config.train.num_steps=many'], 'num_steps'),
+    'wrong type': (['--config.train.num_steps=many'], 'Error: flag --config.train.num_steps=many: invalid literal'),
     'T below 1': (['--config.diffusion.num_timesteps=0'],
                   'Error: diffusion.num_timesteps: found 0, must be at least 1'),
     'size': (['--config.data.image_size=12'], "Error: data.image_size: found 12, but discriminator.kind='small'"),
