@@ -28,7 +28,7 @@ def target(config, devices):
 @pytest.fixture(scope='module')
 def state(tiny_config):
   """Every leaf different, so that none can be taken for another."""
-  state = train_state.create(tiny_config)
+  state = jax.jit(lambda: train_state.create(tiny_config))()
   return state.replace(
       step=state.step + 7,
       ema_params=jax.tree.map(lambda leaf: leaf + 0.5, state.ema_params),

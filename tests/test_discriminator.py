@@ -85,7 +85,7 @@ def test_bfloat16_stays_close():
   config = config_of(options)
   params = pytorch.discriminator_params(state_dict(arrays['param_names']), config)
   args = {'params': params}, nhwc(arrays['x']), arrays['t'], nhwc(arrays['x_t'])
-  full = models.Discriminator(config).apply(*args)
-  half = models.Discriminator(config, jnp.bfloat16).apply(*args)
+  full = jax.jit(models.Discriminator(config).apply)(*args)
+  half = jax.jit(models.Discriminator(config, jnp.bfloat16).apply)(*args)
   assert half.dtype == jnp.float32
   assert np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
