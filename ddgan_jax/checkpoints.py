@@ -56,6 +56,7 @@ class Checkpoints:
   def save(self, state: TrainState) -> None:
     """Saves in the background; returns when the state is copied and may be donated. A step saved already is kept."""
     step = int(state.step)
+    self.wait()  # Orbax would too; a save under way counts below only when it is complete
     if step == self.latest_step():
       return
     try:

@@ -63,6 +63,14 @@ def test_only_the_newest_stay(tmp_path, state):
   assert checkpoints.steps() == [3, 4]
 
 
+def test_saving_a_step_again_while_it_is_being_saved_is_no_error(tmp_path, state):
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state)
+  checkpoints.save(state)
+  checkpoints.close()
+  assert checkpoints.steps() == [7]
+
+
 def test_an_unfinished_save_does_not_count(saved):
   shutil.copytree(saved / 'checkpoints' / '8', saved / 'checkpoints' / '9.orbax-checkpoint-tmp')
   assert Checkpoints(saved).latest_step() == 8
