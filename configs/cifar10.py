@@ -15,15 +15,20 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
 
   c.data = ml_collections.ConfigDict({
-      'name': 'cifar10',  # any TFDS name with images, such as the in-repo digits
+      'name': 'cifar10',  # any TFDS name with images, the in-repo digits, or folder, zip, npz, lmdb
+      'path': '',  # of a folder, zip, npz or lmdb
       'split': 'train',
       'data_dir': '',  # empty: TFDS's own default
+      'cache_dir': '',  # empty: ~/.cache/ddgan_jax/data
+      'cache': 'array',
+      'skip_bad': False,
       'image_size': 32,
       'num_channels': 3,
       'batch_size': 256,  # global: 4 GPUs of 64
       'resize': 'none',
       'flip': True,
       'stack': 1,
+      'num_stacks': 0,
       'num_workers': 0,
   })
   c.diffusion = ml_collections.ConfigDict({
@@ -78,6 +83,13 @@ def get_config() -> ml_collections.ConfigDict:
       'checkpoint_every': 5_000,
       'keep_checkpoints': 2,
       'num_samples': 64,
+      'on_nonfinite': 'stop',
+      'profile_steps': 0,
   })
-  c.parallel = ml_collections.ConfigDict({'dtype': 'float32'})
+  c.parallel = ml_collections.ConfigDict({
+      'dtype': 'float32',  # or bfloat16
+      'fsdp': 1,
+      'accumulation': 1,
+      'remat': False,
+  })
   return c

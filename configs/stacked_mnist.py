@@ -14,6 +14,6 @@ from configs import cifar10
 
 def get_config() -> ml_collections.ConfigDict:
   c = cifar10.get_config()
-  c.data.update(name='mnist', resize='pad', flip=False, stack=3)
+  c.data.update(name='mnist', resize='pad', flip=False, stack=3, num_stacks=120_000)
   c.train.num_steps = 100_000
   return c

@@ -1,4 +1,5 @@
-"""Data: `sources` (TFDS name -> random access), `pipeline` (source -> global batches), `digits` (needs no download).
+"""Data: `readers` (files in, images out), `preparation` (once: check, decode, keep), `sources` (random access),
+`pipeline` (source -> global batches).
 
-Nothing is imported here, so that a module that needs only one of the three does not pay for TFDS.
+Nothing is imported here, so that a module that needs only one of them does not pay for TFDS.
 """

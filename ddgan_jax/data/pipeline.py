@@ -8,6 +8,7 @@ cursor, a seek costs nothing, and the number of processes, threads or workers ne
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +18,10 @@ import numpy as np
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data.sources import Source
 
-# Streams of randomness. 0, 1 and 2 are the permutations of R, G and B (an image that is not stacked uses 0).
+# Streams of randomness. 0, 1 and 2 are the permutations of R, G and B (an image that is not stacked uses 0); 4, 5 and 6
+# choose the images of a fixed set of stacks.
 _FLIP = 3
+_STACKS = 4
 
 
 def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
@@ -49,6 +52,23 @@ def _indices(seed: int, stream: int, n: int, first: int, count: int) -> np.ndarr
   return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
+@functools.lru_cache(maxsize=1)
+def fixed_stacks(num_stacks: int, n: int) -> np.ndarray:
+  """Which grey images make up a fixed set of stacks: [3, num_stacks] int64 in 0..n-1, read-only.
+
+  Each is drawn by itself, with replacement, whatever the seed of the run is: the set is data, not randomness. (The
+  modulo of 64 random bits is uniform to 1 part in 2**40 for any n here.)
+  """
+  stacks = np.stack([_random_words(0, _STACKS + k, 0, num_stacks) % np.uint64(n) for k in range(3)]).astype(np.int64)
+  stacks.setflags(write=False)
+  return stacks
+
+
+def epoch_size(source: Source, data_config: DataConfig) -> int:
+  """Images (or stacks) in an epoch."""
+  return data_config.num_stacks or len(source)
+
+
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
   """The contiguous block of a global batch that one process holds. Raises ConfigError if it does not divide evenly."""
   if batch_size % process_count:
@@ -63,13 +83,14 @@ def global_batch(
   """Global batch number `step`, or a contiguous block of its rows: a pure function of (seed, step).
 
   Over the steps each image appears exactly once per epoch, also when the batch does not divide the set. With
-  data.stack=3 each channel is a grey image of its own stream of permutations and the label is 100a + 10b + c. With
+  data.stack=3 each channel is a grey image of its own stream of permutations and the label is 100a + 10b + c; with
+  data.num_stacks=M the stacks are a fixed set of M, drawn once, and an epoch is a permutation of those. With
   data.flip each image (after stacking) is mirrored left to right with probability 1/2. Only the images of `rows` are
   read.
 
   Args:
     source: gives uint8 images; image_shape[-1] is 1 if data.stack is 3.
-    data_config: uses batch_size (global), flip and stack.
+    data_config: uses batch_size (global), flip, stack and num_stacks.
     seed: in 0..2**32-1.
     step: 0, 1, …
     rows: rows of the global batch, with step 1.
@@ -79,10 +100,12 @@ def global_batch(
   """
   batch_size = data_config.batch_size
   start, stop, _ = rows.indices(batch_size)
-  gathered = []
-  for stream in range(data_config.stack):
-    indices = _indices(seed, stream, len(source), step * batch_size + start, stop - start)
-    gathered.append(source.gather(indices))
+  first, count = step * batch_size + start, stop - start
+  if data_config.num_stacks:
+    chosen = fixed_stacks(data_config.num_stacks, len(source))
+    gathered = [source.gather(row) for row in chosen[:, _indices(seed, 0, data_config.num_stacks, first, count)]]
+  else:
+    gathered = [source.gather(_indices(seed, k, len(source), first, count)) for k in range(data_config.stack)]
   if data_config.stack == 1:
     pixels, label = gathered[0]
   else:
@@ -98,6 +121,13 @@ def global_batch(
   return {'image': image, 'label': label.astype(np.int32, copy=False)}
 
 
+def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
+  """The first images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8, n at most `count`."""
+  count = min(count, epoch_size(source, data_config))
+  batch = global_batch(source, dataclasses.replace(data_config, batch_size=count), seed, 0)
+  return np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
+
+
 def batches(
     source: Source,
     data_config: DataConfig,
@@ -110,9 +140,10 @@ def batches(
   """This process's rows of the global batches start_step .. num_steps - 1, read ahead of use.
 
   Rows are contiguous blocks, so that the processes' rows, laid one after the other, are the global batch for any number
-  of processes. Threads read ahead; data.num_workers processes do, if that is above 0 and the source has to decode (a
-  source in memory only indexes, which processes would slow down). Workers import the main script again, so it must do
-  its work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
+  of processes. Threads read ahead; data.num_workers processes do, if that is above 0 and the source has to decode
+  (data.cache = 'none'; an array is only indexed, which processes would slow down). Workers import the main script
+  again, so it must do its work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads
+  and workers.
 
   Args:
     source: see `load_source`.
@@ -135,10 +166,8 @@ def batches(
         f'data.stack: found 3, which stacks grey images, but the source has {source.image_shape[-1]} channels')
   # Not inside the generator: the checks above should not wait for the first `next`.
   make_batch = functools.partial(_process_batch, source, data_config, seed, rows)
-  # A source in memory would have to be copied into every worker.
-  num_workers = 0 if source.in_memory else data_config.num_workers
-  # A thread makes a whole batch. Two keep ahead of the devices where a batch is mere indexing; decoding takes more.
-  num_threads = 2 if source.in_memory or num_workers else 16
+  num_workers = data_config.num_workers if source.decodes else 0
+  num_threads = 2 if num_workers else source.num_threads  # each makes a whole batch
   return _iterate(make_batch, start_step, num_steps, num_threads, num_workers)
 
 

@@ -1,146 +1,299 @@
-"""Preparation: TFDS downloads a data set once and writes it as array_record, or says in one sentence why it cannot."""
+"""Preparation: every image of a reader is decoded and checked once, and kept as one array of uint8 that is mapped.
+
+A prepared set is a folder of plain files under `data.cache_dir`: `images.npy` [N, H, W, C] uint8, `labels.npy` [N]
+int32 and `meta.json`. It is written under another name and renamed when it is whole; after a kill the work goes on
+where it was.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib.util
-import io
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
 import os
+import pathlib
 import re
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
-from absl import logging
+import filelock
+import numpy as np
 
-from ddgan_jax.config import ConfigError, DataConfig, UserError
+from ddgan_jax.config import DataConfig
+from ddgan_jax.data import images, journal
+from ddgan_jax.data.readers import DataError, Reader, stamp
 
-
-class DataError(UserError):
-  """The data set cannot be downloaded, prepared or read here; the sentence says what to do instead."""
-
-
-def find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
-  from ddgan_jax.data import digits  # noqa: F401, importing it registers the name with TFDS.
-
-  try:
-    return tfds.builder(data_config.name, data_dir=os.path.expanduser(data_config.data_dir) or None)
-  except tfds.core.DatasetNotFoundError as e:
-    # TFDS's own message lists all its names and hides the suggestion below them.
-    names = tfds.list_builders(with_community_datasets=False)  # The community's list would be downloaded.
-    close = difflib.get_close_matches(data_config.name.split('/')[0], names, n=1)
-    hint = f'did you mean {close[0]!r}?' if close else 'must be `digits` or a name of the TFDS catalogue'
-    raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS does not know; {hint}') from e
-  except Exception as e:  # Whatever a builder's constructor raises: a bad config or version, unreadable metadata.
-    raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS cannot open: {one_line(e)}') from e
+# Raised whenever the same config and data would be written otherwise: a set of another version is prepared anew.
+VERSION = 1
+_ENOUGH_BAD = 20  # without data.skip_bad, the check ends after so many
 
 
-def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  # TFDS warns of a "variant folder without dataset_info.json" when the answer is no.
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    return builder.is_prepared()
-  finally:
-    logging.set_verbosity(verbosity)
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A prepared set on disk.
 
-
-def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.core.DatasetBuilder:
-  """Downloads and writes array_record files; returns a builder that reads them, or raises DataError."""
-  name, data_dir = data_config.name, builder.data_dir_root
-  manual_dir = data_dir / 'downloads' / 'manual'
-  instead = f'copy a prepared {name} to {builder.data_dir} (or point --config.data.data_dir to where it is)'
-  if builder.name == 'lsun' and importlib.util.find_spec('tensorflow_io') is None:
-    # TFDS would find out only after a download of up to 43 GiB.
-    raise DataError(
-        f'{name} is not prepared in {data_dir}, and TFDS cannot prepare it here, since it reads the LMDB archives with '
-        f'tensorflow_io, which is not installed (and has no release for current TensorFlow); {instead}.')
-  if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-    archive = getattr(builder.builder_config, 'file_name', '')
-    if not (manual_dir / archive).exists() or not any(manual_dir.iterdir()):
-      raise DataError(
-          f'{name} is not prepared in {data_dir}, and its archive has to be placed by hand: put {archive or "it"} into '
-          f'{manual_dir}, or {instead}. TFDS says: {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}')
-
-  quiet = contextlib.ExitStack()
-  if builder.name == 'digits':
-    # Half a second of local work; bars and banners would only push the run's first lines away.
-    quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
-  _refuse_unreachable(builder, manual_dir, instead)
-  try:
-    with quiet:
-      builder.download_and_prepare(
-          file_format='array_record', download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  except Exception as e:
-    # Of two processes that prepare the same set at once, TFDS lets the first rename its folder into place and fails the
-    # second, for which the data is there all the same.
-    if not is_prepared(builder):
-      if isinstance(e, UserError):
-        raise
-      raise DataError(
-          f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Mend this, or {instead}.'
-      ) from e
-  # A new one, since a builder reads the metadata (splits, class names) when it is made.
-  builder = find_builder(data_config)
-  if not is_prepared(builder):
-    # TFDS takes any folder of this name for a prepared set and does nothing.
-    raise DataError(
-        f'{builder.data_dir} has no dataset_info.json, so it is an incomplete copy; remove it, or {instead}.')
-  return builder
-
-
-def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, instead: str) -> None:
-  """Makes `builder` check the server before a download, where TFDS would retry eight times (204 s) without network.
-
-  The hook sits where TFDS has found neither a cached nor a hand-placed archive, because the registered URLs alone do
-  not say which of them this configuration needs. Its names are private to TFDS: where they are gone, the failure only
-  comes later.
+  Attributes:
+    folder: where it is.
+    count: N, usable images.
+    shape: (H, W, C).
+    has_pixels: whether images.npy exists (data.cache = 'array').
+    has_labels, num_classes, class_names: see `readers.Reader`.
+    skipped: (name, reason) of what data.skip_bad left out.
+    notes: remarks of the reader.
+    checksum: CRC-32 of all pixels and of all labels, in order, as 16 hexadecimal digits: the same for equal sets.
   """
-  make_manager = getattr(builder, '_make_download_manager', None)
-  url_infos = builder.url_infos or {}
-  if make_manager is None:
-    return
 
-  def make_checked_manager(*args, **kwargs):
-    manager = make_manager(*args, **kwargs)
-    download = getattr(manager, '_download', None)
-    if download is None:
-      return manager
+  folder: pathlib.Path
+  count: int
+  shape: tuple[int, int, int]
+  has_pixels: bool
+  has_labels: bool
+  num_classes: int | None
+  class_names: tuple[str, ...] | None
+  skipped: tuple[tuple[str, str], ...]
+  notes: tuple[str, ...]
+  checksum: str
 
-    def checked_download(resource):
-      cause = _unreachable(resource.url)
-      if cause:
-        archive = getattr(url_infos.get(resource.url), 'filename', None)
-        others = ' (and its other archives)' if len(url_infos) > 1 else ''
-        place = f'put {archive}{others} into {manual_dir}, or ' if archive else ''
-        raise DataError(
-            f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {resource.url} cannot be reached '
-            f'({cause}); {place}{instead}.')
-      return download(resource)
+  def images(self, in_memory: bool) -> np.ndarray:
+    """[N, H, W, C] uint8, read or mapped."""
+    return np.load(self.folder / 'images.npy', mmap_mode=None if in_memory else 'r')
 
-    manager._download = checked_download
-    return manager
+  def labels(self) -> np.ndarray:
+    """[N] int32, all 0 if there are none."""
+    return np.load(self.folder / 'labels.npy')
 
-  builder._make_download_manager = make_checked_manager
+  def kept(self) -> np.ndarray:
+    """[N] int64, the reader's index of each image; only without pixels."""
+    return np.load(self.folder / 'kept.npy')
 
 
-def _unreachable(url: str) -> str:
-  """Why no server answers at `url`, or '' if one does (whatever it answers)."""
-  # As TFDS downloads: with the same library, proxies and certificates.
-  import requests
+def folder_of(data_config: DataConfig) -> pathlib.Path:
+  """Where the prepared set of these fields lies."""
+  identity = _identity(data_config)
+  key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+  name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
+  size = data_config.image_size
+  base = data_config.cache_dir or os.path.join(
+      os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'ddgan_jax', 'data')
+  return pathlib.Path(base).expanduser() / f'{name}-{size}x{size}x{images.channels(data_config)}-{key}'
 
+
+def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | None:
+  """The prepared set of these fields if it is whole, of this version and of this fingerprint.
+
+  Without a fingerprint it is enough that the file that its reader watched, if it is still there, is as it was.
+
+  Raises:
+    DataError: images were left out of it, but data.skip_bad is False.
+  """
+  folder = folder_of(data_config)
   try:
-    requests.head(url, timeout=(3, 10), allow_redirects=True).close()
-  except requests.ReadTimeout:
-    return ''  # Slow, but there.
-  except requests.exceptions.InvalidSchema:
-    return ''  # Not http: TFDS has other ways.
-  except requests.RequestException as e:
-    return type(e).__name__
-  return ''
+    meta = _read_meta(folder)
+    if meta is None or meta['version'] != VERSION or fingerprint not in (None, meta['fingerprint']):
+      return None
+    watched = meta['watched']
+    if fingerprint is None and os.path.exists(watched) and stamp(watched) != meta['watched_stamp']:
+      return None
+    prepared = Prepared(
+        folder, meta['count'], tuple(meta['shape']), meta['has_pixels'], meta['has_labels'], meta['num_classes'],
+        meta['class_names'] and tuple(meta['class_names']), tuple(map(tuple, meta['skipped'])), tuple(meta['notes']),
+        meta['checksum'])
+    if not _is_whole(prepared):
+      return None
+  except (KeyError, TypeError):  # something else's meta.json
+    return None
+  if prepared.skipped and not data_config.skip_bad:
+    total = prepared.count + len(prepared.skipped)
+    raise DataError(_refusal(prepared.skipped, total, total, meta['title'], meta['hint'], folder / 'meta.json'))
+  return prepared
 
 
-def one_line(message: Any, limit: int = 400) -> str:
-  text = re.sub(r'\s+', ' ', str(message)).strip().rstrip('.')
-  return text if len(text) <= limit else text[:limit] + '…'
+def prepare(
+    reader: Reader, data_config: DataConfig, say: Callable[[str], None], anew: bool = False
+) -> Prepared:
+  """Gives the prepared set of `reader`, writing it first if it is not there, was half written, or is out of date.
+
+  Several processes may call this at once: one writes, the others wait.
+
+  Args:
+    reader: the images.
+    data_config: uses all but batch_size, flip, num_stacks, num_workers.
+    say: gets a sentence about what is done and why.
+    anew: do it again even if it has been done.
+
+  Raises:
+    DataError: images cannot be used and data.skip_bad is False (the sentence lists the first of them), none can be
+      used, or there is no space for the result.
+  """
+  fingerprint = reader.fingerprint()
+  prepared = None if anew else find(data_config, fingerprint)
+  if prepared:
+    return prepared
+  folder = folder_of(data_config)
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(f'{folder}.lock')
+    try:
+      lock.acquire(timeout=0.1)
+    except filelock.Timeout:
+      say(f'Waiting for another process that prepares {reader.title}.')
+      lock.acquire()
+  except OSError as e:
+    raise DataError(
+        f'{folder.parent}: cannot be written to ({e.strerror}); choose another --config.data.cache_dir') from e
+  try:
+    if anew:
+      shutil.rmtree(_partial(folder), ignore_errors=True)
+    else:
+      prepared = find(data_config, fingerprint)  # another process may just have written it
+      if prepared:
+        return prepared
+      if folder.exists():
+        say(f'{folder}: {_why_anew(folder, fingerprint)}; it is prepared anew.')
+    try:
+      _write(reader, data_config, fingerprint, folder, say)
+    except OSError as e:
+      raise DataError(f'{e.filename or folder}: {e.strerror or e}; free some space, or choose another '
+                      '--config.data.cache_dir') from e
+    prepared = find(data_config, fingerprint)
+    assert prepared, folder
+    return prepared
+  finally:
+    lock.release()
+
+
+def _identity(data_config: DataConfig) -> dict[str, Any]:
+  if data_config.path:
+    path, data_dir = os.path.realpath(os.path.expanduser(data_config.path)), ''
+  else:
+    path = data_config.name.replace('/', '_')
+    data_dir = data_config.data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    data_dir = data_dir if '://' in data_dir else os.path.realpath(os.path.expanduser(data_dir))
+  return {
+      'name': data_config.name, 'path': path, 'data_dir': data_dir,
+      'split': data_config.split, 'image_size': data_config.image_size, 'channels': images.channels(data_config),
+      'resize': data_config.resize, 'cache': data_config.cache}
+
+
+def _partial(folder: pathlib.Path) -> pathlib.Path:
+  return folder.with_name(folder.name + '.partial')
+
+
+def _read_meta(folder: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    meta = json.loads((folder / 'meta.json').read_text())
+    return meta if isinstance(meta.get('version'), int) else None
+  except (OSError, ValueError, AttributeError):
+    return None
+
+
+def _is_whole(prepared: Prepared) -> bool:
+  """Whether the files have the lengths that they should."""
+  try:
+    if len(prepared.labels()) != prepared.count:
+      return False
+    if prepared.has_pixels:
+      pixels = prepared.images(in_memory=False)
+      return pixels.shape == (prepared.count, *prepared.shape) and pixels.dtype == np.uint8
+    return len(prepared.kept()) == prepared.count
+  except (OSError, ValueError, EOFError):
+    return False
+
+
+def _why_anew(folder: pathlib.Path, fingerprint: str) -> str:
+  meta = _read_meta(folder)
+  if meta is None or 'fingerprint' not in meta:
+    return 'was half written'
+  if meta['version'] != VERSION:
+    return f'was written by another version (its format is {meta["version"]}, here it is {VERSION})'
+  if meta['fingerprint'] != fingerprint:
+    return f'the data have changed since ({meta["count"]:,} images then)'
+  return 'is damaged (a file is missing or has the wrong length)'
+
+
+def _refusal(bad: Sequence[tuple[str, str]], checked: int, total: int, title: str, hint: str, file: Any) -> str:
+  first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
+  more = f'; and {len(bad) - 5:,} more, listed in {file}' if len(bad) > 5 else ''
+  among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
+  advice = f'{hint} would be right for some; otherwise mend' if hint else 'mend'
+  return printable(
+      f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}. {advice[0].upper()}{advice[1:]} or '
+      'remove them, or set --config.data.skip_bad=True to leave them out')
+
+
+def printable(text: str) -> str:
+  """Names of files need not be Unicode."""
+  return text.encode('utf-8', 'backslashreplace').decode()
+
+
+def _write(
+    reader: Reader, data_config: DataConfig, fingerprint: str, folder: pathlib.Path, say: Callable[[str], None],
+) -> None:
+  """Fills `<folder>.partial`, going on where a killed call left it, and renames it to `folder`."""
+  import tqdm
+
+  shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
+  has_pixels = data_config.cache == 'array'
+  size = int(np.prod(shape))
+  partial = _partial(folder)
+  work = journal.Journal.open(
+      partial, f'{VERSION} {fingerprint}', reader.bad, size if has_pixels else 0, doubt=not data_config.skip_bad)
+  total = len(reader)
+  if has_pixels:
+    needed = (total - work.done) * size
+    free = shutil.disk_usage(partial).free
+    if free < needed:
+      raise DataError(
+          f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
+          f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; choose another --config.data.cache_dir, or '
+          '--config.data.cache=none to decode the images each time they are needed')
+  if work.done:
+    say(f'{reader.title}: going on at image {work.done:,} of {total:,}.')
+
+  def read(numbers: range) -> list[tuple[np.ndarray, int] | images.BadImage]:
+    found = reader.read_many(numbers)
+    for k, item in enumerate(found):
+      if not isinstance(item, images.BadImage):
+        try:
+          found[k] = images.decode(item[0], data_config), item[1]
+        except images.BadImage as e:
+          found[k] = e
+    return found
+
+  chunk = max(16, min(1024, 2**24 // size))
+  # PIL decodes and resizes without holding the interpreter.
+  workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool, tqdm.tqdm(
+      total=total, initial=work.done, desc=f'Preparing {reader.title}', unit=' images', delay=1.0,
+      mininterval=0.5, dynamic_ncols=True) as bar:
+    while work.done < total:
+      if len(work.bad) >= _ENOUGH_BAD and not data_config.skip_bad:
+        break
+      numbers = range(work.done, min(work.done + chunk, total))
+      parts = [numbers[k:k + 32] for k in range(0, len(numbers), 32)]
+      work.append(numbers, [item for part in pool.map(read, parts) for item in part], reader.name)
+      bar.update(len(numbers))
+  if work.bad and not data_config.skip_bad:
+    file = partial / 'refused.txt'
+    text = ''.join(f'{name} {reason}\n' for name, reason in work.bad)
+    file.write_text(text, 'utf-8', 'backslashreplace')
+    listed = len(reader.bad)
+    raise DataError(_refusal(work.bad, work.done + listed, total + listed, reader.title, work.hint, file))
+  if not work.kept:
+    first = '; '.join(f'{name} {reason}' for name, reason in work.bad[:3])
+    raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))
+  work.finish(shape, has_pixels)
+  meta = {
+      'version': VERSION, 'title': reader.title, 'fingerprint': fingerprint, 'config': _identity(data_config),
+      'count': work.kept, 'shape': shape, 'has_pixels': has_pixels, 'has_labels': reader.has_labels,
+      'num_classes': reader.num_classes, 'class_names': reader.class_names, 'skipped': work.bad,
+      'notes': list(reader.notes), 'checksum': f'{work.pixels_crc:08x}{work.labels_crc:08x}', 'hint': work.hint,
+      'watched': reader.watched, 'watched_stamp': stamp(reader.watched) if reader.watched else ''}
+  (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
+  journal.sync(partial)
+  if folder.exists():
+    shutil.rmtree(folder)
+  partial.rename(folder)
+  journal.clean(folder)  # last, so that a kill anywhere above leaves all that is needed to go on

@@ -1,0 +1,35 @@
+"""Your own images, at 8, 16, 32, 64, 128 or 256 pixels (after the colon; 64 if nothing is said).
+
+    python -m ddgan_jax.main --config configs/folder.py:32 --config.data.path=photos
+
+`photos` is a directory tree of PNG, JPEG, WebP, … of any sizes; folders of classes become labels. Each image is shrunk
+on its shorter side and cropped to the centre, smaller ones are enlarged. `--config.data.name=zip` (or npz, lmdb) reads
+those.
+
+8 and 16 pixels train on a laptop (the network of `digits.py`); 32 and 64 are the CIFAR-10 recipe, 128 and 256 that of
+CelebA-HQ with T = 4, and want GPUs. Not a published recipe: with few images watch the samples for copies of them.
+"""
+
+import ml_collections
+
+from configs import celebahq_256, cifar10, digits
+
+_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def get_config(image_size: str = '64') -> ml_collections.ConfigDict:
+  if image_size not in map(str, _SIZES):
+    raise ValueError(f'found image size {image_size!r}, must be one of {", ".join(map(str, _SIZES))}')
+  size = int(image_size)
+  if size <= 16:
+    c = digits.get_config()
+    c.generator.ch_mult = (1, 2) if size == 8 else (1, 2, 2)
+  elif size <= 64:
+    c = cifar10.get_config()
+    c.train.num_steps = 200_000
+  else:
+    c = celebahq_256.get_config()
+    c.diffusion.num_timesteps = 4
+    c.generator.ch_mult = (1, 1, 2, 2, 4, 4) if size == 256 else (1, 1, 2, 4, 4)
+  c.data.update(name='folder', path='', image_size=size, num_channels=3, resize='cover', flip=False)
+  return c

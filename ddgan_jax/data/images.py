@@ -1,0 +1,145 @@
+"""Images: one encoded file or one array in, uint8 pixels of the size and channels that the networks see out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ddgan_jax.config import DataConfig
+
+# Files of a folder or zip with another ending are left alone (and counted).
+EXTENSIONS = (
+    '.avif', '.bmp', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
+    '.tga', '.tif', '.tiff', '.webp')
+
+
+class BadImage(ValueError):
+  """This image cannot be used. The message reads on from the image's name; `hint` is what the user can do."""
+
+  def __init__(self, reason: str, hint: str = ''):
+    super().__init__(reason)
+    self.hint = hint
+
+
+def channels(data_config: DataConfig) -> int:
+  """C of a single image: stacking happens later, on grey images."""
+  return 1 if data_config.stack == 3 else data_config.num_channels
+
+
+def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
+  """Decodes, turns upright, converts and resizes one image.
+
+  The first frame of an animation is taken; EXIF orientation is applied; what is transparent is laid over white; 16 bits
+  become 8 (grey: x / 257, rounded; colour: Pillow drops the lower byte); CMYK, palettes and other modes are converted;
+  grey is repeated into RGB and RGB becomes grey (ITU-R 601 luma) as data.num_channels asks; then `data.resize` decides
+  about the size.
+
+  Args:
+    raw: an encoded image, or [H, W, C] uint8 with C of 1, 3 or 4 (the last is alpha).
+    data_config: uses image_size, num_channels, stack and resize.
+
+  Returns:
+    [image_size, image_size, C] uint8.
+
+  Raises:
+    BadImage: it is empty, no image, damaged, or of a size that data.resize does not take.
+  """
+  image = _fit(_convert(_open(raw), 'L' if channels(data_config) == 1 else 'RGB'), data_config)
+  return np.asarray(image).reshape(data_config.image_size, data_config.image_size, channels(data_config))
+
+
+def is_encoded(raw: bytes) -> bool:
+  """Whether `raw` begins as an image file does."""
+  try:
+    Image.open(io.BytesIO(raw))
+  except Exception:
+    return False
+  return True
+
+
+def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str, str]:
+  """What data.resize has against images of this size, and what would be right; ('', '') if it takes them."""
+  size, resize = data_config.image_size, data_config.resize
+  if (height, width) == (size, size):
+    return '', ''
+  larger = min(height, width) >= size
+  fits = max(height, width) <= size
+  whole = (f'--config.data.image_size={height}, or ' if height == width else '')
+  shrink = '--config.data.resize=crop (shrink, then crop the centre)'
+  enlarge = '--config.data.resize=cover (crop, and enlarge what is smaller)'
+  pad = '--config.data.resize=pad (centre on black)'
+  if resize == 'none':
+    hint = whole + (shrink if larger else f'{pad} or {enlarge}' if fits else enlarge)
+    return f"is {height}x{width} and data.image_size is {size}, with data.resize='none'", hint
+  if resize == 'crop' and not larger:
+    hint = whole + (f'{pad} or {enlarge}' if fits else enlarge)
+    return f'is {height}x{width}, smaller than data.image_size={size}', hint
+  if resize == 'pad' and not fits:
+    return (f"is {height}x{width} and data.image_size is {size}, and data.resize='pad' never shrinks",
+            shrink if larger else enlarge)
+  return '', ''
+
+
+def _open(raw: bytes | np.ndarray) -> Image.Image:
+  if isinstance(raw, np.ndarray):
+    return Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
+  if not raw:
+    raise BadImage('is empty (0 bytes)')
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of odd metadata, and of sizes that are large but below the limit
+      image = Image.open(io.BytesIO(raw))
+      image.load()
+  except UnidentifiedImageError as e:
+    raise BadImage('is not an image') from e
+  except Image.DecompressionBombError as e:
+    raise BadImage('has more pixels than Pillow takes for harmless', 'enlarge PIL.Image.MAX_IMAGE_PIXELS') from e
+  except Exception as e:  # Each of Pillow's decoders has its own way to fail; `OSError` is a truncated file.
+    raise BadImage(f'is truncated or damaged ({str(e) or type(e).__name__})') from e
+  with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation: there is none to apply.
+    ImageOps.exif_transpose(image, in_place=True)
+  return image
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+  if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM'):
+    pixels = np.asarray(image).astype(np.int64)
+    transparent = image.info.get('transparency')
+    if transparent is not None:
+      pixels = np.where(pixels == transparent, 65_535, pixels)
+    image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+  elif image.mode in ('I', 'F'):
+    raise BadImage(f'has {"32-bit" if image.mode == "I" else "floating point"} pixels, must be 8 or 16 bits')
+  elif image.has_transparency_data:
+    image = image.convert('RGBA')
+    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+  try:
+    return image.convert(mode)
+  except ValueError as e:
+    raise BadImage(f'has the colour mode {image.mode}, which cannot become {mode}') from e
+
+
+def _fit(image: Image.Image, data_config: DataConfig) -> Image.Image:
+  size = data_config.image_size
+  width, height = image.size
+  problem, hint = size_problem(height, width, data_config)
+  if problem:
+    raise BadImage(problem, hint)
+  if (width, height) == (size, size):
+    return image
+  if data_config.resize == 'pad':
+    canvas = Image.new(image.mode, (size, size))
+    canvas.paste(image, ((size - width) // 2, (size - height) // 2))
+    return canvas
+  shorter = min(width, height)
+  if shorter == size:
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+  # The centre alone: the whole of a panorama would take gigabytes to enlarge.
+  left, top = (width - shorter) / 2, (height - shorter) / 2
+  filter_ = Image.Resampling.LANCZOS if size < shorter else Image.Resampling.BICUBIC
+  return image.resize((size, size), filter_, box=(left, top, left + shorter, top + shorter))

@@ -1,0 +1,199 @@
+"""Tests of data.images: every kind of image file and array becomes the pixels that it shows."""
+
+import contextlib
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddgan_jax.config import DataConfig
+from ddgan_jax.data import images
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (6, 6), np.uint8)
+RGB = RNG.integers(0, 256, (6, 6, 3), np.uint8)
+
+
+def encode(image, kind='png', **options):
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image)
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def decode(raw, size=6, channels=3, **fields):
+  return images.decode(raw, DataConfig(image_size=size, num_channels=channels, **fields))
+
+
+@pytest.mark.parametrize('kind, options', [
+    ('png', {}), ('webp', {'lossless': True}), ('bmp', {}), ('tiff', {}), ('ppm', {}), ('tga', {})])
+def test_lossless_formats_give_their_pixels(kind, options):
+  np.testing.assert_array_equal(decode(encode(RGB, kind, **options)), RGB)
+
+
+def test_jpeg_gives_nearly_its_pixels():
+  smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
+  assert np.abs(decode(encode(smooth, 'jpeg', quality=98, subsampling=0), 16).astype(int) - smooth).max() <= 4
+
+
+def test_channels_are_converted():
+  np.testing.assert_array_equal(decode(encode(GREY)), np.repeat(GREY[..., None], 3, 2))
+  np.testing.assert_array_equal(decode(encode(GREY), channels=1)[..., 0], GREY)
+  luma = RGB @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
+  assert np.abs(decode(encode(RGB), channels=1)[..., 0] - luma).max() <= 0.51
+  assert decode(encode(GREY), channels=3, stack=3).shape == (6, 6, 1)  # stacked later
+
+
+def test_transparency_is_laid_over_white():
+  alpha = RNG.integers(0, 256, (6, 6), np.uint8)
+  over = RGB * (alpha[..., None] / 255) + 255 - alpha[..., None].astype(float)
+  rgba = np.dstack([RGB, alpha])
+  assert np.abs(decode(encode(rgba)) - over).max() <= 1
+  assert np.abs(decode(rgba) - over).max() <= 1  # an array with alpha
+  grey_over = GREY * (alpha / 255) + 255 - alpha.astype(float)
+  la = Image.merge('LA', [Image.fromarray(GREY), Image.fromarray(alpha)])
+  assert np.abs(decode(encode(la), channels=1)[..., 0] - grey_over).max() <= 1
+
+
+def test_palettes_are_looked_up():
+  palette = Image.fromarray(GREY % 4, 'P')
+  colours = [255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9]
+  palette.putpalette(colours)
+  expected = np.array(colours).reshape(4, 3)[GREY % 4]
+  np.testing.assert_array_equal(decode(encode(palette)), expected)
+  expected[GREY % 4 == 2] = 255  # transparent, so white
+  np.testing.assert_array_equal(decode(encode(palette, transparency=2)), expected)
+  np.testing.assert_array_equal(decode(encode(palette, 'gif', transparency=2)), expected)
+
+
+@pytest.mark.parametrize('kind', ['png', 'tiff'])
+def test_sixteen_bits_become_eight(kind):
+  deep = np.arange(36, dtype=np.uint16).reshape(6, 6) * 1872
+  np.testing.assert_array_equal(decode(encode(deep, kind), channels=1)[..., 0], np.round(deep / 257))
+
+
+def test_sixteen_bits_with_a_transparent_grey():
+  file = io.BytesIO()
+  Image.fromarray(np.array([[1000, 65_535], [0, 1000]], np.uint16)).save(file, 'png', transparency=1000)
+  assert decode(file.getvalue(), 2, 1)[..., 0].tolist() == [[255, 255], [0, 255]]
+
+
+def test_cmyk_and_bitmaps_are_converted():
+  ink = Image.new('CMYK', (6, 6), (0, 255, 255, 0))  # no cyan: red
+  assert np.abs(decode(encode(ink, 'jpeg', quality=100)).astype(int) - [255, 0, 0]).max() <= 2
+  bits = Image.fromarray(GREY > 127)
+  np.testing.assert_array_equal(decode(encode(bits), channels=1)[..., 0], (GREY > 127) * 255)
+
+
+@pytest.mark.parametrize('kind, options', [('gif', {}), ('webp', {'lossless': True}), ('png', {})])
+def test_an_animation_gives_its_first_frame(kind, options):
+  first, second = Image.new('RGB', (6, 6), (255, 0, 0)), Image.new('RGB', (6, 6), (0, 0, 255))
+  raw = encode(first, kind, save_all=True, append_images=[second], duration=100, **options)
+  assert Image.open(io.BytesIO(raw)).n_frames == 2
+  np.testing.assert_array_equal(decode(raw), np.full((6, 6, 3), [255, 0, 0]))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_turns_the_image_upright(orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  upright = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.uint8) * 20
+  # What a camera stores, from the definition in EXIF 2.32, 4.6.4 A: where row 0 and column 0 of the file are.
+  stored = {
+      1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.T,
+      6: np.rot90(upright), 7: np.rot90(upright, 2).T, 8: np.rot90(upright, -1)}[orientation]
+  raw = encode(np.ascontiguousarray(stored), 'png', exif=exif)
+  np.testing.assert_array_equal(decode(raw, 3, 1)[..., 0], upright)
+
+
+# Sizes
+
+
+def test_crop_takes_the_centre_of_the_longer_side():
+  wide = RNG.integers(0, 256, (4, 8, 3), np.uint8)
+  np.testing.assert_array_equal(decode(encode(wide), 4, resize='crop'), wide[:, 2:6])
+  tall = wide.transpose(1, 0, 2)
+  np.testing.assert_array_equal(decode(encode(tall), 4, resize='cover'), tall[2:6])
+
+
+def test_crop_shrinks_without_aliasing():
+  checkers = (np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)
+  # Taking every fourth pixel would give 0 or 255 throughout.
+  assert np.abs(decode(encode(checkers), 8, resize='crop')[1:-1, 1:-1].astype(int) - 127.5).max() < 8
+
+
+def test_cover_enlarges_and_crop_refuses_to():
+  steps = np.repeat(np.arange(0, 250, 10, dtype=np.uint8)[None], 20, 0)  # [20, 25]
+  large = decode(encode(steps), 80, channels=1, resize='cover')[..., 0].astype(int)
+  # Four times as large, so a slope of 2.5 a pixel, of the middle 20 columns.
+  assert np.abs(np.diff(large[40, 2:-2]) - 2.5).max() <= 1 and abs(large[40].mean() - steps[0].mean()) < 7
+  with pytest.raises(images.BadImage, match='is 20x25, smaller than data.image_size=80') as error:
+    decode(encode(steps), 80, resize='crop')
+  assert 'resize=pad' in error.value.hint and 'resize=cover' in error.value.hint
+
+
+def test_a_panorama_is_cropped_before_it_is_enlarged():
+  stripe = np.zeros((1, 60_000), np.uint8)
+  stripe[:, 29_900:30_100] = 200
+  assert (decode(encode(stripe), 64, channels=1, resize='cover') == 200).all()
+
+
+def test_pad_centres_on_black():
+  padded = decode(encode(RGB), 10, resize='pad')
+  np.testing.assert_array_equal(padded[2:8, 2:8], RGB)
+  assert padded.sum(dtype=int) == RGB.sum(dtype=int)
+
+
+@pytest.mark.parametrize('shape, size, resize, reason, hint', [
+    ((6, 6), 8, 'none', "is 6x6 and data.image_size is 8, with data.resize='none'", 'image_size=6, or .*pad.*cover'),
+    ((9, 9), 8, 'none', 'is 9x9 and', 'data.image_size=9, or .*resize=crop'),
+    ((6, 9), 8, 'none', 'is 6x9 and', 'resize=cover'),
+    ((6, 9), 8, 'crop', 'is 6x9, smaller than data.image_size=8', 'resize=cover'),
+    ((9, 9), 8, 'pad', "data.resize='pad' never shrinks", 'resize=crop'),
+    ((6, 9), 8, 'pad', 'never shrinks', 'resize=cover'),
+])
+def test_a_size_that_the_rule_does_not_take(shape, size, resize, reason, hint):
+  with pytest.raises(images.BadImage, match=reason) as error:
+    decode(encode(np.zeros(shape, np.uint8)), size, resize=resize)
+  assert re.search(hint, error.value.hint)
+
+
+# What is no image
+
+
+@pytest.mark.parametrize('raw, reason', [
+    (b'', r'is empty \(0 bytes\)'),
+    (b'These are notes, not pixels.', 'is not an image'),
+    (encode(RGB)[:60], 'is truncated or damaged'),
+    (encode(np.tile(RGB, (20, 20, 1)), 'jpeg')[:1500], 'is truncated or damaged'),
+    (encode(np.tile(RGB, (20, 20, 1)), 'webp')[:1500], 'is'),
+    (encode(Image.fromarray(RNG.random((6, 6), np.float32)), 'tiff'), 'has floating point pixels'),
+    (encode(Image.fromarray(np.array([[70_000] * 6] * 6, np.int32)), 'tiff'), 'has 32-bit pixels'),
+])
+def test_what_is_no_image_is_refused(raw, reason):
+  with pytest.raises(images.BadImage, match=reason):
+    decode(raw)
+
+
+def test_no_damage_passes_for_another_error():
+  # Cut or overwritten anywhere, an image is decoded or is a BadImage; nothing else escapes.
+  for kind in ('png', 'jpeg', 'gif', 'webp', 'tiff', 'bmp', 'tga', 'jpeg2000', 'avif'):
+    whole = encode(RGB, kind)
+    for _ in range(100):
+      raw = bytearray(whole)
+      if RNG.random() < 0.5:
+        raw = raw[:RNG.integers(len(raw))]
+      for _ in range(RNG.integers(4)):
+        if raw:
+          raw[RNG.integers(len(raw))] = RNG.integers(256)
+      with contextlib.suppress(images.BadImage):
+        assert decode(bytes(raw), resize='cover').shape == (6, 6, 3)
+
+
+def test_a_bomb_is_refused(monkeypatch):
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
+  with pytest.raises(images.BadImage, match='more pixels than Pillow takes'):
+    decode(encode(RGB))
