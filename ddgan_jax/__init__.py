@@ -31,13 +31,13 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
 
   Args:
     workdir: the run's folder.
-    step: which checkpoint; by default the newest.
+    step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
 
   Returns:
     A `Run`; its parameters are on the first device.
 
   Raises:
-    config.UserError: no run, no checkpoint, or a damaged one; one sentence.
+    config.UserError: no run, no good checkpoint, or the one asked for is damaged; one sentence.
   """
   import jax
   from etils import epath
@@ -55,9 +55,12 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
   if not steps or (step is not None and step not in steps):
     found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
-  step = steps[-1] if step is None else step
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params = checkpoints.restore_ema(train_state.abstract(config, device).ema_params, step)
+  target = train_state.abstract(config, device).ema_params
+  if step is None:
+    params, step = checkpoints.restore_newest_ema(target, say=print)
+  else:
+    params = checkpoints.restore_ema(target, step)
   generator, _ = train_state.make_networks(config)
   schedule = diffusion.make_schedule(**vars(config.diffusion))
   return Run(models.generator_fn(generator, params, schedule), schedule, config, step, params)

@@ -1,22 +1,25 @@
 """Orbax checkpoints of a run: the only file that imports Orbax.
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
-under `digests`, because Orbax does not notice bytes that changed on disk. Orbax writes to a temporary name and renames,
-so a killed save leaves nothing that a restart would read.
+under `digests`, because Orbax does not notice bytes that changed on disk. Orbax writes to a temporary name and renames
+(in a bucket: writes a marker last), so a killed save leaves nothing that a restart would read.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from ddgan_jax import agreement
 from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
@@ -27,41 +30,67 @@ class CheckpointError(UserError):
   """A checkpoint cannot be read or written; nothing that was saved has been changed."""
 
 
+class DamagedError(CheckpointError):
+  """A checkpoint is not what was saved."""
+
+
+class NotFiniteError(CheckpointError):
+  """The state holds NaN or infinity, so it was not saved."""
+
+
 class Checkpoints:
-  """The checkpoints of one workdir.
+  """The checkpoints of one workdir. With several processes each method that reads or writes is called by all.
 
   Args:
     workdir: the run's folder; `checkpoints/` is made in it by the first save.
     keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete.
+    best: a metric's name; the checkpoint with the lowest one stays as well.
   """
 
-  def __init__(self, workdir: str, keep: int = 2):
-    # Absolute: with a relative path Orbax reports success and fails in a background thread.
-    self.folder = epath.Path(workdir).resolve() / _FOLDER
+  def __init__(self, workdir: str, keep: int = 2, best: str | None = None):
+    # Absolute: with a relative path Orbax reports success and fails in a background thread. A bucket's is so already,
+    # and epath would resolve it to a local one.
+    folder = epath.Path(workdir)
+    self.folder = (folder if '://' in str(workdir) else folder.resolve()) / _FOLDER
     if self.folder.exists() and not self.folder.is_dir():
       raise CheckpointError(f'{self.folder}: is a file, must be a folder of checkpoints or absent')
     self._keep = keep
+    self._best = best
     self._manager: ocp.CheckpointManager | None = None
 
   def steps(self) -> list[int]:
-    """Complete checkpoints on disk, oldest first."""
+    """Complete checkpoints on disk, oldest first; some may turn out to be damaged."""
     if not self.folder.exists():
       return []
-    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in self.folder.iterdir()
+                  if path.name.isdigit() and path.is_dir() and ocp.utils.is_checkpoint_finalized(path))
 
   def latest_step(self) -> int | None:
     """The newest checkpoint's step, or None."""
     return max(self.steps(), default=None)
 
-  def save(self, state: TrainState) -> None:
-    """Saves in the background; returns when the state is copied and may be donated. A step saved already is kept."""
+  def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    """Saves in the background; returns when the state is copied and may be donated. A step saved already is kept.
+
+    Args:
+      state: saved under `state.step`.
+      metrics: what is known of its quality, for `best`.
+
+    Raises:
+      NotFiniteError: names the arrays with NaN or infinity.
+      CheckpointError: it cannot be written, or the one before could not.
+    """
     step = int(state.step)
     self.wait()  # Orbax would too; a save under way counts below only when it is complete
-    if step == self.latest_step():
+    if agreement.from_main(step in self.steps()):
       return
+    digests, broken = _digests(state)
+    broken = agreement.shared_text(', '.join(broken[:5]) + (f' and {len(broken) - 5} more' if broken[5:] else ''))
+    if broken:
+      raise NotFiniteError(f'{broken} not finite at step {step:,}, which was not saved')
     try:
-      saved = self._open().save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(_digests(state))))
+      saved = self._open().save(step, metrics=metrics, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)))
       if not saved:
         raise RuntimeError(f'Orbax refused step {step}')
     except Exception as error:
@@ -86,94 +115,153 @@ class Checkpoints:
     """Reads a whole state.
 
     Args:
-      target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct` leaves).
+      target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct` leaves), on any number of devices.
       step: one of `steps()`.
 
     Raises:
-      CheckpointError: names the folder and what is wrong with it.
+      DamagedError: names the folder and what is wrong with it.
+      CheckpointError: the config asks for another state.
     """
-    folder = self.folder / str(step) / 'state'
-    self._check_leaves(folder, target, step)
-    try:
-      restored = ocp.StandardCheckpointer().restore(folder, target)
-    except Exception as error:
-      raise self._read_error(step, error) from error
-    self._check_digests(restored, step)
-    return restored
+
+    def read(folder):
+      return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
+
+    return self._checked(target, step, read)
 
   def restore_ema(self, target: Any, step: int) -> Any:
     """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
-    folder = self.folder / str(step) / 'state'
     partial = {'ema_params': target}
-    self._check_leaves(folder, partial, step)
-    try:
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
-    except Exception as error:
-      raise self._read_error(step, error) from error
-    self._check_digests(restored, step)
-    return restored['ema_params']
+
+    def read(folder):
+      return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(
+          partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
+
+    return self._checked(partial, step, read)['ema_params']
+
+  def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
+    """Reads the newest good state, to go on from it; None if there is no checkpoint.
+
+    Damaged newer ones are renamed to `<step>.damaged`, so that their steps can be saved again.
+
+    Args:
+      target: see `restore`.
+      say: gets a sentence for each checkpoint that was refused.
+
+    Raises:
+      CheckpointError: none is good, or they belong to another config; nothing has been changed.
+    """
+    found = self._walk_back(self.restore, target, say)
+    if found is None:
+      return None
+    if found[2]:
+      self.close()  # Orbax remembers what it has seen
+      agreement.on_main(lambda: [self._set_aside(step, say) for step in found[2]])
+    return found[0]
+
+  def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
+    """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
+    found = self._walk_back(self.restore_ema, target, say)
+    return found and found[:2]
+
+  def _walk_back(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
+    self.wait()
+    refused: dict[int, str] = {}
+    step = self._newest()
+    while step is not None:
+      try:
+        state = restore(target, step)
+      except DamagedError as error:
+        refused[step] = str(error)
+        earlier = self._newest(below=step)
+        if earlier is not None:
+          say(f'{error}; going back to step {earlier:,}.')
+        step = earlier
+        continue
+      return state, step, list(refused)
+    if refused:
+      raise CheckpointError(f'{"; ".join(refused.values())}; no good checkpoint is left and nothing was changed; '
+                            'move these folders away to start again, or choose another --workdir')
+    return None
+
+  def _newest(self, below: int = 2**31 - 1) -> int | None:
+    step = agreement.from_main(max((step for step in self.steps() if step < below), default=-1))
+    return None if step < 0 else step
+
+  def _set_aside(self, step: int, say: Callable[[str], None]) -> None:
+    aside, number = self.folder / f'{step}.damaged', 1
+    while aside.exists():
+      number += 1
+      aside = self.folder / f'{step}.damaged{number}'
+    (self.folder / str(step)).rename(aside)
+    say(f'The damaged checkpoint of step {step:,} is kept as {aside}.')
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      policy = checkpoint_managers.LatestN(self._keep)
+      rank = None
+      if self._best:
+        # Without best_fn Orbax stores no metrics; with max_to_keep beside it, it would delete the newest.
+        rank = lambda metrics: -metrics[self._best]
+        policy = checkpoint_managers.AnyPreservationPolicy([policy, checkpoint_managers.BestN(
+            get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)])
       self._manager = ocp.CheckpointManager(
           self.folder,
           options=ocp.CheckpointManagerOptions(
-              create=True, preservation_policy=checkpoint_managers.LatestN(self._keep)))
+              create=True, preservation_policy=policy, best_fn=rank, cleanup_tmp_directories=True))
     return self._manager
 
-  def _check_leaves(self, folder: epath.Path, target: Any, step: int) -> None:
-    """Compares names, shapes and dtypes first: Orbax casts a wrong dtype silently."""
-    if not folder.exists():
-      found = ', '.join(sorted(path.name for path in folder.parent.iterdir())) or 'nothing'
-      raise CheckpointError(
-          f"{folder.parent}: holds {found} and no 'state', so it is no checkpoint of ddgan_jax or a damaged one; "
-          f'{self._advice(step)}')
+  def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
+    """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
+    folder = self.folder / str(step)
+    restored, error = None, ''
     try:
-      metadata = ocp.StandardCheckpointer().metadata(folder).item_metadata.tree
-    except Exception as error:
-      raise self._read_error(step, error) from error
-    stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+      self._check_leaves(folder, target)
+      restored = read(folder / 'state')
+      expected = ocp.JsonCheckpointHandler().restore(folder / 'digests')
+    except DamagedError as damage:
+      error = str(damage)
+    except CheckpointError:
+      raise  # the same on every process, since all have the same config
+    except Exception as damage:
+      error = f'{folder}: cannot be read ({_first_line(damage)})'
+    error = agreement.shared_text(error)
+    if not error:
+      changed = [name for name, digest in _digests(restored)[0].items() if expected.get(name) != digest]
+      if changed:
+        error = f'{folder}: {changed[0]} is not what was saved (its digest differs)'
+      elif isinstance(restored, TrainState) and int(restored.step) != step:
+        error = f'{folder}: holds step {int(restored.step)}, so it was renamed or copied'
+      error = agreement.shared_text(error)
+    if error:
+      raise DamagedError(error)
+    return restored
+
+  def _check_leaves(self, folder: epath.Path, target: Any) -> None:
+    """Compares names, shapes and dtypes first: Orbax casts a wrong dtype silently."""
+    if not (folder / 'state').exists():
+      found = ', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'
+      raise DamagedError(f"{folder}: holds {found} and no 'state'")
+    metadata = ocp.StandardCheckpointer().metadata(folder / 'state').item_metadata
+    if metadata is None:
+      raise DamagedError(f'{folder}: its list of arrays cannot be read')
+    stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(target):
       name = _name(path)
       if name not in stored:
         raise CheckpointError(
-            f'{folder.parent}: has no {name}, which the config asks for; it belongs to another configuration; '
-            f'{self._advice(step)}')
+            f'{folder}: has no {name}, which the config asks for; it belongs to another configuration; '
+            'nothing was changed; choose another --workdir')
       shape = tuple(stored[name].shape)
       if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         continue  # stored as its uint32 data
       if shape != leaf.shape or stored[name].dtype != leaf.dtype:
         raise CheckpointError(
-            f'{folder.parent}: {name} is {stored[name].dtype}{list(shape)}, but the config asks for '
-            f'{leaf.dtype}{list(leaf.shape)}; {self._advice(step)}')
-
-  def _check_digests(self, restored: Any, step: int) -> None:
-    folder = self.folder / str(step)
-    try:
-      with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        expected = checkpointer.restore(folder / 'digests')
-    except Exception as error:
-      raise self._read_error(step, error) from error
-    for name, digest in _digests(restored).items():
-      if expected.get(name) != digest:
-        raise CheckpointError(f'{folder}: {name} is not what was saved (its digest differs), so the files are damaged; '
-                              f'{self._advice(step)}')
-
-  def _advice(self, step: int) -> str:
-    earlier = [other for other in self.steps() if other < step]
-    go_on = f'to go on from step {earlier[-1]}' if earlier else 'to start again'
-    return f'nothing was changed; move that folder away {go_on}, or choose another --workdir'
-
-  def _read_error(self, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f'{self.folder / str(step)}: cannot be read ({_first_line(error)}); {self._advice(step)}')
+            f'{folder}: {name} is {stored[name].dtype}{list(shape)}, but the config asks for '
+            f'{leaf.dtype}{list(leaf.shape)}; nothing was changed; choose another --workdir')
 
   def _write_error(self, error: Exception) -> CheckpointError:
     last = self.latest_step()
-    kept = 'there is no earlier checkpoint' if last is None else f'the last good checkpoint is step {last}'
+    kept = 'there is no earlier checkpoint' if last is None else f'the last good checkpoint is step {last:,}'
     if is_disk_full(error):
       return CheckpointError(f'{self.folder}: no space left on the device; {kept}; free some and run the same command')
     return CheckpointError(f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); {kept}')
@@ -188,14 +276,23 @@ def is_disk_full(error: BaseException | None) -> bool:
   return False
 
 
-def _digests(tree: Any) -> dict[str, str]:
-  """The first 64 bits of each leaf's SHA-256, by its name."""
-  digests = {}
+def _digests(tree: Any) -> tuple[dict[str, str], list[str]]:
+  """The first 64 bits of each leaf's SHA-256 by its name, and the names of leaves that are not finite.
+
+  Of the whole array's bytes in row-major order, so that a digest does not depend on how the array lies on devices. An
+  array that is spread over processes is gathered for it, one at a time.
+  """
+  digests, broken = {}, []
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    digests[_name(path)] = hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest()[:16]
-  return digests
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.ascontiguousarray(leaf)
+    digests[_name(path)] = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()[:16]
+    if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+      broken.append(_name(path))
+  return digests, broken
 
 
 def _name(path: tuple) -> str:

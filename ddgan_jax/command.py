@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -39,21 +40,42 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
-  """Ends the process at once if XLA is compiling in a thread, which an ordinary exit would abort with a core dump."""
+  """Ends the process, at once where an ordinary exit would do harm.
+
+  XLA compiling in a thread would be aborted with a core dump. And after an error in one of several processes, JAX would
+  wait at the end for the others, which wait for this one.
+  """
   compilation = sys.modules.get('ddgan_jax.compilation')
   compiling = compilation is not None and compilation.is_busy()
-  if compiling:
+  index, count = _process()
+  together = count > 1
+  if compiling or (together and status):
     if report:
       sys.excepthook(*sys.exc_info())
     sys.stdout.flush()
     sys.stderr.flush()
+    if together and status == 0:
+      sys.modules['jax'].distributed.shutdown()
+    elif together and index == 0:
+      time.sleep(2)  # the others end with process 0; those with the same error may say so first
     os._exit(status)
   if not only_if_compiling:
     sys.exit(status)
 
 
+def _process() -> tuple[int, int]:
+  """This process's index and the number of processes, without starting a backend."""
+  jax = sys.modules.get('jax')
+  if jax is None or not jax.distributed.is_initialized():
+    return 0, 1
+  return jax.process_index(), jax.process_count()
+
+
 def _say(error: object, status: int = 2) -> int:
-  print('\n' * sys.stdout.isatty() + f'Error: {error}', file=sys.stderr, flush=True)
+  index, _ = _process()
+  who = f' (process {index})' if index else ''
+  text = str(error).encode('utf-8', 'backslashreplace').decode()  # names of files need not be Unicode
+  print('\n' * sys.stdout.isatty() + f'Error{who}: {text}', file=sys.stderr, flush=True)
   return status
 
 
@@ -63,7 +85,8 @@ def _parse(argv: list[str]) -> list[str]:
     _check_file(argv)
     return flags.FLAGS(argv)
   except (flags.Error, config_lib.ConfigError) as error:
-    sys.exit(_say(error))
+    lines = str(error).strip().splitlines()  # what a config file raises comes as a traceback in a message
+    sys.exit(_say(error if len(lines) == 1 else f'--config: {lines[-1].partition(": ")[2] or lines[-1]}'))
   except (AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
     sys.exit(_say(_explain(argv, error)))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -46,3 +48,35 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
 
   threading.Thread(target=work, daemon=True).start()
   return future
+
+
+def timed(compile_: Callable[[], Any]) -> tuple[Any, float]:
+  """What `compile_` gives, and the seconds that it took."""
+  begun = time.perf_counter()
+  return compile_(), time.perf_counter() - begun
+
+
+def describe(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
+  """A sentence on what a compiled step costs, and its figures.
+
+  Args:
+    compiled: a `jax.stages.Compiled`.
+    seconds: how long that took; little when it came from the cache.
+
+  Returns:
+    The sentence, and `compile_seconds`, `step_memory_mib` (state, batch and temporaries on one device, by the
+    compiler's account) and `device_peak_mib` (as measured so far), the last two where the backend knows them.
+  """
+  text, figures = f'The step was compiled in {seconds:.1f} s', {'compile_seconds': seconds}
+  memory = compiled.memory_analysis()
+  if memory is not None:
+    state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary = memory.temp_size_in_bytes
+    figures['step_memory_mib'] = (state + temporary) / 2**20
+    text += (f' and takes {figures["step_memory_mib"]:,.1f} MiB on each device, {temporary / 2**20:,.1f} of them '
+             'temporary')
+  measured = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in measured:
+    figures['device_peak_mib'] = measured['peak_bytes_in_use'] / 2**20
+    text += f'; {figures["device_peak_mib"]:,.1f} MiB were in use at most'
+  return text + '.', figures

@@ -15,6 +15,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+# The values of data.name that read files at data.path; all others are names of TFDS.
+FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
+
 
 class UserError(ValueError):
   """A mistake the user can mend: commands print its one sentence without a traceback."""
@@ -29,28 +32,43 @@ class DataConfig:
   """Where the images come from and what one global batch looks like.
 
   Attributes:
-    name: `digits`, or any TFDS name with an `image` feature (`cifar10`, `celeb_a_hq/256`, …).
-    split: the split to train on.
-    data_dir: where TFDS keeps prepared data; empty means TFDS's own default.
+    name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
+      (`cifar10`, `celeb_a_hq/256`, …).
+    path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
+      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB).
+    split: the split of a TFDS set.
+    data_dir: where TFDS keeps its data; empty means TFDS's own default.
+    cache_dir: where prepared arrays are kept; empty means ~/.cache/ddgan_jax/data.
+    cache: `array` to keep all images, decoded and resized, in one file (the default), or `none` to check them once and
+      then decode them each time they are needed, which takes less disk and more processor.
+    skip_bad: leave out images that cannot be used, and say so; otherwise they are refused.
     image_size: H = W of the images that the networks see, in pixels.
     num_channels: C, 1 (grey) or 3 (RGB).
     batch_size: global batch, over all devices and processes.
-    resize: what to do with images of another size: `none` (refuse), `crop` (resize the shorter side,
-      centre crop) or `pad` (centre on black).
+    resize: what to do with images of another size: `none` (refuse), `crop` (shrink the shorter side to image_size and
+      crop the centre; smaller images are refused), `cover` (the same, and smaller ones are enlarged) or `pad` (centre
+      on black; larger ones are refused).
     flip: mirror each image horizontally with probability 1/2.
     stack: 1, or 3 to put three random grey images into R, G, B, with label 100a + 10b + c.
-    num_workers: processes that decode images that do not fit in memory; 0 uses threads.
+    num_stacks: with stack=3, the size of a fixed set of stacks (the paper's StackedMNIST has 120,000); 0 draws new
+      ones all the time.
+    num_workers: processes that decode with cache='none'; 0 uses threads.
   """
 
   name: str = 'digits'
+  path: str = ''
   split: str = 'train'
   data_dir: str = ''
+  cache_dir: str = ''
+  cache: str = 'array'
+  skip_bad: bool = False
   image_size: int = 32
   num_channels: int = 3
   batch_size: int = 256
   resize: str = 'none'
   flip: bool = False
   stack: int = 1
+  num_stacks: int = 0
   num_workers: int = 0
 
 
@@ -198,6 +216,9 @@ class TrainConfig:
     checkpoint_every: asynchronous checkpoint of the whole state.
     keep_checkpoints: how many of the newest checkpoints stay on disk.
     num_samples: images in a grid.
+    on_nonfinite: when a loss or the state is NaN or infinite, `stop`; or `rollback`: go back to the last good
+      checkpoint and skip the batches that led from there (see `divergence`).
+    profile_steps: steps of which a profile is written, once in a workdir, after warm-up; 0 is none.
   """
 
   num_steps: int = 400_000
@@ -206,13 +227,26 @@ class TrainConfig:
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 2
   num_samples: int = 64
+  on_nonfinite: str = 'stop'
+  profile_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-  """`dtype`: `float32`, or `bfloat16` to compute in bf16 with float32 parameters, norms and losses."""
+  """How a step is spread over devices and time. Only `dtype` changes its result by more than rounding.
+
+  Attributes:
+    dtype: `float32`, or `bfloat16` to compute in bf16 with float32 parameters, norms and losses.
+    fsdp: devices that share one copy of the parameters, both optimizers' moments and the EMA; 1 gives each device its
+      own. The batch is split over all devices in any case.
+    accumulation: microbatches into which each device cuts its rows, one after the other: less memory, more time.
+    remat: compute each residual block again in the backward pass instead of keeping what is inside: the same trade.
+  """
 
   dtype: str = 'float32'
+  fsdp: int = 1
+  accumulation: int = 1
+  remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,8 +421,22 @@ def _check_run(c: Config) -> None:
   if c.seed >= 2**32:
     raise ConfigError(f'seed: found {c.seed}, must be below 2**32')
   _choice('data.num_channels', c.data.num_channels, (1, 3))
-  _choice('data.resize', c.data.resize, ('none', 'crop', 'pad'))
+  _choice('data.resize', c.data.resize, ('none', 'crop', 'cover', 'pad'))
+  _choice('data.cache', c.data.cache, ('array', 'none'))
   _choice('data.stack', c.data.stack, (1, 3))
+  _at_least('data.image_size', c.data.image_size, 1)
+  if c.data.name in FILE_SOURCES and not c.data.path:
+    raise ConfigError(f'data.path: is empty, must be the {c.data.name} to read, because data.name={c.data.name!r}')
+  if c.data.path and c.data.name not in FILE_SOURCES:
+    raise ConfigError(
+        f'data.path: found {c.data.path!r}, which data.name={c.data.name!r} does not read; --config.data.name=folder '
+        '(or zip, npz, lmdb) would be right')
+  if c.data.path and c.data.split != 'train':
+    raise ConfigError(
+        f'data.split: found {c.data.split!r}, but only TFDS sets have splits; let data.path be what that split is in')
+  _at_least('data.num_stacks', c.data.num_stacks, 0)
+  if c.data.num_stacks and c.data.stack != 3:
+    raise ConfigError(f'data.num_stacks: found {c.data.num_stacks}, which needs data.stack=3')
   _at_least('data.num_workers', c.data.num_workers, 0)
   if c.data.stack == 3 and c.data.num_channels != 3:
     raise ConfigError(f'data.num_channels: found {c.data.num_channels}, but data.stack=3 makes 3 channels')
@@ -423,12 +471,27 @@ def _check_run(c: Config) -> None:
   _at_least('optim.lazy_reg', c.optim.lazy_reg, 1)
   for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
     _at_least(f'train.{field}', getattr(c.train, field), 1)
+  _at_least('train.profile_steps', c.train.profile_steps, 0)
+  _choice('train.on_nonfinite', c.train.on_nonfinite, ('stop', 'rollback'))
   _choice('parallel.dtype', c.parallel.dtype, ('float32', 'bfloat16'))
+  _at_least('parallel.fsdp', c.parallel.fsdp, 1)
+  _at_least('parallel.accumulation', c.parallel.accumulation, 1)
 
 
 def check_devices(config: Config, num_devices: int) -> None:
-  """Raises ConfigError unless the global batch splits evenly over `num_devices`."""
-  if config.data.batch_size % num_devices:
+  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`.
+
+  A microbatch of one device must be whole groups of the minibatch stddev: a group that is cut would be another
+  statistic, or need its rows sent about.
+  """
+  fsdp, accumulation, group = config.parallel.fsdp, config.parallel.accumulation, config.discriminator.stddev_group
+  if num_devices % fsdp:
+    divisors = ', '.join(str(i) for i in range(1, num_devices + 1) if num_devices % i == 0)
+    raise ConfigError(f'parallel.fsdp: found {fsdp}, must divide the {num_devices} devices; one of {divisors}')
+  unit = num_devices * accumulation * group
+  if config.data.batch_size % unit:
+    microbatches = f', times {accumulation} microbatches (parallel.accumulation)' if accumulation > 1 else ''
     raise ConfigError(
-        f'data.batch_size: found {config.data.batch_size}, must be a multiple of the {num_devices} devices; '
-        f'{math.lcm(num_devices, config.discriminator.stddev_group)} or a multiple of it would be right')
+        f'data.batch_size: found {config.data.batch_size}, must be a multiple of {unit}: {num_devices} devices'
+        f'{microbatches}, times the {group} rows that share one minibatch standard deviation '
+        '(discriminator.stddev_group)')

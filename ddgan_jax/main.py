@@ -1,6 +1,8 @@
 """Train: `python -m ddgan_jax.main --config configs/digits.py [--workdir DIR] [--config.SECTION.FIELD=VALUE …]`.
 
 The same command again resumes; a finished run says so. See `--help` for the flags, `configs/` for the recipes.
+On several hosts the same command runs on each: under SLURM, on a TPU slice or a JobSet they find each other, and
+anywhere else by `--coordinator_address`, `--num_processes` and `--process_id` (see ddgan_jax/distributed.py, launch/).
 """
 
 from __future__ import annotations
@@ -10,11 +12,16 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command
+from ddgan_jax import command, distributed
 from ddgan_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; by default runs/<name of the config file>.")
+_COORDINATOR_ADDRESS = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT where process 0 is to listen.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes; 1 joins none.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
+_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    'initialization_timeout', distributed.TIMEOUT, 'Seconds to wait for the other processes.', lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +32,10 @@ def main(argv: list[str]) -> None:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(file))[0])
 
-  # After the config is checked: these take seconds to import.
+  # Before any other call of JAX.
+  distributed.initialize(
+      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _INITIALIZATION_TIMEOUT.value)
+  # After config and flags are checked: these take seconds to import.
   from ddgan_jax import compilation, train
 
   compilation.use_persistent_cache()

@@ -8,65 +8,37 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-import os
-import shutil
-import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
 from etils import epath
 
-from ddgan_jax import compilation, diffusion, models, sampling, sharding, train_state, train_step, writers
+from ddgan_jax import agreement, compilation, diffusion, models, sampling, sharding, train_state, train_step, writers
 from ddgan_jax import config as config_lib
-from ddgan_jax.checkpoints import Checkpoints, is_disk_full
+from ddgan_jax import workdir as workdir_lib
+from ddgan_jax.checkpoints import Checkpoints, NotFiniteError
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline, sources
-from ddgan_jax.train_state import TrainState
+from ddgan_jax.divergence import ADVICE, Diverged, SkippedBatches
+from ddgan_jax.workdir import grid_path
 
-# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic,
-# except num_steps, which stretches the cosine and is announced.
-_MAY_CHANGE = ('data.data_dir', 'data.num_workers', 'train.')
 # Steps that the host may be ahead of the devices: enough to hide the host, few enough to bound memory.
 _IN_FLIGHT = 2
 
 
-class WorkdirError(UserError):
-  """The workdir cannot be used for this run; nothing in it has been changed."""
-
-
-class Stop:
-  """Turns the first Ctrl-C or SIGTERM into a request to save and leave; a second Ctrl-C interrupts at once."""
-
-  def __init__(self):
-    self.signal: str | None = None
-
-  def __enter__(self):
-    self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *unused):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame):
-    del frame
-    if self.signal and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.signal = signal.Signals(number).name
-
-
 def train_and_evaluate(config: Config, workdir: str) -> None:
-  """Trains until `train.num_steps`, a signal, or an error; resumes from the newest checkpoint of `workdir`.
+  """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
-  The workdir receives config.json, parameters.txt, checkpoints/, TensorBoard events and samples/step_XXXXXXXX.png.
+  The workdir receives config.json, parameters.txt, data.png and data.json (what the run sees), checkpoints/,
+  TensorBoard events and samples/step_XXXXXXXX.png; with several processes from process 0.
 
   Args:
     config: the run, checked.
-    workdir: its folder, made if needed.
+    workdir: its folder, made if needed; the same for all processes.
 
   Raises:
     UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
@@ -75,111 +47,176 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   is_main = jax.process_index() == 0
   config_lib.check_devices(config, jax.device_count())
   checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-  mesh = sharding.make_mesh()
-  whole = sharding.replicated(mesh)
-  abstract_state = train_state.abstract(config, whole)
+  mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
+  abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
-  check_workdir(workdir, config, checkpoints)
-  latest = checkpoints.latest_step()
-  if latest is not None and latest >= config.train.num_steps:
-    path = grid_path(workdir, latest)
-    grid = f'; its last sample grid is {path}' if epath.Path(path).exists() else ''
-    print(f'{workdir} has finished its {latest:,} steps{grid}. '
-          'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
+  workdir_lib.check_workdir(workdir, config, checkpoints)
+  if _has_finished(config, workdir, checkpoints, is_main):
     return
-  check_space(workdir, config, checkpoints, abstract_state)
 
-  progress = writers.Progress(config.train.num_steps, config.data.batch_size)
-  source = sources.load_source(config.data)
-  progress.note(
-      f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
-      f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
-      f'D {train_state.count_parameters(abstract_state.d_params):,}.')
-  state = None if latest is None else checkpoints.restore(abstract_state, latest)
-  if is_main:
-    write_description(workdir, config, abstract_state)
+  with contextlib.ExitStack() as exits:
 
-  with Stop() as stop, contextlib.ExitStack() as exits:
+    def take_workdir():
+      workdir_lib.check_space(workdir, config, checkpoints, abstract_state)
+      exits.enter_context(workdir_lib.locked(workdir))
+
+    agreement.on_main(take_workdir)
+    progress = writers.Progress(config.train.num_steps, config.data.batch_size, quiet=not is_main)
+    source = sources.load_source(config.data, progress.note)
+    agreement.check_same('the data', f'{len(source):,} images with checksum {source.checksum}')
+    progress.note(
+        f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
+        f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
+        f'D {train_state.count_parameters(abstract_state.d_params):,}.')
+    exits.callback(checkpoints.close)
+    state = checkpoints.restore_newest(abstract_state, progress.note)
+    first_step = 0 if state is None else int(state.step)
+    skipped = SkippedBatches(workdir)
+    if is_main:
+      workdir_lib.write_description(workdir, config, abstract_state)
+      workdir_lib.describe_data(workdir, config, source, progress.note)
+
+    stop = exits.enter_context(agreement.Stop())
     progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
     image_shape = (config.data.batch_size, *config.image_shape)
     abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
-    first_step = latest or 0
     # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
     # needs comes first, TensorFlow's import only after it.
     steps = {}
     for with_r1 in train_step.variants(config.optim, first_step):
       lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, abstract_batch)
-      steps[with_r1] = compilation.in_background(lowered.compile)
+      steps[with_r1] = compilation.in_background(compilation.timed, lowered.compile)
+
+    def create() -> train_state.TrainState:
+      return jax.jit(lambda: train_state.create(config), out_shardings=sharding.of_tree(abstract_state))()
+
     if state is None:
-      state = jax.jit(lambda: train_state.create(config), out_shardings=whole)()
-    exits.callback(checkpoints.close)
+      state = create()
 
-    batches = pipeline.device_batches(
-        pipeline.batches(source, config.data, config.seed, first_step, config.train.num_steps,
-                         jax.process_index(), jax.process_count()),
-        sharding.by_rows(mesh))
-    exits.callback(batches.close)
+    def data_from(step: int) -> Iterator[dict[str, jax.Array]]:
+      """Batches on the devices, for steps from `step` on; begins to read at once."""
 
-    if _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop) is None:
+      def on_host():
+        for first, last in skipped.ranges(step, config.train.num_steps):
+          yield from pipeline.batches(
+              source, config.data, config.seed, first, last, jax.process_index(), jax.process_count())
+
+      return pipeline.device_batches(on_host(), sharding.by_rows(mesh))
+
+    first_compiled = _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop)
+    if first_compiled is None:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
       return
     writer = writers.EventWriter(workdir, is_main)
     exits.callback(writer.close)
     writer.hparams(config_lib.flatten(config))
     sample_future = compilation.in_background(lambda: make_sample_fn(config, mesh, abstract_state.ema_params))
+    warm = first_step + max(10, config.optim.lazy_reg + 1)  # by then both steps are compiled and have run
+    profile = writers.Profile(workdir, warm, config.train.profile_steps, is_main)
+    exits.callback(profile.close)
 
-    pending: collections.deque = collections.deque()
-    window: list[dict[str, jax.Array]] = []
+    def first_done(step: int) -> None:
+      what = 'First step' if first_step == 0 else f'Resumed at step {first_step:,}; next step'
+      progress.note(f'{what} done {time.perf_counter() - started:.1f} s after the start.')
+      text, figures = compilation.describe(*first_compiled)
+      progress.note(text)
+      writer.scalars(step, figures)
 
-    def settle(most: int) -> None:
-      """Waits until at most `most` steps are in flight; reports those whose turn it is."""
-      while len(pending) > most:
-        done, metrics = pending.popleft()
-        jax.block_until_ready(metrics)
-        window.append(metrics)
-        if done == first_step + 1:
-          what = 'First step' if first_step == 0 else f'Resumed at step {first_step:,}; next step'
-          progress.note(f'{what} done {time.perf_counter() - started:.1f} s after the start.')
-          progress.start(done)
-        if done % config.train.log_every == 0 or done == config.train.num_steps:
-          _report(done, window, progress, writer, checkpoints)
-          window.clear()
-      if most == 0 and window:
-        _finite_means(step, window, checkpoints)
+    met = []  # compiled programs that all processes have
 
-    def save_samples(sample_fn: Any) -> None:
+    def save_samples(sample_fn: Any, state: train_state.TrainState, step: int) -> None:
+      if sample_fn not in met:
+        agreement.meet('sample program')
+        met.append(sample_fn)
       images = np.asarray(sample_fn(state.ema_params))
       if is_main:
         grid = writers.make_grid(images)
         writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
 
-    step = first_step
-    for batch in batches:
-      step_fn = _wait_for(steps[train_step.has_r1(config.optim, step)], stop)
-      if step_fn is None:
-        settle(most=0)
-        checkpoints.save(state)
-        break
-      state, metrics = step_fn(state, batch['image'])
-      step += 1
-      pending.append((step, metrics))
-      settle(most=_IN_FLIGHT if step > first_step + 1 else 0)  # the first is waited for, to say when it was done
-      last = step == config.train.num_steps
-      sample_now = step % config.train.sample_every == 0 or last
-      save_now = step % config.train.checkpoint_every == 0 or last
-      if sample_now or save_now or stop.signal:
-        settle(most=0)  # also refuses to sample or save a state that is no longer finite
-        if sample_now and (sample_fn := _wait_for(sample_future, stop)):
-          save_samples(sample_fn)
-        if save_now or stop.signal:
-          checkpoints.save(state)
-        progress.start(step)
-      if stop.signal:
-        break
+    def train_from(state: train_state.TrainState, step: int) -> int:
+      """Trains until the end or a signal; returns the last step, which is saved. Raises Diverged."""
+      pending: collections.deque = collections.deque()
+      window: list[tuple[int, dict[str, jax.Array]]] = []
 
-    checkpoints.wait()
-    writer.flush()
+      def settle(most: int) -> None:
+        """Waits until at most `most` steps are in flight; reports those whose turn it is."""
+        while len(pending) > most:
+          done, metrics = pending.popleft()
+          jax.block_until_ready(metrics)
+          window.append((done, metrics))
+          if not progress.started:
+            first_done(done)
+            progress.start(done)
+          if done % config.train.log_every == 0 or done == config.train.num_steps:
+            means = _finite_means(window)
+            shown = progress.report(done, {'loss_d': means['loss_d'], 'loss_g': means['loss_g']})
+            writer.scalars(done, means | shown)
+            window.clear()
+        if most == 0 and window:
+          _finite_means(window)
+
+      def save() -> None:
+        try:
+          checkpoints.save(state)
+        except NotFiniteError as error:
+          raise Diverged(str(error).partition(' not finite')[0], step) from error
+
+      with contextlib.closing(data_from(step)) as batches:
+        while step < config.train.num_steps:
+          with progress.waiting():
+            batch = next(batches)
+          found = _wait_for(steps[train_step.has_r1(config.optim, step)], stop)
+          if found is None:
+            settle(most=0)
+            save()
+            break
+          if found not in met:
+            agreement.meet(f'step program {len(met)}')
+            met.append(found)
+          if profile.is_due(step):
+            settle(most=0)
+            profile.switch(progress.note)
+          step_fn, _ = found
+          state, metrics = step_fn(state, batch['image'])
+          step += 1
+          pending.append((step, metrics))
+          settle(most=_IN_FLIGHT if step > first_step + 1 else 0)  # the first is waited for, to say when it was done
+          last = step == config.train.num_steps
+          sample_now = step % config.train.sample_every == 0 or last
+          save_now = step % config.train.checkpoint_every == 0 or last
+          if stop.after_step(step) or sample_now or save_now:
+            settle(most=0)  # also refuses to sample or save a state that is no longer finite
+            if sample_now and (sample_fn := _wait_for(sample_future, stop)):
+              save_samples(sample_fn, state, step)
+            if save_now or stop.signal:
+              save()
+            progress.start(step)
+          if stop.signal:
+            break
+      checkpoints.wait()
+      return step
+
+    step = first_step
+    while True:
+      try:
+        step = train_from(state, step)
+        break
+      except Diverged as error:
+        if config.train.on_nonfinite == 'stop':
+          checkpoints.wait()
+          last = checkpoints.latest_step()
+          kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is step {last:,}'
+          raise UserError(f'{error}; {kept}; {ADVICE}, or train.on_nonfinite=rollback') from None
+        state = checkpoints.restore_newest(abstract_state, progress.note)
+        step = 0 if state is None else int(state.step)
+        progress.note(skipped.roll_back(step, error, write=is_main))
+        if state is None:
+          state = create()
+        if progress.started:
+          progress.start(step)
+
+    writer.flush(progress.note)
     if step < config.train.num_steps:
       progress.note(f'{stop.signal}: saved step {step:,} in {workdir}; the same command goes on from there.')
     else:
@@ -192,6 +229,7 @@ def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
   schedule = diffusion.make_schedule(**vars(config.diffusion))
 
   def sample(ema_params):
+    ema_params = sharding.gather(ema_params, mesh)
     shape = (config.train.num_samples, *config.image_shape)
     images = sampling.sample(
         jax.random.key(config.seed), models.generator_fn(generator, ema_params, schedule), schedule, shape,
@@ -201,83 +239,19 @@ def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
   return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
 
-def grid_path(workdir: str, step: int) -> str:
-  """Where the sample grid of a step is kept."""
-  return os.path.join(workdir, 'samples', f'step_{step:08d}.png')
+def _has_finished(config: Config, workdir: str, checkpoints: Checkpoints, is_main: bool) -> bool:
+  latest = agreement.from_main(-1 if (found := checkpoints.latest_step()) is None else found)
+  if latest < config.train.num_steps:
+    return False
+  if is_main:
+    path = grid_path(workdir, latest)
+    grid = f'; its last sample grid is {path}' if epath.Path(path).exists() else ''
+    print(f'{workdir} has finished its {latest:,} steps{grid}. '
+          'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
+  return True
 
 
-def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
-  """Refuses a workdir that is foreign or belongs to another config; changes nothing.
-
-  Raises:
-    UserError: one sentence, with the fields that differ.
-  """
-  stored = epath.Path(workdir) / 'config.json'
-  if not stored.exists():
-    if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
-      raise WorkdirError(
-          f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run of ddgan_jax; '
-          'nothing was changed; choose another --workdir')
-    return
-  if checkpoints.latest_step() is None:
-    return
-  before = config_lib.flatten(config_lib.from_json(stored.read_text(), str(stored)))
-  now = config_lib.flatten(config)
-  changed = [
-      f'{field} was {before[field]}, is {now[field]}' for field in now
-      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
-  if changed:
-    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
-                       'choose another --workdir, or set the fields back')
-  if before['train.num_steps'] != now['train.num_steps']:
-    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
-          'follow the cosine of the new length from here on.', flush=True)
-
-
-def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
-  """Makes the workdir and refuses one that is read-only or has no room for the checkpoints.
-
-  Raises:
-    WorkdirError: one sentence.
-  """
-  folder = epath.Path(workdir)
-  probe = folder / f'.probe.{os.getpid()}'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-      probe.write_text('x' * 4096)
-    finally:
-      probe.unlink(missing_ok=True)
-  except OSError as error:
-    if is_disk_full(error):
-      raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
-    raise WorkdirError(
-        f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
-  if '://' in str(workdir):
-    return  # a bucket has no free space to speak of
-  free = shutil.disk_usage(workdir).free
-  size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
-  wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
-  if free < wanted:
-    raise WorkdirError(
-        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
-        f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
-
-
-def write_description(workdir: str, config: Config, state: TrainState) -> None:
-  """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
-  overview = '\n\n'.join(
-      f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
-      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)))
-  for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
-    path = epath.Path(workdir) / name
-    if not path.exists() or path.read_text() != text:
-      partial = path.parent / f'.{name}.partial'  # a killed write must not leave half a config.json
-      partial.write_text(text)
-      partial.replace(path)
-
-
-def _wait_for(future: Any, stop: Stop) -> Any:
+def _wait_for(future: Any, stop: agreement.Stop) -> Any:
   """The future's result, or None once a signal has come."""
   while not stop.signal:
     with contextlib.suppress(TimeoutError):
@@ -285,25 +259,12 @@ def _wait_for(future: Any, stop: Stop) -> Any:
   return None
 
 
-def _finite_means(step: int, window: list, checkpoints: Checkpoints) -> dict[str, float]:
-  """The mean of each metric over the window. Raises UserError if one is not finite."""
+def _finite_means(window: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
+  """The mean of each metric over the steps that have it. Raises Diverged with the first step that is not finite."""
   fetched = jax.device_get(window)
-  names = sorted({name for metrics in fetched for name in metrics})
-  means = {name: float(np.mean([metrics[name] for metrics in fetched if name in metrics])) for name in names}
-  broken = [name for name in names if not math.isfinite(means[name])]
-  if broken:
-    last = checkpoints.latest_step()
-    kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is step {last:,}'
-    raise UserError(f'{", ".join(broken)} not finite by step {step:,}; {kept}; '
-                    'a lower optim.lr_d and lr_g or a larger optim.r1_gamma may help')
-  return means
-
-
-def _report(step: int, window: list, progress: writers.Progress, writer: writers.EventWriter,
-            checkpoints: Checkpoints) -> None:
-  """Means over the window to TensorBoard and the progress line."""
-  means = _finite_means(step, window, checkpoints)
-  speed = progress.report(step, {'loss_d': means['loss_d'], 'loss_g': means['loss_g']})
-  if speed is not None:
-    means['images_per_second'] = speed
-  writer.scalars(step, means)
+  for step, metrics in fetched:
+    broken = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+    if broken:
+      raise Diverged(', '.join(broken), int(step))
+  names = sorted({name for _, metrics in fetched for name in metrics})
+  return {name: float(np.mean([metrics[name] for _, metrics in fetched if name in metrics])) for name in names}

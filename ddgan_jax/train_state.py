@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -37,9 +39,9 @@ class TrainState:
 
 
 def make_networks(config: Config) -> tuple[models.Generator, models.Discriminator]:
-  """G and D of a run, computing in `parallel.dtype`."""
-  dtype = jnp.dtype(config.parallel.dtype)
-  return models.Generator(config.generator, dtype), models.Discriminator(config.discriminator, dtype)
+  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`."""
+  dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
+  return models.Generator(config.generator, dtype, remat), models.Discriminator(config.discriminator, dtype, remat)
 
 
 def make_optimizers(
@@ -81,11 +83,23 @@ def create(config: Config) -> TrainState:
   )
 
 
-def abstract(config: Config, sharding: jax.sharding.Sharding) -> TrainState:
-  """The state's shapes and dtypes, each with `sharding`, for compiling and restoring; computes nothing."""
+def abstract(
+    config: Config, sharding: jax.sharding.Sharding | Callable[[Any], jax.sharding.Sharding] | None
+) -> TrainState:
+  """The state's shapes and dtypes, each with its sharding, for compiling and restoring; computes nothing.
+
+  Args:
+    config: the run.
+    sharding: one for all arrays, or a function of an array, such as `sharding.of_state(mesh)`; None leaves it open.
+  """
+  of_leaf = sharding if callable(sharding) else lambda leaf: sharding
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      jax.eval_shape(lambda: create(config)))
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf(leaf)), _shapes(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(config: Config) -> TrainState:
+  return jax.eval_shape(lambda: create(config))
 
 
 def count_parameters(params: Params) -> int:

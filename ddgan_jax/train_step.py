@@ -5,12 +5,14 @@ Pure: every random number is an argument, made by `make_draws` from one key.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from ddgan_jax import diffusion, models, sharding, train_state
 from ddgan_jax.config import Config, OptimConfig
@@ -27,7 +29,7 @@ class HalfDraws(NamedTuple):
     noise_t, noise_tp1: [B, H, W, C] float32, standard normal, make the pair (x_t, x_{t+1}).
     z: [B, nz] float32, standard normal.
     posterior_noise: [B, H, W, C] float32, standard normal, makes x_t_fake.
-    dropout_key: typed PRNG key; unused when `generator.dropout` is 0.
+    dropout_key: typed PRNG key, folded with a row's place in the global batch; unused when `generator.dropout` is 0.
   """
 
   t: jax.Array
@@ -129,9 +131,10 @@ def generator_loss(
     schedule: diffusion.Schedule,
     x_0: jax.Array,
     draws: HalfDraws,
+    places: jax.Array,
 ) -> jax.Array:
   """Non-saturating loss of G, through the posterior (paper, section 3.2): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
-  _, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws)
+  _, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws, places)
   logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1)
   return jax.nn.softplus(-logits).mean()
 
@@ -147,8 +150,14 @@ def train_step(
     optim: OptimConfig,
     num_steps: int,
     with_r1: bool,
+    mesh: Mesh | None = None,
+    accumulation: int = 1,
 ) -> tuple[TrainState, Metrics]:
   """One joint step: updates D against the present G, then G against the new D, then the EMA.
+
+  Both gradients are means over the rows of the batch, so it makes no difference beyond rounding how the rows are cut,
+  if every cut is at the border of a group of the minibatch stddev: over the devices of `mesh`, and on each device into
+  `accumulation` microbatches. Either update uses its gradient over the whole batch.
 
   Args:
     state: the state at step s.
@@ -158,6 +167,8 @@ def train_step(
     optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
     num_steps: length of the cosine learning-rate schedules.
     with_r1: add the R1 penalty; static, each value is a compiled program of its own.
+    mesh: the devices that share the rows; None leaves the arrays where they are.
+    accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
 
   Returns:
     The state at step s + 1 and float32 scalars: `loss_d` (and `_real`, `_fake`), `loss_g`, `r1_penalty` (only with
@@ -165,16 +176,31 @@ def train_step(
   """
   g_optimizer, d_optimizer = train_state.make_optimizers(optim, num_steps)
 
-  # D. The fakes are made outside of the differentiated function: no gradient reaches G.
-  x_t, x_tp1, x_t_fake = _real_and_fake(state.g_params, generator, schedule, x_0, draws.d)
-  (loss_d, parts), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
-      state.d_params, discriminator, x_t, x_t_fake, draws.d.t, x_tp1, optim.r1_gamma if with_r1 else None)
+  def d_gradient(d_params, g_params, rows):
+    # The fakes are made outside of the differentiated function: no gradient reaches G.
+    x_0, draws, places = rows
+    x_t, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws, places)
+    (loss, parts), gradient = jax.value_and_grad(discriminator_loss, has_aux=True)(
+        d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, optim.r1_gamma if with_r1 else None)
+    return gradient, {'loss_d': loss, **parts}
+
+  def g_gradient(g_params, d_params, rows):
+    loss, gradient = jax.value_and_grad(generator_loss)(
+        g_params, d_params, generator, discriminator, schedule, *rows)
+    return gradient, {'loss_g': loss}
+
+  def mean_gradient(function, params, others, rows):
+    with jax.named_scope(function.__name__):  # so that profiles and collectives tell whose they are
+      function = functools.partial(_mean_over_microbatches, function, accumulation)
+      return (function if mesh is None else sharding.mean_gradient(function, mesh))(params, others, rows)
+
+  places = jnp.arange(x_0.shape[0])
+  d_grads, d_metrics = mean_gradient(d_gradient, state.d_params, state.g_params, (x_0, draws.d, places))
   d_updates, d_opt_state = d_optimizer.update(d_grads, state.d_opt_state)
   d_params = optax.apply_updates(state.d_params, d_updates)
 
   # G, with fresh draws on the same images, against the D that was just updated.
-  loss_g, g_grads = jax.value_and_grad(generator_loss)(
-      state.g_params, d_params, generator, discriminator, schedule, x_0, draws.g)
+  g_grads, g_metrics = mean_gradient(g_gradient, state.g_params, d_params, (x_0, draws.g, places))
   g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
   g_params = optax.apply_updates(state.g_params, g_updates)
 
@@ -182,9 +208,8 @@ def train_step(
   ema_params = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, state.ema_params, g_params)
 
   metrics = {
-      'loss_d': loss_d,
-      'loss_g': loss_g,
-      **parts,
+      **d_metrics,
+      **g_metrics,
       'grad_norm_d': optax.tree.norm(d_grads),
       'grad_norm_g': optax.tree.norm(g_grads),
       'lr_d': train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step),
@@ -201,11 +226,13 @@ def train_step(
   return state, metrics
 
 
-def make_step_fn(config: Config, mesh, with_r1: bool) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+def make_step_fn(
+    config: Config, mesh: Mesh, with_r1: bool
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
   """The jitted, sharded step of a run: (state, x_0) → (state, metrics), all draws made inside from state.rng.
 
-  The state is replicated and donated, x_0 is split by rows, and so is the noise, which is drawn for the global batch:
-  a run does not depend on the number of devices.
+  The state lies as `sharding.of_state` says and is donated, x_0 is split by rows, and so is the noise, which is drawn
+  for the global batch: a run does not depend on the number of devices.
   """
   generator, discriminator = train_state.make_networks(config)
   schedule = diffusion.make_schedule(**vars(config.diffusion))
@@ -213,13 +240,15 @@ def make_step_fn(config: Config, mesh, with_r1: bool) -> Callable[[TrainState, j
   def step(state: TrainState, x_0: jax.Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.rng, state.step)
     draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz)
-    draws = jax.tree.map(lambda leaf: sharding.constrain_rows(leaf, mesh) if leaf.ndim else leaf, draws)
     return train_step(
-        state, x_0, draws, generator=generator, discriminator=discriminator, schedule=schedule,
-        optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1)
+        state, x_0, sharding.constrain_rows(draws, mesh), generator=generator, discriminator=discriminator,
+        schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1, mesh=mesh,
+        accumulation=config.parallel.accumulation)
 
-  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-  return jax.jit(step, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+  state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  return jax.jit(
+      step, in_shardings=(state, sharding.by_rows(mesh)), out_shardings=(state, sharding.replicated(mesh)),
+      donate_argnums=0)
 
 
 def has_r1(optim: OptimConfig, step: int) -> bool:
@@ -233,12 +262,27 @@ def variants(optim: OptimConfig, step: int) -> tuple[bool, ...]:
   return (first,) if optim.r1_gamma == 0 or optim.lazy_reg == 1 else (first, not first)
 
 
-def _real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws):
+def _mean_over_microbatches(function, count: int, params, others, rows):
+  """`function(params, others, rows)`, a tree of means over the rows, in `count` pieces of neighbouring rows."""
+  if count == 1:
+    return function(params, others, rows)
+  pieces = jax.tree.map(
+      lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]) if leaf.ndim else jnp.broadcast_to(leaf, count), rows)
+
+  def add(total, piece):
+    return jax.tree.map(jnp.add, total, function(params, others, piece)), None
+
+  shapes = jax.eval_shape(lambda: function(params, others, jax.tree.map(lambda leaf: leaf[0], pieces)))
+  total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), pieces)
+  return jax.tree.map(lambda leaf: leaf / count, total)
+
+
+def _real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places):
   """x_t and x_{t+1} from q, and x_t_fake from q(x_t | x_{t+1}, G(x_{t+1}, t, z))."""
   x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_0, draws.t, draws.noise_t, draws.noise_tp1)
   dropout = {}
   if generator.config.dropout:
-    dropout = {'deterministic': False, 'rngs': {'dropout': draws.dropout_key}}
+    dropout = {'deterministic': False, 'places': places, 'rngs': {'dropout': draws.dropout_key}}
   x_0_pred = models.generator_fn(generator, g_params, schedule, **dropout)(x_tp1, draws.t, draws.z)
   x_t_fake = diffusion.sample_posterior(schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
   return x_t, x_tp1, x_t_fake

@@ -10,6 +10,8 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'xla'))
+# Prepared data as well: tests share them, but not with the user's runs.
+os.environ['XDG_CACHE_HOME'] = str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'cache')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is most of what the tests do
@@ -75,6 +77,17 @@ def tiny_config_dict(**data):
       'train': {
           'num_steps': 200, 'log_every': 1, 'sample_every': 100, 'checkpoint_every': 50, 'num_samples': 4},
   }
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """A TFDS directory in which `digits` has been prepared from scratch."""
+  from ddgan_jax.config import DataConfig
+  from ddgan_jax.data import sources
+
+  path = str(tmp_path_factory.mktemp('tfds'))
+  sources.load_source(DataConfig(image_size=8, num_channels=1, data_dir=path))
+  return path
 
 
 @pytest.fixture(scope='session')

@@ -1,16 +1,19 @@
-"""Checkpoints come back bit for bit, on other devices too; damaged ones are refused and left alone."""
+"""Checkpoints come back bit for bit, on other devices too; damaged ones are refused, by name, and kept."""
 
 import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import ddgan_jax
+from ddgan_jax import checkpoints as checkpoints_lib
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, sharding, train_state
-from ddgan_jax.checkpoints import CheckpointError, Checkpoints, is_disk_full
+from ddgan_jax.checkpoints import CheckpointError, Checkpoints, DamagedError, NotFiniteError, is_disk_full
 
 
 def key_data(leaf):
@@ -117,19 +120,83 @@ def damage_digests(folder):
     (damage_bits, '8: '),
     (damage_digests, '8: cannot be read'),
     (damage_empty, "8: holds nothing and no 'state'"),
-    (damage_truncate, '8: cannot be read'),
+    (damage_truncate, '8: '),
     (damage_metadata, '8: '),
 ])
-def test_damaged_is_refused_and_left_alone(saved, tiny_config, damage, message):
+def test_the_newest_good_one_is_taken(saved, state, tiny_config, damage, message, capsys):
+  """Sampling changes nothing; training moves the damaged one aside, and may save its step again."""
   folder = saved / 'checkpoints' / '8'
   damage(folder)
-  before = {path: path.read_bytes() for path in saved.rglob('*') if path.is_file()}
-  with pytest.raises(CheckpointError, match=message) as error:
-    Checkpoints(saved).restore(target(tiny_config, jax.devices()[:1]), 8)
-  assert 'nothing was changed; move that folder away to go on from step 7' in str(error.value)
-  assert {path: path.read_bytes() for path in saved.rglob('*') if path.is_file()} == before
-  with pytest.raises(CheckpointError, match=message):
-    ddgan_jax.load(saved)
+  before = files_of(saved)
+  with pytest.raises(DamagedError, match=message):
+    ddgan_jax.load(saved, step=8)
+  assert ddgan_jax.load(saved).step == 7
+  assert f'{folder.parent}/{message}' in (said := capsys.readouterr().out) and 'going back to step 7.\n' in said
+  assert files_of(saved) == before
+
+  checkpoints, said = Checkpoints(saved), []
+  restored = checkpoints.restore_newest(target(tiny_config, jax.devices()[:1]), said.append)
+  assert_same(restored, state)
+  assert message in said[0] and said[1].endswith('8.damaged.') and len(said) == 2
+  assert {str(path).replace('8.damaged', '8'): data for path, data in files_of(saved).items()} == {
+      str(path): data for path, data in before.items()}
+  checkpoints.save(restored.replace(step=restored.step + 1))
+  checkpoints.close()
+  assert checkpoints.steps() == [7, 8]
+  assert_same(Checkpoints(saved).restore(target(tiny_config, jax.devices()[:1]), 8).g_params, state.g_params)
+
+
+def files_of(folder):
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_no_good_one_is_left(saved, tiny_config):
+  damage_empty(saved / 'checkpoints' / '8')
+  damage_digests(saved / 'checkpoints' / '7')
+  before = files_of(saved)
+  for attempt in (lambda: ddgan_jax.load(saved), lambda: Checkpoints(saved).restore_newest(
+      target(tiny_config, jax.devices()[:1]), print)):
+    with pytest.raises(CheckpointError, match="8: holds nothing .*7: cannot be read .*no good checkpoint is left"):
+      attempt()
+  assert files_of(saved) == before
+
+
+def test_the_best_stays_and_the_newest_too(tmp_path, state):
+  """Also over a restart, and for checkpoints without a metric."""
+  def save(steps):
+    checkpoints = Checkpoints(tmp_path, keep=2, best='fid')
+    for step, metrics in steps.items():
+      checkpoints.save(state.replace(step=np.int32(step)), metrics)
+      checkpoints.wait()
+      assert step in checkpoints.steps()
+    checkpoints.close()
+    return checkpoints.steps()
+
+  assert save({1: {'fid': 9.0}, 2: {'fid': 5.0}, 3: {'fid': 7.0}, 4: None, 5: {'fid': 8.0}}) == [2, 4, 5]
+  assert save({6: {'fid': 6.0}, 7: {'fid': 6.5}}) == [2, 6, 7]
+  assert save({8: {'fid': 1.0}, 9: None, 10: None}) == [8, 9, 10]
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_what_is_not_finite_is_never_saved(tmp_path, state, value):
+  checkpoints = Checkpoints(tmp_path)
+  d_params = jax.tree.map(np.array, state.d_params)
+  jax.tree.leaves(d_params)[-1].reshape(-1)[-1] = value
+  with pytest.raises(NotFiniteError, match='d_params.* not finite at step 7, which was not saved'):
+    checkpoints.save(state.replace(d_params=d_params))
+  checkpoints.close()
+  assert checkpoints.steps() == []
+
+
+def test_digests_do_not_depend_on_how_an_array_lies():
+  """Rows or columns over 8 devices, replicated, or on the host; for every dtype that a state may have."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ('a', 'b'))
+  for dtype in ('float32', 'bfloat16', 'int32', 'uint32'):
+    host = np.arange(8 * 16).reshape(8, 16).astype(jnp.dtype(dtype))
+    found = [checkpoints_lib._digests({'x': jax.device_put(host, jax.sharding.NamedSharding(mesh, spec))})[0]['x']
+             for spec in (P(), P('a'), P(None, 'b'), P('b', 'a'))]
+    assert found == [checkpoints_lib._digests({'x': host})[0]['x']] * 4
+    assert checkpoints_lib._digests({'x': host.T})[0]['x'] != found[0]
 
 
 def test_another_architecture_is_refused(saved, tiny_config):

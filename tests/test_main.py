@@ -107,6 +107,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
   lines = result.stdout.splitlines()
   assert any(line.startswith('Compiling') for line in lines)
   assert sum(line.startswith('step ') for line in lines) == 200
+  assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
   assert lines[-1] == (f'Finished 200 steps in {workdir}. Samples of the EMA generator: '
                        f'{workdir / "samples" / "step_00000200.png"}')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
@@ -132,7 +133,9 @@ def test_tensorboard_events_read_back(finished):
     assert steps(tag) == list(range(1, 201)), tag
     assert np.isfinite(values(tag)).all(), tag
   assert steps('r1_penalty') == list(range(1, 201, 4))
-  assert set(steps('images_per_second')) <= set(range(2, 201))
+  assert steps('images_per_second') == steps('data_wait') and set(steps('data_wait')) <= set(range(2, 201))
+  assert all(0 <= fraction <= 1 for fraction in values('data_wait'))
+  assert steps('compile_seconds') == steps('step_memory_mib') == [1] and values('step_memory_mib')[0] > 0.1
   rates = values('lr_g')
   assert rates[0] == pytest.approx(1.6e-4) and all(b < a for a, b in zip(rates, rates[1:], strict=False))
   assert steps('samples') == [100, 200]
@@ -149,10 +152,9 @@ def test_the_same_command_says_that_it_has_finished(finished, command):
   assert result.stdout.count('\n') == 1
 
 
-@pytest.mark.parametrize('kill_at', ['step 1/', 'step 120/'])
-def test_killed_and_resumed_is_bit_identical(finished, command, tmp_path, kill_at):
-  """SIGKILL before the first checkpoint and between two; then the same command."""
-  status, output, _ = interrupt(command(tmp_path / 'run'), kill_at, signal.SIGKILL)
+def test_killed_and_resumed_is_bit_identical(finished, command, tmp_path):
+  """SIGKILL between two checkpoints, then the same command; test_faults.py has more of them."""
+  status, output, _ = interrupt(command(tmp_path / 'run'), 'step 120/', signal.SIGKILL)
   assert status == -signal.SIGKILL and 'Finished' not in output
   result = run(command(tmp_path / 'run'))
   assert result.returncode == 0, result.stderr
@@ -272,7 +274,7 @@ def test_devices_that_do_not_divide_the_batch(command, tmp_path):
   env = {**ENVIRONMENT, 'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}
   result = run(command(tmp_path / 'run'), env=env)
   assert result.returncode == 2
-  assert 'Error: data.batch_size: found 32, must be a multiple of the 3 devices' in result.stderr
+  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.stderr
 
 
 def files_of(folder):
@@ -298,7 +300,8 @@ def test_foreign_checkpoints_are_left_alone(command, tmp_path):
   assert files_of(tmp_path) == before
 
 
-def test_a_corrupt_checkpoint_is_left_alone(finished, command, tmp_path):
+def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
+  """The run goes on from the one before, to the very state that it would have had."""
   import shutil
 
   workdir = tmp_path / 'run'
@@ -306,11 +309,14 @@ def test_a_corrupt_checkpoint_is_left_alone(finished, command, tmp_path):
   for file in (workdir / 'checkpoints' / '200' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')
-  before = files_of(workdir)
-  result = run(command(workdir, '--config.train.num_steps=300'))
-  assert result.returncode == 2 and 'Compiling' not in result.stdout
-  assert 'nothing was changed; move that folder away to go on from step 150' in result.stderr
-  assert files_of(workdir) == before
+  shutil.copytree(workdir / 'checkpoints' / '150', workdir / 'checkpoints' / '151')  # readable, but not step 151
+  result = run(command(workdir, '--config.train.num_steps=201'))
+  assert result.returncode == 0, result.stderr
+  assert '200: its list of arrays cannot be read; going back to step 151.' in result.stdout
+  assert '151: holds step 150, so it was renamed or copied; going back to step 150.' in result.stdout
+  assert 'Resumed at step 150' in result.stdout and 'Finished 201 steps' in result.stdout
+  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
+      '151.damaged', '200', '200.damaged', '201']
 
 
 def test_a_workdir_that_cannot_be_written(command, tmp_path):
@@ -322,13 +328,13 @@ def test_a_workdir_that_cannot_be_written(command, tmp_path):
 def test_no_space_left(tiny_config, tmp_path, monkeypatch):
   import collections
 
-  from ddgan_jax import sharding, train, train_state
+  from ddgan_jax import sharding, train_state, workdir
   from ddgan_jax.checkpoints import Checkpoints
 
   usage = collections.namedtuple('usage', 'total used free')(10**9, 10**9, 10_000)
-  monkeypatch.setattr(train.shutil, 'disk_usage', lambda path: usage)
-  with pytest.raises(train.WorkdirError, match='has 0 MiB of free space, but checkpoints of .* MiB each need'):
-    train.check_space(
+  monkeypatch.setattr(workdir.shutil, 'disk_usage', lambda path: usage)
+  with pytest.raises(workdir.WorkdirError, match='has 0 MiB of free space, but checkpoints of .* MiB each need'):
+    workdir.check_space(
         str(tmp_path), tiny_config, Checkpoints(tmp_path),
         train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh())))
 
@@ -357,5 +363,5 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
 def test_losses_that_are_not_finite_stop_the_run(command, tmp_path):
   result = run(command(tmp_path / 'run', '--config.optim.lr_g=1e30', '--config.optim.lr_d=1e30'))
   assert result.returncode == 2
-  assert 'not finite by step' in result.stderr and 'there is no checkpoint yet' in result.stderr
+  assert 'not finite at step' in result.stderr and 'there is no checkpoint yet' in result.stderr
   assert not list((tmp_path / 'run').glob('checkpoints/*'))

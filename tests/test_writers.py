@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -40,7 +41,8 @@ def test_progress_is_lines_in_a_file_and_one_line_on_a_terminal(monkeypatch):
   file = io.StringIO()
   progress = writers.Progress(num_steps=1000, batch_size=32, stream=file)
   progress.start(100)
-  assert progress.report(200, {'loss_d': 1.25, 'loss_g': 0.5}) == 320
+  assert progress.report(200, {'loss_d': 1.25, 'loss_g': 0.5}) == {
+      'images_per_second': 320, 'data_wait': 0}
   assert file.getvalue() == 'step 200/1,000   loss_d 1.250   loss_g 0.500   320 images/s   0:01:20 left\n'
   progress.report(300, {'loss_d': 1.0})
   assert file.getvalue().count('\n') == 2 and '\r' not in file.getvalue()
@@ -54,6 +56,38 @@ def test_progress_is_lines_in_a_file_and_one_line_on_a_terminal(monkeypatch):
   assert terminal.getvalue().count('\r') == 2 and '\n' not in terminal.getvalue()
   progress.note('Finished.')
   assert terminal.getvalue().endswith('\nFinished.\n')
+
+
+def test_progress_tells_of_a_loop_that_waits_for_data(monkeypatch):
+  clock = iter([0.0, 1.0, 4.0, 10.0, 10.0, 10.5, 20.0])
+  monkeypatch.setattr(writers.time, 'perf_counter', lambda: next(clock))
+  file = io.StringIO()
+  progress = writers.Progress(num_steps=1000, batch_size=32, stream=file)
+  for step, wait in ((100, 0.3), (200, 0.05)):
+    if step == 100:
+      progress.start(0)
+    with progress.waiting():
+      pass
+    assert progress.report(step, {}) == {'images_per_second': 320, 'data_wait': wait}
+  first, second = file.getvalue().splitlines()
+  assert first.endswith('left   30% of the time waiting for data') and second.endswith('left')
+  quiet = io.StringIO()
+  progress = writers.Progress(num_steps=1000, batch_size=32, stream=quiet, quiet=True)
+  progress.note('hello')
+  assert quiet.getvalue() == ''
+
+
+def test_a_profile_is_taken_once_and_closed_at_the_end(tmp_path):
+  profile, said = writers.Profile(tmp_path, first_step=3, num_steps=5), []
+  assert [step for step in range(20) if profile.is_due(step)] == [3, 8]
+  profile.switch(said.append)
+  jax.block_until_ready(jax.numpy.arange(8) * 2)
+  assert not said
+  profile.close()  # the run ended before step 8
+  assert list(tmp_path.rglob('*.xplane.pb')) and not profile.is_due(8)
+  again = writers.Profile(tmp_path, first_step=3, num_steps=5)
+  assert not any(again.is_due(step) for step in range(20))
+  assert not any(writers.Profile(tmp_path / 'other', 3, 0).is_due(step) for step in range(20))
 
 
 def test_time_left_in_days():

@@ -6,6 +6,8 @@ stay in float32.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -183,9 +185,12 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array, *, deterministic: bool = True
+      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array, places: jax.Array | None = None
   ) -> jax.Array:
-    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] → [B, H', W', features]."""
+    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] → [B, H', W', features].
+
+    `places` [B] int32, each row's place in the global batch, turns dropout on.
+    """
     config = self.config
     h = nn.silu(AdaptiveGroupNorm(self.dtype, name='norm_0')(x, zemb))
     if self.resample == 'up':
@@ -200,12 +205,24 @@ class ResidualBlock(nn.Module):
       h = GroupNorm(name='norm_1')(h)
     else:
       h = AdaptiveGroupNorm(self.dtype, name='norm_1')(h, zemb)
-    h = nn.Dropout(config.dropout)(nn.silu(h), deterministic=deterministic)
+    h = nn.silu(h)
+    if config.dropout and places is not None:
+      h = dropout(self.make_rng('dropout'), h, config.dropout, places)
     h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
     if self.resample or x.shape[-1] != self.features:
       init_scale = 0.1 if config.resblock_type == 'ddpm' else 1.0
       x = Shortcut(self.features, self.resample, config, init_scale, self.dtype, name='shortcut')(x)
     return residual_sum(x, h, config)
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: float, places: jax.Array) -> jax.Array:
+  """Zeroes entries of x [B, ...] with probability `rate` and divides the others by 1 - rate.
+
+  A row's mask is a function of the key and of its place [B] in the global batch, however the batch is cut.
+  """
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(keep, x / (1 - rate), 0)
 
 
 def residual_sum(x: jax.Array, h: jax.Array, config: GeneratorConfig) -> jax.Array:

@@ -33,10 +33,12 @@ class Discriminator(nn.Module):
   Attributes:
     config: the architecture.
     dtype: of the arithmetic; parameters, the last sum and the logits are float32.
+    remat: the backward pass computes each block again, and only its input stays in memory.
   """
 
   config: DiscriminatorConfig
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array) -> jax.Array:
@@ -64,8 +66,9 @@ class Discriminator(nn.Module):
 
     h = jnp.concatenate([x_t, x_tp1], axis=-1).astype(self.dtype)
     h = nn.Conv(2 * config.ngf, (1, 1), kernel_init=default_init(), dtype=self.dtype, name='conv_in')(h)
+    block_class = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock
     for i, (multiple, halve) in enumerate(widths_and_halvings):
-      h = DiscriminatorBlock(multiple * config.ngf, halve, self.dtype, name=f'block_{i}')(h, temb)
+      h = block_class(multiple * config.ngf, halve, self.dtype, name=f'block_{i}')(h, temb)
 
     h = minibatch_stddev(h, config.stddev_group)
     h = conv3x3(8 * config.ngf, 'conv_out', self.dtype, init_scale=0.0 if config.kind == 'small' else 1.0)(h)

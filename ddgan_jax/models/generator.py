@@ -21,13 +21,18 @@ class Generator(nn.Module):
   Attributes:
     config: the architecture.
     dtype: of the arithmetic; parameters and the output are float32.
+    remat: the backward pass computes each residual block again, and only its input stays in memory.
   """
 
   config: GeneratorConfig
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
-  def __call__(self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, *, deterministic: bool = True) -> jax.Array:
+  def __call__(
+      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, *, deterministic: bool = True,
+      places: jax.Array | None = None
+  ) -> jax.Array:
     """Predicts x_0.
 
     Args:
@@ -36,6 +41,7 @@ class Generator(nn.Module):
         the positive float32 noise level sigma_bar[t+1] instead (see `generator_fn`).
       z: [B, nz] float32, standard normal.
       deterministic: no dropout.
+      places: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
 
     Returns:
       x_0_pred, [B, H, W, C] float32; in [-1, 1] unless `not_use_tanh`.
@@ -48,9 +54,15 @@ class Generator(nn.Module):
     zemb = self._latent_mapping(z)
     temb = nn.silu(self._time_embedding(t)) if config.conditional else None
 
+    if deterministic:
+      places = None
+    elif places is None:
+      places = jnp.arange(len(z))
+    # nn.remat renames a class and with it the parameters, unless their module has a name, as every block here has.
+    block_class = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
+
     def block(name, h, features, direction=None):
-      module = blocks.ResidualBlock(features, config, direction, self.dtype, name=name)
-      return module(h, temb, zemb, deterministic=deterministic)
+      return block_class(features, config, direction, self.dtype, name=name)(h, temb, zemb, places)
 
     def attention(name, h):
       return blocks.SelfAttention(config, self.dtype, name=name)(h)

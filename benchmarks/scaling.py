@@ -1,0 +1,97 @@
+"""Scaling efficiency on paper: how much of a step 8 to 256 chips would lose to the gradients' all-reduce.
+
+    python benchmarks/scaling.py
+
+Per step a chip computes `rows * operations / (peak * utilisation)` seconds, and takes part in what the compiled step
+sends (`benchmarks/collectives.py`): each gradient once, in float32. A ring of n moves 2 (n-1)/n times the bytes
+through each member's link; several H100 machines reduce inside first, then each GPU sends its eighth to its peers. The
+efficiency is compute / (compute + communication): nothing overlaps. Latency, stragglers and the input are left out.
+Nothing here was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published figures: peak dense bf16 operations a second, and bytes a second that a chip can send.
+
+  Attributes:
+    inside: chips that the fast interconnect joins.
+    beyond: bytes a second of a chip to other groups of `inside` chips.
+  """
+
+  name: str
+  peak: float
+  link: float
+  inside: int
+  beyond: float
+
+
+CHIPS = (
+    # NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s without sparsity, NVLink 900 GB/s counting both directions. DGX
+    # H100: 8 GPUs, and a 400 Gb/s InfiniBand port for each.
+    Chip('H100 SXM, NVLink and InfiniBand', 989e12, 450e9, 8, 50e9),
+    # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, interconnect 1,600 Gb/s a chip (four links), pods of 256 chips.
+    Chip('TPU v5e, all four links', 197e12, 200e9, 256, 0),
+    Chip('TPU v5e, one link', 197e12, 50e9, 256, 0),
+    # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 2,400 Gb/s a chip (six links), pods of 4,096 chips.
+    Chip('TPU v4, all six links', 275e12, 300e9, 4096, 0),
+    Chip('TPU v4, one link', 275e12, 50e9, 4096, 0),
+)
+UTILISATION = 0.4  # of the peak: an assumption; 32x32 convolutions of 128 channels may be below it
+NUM_CHIPS = (8, 16, 32, 64, 128, 256)
+# Operations per image of a step without R1, multiply and add counted as 2; R1 steps compute more for the same bytes.
+# (config, operations)
+RUNS = (('cifar10', 79.8e9), ('celebahq_256', 1772e9))
+
+
+def efficiency(chip: Chip, num_chips: int, rows: float, operations: float, gradient_bytes: int) -> float:
+  """Compute time over compute and communication time, without overlap."""
+  compute = rows * operations / (chip.peak * UTILISATION)
+  inside = min(num_chips, chip.inside)
+  seconds = _ring(inside, gradient_bytes) / chip.link
+  if num_chips > inside:
+    seconds += _ring(num_chips // inside, gradient_bytes / inside) / chip.beyond
+  return compute / (compute + seconds)
+
+
+def _ring(members: int, size: float) -> float:
+  return 2 * (members - 1) / members * size
+
+
+def main() -> None:
+  for name, operations in RUNS:
+    config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
+    state = train_state.abstract(config, None)
+    gradient_bytes = [4 * train_state.count_parameters(params) for params in (state.g_params, state.d_params)]
+    batch, group = config.data.batch_size, config.discriminator.stddev_group
+    print(f'\n{name}: gradients of G {gradient_bytes[0] / 1e6:.1f} MB, of D {gradient_bytes[1] / 1e6:.1f} MB a step\n')
+    rows_a_chip = batch // NUM_CHIPS[0]
+    for title, rows_of in (
+        (f'global batch {batch} (the recipe)', lambda n, batch=batch: batch / n),
+        (f'{rows_a_chip} rows a chip', lambda n, rows=rows_a_chip: rows)):
+      print(f'| {title} | ' + ' | '.join(f'{n} chips' for n in NUM_CHIPS) + ' |\n|---|' + '---|' * len(NUM_CHIPS))
+      for chip in CHIPS:
+        cells = [
+            f'{efficiency(chip, n, rows_of(n), operations, sum(gradient_bytes)):.0%}' if rows_of(n) >= group else '–'
+            for n in NUM_CHIPS]
+        print(f'| {chip.name} | ' + ' | '.join(cells) + ' |')
+      print()
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_platforms', 'cpu')
+  main()

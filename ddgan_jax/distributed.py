@@ -1,0 +1,273 @@
+"""Several processes: one program started on every host, which find each other before anything else is done.
+
+`initialize` comes before any other JAX call. Flags win; otherwise it starts by itself where the environment speaks of
+several processes, and does nothing on a single machine:
+
+- `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or a JobSet's `JOB_COMPLETION_INDEX`),
+- `mpirun` or a step of SLURM's (`srun`) with more than one task,
+- a Cloud TPU slice or a GKE TPU node pool of more than one host.
+
+Where the coordinator of the last two runs, JAX finds out itself; what is decided here is whether there is anything to
+find, and which devices are this process's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+from ddgan_jax.config import UserError
+
+TIMEOUT = 300  # seconds; hosts of one job start within this of each other
+_FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
+_PROXY = 'grpc_proxy'  # gRPC's own; without it http_proxy counts
+_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+
+class DistributedError(UserError):
+  """The processes cannot be brought together; one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How this process joins the others: arguments of `jax.distributed.initialize`.
+
+  Attributes:
+    source: who says so, for messages.
+    coordinator_address: HOST:PORT of process 0, or None where JAX finds it by `method`.
+    num_processes, process_id: as said, or None where JAX finds them.
+    method: JAX's name of the cluster whose environment it reads, or 'deactivate'.
+    all_devices: this process takes every device that it sees; otherwise JAX gives it the one with its local index.
+  """
+
+  source: str
+  coordinator_address: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
+  method: str = 'deactivate'
+  all_devices: bool = True
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = TIMEOUT,
+) -> None:
+  """Joins the other processes of this run, if there are any; before any other JAX call.
+
+  Args:
+    coordinator_address: HOST:PORT where process 0 listens, the same on every process.
+    num_processes: how many there are; 1 alone never joins, whatever the environment says.
+    process_id: 0 .. num_processes - 1, another one on every process.
+    timeout: seconds to wait for the others, after which the process ends with status 2 and a sentence.
+
+  Raises:
+    DistributedError: flags or environment contradict themselves or are incomplete, or the port is taken.
+  """
+  plan = find_plan(os.environ, coordinator_address, num_processes, process_id)
+  if plan is None:
+    return
+  if plan.process_id == 0 and plan.coordinator_address:
+    _check_port_is_free(plan)
+  _join(plan, timeout)
+
+  import jax
+
+  expected = plan.num_processes or jax.process_count()
+  if jax.process_count() != expected:
+    raise DistributedError(
+        f'{plan.source}: {expected} processes were announced here, but {jax.process_count()} have joined; '
+        'every process must be given the same number')
+  if is_main():
+    print(f'{jax.process_count()} processes with {jax.device_count()} {jax.devices()[0].platform} device(s), '
+          f'{jax.local_device_count()} each.', flush=True)
+
+
+def is_main() -> bool:
+  """Whether this process prints and writes: true for process 0, and for a single one."""
+  import jax
+
+  return jax.process_index() == 0
+
+
+def find_plan(
+    environ: Mapping[str, str],
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Plan | None:
+  """How this process joins others, by flags or else the environment; None on its own. Raises DistributedError."""
+  plan = _from_flags(coordinator_address, num_processes, process_id)
+  if plan or num_processes == 1 or environ.get('JAX_NUM_PROCESSES') == '1':
+    return plan
+  # Open MPI before SLURM: under both, what SLURM's variables describe is mpirun's own daemons.
+  return _from_variables(environ) or _from_open_mpi(environ) or _from_slurm(environ) or _from_tpu(environ)
+
+
+def _from_flags(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> Plan | None:
+  given = dict(zip(_FLAGS, (coordinator_address, num_processes, process_id)))
+  if num_processes == 1 and coordinator_address is None and process_id in (None, 0):
+    return None
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return None
+  if missing:
+    present = ', '.join(name for name, value in given.items() if value is not None)
+    raise DistributedError(f'{present}: needs {" and ".join(missing)} as well (or none of the three)')
+  return _checked(Plan('--coordinator_address', coordinator_address, num_processes, process_id), _FLAGS)
+
+
+def _from_variables(environ: Mapping[str, str]) -> Plan | None:
+  address, count, index = (environ.get(name) for name in _VARIABLES)
+  if count is None and index is None:
+    return None  # an address alone overrides what JAX would find
+  names = list(_VARIABLES)
+  if index is None and 'JOB_COMPLETION_INDEX' in environ:
+    names[2] = 'JOB_COMPLETION_INDEX'
+  missing = [name for name in names if not environ.get(name)]
+  if missing:
+    present = ', '.join(f'{name}={environ[name]}' for name in names if environ.get(name))
+    raise DistributedError(f'{present}: needs {" and ".join(missing)} in the environment as well')
+  return _checked(
+      Plan('JAX_COORDINATOR_ADDRESS', address, _number(environ, names[1]), _number(environ, names[2])), tuple(names))
+
+
+def _from_slurm(environ: Mapping[str, str]) -> Plan | None:
+  # A shell of sbatch or salloc has SLURM_NTASKS too, but is one process; only a step has a node list of its own.
+  if 'SLURM_STEP_NODELIST' not in environ:
+    return None
+  # In a step that uses part of an allocation the first is the step's, where the second may be the allocation's.
+  count = _number(environ, 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in environ else 'SLURM_NTASKS', 1)
+  if count == 1:
+    return None
+  needed = ('SLURM_JOB_ID', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # what JAX reads
+  missing = [name for name in needed if name not in environ]
+  if missing:
+    raise DistributedError(f'a SLURM step of {count} tasks without {" and ".join(missing)} in the environment; start '
+                           'it with srun, or give --coordinator_address, --num_processes and --process_id')
+  # JAX gives each task one GPU by its local index. That is wrong for one task a node, which should have all of them,
+  # and where SLURM has already narrowed what the task sees.
+  alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
+  narrowed = 'SLURM_GPUS_PER_TASK' in environ or ',' not in environ.get('CUDA_VISIBLE_DEVICES', ',')
+  return _checked(
+      Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
+           all_devices=bool(alone or narrowed)), ('SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID'))
+
+
+def _from_open_mpi(environ: Mapping[str, str]) -> Plan | None:
+  count = _number(environ, 'OMPI_COMM_WORLD_SIZE', 1)
+  if count == 1:
+    return None
+  address = environ.get('JAX_COORDINATOR_ADDRESS')
+  known = 'OMPI_MCA_orte_hnp_uri' in environ
+  if not known and not address:
+    raise DistributedError(f'mpirun started {count} processes, but Open MPI 5 does not say where the first one runs: '
+                           'set JAX_COORDINATOR_ADDRESS=HOST:PORT')
+  alone = environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
+  names = ('JAX_COORDINATOR_ADDRESS', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK')
+  return _checked(Plan('mpirun', address, count, _number(environ, 'OMPI_COMM_WORLD_RANK'),
+                       'ompi' if known else 'deactivate', all_devices=alone or not known), names)
+
+
+def _from_tpu(environ: Mapping[str, str]) -> Plan | None:
+  if environ.get('JAX_PLATFORMS', 'tpu').split(',')[0] not in ('', 'tpu'):
+    return None
+  # Private, since JAX has no public way to ask. Where the names have gone, or a TPU has no metadata server (a
+  # notebook's), it counts as a single host.
+  with contextlib.suppress(Exception):
+    from jax._src import cloud_tpu_init, clusters
+
+    if cloud_tpu_init.running_in_cloud_tpu_vm:
+      for kind in (clusters.GkeTpuCluster, clusters.GceTpuCluster):
+        if kind.is_env_present():
+          count = kind.get_process_count()
+          return Plan('Cloud TPU', num_processes=count, method=kind.name) if count > 1 else None
+  return None
+
+
+def _checked(plan: Plan, names: tuple[str, str, str]) -> Plan:
+  if plan.num_processes < 1:
+    raise DistributedError(f'{names[1]}: found {plan.num_processes}, must be at least 1')
+  if not 0 <= plan.process_id < plan.num_processes:
+    raise DistributedError(f'{names[2]}: found {plan.process_id}, must be from 0 to {plan.num_processes - 1}, since '
+                           f'{names[1]} is {plan.num_processes}')
+  if plan.coordinator_address is not None:
+    host, _, port = plan.coordinator_address.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+      raise DistributedError(f'{names[0]}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
+  return plan
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+  text = environ.get(name, default)
+  try:
+    return int(text)
+  except (TypeError, ValueError):
+    raise DistributedError(f'{name}: found {text!r} in the environment, must be a whole number') from None
+
+
+def _check_port_is_free(plan: Plan) -> None:
+  # JAX's service would end the process with a segmentation fault.
+  port = int(plan.coordinator_address.rpartition(':')[2])
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  with socket.socket(family) as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('', port))
+    except OSError as error:
+      raise DistributedError(f'{plan.source}: process 0 cannot listen on port {port} ({error.strerror}); is another '
+                             'run using it? Choose another port') from None
+
+
+def _join(plan: Plan, timeout: int) -> None:
+  """Calls JAX, and ends the process with a sentence where JAX would abort it with a stack trace or wait for ever."""
+  import jax
+
+  if any(name in os.environ for name in ('http_proxy', 'https_proxy')):
+    os.environ.setdefault(_PROXY, '')  # else gRPC asks the proxy for the coordinator, and waits in vain
+
+  joined = threading.Event()
+  deadline = time.monotonic() + timeout
+
+  def watch():
+    if not joined.wait(max(0, deadline - time.monotonic())):
+      print(f'Error: {_why_alone(plan, timeout)}', file=sys.stderr, flush=True)
+      os._exit(2)
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    jax.distributed.initialize(
+        plan.coordinator_address, plan.num_processes, plan.process_id,
+        # An empty list is not "unset": JAX neither restricts the devices nor guesses which are meant.
+        local_device_ids=[] if plan.all_devices and 'JAX_LOCAL_DEVICE_IDS' not in os.environ else None,
+        cluster_detection_method=plan.method, initialization_timeout=timeout + 60)
+  except Exception as error:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise DistributedError(f'{plan.source}: the processes could not be brought together ({reason})') from error
+  finally:
+    joined.set()
+
+
+def _why_alone(plan: Plan, timeout: int) -> str:
+  hint = f'; the proxy in {_PROXY} may stand in the way' if os.environ.get(_PROXY) else ''
+  of = f' of {plan.num_processes}' if plan.num_processes else ''
+  if plan.process_id == 0:
+    return (f'{plan.source}: process 0{of} has waited {timeout} s for the others, which did not all come; '
+            f'were all started, with the same address and number?{hint}')
+  if plan.coordinator_address:
+    host, _, port = plan.coordinator_address.rpartition(':')
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=3).close()
+    except OSError as error:
+      return (f'{plan.source}: process 0 has not answered at {plan.coordinator_address} for {timeout} s '
+              f'({error.strerror or error}); is it running, and may this machine reach that port?{hint}')
+  name = f'process {plan.process_id}{of}' if plan.process_id is not None else f'this process{of}'
+  return f'{plan.source}: {name} has waited {timeout} s for the others, which did not all come{hint}'

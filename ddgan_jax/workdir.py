@@ -1,0 +1,166 @@
+"""The folder of a run: whether it may be used, by one run at a time, and what describes the run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+
+import jax
+from clu import parameter_overview
+from etils import epath
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import writers
+from ddgan_jax.checkpoints import Checkpoints, is_disk_full
+from ddgan_jax.config import Config, UserError
+from ddgan_jax.data import pipeline
+from ddgan_jax.data.sources import Source
+from ddgan_jax.train_state import TrainState
+
+# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
+# beyond rounding, except num_steps, which stretches the cosine and is announced.
+_MAY_CHANGE = (
+    'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
+    'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
+
+
+class WorkdirError(UserError):
+  """The workdir cannot be used for this run; nothing in it has been changed."""
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+  """Holds a workdir that exists for this process; the lock dies with the process, however that ends.
+
+  A bucket has no locks: two runs in one `gs://` workdir are not noticed.
+
+  Raises:
+    WorkdirError: another process holds it.
+  """
+  if '://' in str(workdir):
+    yield
+    return
+  path = epath.Path(workdir) / '.lock'
+  with path.open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise WorkdirError(f'{workdir}: another run is using it ({path.read_text().strip() or "it has just started"}); '
+                         'wait for its end, or choose another --workdir') from None
+    except OSError:
+      pass  # a network file system without locks
+    else:
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+      file.flush()
+    yield
+
+
+def grid_path(workdir: str, step: int) -> str:
+  """Where the sample grid of a step is kept."""
+  return str(epath.Path(workdir) / 'samples' / f'step_{step:08d}.png')
+
+
+def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
+  """Refuses a workdir that is foreign or belongs to another config; changes nothing.
+
+  Raises:
+    UserError: one sentence, with the fields that differ.
+  """
+  inside, outside = (os.path.realpath(os.path.expanduser(path)) + os.sep for path in (workdir, config.data.path))
+  if config.data.name == 'folder' and '://' not in str(workdir) and inside.startswith(outside):
+    raise WorkdirError(
+        f'{workdir}: lies in data.path, so that its pictures would become data; choose another --workdir')
+  stored = epath.Path(workdir) / 'config.json'
+  if not stored.exists():
+    if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
+      raise WorkdirError(
+          f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run of ddgan_jax; '
+          'nothing was changed; choose another --workdir')
+    return
+  if checkpoints.latest_step() is None:
+    return
+  before = config_lib.flatten(config_lib.from_json(stored.read_text(), str(stored)))
+  now = config_lib.flatten(config)
+  changed = [
+      f'{field} was {before[field]}, is {now[field]}' for field in now
+      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+  if changed:
+    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
+                       'choose another --workdir, or set the fields back')
+  if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
+    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
+          'follow the cosine of the new length from here on.', flush=True)
+
+
+def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
+  """Makes the workdir and refuses one that is read-only or has no room for the checkpoints.
+
+  Raises:
+    WorkdirError: one sentence.
+  """
+  folder = epath.Path(workdir)
+  probe = folder / f'.probe.{os.getpid()}'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      probe.write_text('x' * 4096)
+    finally:
+      probe.unlink(missing_ok=True)
+  except OSError as error:
+    if is_disk_full(error):
+      raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
+    raise WorkdirError(
+        f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
+  if '://' in str(workdir):
+    return  # a bucket has no free space to speak of
+  free = shutil.disk_usage(workdir).free
+  size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
+  wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
+  if free < wanted:
+    raise WorkdirError(
+        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
+        f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
+
+
+def write_description(workdir: str, config: Config, state: TrainState) -> None:
+  """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
+  overview = '\n\n'.join(
+      f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
+      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)))
+  for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
+    path = epath.Path(workdir) / name
+    if not path.exists() or path.read_text() != text:
+      _write_whole(path, text)
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+  """Writes under another name first: a killed write must not leave half a file."""
+  partial = path.parent / f'.{path.name}.partial'
+  partial.write_text(text)
+  partial.replace(path)
+
+
+def describe_data(workdir: str, config: Config, source: Source, say: Callable[[str], None]) -> None:
+  """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
+  found = {'images': len(source), 'checksum': source.checksum}
+  path = epath.Path(workdir) / 'data.json'
+  try:
+    before = json.loads(path.read_text())
+    before = {name: before[name] for name in found}
+  except (OSError, ValueError, KeyError, TypeError):
+    before = None
+  if before == found:
+    return
+  if before:
+    say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
+        f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It goes on with these.')
+    return
+  writers.save_png(path.parent / 'data.png', writers.make_grid(pipeline.preview(source, config.data, config.seed)))
+  _write_whole(path, json.dumps(found) + '\n')

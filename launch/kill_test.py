@@ -1,0 +1,176 @@
+"""Kills a training run again and again and compares its end with that of a run that was left alone.
+
+    python launch/kill_test.py --kills 100 --folder /tmp/kill_test
+
+The real command trains a tiny digits network twice: once in peace, once under SIGKILL at random times (while it starts,
+in the middle of steps and of saves), restarted after each. The second one must go on each time from its newest complete
+checkpoint, print the very line of the first for every step, and end with the same bits in every array. Exit status 1 if
+not. It takes about 10 s a kill on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NETWORK = {
+    'data.batch_size': 32, 'generator.num_channels_dae': 8, 'generator.ch_mult': '1,',
+    'generator.attn_resolutions': '8,', 'generator.nz': 4, 'generator.z_emb_dim': 8, 'generator.n_mlp': 1,
+    'discriminator.ngf': 2, 'discriminator.t_emb_dim': 8, 'optim.lazy_reg': 4, 'train.log_every': 1,
+    'train.sample_every': 1_000_000, 'train.num_samples': 4}
+STEP = re.compile(r'^(step ([\d,]+)/\S+   loss_d \S+   loss_g \S+)')
+
+
+class Run:
+  """One start of the command; a thread reads what it prints."""
+
+  def __init__(self, workdir: pathlib.Path, arguments: argparse.Namespace):
+    values = {**NETWORK, 'train.num_steps': arguments.steps, 'train.checkpoint_every': arguments.checkpoint_every}
+    if arguments.data_dir:
+      values['data.data_dir'] = arguments.data_dir
+    self.started, self.started_at = time.monotonic(), time.time()
+    self.first_step_at: float | None = None
+    self.resumed: int | None = None
+    self.lines: dict[int, str] = {}
+    self.text: list[str] = []
+    self.process = subprocess.Popen(
+        [sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir),
+         *(f'--config.{name}={value}' for name, value in values.items())],
+        cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True)
+    self._reader = threading.Thread(target=self._read, daemon=True)
+    self._reader.start()
+
+  def _read(self) -> None:
+    for line in self.process.stdout:
+      self.text.append(line)
+      if found := re.match(r'Resumed at step ([\d,]+);', line):
+        self.resumed = int(found[1].replace(',', ''))
+      if found := STEP.match(line):
+        self.first_step_at = self.first_step_at or time.monotonic()
+        self.lines[int(found[2].replace(',', ''))] = found[1]
+
+  def wait(self) -> int:
+    status = self.process.wait()
+    self._reader.join()
+    return status
+
+
+def final_arrays(workdir: pathlib.Path, step: int) -> dict:
+  """Every array of the last checkpoint by its name, as numpy."""
+  sys.path.insert(0, str(ROOT))
+  import jax
+  import numpy as np
+
+  from ddgan_jax import config as config_lib
+  from ddgan_jax import train_state
+  from ddgan_jax.checkpoints import Checkpoints
+
+  config = config_lib.from_json((workdir / 'config.json').read_text())
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  state = Checkpoints(str(workdir)).restore(train_state.abstract(config, device), step)
+  state = state.replace(rng=jax.random.key_data(state.rng))
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def complete_steps(workdir: pathlib.Path) -> list[int]:
+  return sorted(int(path.name) for path in workdir.glob('checkpoints/*') if path.name.isdigit())
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--folder', type=pathlib.Path, required=True, help='for both runs; must not exist')
+  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--steps', type=int, default=20_000)
+  parser.add_argument('--checkpoint_every', type=int, default=50)
+  parser.add_argument('--most_minutes', type=float, default=60, help='after which it is left to finish')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--data_dir', default='')
+  arguments = parser.parse_args()
+  arguments.folder.mkdir(parents=True)
+  chance = random.Random(arguments.seed)
+
+  peace = Run(arguments.folder / 'peace', arguments)
+  if peace.wait():
+    print(''.join(peace.text))
+    return 1
+  start_up = peace.first_step_at - peace.started
+  seconds = time.monotonic() - peace.first_step_at
+  print(f'In peace: {start_up:.1f} s to the first step, then {arguments.steps:,} steps in {seconds:.1f} s.', flush=True)
+
+  workdir = arguments.folder / 'war'
+  where: collections.Counter = collections.Counter()
+  mistakes: list[str] = []
+  begun, done, repeated = time.monotonic(), 0, 0
+  while True:
+    kills = sum(where.values())
+    before = max(complete_steps(workdir), default=0)
+    run = Run(workdir, arguments)
+    if kills < arguments.kills and time.monotonic() - begun < 60 * arguments.most_minutes:
+      # A third of the kills fall anywhere in the start-up, the others after the first step, so that the run lasts.
+      if chance.random() < 1 / 3:
+        delay = chance.uniform(0, start_up)
+      else:
+        while run.first_step_at is None and run.process.poll() is None:
+          time.sleep(0.005)
+        left = seconds * (arguments.steps - before) / arguments.steps
+        delay = time.monotonic() - run.started + chance.uniform(0, 1.6 * left / (arguments.kills - kills))
+      while time.monotonic() - run.started < delay and run.process.poll() is None:
+        time.sleep(0.002)
+      run.process.send_signal(signal.SIGKILL)
+    status = run.wait()
+    if run.first_step_at is not None:
+      start_up = min(start_up, run.first_step_at - run.started)  # the run in peace had to compile
+    if run.resumed is not None and run.resumed != before:
+      mistakes.append(f'start {kills}: step {before} was complete, but it went on from {run.resumed}')
+    if before and run.resumed is None and run.lines:
+      mistakes.append(f'start {kills}: step {before} was complete, but it began anew')
+    wrong = [step for step, line in run.lines.items() if line != peace.lines[step]]
+    if wrong:
+      mistakes.append(f'start {kills}: step {wrong[0]} says {run.lines[wrong[0]]!r}, was {peace.lines[wrong[0]]!r}')
+    repeated += sum(step <= done for step in run.lines)
+    done = max(done, *run.lines, 0) if run.lines else done
+    after = max(complete_steps(workdir), default=0)
+    if after < before:
+      mistakes.append(f'start {kills}: the newest checkpoint was {before}, then {after}')
+    if status != -signal.SIGKILL:
+      break
+    torn = any(path.stat().st_mtime > run.started_at for path in workdir.glob('checkpoints/*tmp*'))
+    where['in a save' if torn and run.lines else 'in the steps' if run.lines else 'while starting'] += 1
+    if (kills + 1) % 10 == 0:
+      print(f'{kills + 1} kills in {time.monotonic() - begun:.0f} s, step {after:,}', flush=True)
+  kills = sum(where.values())
+  if status:
+    print(''.join(run.text))
+    mistakes.append(f'ended with status {status}')
+  else:
+    if kills < arguments.kills:
+      mistakes.append(f'finished after {kills} kills; give it more --steps or --most_minutes')
+    import numpy as np
+
+    expected, found = (final_arrays(arguments.folder / name, arguments.steps) for name in ('peace', 'war'))
+    differ = [name for name in expected if not np.array_equal(expected[name], found[name], equal_nan=True)]
+    if differ or expected.keys() != found.keys():
+      mistakes.append(f'{len(differ)} of {len(expected)} arrays differ, the first {differ[:1]}')
+    else:
+      print(f'All {len(expected)} arrays of step {arguments.steps:,} are bit-identical '
+            f'({sum(array.size for array in expected.values()):,} numbers).')
+  print(f'{kills} kills in {time.monotonic() - begun:.0f} s: {dict(where)}. Steps done again: {repeated:,} in '
+        f'{kills + 1} starts; at most {arguments.checkpoint_every} and those of a save under way each time.')
+  for mistake in mistakes:
+    print(f'WRONG: {mistake}')
+  return bool(mistakes)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,159 @@
+"""Several processes on this machine, by the real command: the same run as one, on any number of devices."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import train_state
+from ddgan_jax.checkpoints import Checkpoints
+from tests.test_main import CONFIG
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 60
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """Starts the command in `processes` processes of `devices` devices each; returns [(process, its output)]."""
+  folder = tmp_path_factory.mktemp('processes')
+  (folder / 'tiny.py').write_text(CONFIG)
+  started = []
+
+  def start(workdir, processes, devices, *flags):
+    with socket.socket() as probe:
+      probe.bind(('localhost', 0))
+      port = probe.getsockname()[1]
+    group = []
+    for index in range(processes):
+      together = [] if processes == 1 else [
+          f'--coordinator_address=localhost:{port}', f'--num_processes={processes}', f'--process_id={index}']
+      output = folder / f'{len(started)}.txt'
+      with output.open('w') as file:
+        group.append((subprocess.Popen(
+            [sys.executable, '-m', 'ddgan_jax.main', '--config', str(folder / 'tiny.py'), '--workdir', str(workdir),
+             f'--config.data.data_dir={folder / "data"}', f'--config.train.num_steps={STEPS}', *flags, *together],
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1',
+                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}), output))
+      started.append(group[-1][0])
+    return group
+
+  yield start
+  for process in started:
+    if process.poll() is None:
+      process.kill()
+
+
+def finish(group, timeout=900):
+  """Waits for all; returns their statuses and outputs."""
+  return [process.wait(timeout) for process, _ in group], [output.read_text() for _, output in group]
+
+
+def wait_for(group, text, timeout=900):
+  """Returns when process 0 has printed `text`."""
+  deadline = time.monotonic() + timeout
+  process, output = group[0]
+  while text not in output.read_text():
+    assert process.poll() is None and time.monotonic() < deadline, output.read_text()
+    time.sleep(0.02)
+
+
+def losses(workdir):
+  """[steps, 2] of the events; of a step that was done twice the later one."""
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+  from tensorboard.util import tensor_util
+
+  events = EventAccumulator(str(workdir), size_guidance={'tensors': 0}).Reload()
+  found = [{event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
+           for tag in ('loss_d', 'loss_g')]
+  return {step: np.array([found[0][step], found[1][step]]) for step in found[0]}
+
+
+def parameters(workdir):
+  config = config_lib.from_json((workdir / 'config.json').read_text())
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  state = Checkpoints(workdir).restore(train_state.abstract(config, device), STEPS)
+  return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.g_params, state.d_params))])
+
+
+@pytest.fixture(scope='module')
+def never_moved(start, tmp_path_factory):
+  """The workdir of one process with 8 devices, with checkpoints 10, 20, …, 60."""
+  workdir = tmp_path_factory.mktemp('runs') / 'eight'
+  statuses, outputs = finish(start(
+      workdir, 1, 8, '--config.train.checkpoint_every=10', '--config.train.keep_checkpoints=9'))
+  assert statuses == [0], outputs
+  return workdir
+
+
+def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, start, tmp_path):
+  statuses, outputs = finish(start(tmp_path / 'run', 2, 4))
+  assert statuses == [0, 0], outputs
+  expected, found = losses(never_moved), losses(tmp_path / 'run')
+  assert sorted(found) == list(range(1, STEPS + 1))
+  np.testing.assert_allclose([found[s] for s in range(1, 31)], [expected[s] for s in range(1, 31)], rtol=1e-4)
+  np.testing.assert_allclose(parameters(tmp_path / 'run'), parameters(never_moved), atol=1e-3)
+  # Process 0 alone writes and talks.
+  assert len(list((tmp_path / 'run').glob('events.out.tfevents.*'))) == 1
+  assert 'Finished 60 steps' in outputs[0] and 'step ' not in outputs[1]
+
+
+def test_moved_from_eight_devices_to_two_processes_and_to_one_device(never_moved, start, tmp_path):
+  """And told to stop in between, by a SIGTERM to one of the two: both save the same step and end well."""
+  workdir = tmp_path / 'run'
+  (workdir / 'checkpoints').mkdir(parents=True)
+  shutil.copy(never_moved / 'config.json', workdir)
+  shutil.copytree(never_moved / 'checkpoints' / '10', workdir / 'checkpoints' / '10')
+  shutil.copytree(never_moved / 'checkpoints' / '20', workdir / 'checkpoints' / '20')
+  for file in (workdir / 'checkpoints' / '20' / 'state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+
+  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1')  # slow enough to be stopped on the way
+  wait_for(group, 'step 15/')
+  second = start(workdir, 2, 2)  # a run that is refused, on both processes, and leaves the first alone
+  statuses, outputs = finish(second)
+  assert statuses == [2, 2] and 'another run is using it (process ' in outputs[0], outputs
+  assert group[0][0].poll() is None, group[0][1].read_text()
+  group[1][0].send_signal(signal.SIGTERM)
+  statuses, outputs = finish(group)
+  assert statuses == [0, 0], outputs
+  assert '20: its list of arrays cannot be read; going back to step 10.' in outputs[0]
+  assert 'Resumed at step 10' in outputs[0]
+  stopped = Checkpoints(workdir).latest_step()
+  assert 15 <= stopped < STEPS and f'SIGTERM: saved step {stopped} in' in outputs[0]
+
+  statuses, outputs = finish(start(workdir, 1, 1))
+  assert statuses == [0] and f'Resumed at step {stopped}' in outputs[0], outputs
+  expected, found = losses(never_moved), losses(workdir)
+  np.testing.assert_allclose([found[s] for s in range(11, 31)], [expected[s] for s in range(11, 31)], rtol=1e-4)
+  np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)
+
+
+def test_one_of_two_processes_is_killed(never_moved, start, tmp_path):
+  """The other one ends too, with an error, and the same command goes on."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(never_moved, workdir, ignore=shutil.ignore_patterns('30', '40', '50', '60', 'events*'))
+  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1')
+  wait_for(group, 'step 25/')
+  group[1][0].kill()
+  killed = time.monotonic()
+  statuses, outputs = finish(group)
+  seconds = time.monotonic() - killed
+  assert statuses[0] != 0 and statuses[1] == -signal.SIGKILL, outputs
+  assert seconds < 150, seconds
+  print(f'status {statuses[0]} after {seconds:.1f} s')
+  latest = Checkpoints(workdir).latest_step()
+  statuses, outputs = finish(start(workdir, 1, 1))
+  assert statuses == [0] and f'Resumed at step {latest}' in outputs[0], outputs
+  np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)

@@ -1,0 +1,83 @@
+"""Workdirs in a bucket: the same code, by epath, with a folder of this machine in the bucket's place."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+from etils.epath import backend, gpath
+
+from ddgan_jax import sharding, train_state, workdir, writers
+from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.divergence import Diverged, SkippedBatches
+from ddgan_jax.train import grid_path
+
+
+class Bucket:
+  """epath's local back end, with `gs://` standing for a folder."""
+
+  def __init__(self, folder):
+    self._folder = str(folder)
+    self._local = backend._OsPathBackend()
+
+  def __getattr__(self, name):
+    def call(*arguments, **options):
+      arguments = [os.fspath(a) if isinstance(a, os.PathLike) else a for a in arguments]
+      found = getattr(self._local, name)(
+          *(a.replace('gs://', self._folder + '/') if isinstance(a, str) else a for a in arguments), **options)
+      if name == 'glob':
+        return [path.replace(self._folder + '/', 'gs://') for path in found]
+      return found
+
+    return call
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  monkeypatch.setattr(gpath._GPath, '_backend', Bucket(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  return tmp_path / 'bucket'
+
+
+def test_a_workdir_in_a_bucket(bucket, tiny_config):
+  run = 'gs://bucket/runs/tiny'
+  checkpoints = Checkpoints(run)
+  assert str(checkpoints.folder) == run + '/checkpoints' and checkpoints.steps() == []
+  state = train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh()))
+  workdir.check_workdir(run, tiny_config, checkpoints)
+  workdir.check_space(run, tiny_config, checkpoints, state)
+  with workdir.locked(run):
+    workdir.write_description(run, tiny_config, state)
+    workdir.check_workdir(run, tiny_config, checkpoints)
+    assert grid_path(run, 7) == run + '/samples/step_00000007.png'
+    writers.save_png(grid_path(run, 7), np.zeros((4, 4, 3), np.uint8))
+    sentence = SkippedBatches(run).roll_back(10, Diverged('loss_d', 14), write=True)
+  assert sentence == ('loss_d not finite at step 14: back to step 10, skipping global batches 10 to 13 '
+                      f'(rollback 1 of 3 to this step; {run}/skipped.json).')
+  assert SkippedBatches(run).batch(10) == 14
+  (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir(parents=True)
+  checkpoints._set_aside(8, print)
+  (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir()
+  checkpoints._set_aside(8, print)
+  assert sorted(str(path.relative_to(bucket)) for path in bucket.rglob('*') if not path.is_dir()) == [
+      f'runs/tiny/{name}' for name in ('config.json', 'parameters.txt', 'samples/step_00000007.png', 'skipped.json')]
+  assert sorted(path.name for path in bucket.glob('runs/tiny/checkpoints/*')) == ['8.damaged', '8.damaged2']
+  assert sorted(os.listdir(bucket.parent)) == ['bucket']  # and nothing in a local folder named gs:
+
+  (bucket / 'runs' / 'tiny' / 'checkpoints').rename(bucket / 'kept')
+  other = dataclasses.replace(tiny_config, seed=1)
+  workdir.check_workdir(run, other, checkpoints)  # without a checkpoint any config may begin
+
+
+def test_which_batch_a_step_sees(tmp_path):
+  skipped = SkippedBatches(str(tmp_path))
+  assert list(skipped.ranges(3, 30)) == [(3, 30)]
+  skipped.roll_back(10, Diverged('loss_d', 14), write=True)
+  skipped.roll_back(20, Diverged('loss_d', 21), write=True)
+  for again in (skipped, SkippedBatches(str(tmp_path))):
+    assert list(again.ranges(3, 30)) == [(3, 10), (14, 24), (25, 35)]
+    assert list(again.ranges(10, 30)) == [(14, 24), (25, 35)]
+    assert list(again.ranges(25, 30)) == [(30, 35)]
+    assert list(again.ranges(30, 30)) == []
+    seen = [batch for first, last in again.ranges(0, 30) for batch in range(first, last)]
+    assert seen == [again.batch(step) for step in range(30)] == sorted(set(range(35)) - {10, 11, 12, 13, 24})
