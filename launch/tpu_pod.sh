@@ -86,7 +86,9 @@ install() {
     local archive root
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     archive=${TMPDIR:-/tmp}/ddgan_jax.tar.gz
-    [ -n "$DRY_RUN" ] || tar -czf "$archive" -C "$root" --exclude=.git --exclude=.venv --exclude=./runs .
+    # Files by name: tar fails when a folder that it packs changes, as one does where something is running.
+    [ -n "$DRY_RUN" ] || (cd "$root" && find . -type d \( -name '.?*' -o -name __pycache__ -o -path ./runs \) -prune \
+      -o -type f -print0 | tar -czf "$archive" --null -T -)
     tpus tpu-vm scp "$archive" "$NAME:ddgan_jax.tar.gz" "${where[@]}" --worker=all
   fi
   on_workers all "$unpack && cd ~/ddgan_jax && python3 -m pip install -q --user uv \
