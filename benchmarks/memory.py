@@ -1,0 +1,66 @@
+"""Bytes of device memory that a training step needs, by the compiler's account, from shapes alone.
+
+    python benchmarks/memory.py [--only cifar10]
+
+The step with R1, which needs the most, of the published networks: float32, bfloat16, rematerialised blocks, and the
+state and batch over 8 devices by `parallel.fsdp=8`. Compiles each for the CPU, one or two minutes each on one core, and
+runs nothing. Prints the rows of a table as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+
+from benchmarks.collectives import compile_step, peak_bytes
+from configs import celebahq_256, cifar10
+from ddgan_jax import config as config_lib
+from ddgan_jax import sharding
+
+RUNS = (('cifar10', cifar10, (64, 256)), ('celebahq_256', celebahq_256, (4, 32)))
+VARIANTS = (
+    ('f32', {}), ('bf16', {'dtype': 'bfloat16'}), ('f32, remat', {'remat': True}),
+    ('bf16, remat', {'dtype': 'bfloat16', 'remat': True}), ('f32, fsdp 8', {'fsdp': 8}))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--only', default='', choices=('', *(name for name, *_ in RUNS)))
+  only = parser.parse_args().only
+  print('| config | global batch | how | devices | state and batch, MiB | temporary, MiB | in all, MiB a device | '
+        'compiled in |\n|---|---|---|---|---|---|---|---|', flush=True)
+  for name, recipe, batch_sizes in RUNS:
+    if only not in ('', name):
+      continue
+    for batch_size in batch_sizes:
+      for variant, parallel in VARIANTS:
+        fields = recipe.get_config()
+        fields.data.batch_size = batch_size
+        config = config_lib.from_config_dict(fields)
+        config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **parallel))
+        devices = config.parallel.fsdp
+        try:
+          config_lib.check_devices(config, devices)
+        except config_lib.ConfigError:
+          continue  # fewer rows than devices times the group of the minibatch standard deviation
+        begun = time.perf_counter()
+        memory = compile_step(
+            config, sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp), with_r1=True).memory_analysis()
+        total, temporary = peak_bytes(memory), memory.temp_size_in_bytes
+        print(f'| {name} | {batch_size} | {variant} | {devices} | {(total - temporary) / 2**20:,.0f} | '
+              f'{temporary / 2**20:,.0f} | {total / 2**20:,.0f} | {time.perf_counter() - begun:.0f} s |', flush=True)
+        jax.clear_caches()
+
+
+if __name__ == '__main__':
+  main()
