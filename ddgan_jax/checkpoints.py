@@ -24,6 +24,7 @@ from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
+_NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
 
 
 class CheckpointError(UserError):
@@ -213,18 +214,25 @@ class Checkpoints:
   def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
     """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
     folder = self.folder / str(step)
-    restored, error = None, ''
-    try:
-      self._check_leaves(folder, target)
-      restored = read(folder / 'state')
-      expected = ocp.JsonCheckpointHandler().restore(folder / 'digests')
-    except DamagedError as damage:
-      error = str(damage)
-    except CheckpointError:
-      raise  # the same on every process, since all have the same config
-    except Exception as damage:
-      error = f'{folder}: cannot be read ({_first_line(damage)})'
-    error = agreement.shared_text(error)
+    for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside
+      restored, error = None, ''
+      try:
+        self._check_leaves(folder, target)
+        restored = read(folder / 'state')
+        expected = ocp.JsonCheckpointHandler().restore(folder / 'digests')
+      except DamagedError as damage:
+        error = str(damage)
+      except CheckpointError:
+        raise  # the same on every process, since all have the same config
+      except Exception as damage:
+        error = f'{folder}: cannot be read ({_first_line(damage)})'
+        if isinstance(damage, (PermissionError, MemoryError)) or 'RESOURCE_EXHAUSTED' in str(damage):
+          error = f'{_NO_DAMAGE}{error}'
+      error = agreement.shared_text(error)
+      if not error or last_try or error.startswith(_NO_DAMAGE):
+        break
+    if error.startswith(_NO_DAMAGE):
+      raise CheckpointError(f'{error.removeprefix(_NO_DAMAGE)}; nothing was changed')
     if not error:
       changed = [name for name, digest in _digests(restored)[0].items() if expected.get(name) != digest]
       if changed:

@@ -65,10 +65,12 @@ def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
 
 def _process() -> tuple[int, int]:
   """This process's index and the number of processes, without starting a backend."""
-  jax = sys.modules.get('jax')
-  if jax is None or not jax.distributed.is_initialized():
+  if 'jax' not in sys.modules:
     return 0, 1
-  return jax.process_index(), jax.process_count()
+  from jax._src import distributed  # the public way starts the backend, which may be what has failed
+
+  state = distributed.global_state
+  return (state.process_id, state.num_processes) if state.client else (0, 1)
 
 
 def _say(error: object, status: int = 2) -> int:

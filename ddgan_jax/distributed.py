@@ -25,6 +25,7 @@ from collections.abc import Mapping
 
 from ddgan_jax.config import UserError
 
+_PATIENCE = 60  # seconds after which one that has gone silent is given up
 TIMEOUT = 300  # seconds; hosts of one job start within this of each other
 _FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
 _PROXY = 'grpc_proxy'  # gRPC's own; without it http_proxy counts
@@ -248,7 +249,8 @@ def _join(plan: Plan, timeout: int) -> None:
         plan.coordinator_address, plan.num_processes, plan.process_id,
         # An empty list is not "unset": JAX neither restricts the devices nor guesses which are meant.
         local_device_ids=[] if plan.all_devices and 'JAX_LOCAL_DEVICE_IDS' not in os.environ else None,
-        cluster_detection_method=plan.method, initialization_timeout=timeout + 60)
+        cluster_detection_method=plan.method, initialization_timeout=timeout + 60,
+        heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE)
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise DistributedError(f'{plan.source}: the processes could not be brought together ({reason})') from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from ddgan_jax import agreement
 from ddgan_jax.config import UserError
 
 MOST_ROLLBACKS = 3  # to the same step
@@ -38,7 +39,7 @@ class SkippedBatches:
   what an uninterrupted one would have seen.
   """
 
-  def __init__(self, workdir: str):
+  def __init__(self, workdir: str, say: Callable[[str], None] = print):
     self._file = epath.Path(workdir) / _FILE
     self._entries: list[tuple[int, int]] = []
     if self._file.exists():
@@ -47,6 +48,9 @@ class SkippedBatches:
       except (ValueError, TypeError, KeyError) as error:
         raise UserError(f'{self._file}: cannot be read ({error}); it says which batches the run has skipped and must '
                         'be a list of {"step": int, "batches": int}') from error
+    if self._entries:
+      say(f'{self._file}: this run skips {sum(batches for _, batches in self._entries):,} global batches.')
+    agreement.check_same(str(self._file), f'{len(self._entries)} entries, {self._entries}')
 
   def batch(self, step: int) -> int:
     """The number of the global batch that leads from `step` to `step + 1`."""

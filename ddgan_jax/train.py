@@ -6,10 +6,13 @@ The same call starts a run, resumes it, or says that it has finished.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
+import hashlib
+import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,13 +48,14 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   """
   started = time.perf_counter()
   is_main = jax.process_index() == 0
+  agreement.check_same('the config', _digest(config))
   config_lib.check_devices(config, jax.device_count())
   checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
   mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
   workdir_lib.check_workdir(workdir, config, checkpoints)
-  if _has_finished(config, workdir, checkpoints, is_main):
+  if _has_finished(config, workdir, checkpoints, abstract_state.ema_params, print if is_main else lambda text: None):
     return
 
   with contextlib.ExitStack() as exits:
@@ -61,9 +65,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       exits.enter_context(workdir_lib.locked(workdir))
 
     agreement.on_main(take_workdir)
+    workdir_lib.check_shared(workdir)
     progress = writers.Progress(config.train.num_steps, config.data.batch_size, quiet=not is_main)
-    source = sources.load_source(config.data, progress.note)
-    agreement.check_same('the data', f'{len(source):,} images with checksum {source.checksum}')
+    source = _load_source(config, progress.note)
     progress.note(
         f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
         f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
@@ -71,7 +75,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     exits.callback(checkpoints.close)
     state = checkpoints.restore_newest(abstract_state, progress.note)
     first_step = 0 if state is None else int(state.step)
-    skipped = SkippedBatches(workdir)
+    skipped = SkippedBatches(workdir, progress.note)
     if is_main:
       workdir_lib.write_description(workdir, config, abstract_state)
       workdir_lib.describe_data(workdir, config, source, progress.note)
@@ -185,14 +189,15 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           last = step == config.train.num_steps
           sample_now = step % config.train.sample_every == 0 or last
           save_now = step % config.train.checkpoint_every == 0 or last
-          if stop.after_step(step) or sample_now or save_now:
+          stopping = stop.after_step(step)  # asked once: a signal that comes later is for the next step
+          if stopping or sample_now or save_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
             if sample_now and (sample_fn := _wait_for(sample_future, stop)):
               save_samples(sample_fn, state, step)
-            if save_now or stop.signal:
+            if save_now or stopping:
               save()
             progress.start(step)
-          if stop.signal:
+          if stopping:
             break
       checkpoints.wait()
       return step
@@ -220,7 +225,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     if step < config.train.num_steps:
       progress.note(f'{stop.signal}: saved step {step:,} in {workdir}; the same command goes on from there.')
     else:
-      progress.note(f'Finished {step:,} steps in {workdir}. Samples of the EMA generator: {grid_path(workdir, step)}')
+      progress.note(f'Finished {step:,} steps in {workdir}{_last_grid(workdir, step)}.')
 
 
 def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
@@ -239,23 +244,53 @@ def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
   return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
 
-def _has_finished(config: Config, workdir: str, checkpoints: Checkpoints, is_main: bool) -> bool:
+def _digest(config: Config) -> str:
+  """What all processes must agree on: everything but where this machine keeps its data."""
+  own = ('data.path', 'data.data_dir', 'data.cache_dir', 'data.num_workers')
+  shared = {name: value for name, value in config_lib.flatten(config).items() if name not in own}
+  return 'digest ' + hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load_source(config: Config, say: Callable[[str], None]) -> sources.Source:
+  """The data, the same on all processes; what one cannot do ends all."""
+  source, error = None, ''
+  try:
+    source = sources.load_source(config.data, say)
+  except UserError as mistake:
+    error = str(mistake)
+  agreement.meet('data')
+  error = agreement.shared_text(error)
+  if error:
+    raise UserError(error)
+  agreement.check_same('the data', f'{len(source):,} images with checksum {source.checksum}')
+  return source
+
+
+def _has_finished(
+    config: Config, workdir: str, checkpoints: Checkpoints, abstract_ema: Any, say: Callable[[str], None]) -> bool:
+  """Whether the last checkpoint is there and good; says so."""
   latest = agreement.from_main(-1 if (found := checkpoints.latest_step()) is None else found)
   if latest < config.train.num_steps:
     return False
-  if is_main:
-    path = grid_path(workdir, latest)
-    grid = f'; its last sample grid is {path}' if epath.Path(path).exists() else ''
-    print(f'{workdir} has finished its {latest:,} steps{grid}. '
-          'To train longer set --config.train.num_steps, to start anew choose another --workdir.', flush=True)
+  good = checkpoints.restore_newest_ema(abstract_ema, say)
+  if good is None or good[1] < config.train.num_steps:
+    return False
+  say(f'{workdir} has finished its {good[1]:,} steps{_last_grid(workdir, good[1])}. '
+      'To train longer set --config.train.num_steps, to start anew choose another --workdir.')
   return True
+
+
+def _last_grid(workdir: str, step: int) -> str:
+  path = grid_path(workdir, step)
+  return f'; its last sample grid is {path}' if epath.Path(path).exists() else ''
 
 
 def _wait_for(future: Any, stop: agreement.Stop) -> Any:
   """The future's result, or None once a signal has come."""
   while not stop.signal:
-    with contextlib.suppress(TimeoutError):
-      return future.result(timeout=0.2)
+    if future.done():
+      return future.result()
+    concurrent.futures.wait([future], timeout=0.2)
   return None
 
 

@@ -15,8 +15,8 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
+from ddgan_jax import agreement, writers
 from ddgan_jax import config as config_lib
-from ddgan_jax import writers
 from ddgan_jax.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline
@@ -127,6 +127,25 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
     raise WorkdirError(
         f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
         f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
+
+
+def check_shared(workdir: str) -> None:
+  """Refuses a workdir that not all processes see: the first checkpoint would wait for ever for its parts.
+
+  Raises:
+    WorkdirError: on every process.
+  """
+  if jax.process_count() == 1:
+    return
+  # A new name each time, since network file systems remember that a file was not there.
+  seen = epath.Path(workdir) / f'.seen.{agreement.from_main(int.from_bytes(os.urandom(3)))}'
+  agreement.on_main(lambda: seen.write_text(''))
+  blind = '' if seen.exists() else f'process {jax.process_index()}'
+  blind = agreement.shared_text(blind)
+  agreement.on_main(lambda: seen.unlink())
+  if blind:
+    raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '
+                       'all processes share, or a bucket')
 
 
 def write_description(workdir: str, config: Config, state: TrainState) -> None:

@@ -155,7 +155,7 @@ class Progress:
     return self._last is not None
 
   def start(self, step: int) -> None:
-    """Begins to measure speed at `step`: after compilation, and again after every pause."""
+    """Begins to measure speed at `step`: after compilation, and again after every pause, which is left out of it."""
     self._last = (step, time.perf_counter())
     self._waited = 0.0
 

@@ -40,6 +40,7 @@ class Run:
       values['data.data_dir'] = arguments.data_dir
     self.started, self.started_at = time.monotonic(), time.time()
     self.first_step_at: float | None = None
+    self.last_step_at: float | None = None
     self.resumed: int | None = None
     self.lines: dict[int, str] = {}
     self.text: list[str] = []
@@ -57,7 +58,8 @@ class Run:
       if found := re.match(r'Resumed at step ([\d,]+);', line):
         self.resumed = int(found[1].replace(',', ''))
       if found := STEP.match(line):
-        self.first_step_at = self.first_step_at or time.monotonic()
+        self.last_step_at = time.monotonic()
+        self.first_step_at = self.first_step_at or self.last_step_at
         self.lines[int(found[2].replace(',', ''))] = found[1]
 
   def wait(self) -> int:
@@ -105,7 +107,7 @@ def main() -> int:
     print(''.join(peace.text))
     return 1
   start_up = peace.first_step_at - peace.started
-  seconds = time.monotonic() - peace.first_step_at
+  seconds = peace.last_step_at - peace.first_step_at
   print(f'In peace: {start_up:.1f} s to the first step, then {arguments.steps:,} steps in {seconds:.1f} s.', flush=True)
 
   workdir = arguments.folder / 'war'

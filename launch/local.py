@@ -12,6 +12,7 @@ the first process that fails, after the others have had `--grace` seconds to end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import re
@@ -81,9 +82,9 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
   def pass_on(number, frame):
     del frame
     received.append(number)
-    send(processes, number)
+    send(processes, signal.SIGTERM if number == signal.SIGHUP else number)
 
-  before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+  before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
   readers = []
   try:
     for i, environment in enumerate(environments):
@@ -126,7 +127,11 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
 
 def send(processes: list[subprocess.Popen], number: int) -> None:
   for process in processes:
-    process.send_signal(number)  # does nothing once it has ended
+    if number == signal.SIGKILL:  # with all that it has started
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    else:
+      process.send_signal(number)  # does nothing once it has ended
 
 
 def copy(stream, target, prefix: str) -> None:

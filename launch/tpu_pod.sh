@@ -77,6 +77,12 @@ create() {
   fail "the state of $NAME cannot be read"
 }
 
+# What is to be packed of the folder it is called in: what git would, or else all but environments and runs.
+files() {
+  git ls-files -z -co --exclude-standard 2>/dev/null ||
+    find . -type d \( -name '.?*' -o -name __pycache__ -o -name venv -o -path ./runs \) -prune -o -type f -print0
+}
+
 # The images' own Python may be older than 3.11, so uv brings one.
 install() {
   local unpack="rm -rf ~/ddgan_jax && mkdir ~/ddgan_jax && tar -xzf ~/ddgan_jax.tar.gz -C ~/ddgan_jax"
@@ -87,8 +93,7 @@ install() {
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     archive=${TMPDIR:-/tmp}/ddgan_jax.tar.gz
     # Files by name: tar fails when a folder that it packs changes, as one does where something is running.
-    [ -n "$DRY_RUN" ] || (cd "$root" && find . -type d \( -name '.?*' -o -name __pycache__ -o -path ./runs \) -prune \
-      -o -type f -print0 | tar -czf "$archive" --null -T -)
+    [ -n "$DRY_RUN" ] || (cd "$root" && files | tar -czf "$archive" --null -T -)
     tpus tpu-vm scp "$archive" "$NAME:ddgan_jax.tar.gz" "${where[@]}" --worker=all
   fi
   on_workers all "$unpack && cd ~/ddgan_jax && python3 -m pip install -q --user uv \
@@ -108,12 +113,13 @@ setsid nohup bash -c $(printf %q "$inner") > ~/run.log 2>&1 < /dev/null & echo \
 }
 
 logs() {
-  on_workers 0 "tail -n +1 -F --pid=\$(cat ~/run.pid) ~/run.log; exit \$(cat ~/run.status)"
+  # 143, told to stop, where a machine that started anew has no status.
+  on_workers 0 "tail -n +1 -F --pid=\$(cat ~/run.pid) ~/run.log; exit \$(cat ~/run.status || echo 143)"
 }
 
 resume() {
   local now
-  now=$(state)
+  now=$(state) || fail "the state of $NAME cannot be read"
   if [ "$now" != ACTIVE ]; then
     delete
     create
@@ -130,9 +136,11 @@ all() {
   while true; do
     status=0
     logs || status=$?
-    now=$(state)
+    now=$(state) || { sleep "${POLL:-30}"; continue; }
     if [ "$now" = ACTIVE ] || [ -n "$DRY_RUN" ]; then
       [ "$status" -ne 0 ] || break
+      # ssh's own: the connection has dropped, and the run may go on, or its machine is just being taken away.
+      [ "$status" -ne 255 ] || { sleep "${POLL:-30}"; continue; }
       # A new slice would not mend a run that failed by itself; this one is kept to be looked at.
       [ "$status" -eq 143 ] || fail "the run ended with status $status; $NAME is kept: see '$0 logs', then '$0 delete'"
     fi

@@ -30,11 +30,12 @@ esac
 
 SRUN = '''#!/usr/bin/env bash
 { printf '%q ' "${0##*/}" "$@"; echo; } >> "$RECORD"
+[ "${0##*/}" != scancel ] || touch "$WAIT.stop"
 [ "${0##*/}" = srun ] || exit 0
 [ -n "${WAIT:-}" ] || exit "${STATUS:-0}"
-trap 'echo TERM >> "$RECORD"; exit 0' TERM
+trap 'echo KILLED >> "$RECORD"; exit 137' TERM  # srun kills its tasks when it is told to end
 touch "$WAIT"
-while true; do sleep 0.05; done
+while [ ! -e "$WAIT.stop" ]; do sleep 0.05; done
 '''
 
 
@@ -42,7 +43,7 @@ while true; do sleep 0.05; done
 def bench(tmp_path):
   """Runs a script with stand-ins first on PATH; gives (status, error, recorded calls)."""
   (tmp_path / 'bin').mkdir()
-  for name, text in (('gcloud', GCLOUD), ('srun', SRUN), ('scontrol', SRUN)):
+  for name, text in (('gcloud', GCLOUD), ('srun', SRUN), ('scontrol', SRUN), ('scancel', SRUN)):
     (tmp_path / 'bin' / name).write_text(text)
     (tmp_path / 'bin' / name).chmod(0o755)
 
@@ -74,7 +75,7 @@ UV = ('cd ~/ddgan_jax && python3 -m pip install -q --user uv && ~/.local/bin/uv 
       "&& ~/.local/bin/uv pip install -q --python .venv/bin/python -e '.[tpu]'")
 UNPACK = 'rm -rf ~/ddgan_jax && mkdir ~/ddgan_jax && tar -xzf ~/ddgan_jax.tar.gz -C ~/ddgan_jax'
 LOGS = (f'{TPUS} tpu-vm ssh ddgan --zone=us-west4-a --worker=0 '
-        "'--command=tail -n +1 -F --pid=$(cat ~/run.pid) ~/run.log; exit $(cat ~/run.status)'")
+        "'--command=tail -n +1 -F --pid=$(cat ~/run.pid) ~/run.log; exit $(cat ~/run.status || echo 143)'")
 
 
 def same(recorded, expected):
@@ -114,8 +115,10 @@ def test_install_copies_this_folder_or_clones(bench, tmp_path):
   status, error, calls = bench('tpu_pod.sh', 'install', **POD)
   assert status == 0, error
   same(calls, install(tmp_path))
-  names = subprocess.run(['tar', '-tzf', tmp_path / 'ddgan_jax.tar.gz'], capture_output=True, text=True).stdout
-  assert './setup.py\n' in names and './ddgan_jax/main.py\n' in names and './.git/' not in names
+  packed = subprocess.run(['tar', '-tzf', tmp_path / 'ddgan_jax.tar.gz'], capture_output=True, text=True).stdout
+  names = {name.removeprefix('./') for name in packed.splitlines()}
+  assert {'setup.py', 'ddgan_jax/main.py', 'launch/tpu_pod.sh'} <= names
+  assert not any(name.startswith('.git/') or name.endswith('.pyc') for name in names)
   _, _, calls = bench('tpu_pod.sh', 'install', **POD, SOURCE='https://host/a b.git')
   clone = 'rm -rf ~/ddgan_jax && git clone -q --depth 1 https://host/a\\ b.git ~/ddgan_jax'
   same(calls, [f'{SSH_ALL} {shlex.quote(f"--command={clone} && {UV}")}'])
@@ -183,6 +186,15 @@ def test_all_goes_through_pre_emptions_and_gives_the_slice_back(bench, tmp_path)
   same(calls, [*once, STATE, DELETE, *once, STATE, DELETE, *once, DELETE])
 
 
+def test_all_follows_again_when_the_connection_drops(bench):
+  """ssh's status is 255 and the slice is there: the run is not started again, and the slice is given back at last."""
+  status, error, calls = bench(
+      'tpu_pod.sh', 'all', *COMMAND, states=['ACTIVE'] * 4, statuses=[255, 255, 0], **POD)
+  assert status == 0, error
+  same(calls[-7:], [LOGS, STATE, LOGS, STATE, LOGS, STATE, DELETE])
+  assert sum(map(is_run, calls)) == 1
+
+
 def test_all_keeps_a_slice_whose_run_failed(bench):
   status, error, calls = bench('tpu_pod.sh', 'all', *COMMAND, states=['ACTIVE'] * 2, statuses=[2], **POD)
   assert status == 2 and 'Error: the run ended with status 2; ddgan is kept' in error
@@ -230,14 +242,17 @@ def test_slurm_runs_one_step_with_the_arguments(bench, venv):
 
 @pytest.mark.parametrize('number, requeued', [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_near_the_time_limit_saves_and_queues_again(bench, venv, tmp_path, number, requeued):
-  """USR1 is SLURM's warning, TERM is scancel's: both stop the run in order, only the first goes on later."""
+  """USR1 is SLURM's warning: the tasks are told to save, never srun, and the job goes on later. With TERM, from scancel
+  or a pre-emption, SLURM tells the tasks itself."""
   ready = tmp_path / 'ready'
   tell = f'while [ ! -e {ready} ]; do sleep 0.05; done; kill -{number.name[3:]} $PPID'
+  if number == signal.SIGTERM:
+    tell += f'; sleep 0.2; touch {ready}.stop'
   (tmp_path / 'my venv' / 'bin' / 'activate').write_text(f"bash -c '{tell}' &\n")
-  status, error, calls = bench('slurm.sbatch', '--config', 'c.py', **venv, WAIT=str(ready))
+  status, error, calls = bench('slurm.sbatch', '--config', 'c.py', **venv, WAIT=str(ready), WAIT_FOR_SLURM='0')
   assert status == 0, error
-  same(calls, ['srun --kill-on-bad-exit=1 python -m ddgan_jax.main --config c.py', 'TERM',
-               *['scontrol requeue 42'] * requeued])
+  same(calls, ['srun --kill-on-bad-exit=1 python -m ddgan_jax.main --config c.py',
+               *['scancel --signal=TERM 42', 'scontrol requeue 42'] * requeued])
 
 
 def test_slurm_mistakes(bench, venv, tmp_path):

@@ -108,8 +108,8 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
   assert any(line.startswith('Compiling') for line in lines)
   assert sum(line.startswith('step ') for line in lines) == 200
   assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
-  assert lines[-1] == (f'Finished 200 steps in {workdir}. Samples of the EMA generator: '
-                       f'{workdir / "samples" / "step_00000200.png"}')
+  assert lines[-1] == (f'Finished 200 steps in {workdir}; its last sample grid is '
+                       f'{workdir / "samples" / "step_00000200.png"}.')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
 
 

@@ -66,7 +66,7 @@ def run(num_devices, *, num_steps=30, **parallel):
 @pytest.mark.parametrize('parallel, num_steps', [
     ({}, 30),
     ({'fsdp': 4}, 30),
-    ({'accumulation': 4, 'remat': True}, 5),  # XLA runs convolutions in a loop twenty times slower on CPUs
+    ({'accumulation': 4, 'remat': True}, 5),  # on a CPU each of these takes about twenty times as long
 ], ids=str)
 def test_the_same_losses(parallel, num_steps):
   expected, _ = run(1)
