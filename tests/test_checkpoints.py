@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, on other devices too; damaged ones are refused, by name, and kept."""
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -131,13 +132,14 @@ def test_the_newest_good_one_is_taken(saved, state, tiny_config, damage, message
   with pytest.raises(DamagedError, match=message):
     ddgan_jax.load(saved, step=8)
   assert ddgan_jax.load(saved).step == 7
-  assert f'{folder.parent}/{message}' in (said := capsys.readouterr().out) and 'going back to step 7.\n' in said
+  said = capsys.readouterr().out
+  assert re.search(f'{folder.parent}/{message}', said) and 'going back to step 7.\n' in said
   assert files_of(saved) == before
 
   checkpoints, said = Checkpoints(saved), []
   restored = checkpoints.restore_newest(target(tiny_config, jax.devices()[:1]), said.append)
   assert_same(restored, state)
-  assert message in said[0] and said[1].endswith('8.damaged.') and len(said) == 2
+  assert re.search(message, said[0]) and said[1].endswith('8.damaged.') and len(said) == 2
   assert {str(path).replace('8.damaged', '8'): data for path, data in files_of(saved).items()} == {
       str(path): data for path, data in before.items()}
   checkpoints.save(restored.replace(step=restored.step + 1))
