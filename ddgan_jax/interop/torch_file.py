@@ -111,8 +111,10 @@ def _read_legacy(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
     if len(head) < 8 or struct.unpack('<q', head)[0] != total:
       raise TorchFileError(f'{path}: {_DAMAGED} (storage {key} is not where it should be)')
     places[key] = file.tell()
-    if file.seek(total * _dtype(storages[key]).itemsize, os.SEEK_CUR) > length:
-      raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be {file.tell():,} or more)')
+    end = places[key] + total * _dtype(storages[key]).itemsize
+    if end > length:
+      raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be {end:,} or more)')
+    file.seek(end)
 
   def read(storage: _Storage) -> bytes:
     file.seek(places[storage.key])
@@ -222,4 +224,6 @@ def _arrays(path: str, found: Any, read: Callable[[_Storage], bytes]) -> dict[st
 
 
 def _describe(value: Any) -> str:
-  return 'a tensor' if isinstance(value, _Tensor) else f'a {type(value).__name__}' + ' that is empty' * (value == {})
+  if isinstance(value, _Tensor):
+    return 'one tensor'
+  return 'nothing' if value == {} else f'a value of type {type(value).__name__}'

@@ -1,8 +1,8 @@
 """The FID Inception network: Inception v3 with 1008 classes, as TensorFlow published it on 2015-12-05.
 
-FID is defined by this network's features (Heusel et al. 2017), the Inception score by its logits (Salimans et al. 2016).
-It differs from the Inception v3 of torchvision (Szegedy et al. 2016) in its average pools, which leave the padding out of
-the mean, in the last block, whose pool is a maximum, and in its weights.
+FID is defined by this network's features (Heusel et al. 2017), the Inception score by its logits (Salimans et al.
+2016). It differs from the Inception v3 of torchvision (Szegedy et al. 2016) in its average pools, which leave the
+padding out of the mean, in the last block, whose pool is a maximum, and in its weights.
 
 Pure functions of a dict of arrays. When the weights are loaded, each batch norm is folded into its convolution, and the
 1x1 convolutions with which the branches of a block begin become one: the one behind an average pool as well, because
