@@ -132,11 +132,11 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
   with jax.default_matmul_precision('highest'):
     x = 2 * resize(images_uint8, SIZE) - 1
     x = _conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
-    x = _conv(params['Conv2d_2a_3x3'], x, padding='VALID')
+    x = _conv_inside(params['Conv2d_2a_3x3'], x)
     x = _conv(params['Conv2d_2b_3x3'], x)
     x = _max_pool(x)
-    x = _conv(params['Conv2d_3b_1x1'], x, padding='VALID')
-    x = _conv(params['Conv2d_4a_3x3'], x, padding='VALID')
+    x = _conv(params['Conv2d_3b_1x1'], x)
+    x = _conv_inside(params['Conv2d_4a_3x3'], x)
     x = _max_pool(x)
     for block in _BLOCKS_35:
       x = _block_35(_inside(params, block), _BLOCKS_35[block], x)
@@ -177,6 +177,14 @@ def _conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: str = '
 def _linear_conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: str = 'SAME') -> jax.Array:
   return jax.lax.conv_general_dilated(
       x, layer['kernel'], (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + layer['bias']
+
+
+def _conv_inside(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+  """A 3x3 convolution without padding.
+
+  As one with padding whose border is cut off: XLA's CPU backend takes a third of the time for that.
+  """
+  return _conv(layer, x)[:, 1:-1, 1:-1]
 
 
 def _chain(layers: Params, names: str, x: jax.Array) -> jax.Array:
