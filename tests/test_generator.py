@@ -1,11 +1,8 @@
 """The generator against the original's numbers, and the option combinations with which the original crashes."""
 
-import collections
 import dataclasses
 import functools
 import itertools
-import pickle
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,7 @@ import pytest
 
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import ConfigError, GeneratorConfig
-from ddgan_jax.interop import pytorch
+from ddgan_jax.interop import pytorch, torch_file
 from ddgan_jax.models import blocks
 from ddgan_jax.train_state import count_parameters
 from tests.conftest import GOLDEN, generator_config, golden, nhwc, relative_error, state_dict
@@ -57,31 +54,11 @@ def test_golden(case):
   assert relative_error(grad_z, arrays['grad_z']) < tolerance
 
 
-def read_pth(path):
-  """The float32 tensors of a .pth file without PyTorch: a zip of one pickle and the raw storages."""
-  with zipfile.ZipFile(path) as archive:
-    root = archive.namelist()[0].split('/')[0]
-
-    def rebuild(storage, offset, size, stride, *unused):
-      strides = [4 * step for step in stride]
-      return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
-
-    class Unpickler(pickle.Unpickler):
-      def find_class(self, module, name):
-        known = {'_rebuild_tensor_v2': rebuild, 'OrderedDict': collections.OrderedDict, 'FloatStorage': np.float32}
-        return known[name]
-
-      def persistent_load(self, pid):
-        return np.frombuffer(archive.read(f'{root}/data/{pid[2]}'), np.float32)
-
-    return Unpickler(archive.open(f'{root}/data.pkl')).load()
-
-
 def test_golden_checkpoint():
   """A file as the original writes it: names prefixed, every tensor used, the same images."""
   arrays, options = golden('netG_tiny_io.npz')
   config = generator_config(options)
-  tensors = read_pth(GOLDEN / 'netG_tiny.pth')
+  tensors = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
   assert all(name.startswith('module.') for name in tensors)
   params = pytorch.generator_params(tensors, config)
   out = jax.jit(models.Generator(config).apply)({'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])

@@ -1,5 +1,5 @@
 """Other frameworks' weights, in and out."""
 
-from ddgan_jax.interop import pytorch
+from ddgan_jax.interop import pytorch, torch_file
 
-__all__ = ['pytorch']
+__all__ = ['pytorch', 'torch_file']

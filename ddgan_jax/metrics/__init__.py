@@ -1,0 +1,8 @@
+"""Measuring samples: feature networks (`inception`, `vgg`), and what is computed from features and logits.
+
+`frechet`, `kid`, `inception_score` and `precision_recall` take arrays, whichever network they come from.
+"""
+
+from ddgan_jax.metrics import frechet, inception, inception_score, kid, precision_recall, vgg, weights
+
+__all__ = ['frechet', 'inception', 'inception_score', 'kid', 'precision_recall', 'vgg', 'weights']

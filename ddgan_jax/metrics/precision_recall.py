@@ -1,0 +1,148 @@
+"""Quality and coverage apart: improved precision and recall, density and coverage.
+
+All take the union of balls around samples, each reaching to its sample's k-th neighbour, for the set of all images
+that could be. Precision and density ask how many fakes lie in the reals' balls, recall and coverage how much of the
+reals the fakes reach.
+
+Distances are float32 and come from one product for each block of rows, so that 50,000 x 4096 features fit. Where that
+product's rounding could decide, they are computed again from differences.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax.config import UserError
+
+# Distances of each row that are computed again. More than these would have to lie within rounding of a ball's edge.
+_CANDIDATES = 16
+_BLOCK_NUMBERS = 2**26  # float32 numbers of the largest array of a block
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+  """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
+
+  Precision is the share of fakes in the ball of at least one real, recall the share of reals in the ball of at least
+  one fake. A ball reaches to the k-th nearest other sample of its own set, and includes its edge.
+
+  Args:
+    real: [N, D] features; published figures use `vgg.features` of N = M = 50,000 or 10,000 images.
+    fake: [M, D] features.
+    k: which neighbour.
+
+  Returns:
+    Precision and recall, both from 0 to 1.
+
+  Raises:
+    UserError: the dimensions differ, a value is not finite, or a set has no k other samples.
+  """
+  real, fake = _centred(real, fake, k, k)
+  real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+  precision = np.mean(_count_inside(fake, real, real_radii[None]) > 0)
+  recall = np.mean(_count_inside(real, fake, fake_radii[None]) > 0)
+  return float(precision), float(recall)
+
+
+def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[float, float]:
+  """Density and coverage (Naeem et al. 2020, equations 4 and 5), which a few outliers cannot inflate.
+
+  Density is the number of reals' balls that a fake lies in, divided by k, on average over the fakes. Coverage is the
+  share of reals with a fake in their ball.
+
+  Args:
+    real: [N, D] features.
+    fake: [M, D] features.
+    k: which neighbour a ball reaches to; its edge is included.
+
+  Returns:
+    Density, about 1 for equal distributions and possibly above, and coverage, from 0 to 1.
+
+  Raises:
+    UserError: see `precision_recall`; of fakes one is enough.
+  """
+  real, fake = _centred(real, fake, k, 0)
+  radii = _squared_radii(real, k)
+  density = _count_inside(fake, real, radii[None]).sum() / (k * len(fake))
+  coverage = np.mean(_count_inside(real, fake, radii[:, None]) > 0)
+  return float(density), float(coverage)
+
+
+def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tuple[np.ndarray, np.ndarray]:
+  """Checked, and with the reals' mean at 0, which keeps products of float32 numbers small and distances as they are."""
+  for name, x, k in (('real', real, real_k), ('fake', fake, fake_k)):
+    if np.ndim(x) != 2 or np.shape(x)[1] != np.shape(real)[1]:
+      raise UserError(f'{name} features: found shape {np.shape(x)}, must be (number, dimension) with the dimension '
+                      f'{np.shape(real)[1:]}')
+    if len(x) <= k:
+      raise UserError(f'{name} features: found {len(x)} samples, must be {k + 1} or more (each needs {k} neighbours)')
+    if not np.isfinite(x).all():
+      raise UserError(f'{name} features: found a value that is not finite')
+  mean = np.mean(real, axis=0, dtype=np.float64)
+  return tuple(np.subtract(x, mean, out=np.empty(np.shape(x), np.float32), casting='same_kind') for x in (real, fake))
+
+
+def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
+  """[N] squared distances to the k-th nearest other sample."""
+  # More than k, should rounding have put them in the wrong order.
+  candidates = min(k + _CANDIDATES, len(x) - 1)
+  block = _block_rows(len(x), x.shape[1], candidates)
+  points = jnp.asarray(x)
+  found = [
+      _block_radii(points, _padded(x[i:i + block], block), jnp.arange(i, i + block), k, candidates)
+      for i in range(0, len(x), block)]
+  return np.concatenate([np.asarray(part) for part in found])[:len(x)]
+
+
+def _count_inside(rows: np.ndarray, columns: np.ndarray, radii: np.ndarray) -> np.ndarray:
+  """[len(rows)] int: to how many columns a row is as near as the radius, [1, columns] or [rows, 1] squared."""
+  candidates = min(_CANDIDATES, len(columns))
+  block = _block_rows(len(columns), columns.shape[1], candidates)
+  points = jnp.asarray(columns)
+  found = []
+  for i in range(0, len(rows), block):
+    part = radii if len(radii) == 1 else _padded(radii[i:i + block], block)
+    found.append(_block_count(points, _padded(rows[i:i + block], block), part, candidates))
+  return np.concatenate([np.asarray(part) for part in found])[:len(rows)]
+
+
+def _block_rows(num_columns: int, dim: int, candidates: int) -> int:
+  return int(np.clip(_BLOCK_NUMBERS // max(num_columns, candidates * dim), 1, 1024))
+
+
+def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+  """The last block is as large as the others, so that it is not compiled again."""
+  return np.pad(x, ((0, rows - len(x)), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _block_radii(points: jax.Array, rows: jax.Array, indices: jax.Array, k: int, candidates: int) -> jax.Array:
+  squared = _roughly(rows, points)
+  squared = jnp.where(indices[:, None] == jnp.arange(len(points)), jnp.inf, squared)  # itself is no neighbour
+  _, nearest = jax.lax.top_k(-squared, candidates)
+  return jnp.sort(_exactly(rows, points[nearest]), axis=1)[:, k - 1]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _block_count(points: jax.Array, rows: jax.Array, radii: jax.Array, candidates: int) -> jax.Array:
+  margin = _roughly(rows, points) - radii
+  _, doubtful = jax.lax.top_k(-jnp.abs(margin), candidates)
+  radii = jnp.take_along_axis(jnp.broadcast_to(radii, margin.shape), doubtful, axis=1)
+  # A sample of one set that is also in the other may be exactly on an edge: that is inside, however it is rounded.
+  inside = _exactly(rows, points[doubtful]) <= radii * (1 + 1e-6)
+  roughly_inside = jnp.take_along_axis(margin, doubtful, axis=1) <= 0
+  return (margin <= 0).sum(axis=1) - roughly_inside.sum(axis=1) + inside.sum(axis=1)
+
+
+def _roughly(rows: jax.Array, points: jax.Array) -> jax.Array:
+  """[n, m] squared distances by one product, which cancels where they are small beside the norms."""
+  product = jnp.matmul(rows, points.T, precision='highest')
+  return (rows**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * product
+
+
+def _exactly(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
+  """[n, c] squared distances of row i to its neighbours [n, c, D], from the differences."""
+  return ((rows[:, None] - neighbours) ** 2).sum(axis=2)

@@ -1,0 +1,29 @@
+"""The Inception score against the original's number and closed forms."""
+
+import numpy as np
+import pytest
+
+from ddgan_jax.config import UserError
+from ddgan_jax.metrics.inception_score import inception_score
+from tests.conftest import GOLDEN
+
+
+def test_golden():
+  arrays = np.load(GOLDEN / 'metrics.npz')
+  mean, std = inception_score(arrays['is/logits'])
+  np.testing.assert_allclose([mean, std], [arrays['is/mean'], arrays['is/std']], rtol=1e-6)
+
+
+def test_certain_and_balanced_is_the_number_of_classes_and_constant_is_one():
+  certain = 1e4 * np.eye(7)[np.arange(70) % 7]
+  np.testing.assert_allclose(inception_score(certain), (7, 0), atol=1e-9)
+  np.testing.assert_allclose(inception_score(np.tile(certain[:1], (20, 1))), (1, 0), atol=1e-12)
+  np.testing.assert_allclose(inception_score(np.zeros((20, 5)) + 300), (1, 0), atol=1e-12)
+
+
+def test_every_sample_counts_whatever_the_number_of_splits():
+  logits = 1e4 * np.eye(2)[[0, 0, 0, 0, 1]]
+  mean, std = inception_score(logits, splits=2)  # of 3 and 2 samples
+  np.testing.assert_allclose([mean, std], [1.5, 0.5])
+  with pytest.raises(UserError, match='of 5 samples: found 6 splits'):
+    inception_score(logits, splits=6)

@@ -1,0 +1,165 @@
+"""Checkpoints of PyTorch 2.13 in both formats, what older versions wrote, and files that must be refused."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from ddgan_jax.interop import torch_file
+from ddgan_jax.interop.torch_file import TorchFileError
+from tests.conftest import GOLDEN
+
+BASE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+# What the two golden files were made of; `part` shares its data with `transposed`.
+EXPECTED = {
+    'plain.weight': BASE / 8,
+    'transposed': BASE.transpose(2, 0, 1),
+    'part': BASE[1, 1:, ::2],
+    'empty': np.zeros((0, 3), np.float32),
+    'scalar': np.int64(7),
+    'parameter': np.float32([1.5, -2]),
+    **{f'dtype.{name}': np.array([0, 1, 100]).astype(name)
+       for name in ('float64', 'float16', 'bfloat16', 'int32', 'int16', 'int8', 'uint8', 'bool')},
+}
+# As PyTorch wrote them in 2017: rebuilt without the later arguments, and a Parameter whose state holds the tensor.
+OLD = {'old.tensor': BASE[0] + 100, 'old.parameter': BASE[1] + 100}
+
+
+@pytest.mark.parametrize('name, expected', [('torch_zip.pth', EXPECTED), ('torch_legacy.pth', {**EXPECTED, **OLD})])
+def test_golden(name, expected):
+  arrays = torch_file.read_state_dict(GOLDEN / name)
+  assert [*arrays] == [*expected]
+  for key, array in arrays.items():
+    assert array.dtype == expected[key].dtype, key
+    np.testing.assert_array_equal(array, expected[key], err_msg=key)
+  assert arrays['dtype.bfloat16'].dtype == jax.numpy.bfloat16
+
+
+def encoded(value):
+  """The opcodes that leave `value` on the unpickler's stack."""
+  return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(shape, strides, offset=0, total=6, view=None, dtype=b'ctorch\nFloatStorage\n'):
+  """The opcodes of a tensor of the storage 'k'."""
+  pid = b'(' + encoded('storage') + dtype + b''.join(map(encoded, ('k', 'cpu', total, view))) + b'tQ'
+  arguments = b'(' + pid + b''.join(map(encoded, (offset, shape, strides, False))) + b'ccollections\nOrderedDict\n)Rt'
+  return b'ctorch._utils\n_rebuild_tensor_v2\n' + arguments + b'R'
+
+
+def legacy(path, body, total=6):
+  """A file of the older format: a state dict with the tensor that `body` makes, called 'x'."""
+  header = (0x1950A86A20F9469CFC6C, 1001, {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}})
+  state_dict = b'\x80\x02}' + encoded('x') + body + b's.'
+  path.write_bytes(b''.join(pickle.dumps(part, 2) for part in header) + state_dict + pickle.dumps(['k'], 2)
+                   + struct.pack('<q', total) + np.arange(6, dtype=np.float32).tobytes())
+  return path
+
+
+def test_a_storage_that_is_a_part_of_another(tmp_path):
+  path = legacy(tmp_path / 'x.pth', tensor((2,), (1,), view=('v', 3, 3), offset=1))
+  np.testing.assert_array_equal(torch_file.read_state_dict(path)['x'], [4, 5])
+
+
+@pytest.mark.parametrize('body', [
+    tensor((2, 3), (3, 1), offset=1),
+    tensor((7,), (1,)),
+    tensor((3,), (1,), view=('v', 2, 2)),
+    tensor((3,), (1,), view=('v', 4, 4)),
+    tensor((2,), (1,), view=('v', -2, 2)),
+    tensor((3,), (-1,), offset=2),
+    tensor((3, -1), (1, 1)),
+    tensor((10**12,), (0,)),  # would be terabytes
+    tensor((2,), (1,), total=10**15),
+    tensor((2,), (1,), dtype=encoded('object')),
+])
+def test_tensors_beyond_their_data_are_refused(tmp_path, body):
+  total = 10**15 if encoded(10**15) in body else 6
+  with pytest.raises(TorchFileError, match=r'x\.pth: is truncated or damaged \(.+\)$'):
+    torch_file.read_state_dict(legacy(tmp_path / 'x.pth', body, total))
+
+
+class Runs:
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+def in_zip(path, data):
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', data)
+
+
+def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
+  target, path = tmp_path / 'made', tmp_path / 'x.pth'
+  hostile = Runs()
+  hostile.path = str(target)
+  for protocol in (2, 4):
+    data = pickle.dumps({'x': hostile}, protocol)
+    in_zip(path, data)
+    with pytest.raises(TorchFileError, match=r'x\.pth: asks for posix\.mkdir, which .*; refused'):
+      torch_file.read_state_dict(path)
+    path.write_bytes(data)
+    with pytest.raises(TorchFileError, match='asks for posix.mkdir'):
+      torch_file.read_state_dict(path)
+  # Through an allowed name's attributes, and through the tensors' own storage type.
+  for module, name in (('torch._utils', '_rebuild_tensor_v2.__globals__'), ('builtins', 'getattr')):
+    in_zip(path, b'\x80\x04' + encoded(module) + encoded(name) + b'\x93.')
+    with pytest.raises(TorchFileError, match=f'asks for {module}.{name}'):
+      torch_file.read_state_dict(path)
+  assert not target.exists()
+
+
+@pytest.mark.parametrize('name', ['torch_zip.pth', 'torch_legacy.pth'])
+def test_truncated_anywhere(tmp_path, name):
+  whole = (GOLDEN / name).read_bytes()
+  path = tmp_path / 'x.pth'
+  for length in {*range(0, len(whole), 37), len(whole) - 1}:
+    path.write_bytes(whole[:length])
+    with pytest.raises(TorchFileError, match=r'x\.pth: is (not a PyTorch checkpoint|truncated or damaged) \(.+\)$'):
+      torch_file.read_state_dict(path)
+
+
+def test_overwritten_zip(tmp_path):
+  damaged = bytearray((GOLDEN / 'torch_zip.pth').read_bytes())
+  place = damaged.index(EXPECTED['plain.weight'].tobytes())
+  damaged[place + 5] ^= 1
+  (tmp_path / 'x.pth').write_bytes(damaged)
+  with pytest.raises(TorchFileError, match='truncated or damaged'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def npz_bytes():
+  file = io.BytesIO()
+  np.savez(file, x=np.zeros(3))
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'', r'is not a PyTorch checkpoint \(0 bytes'),
+    (b'<!DOCTYPE html>', r'is not a PyTorch checkpoint \(15 bytes'),
+    (pickle.dumps([1, 2]), 'is not a PyTorch checkpoint'),
+    (npz_bytes(), 'is a zip file without data.pkl'),
+])
+def test_other_files(tmp_path, content, message):
+  (tmp_path / 'x.pth').write_bytes(content)
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+  with pytest.raises(TorchFileError, match='y.pth: cannot be read .No such file'):
+    torch_file.read_state_dict(tmp_path / 'y.pth')
+
+
+@pytest.mark.parametrize('content, message', [
+    ([1, 2], 'holds a value of type list, must be a state dict'),
+    ({}, 'holds nothing, must be a state dict'),
+    ({'epoch': 3}, "holds a value of type int under 'epoch', must be a state dict"),
+    ({'state_dict': {}}, "under 'state_dict', must be .*; save that part of it alone"),
+])
+def test_checkpoints_of_something_else(tmp_path, content, message):
+  in_zip(tmp_path / 'x.pth', pickle.dumps(content, 2))
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
