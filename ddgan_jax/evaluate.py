@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 
 from absl import flags
 from ml_collections import config_flags
@@ -35,7 +36,8 @@ _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 images;
 _JPEG = flags.DEFINE_boolean(
     'jpeg', False, 'Put both sides through JPEG (quality 75), as the original does with its samples.')
 _OUT = flags.DEFINE_string('out', None, 'Where the JSON goes; by default into the workdir.')
-_INCEPTION = flags.DEFINE_string('inception', None, 'File of the FID Inception weights; by default found or downloaded.')
+_INCEPTION = flags.DEFINE_string(
+    'inception', None, 'File of the FID Inception weights; by default found or downloaded.')
 _VGG16 = flags.DEFINE_string('vgg16', None, 'File of the VGG16 weights; by default found or downloaded.')
 _ANY_WEIGHTS = flags.DEFINE_boolean('any_weights', False, 'Also take weights that are not the published ones.')
 distributed.define_flags()
@@ -130,7 +132,7 @@ def _holds_statistics(path: str) -> bool:
     try:
       with np.load(path) as file:
         return 'images' not in file.files
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
       return True  # whose reader says what is wrong with it
   return path.endswith('.npy')
 

@@ -135,7 +135,7 @@ class Evaluator:
       mean, deviation = inception_score.inception_score(found['inception'].rows['logits'])
       put('is', 'inception', value=mean, deviation=deviation)
     if 'kid' in self._metrics:
-      mean, deviation = kid.kid(
+      mean, deviation = kid.kernel_distance(
           self._reference_rows('inception', 'pool3'), found['inception'].rows['pool3'])
       put('kid', 'inception', value=mean, deviation=deviation)
     if {'pr', 'dc'} & set(self._metrics):
@@ -174,7 +174,7 @@ class Evaluator:
     if known is None:
       self._say(f'Reading {size:,} images of {self._reference.name} by {network.name}, once.')
       moments = self._reference_collected(name, size).moments
-      known = Statistics(self._reference.name, moments.mean, moments.covariance, size)
+      known = Statistics(self._reference.name, moments.mean, moments.covariance(), size)
       store(key, known)
     return known
 
@@ -224,7 +224,7 @@ def _fingerprint(params: Any) -> str:
 
 
 def _distance(moments: frechet.Moments, reference: Statistics) -> float:
-  return float(frechet.frechet_distance(moments.mean, moments.covariance, reference.mean, reference.covariance))
+  return float(frechet.frechet_distance(moments.mean, moments.covariance(), reference.mean, reference.covariance))
 
 
 def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
@@ -240,11 +240,14 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
   """The moments of all processes together; as bytes, since JAX would make float32 of them."""
   if jax.process_count() == 1:
     return moments
-  state = moments.state()
-  rows = multihost_utils.process_allgather(state.view(np.uint8))
-  merged = frechet.Moments.from_state(rows[0].view(np.float64))
-  for row in rows[1:]:
-    merged.merge(frechet.Moments.from_state(row.view(np.float64)))
+  mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
+  dim = len(moments.mean)
+  merged = frechet.Moments(dim)
+  for row in multihost_utils.process_allgather(mine.view(np.uint8)):
+    row = row.view(np.float64)
+    part = frechet.Moments(dim)
+    part.count, part.mean, part.scatter = int(row[0]), row[1:dim + 1], row[dim + 1:].reshape(dim, dim)
+    merged.merge(part)
   return merged
 
 
@@ -254,8 +257,8 @@ def of_run(
   """What `train.eval_every` asks for: a function of the EMA parameters and of a name that gives a report."""
   judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in config.eval.metrics else None
   evaluator = Evaluator(
-      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size, judge,
-      say=say)
+      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
+      judge, say=say)
   images = image_sets.of_generator(config, config.seed, mesh)
   return lambda ema_params, name: evaluator.evaluate(images(ema_params, name))
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -180,7 +181,7 @@ def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
     with np.load(path) as file:
       leaves, tree = jax.tree.flatten(shapes)
       return tree.unflatten([file[f'{i}'].reshape(leaf.shape) for i, leaf in enumerate(leaves)]), file['accuracy'][()]
-  except (OSError, ValueError, KeyError):  # absent or not whole: it is made again
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or not whole: it is made again
     return None
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pathlib
 import pickle
+import zipfile
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ def read(path: str, dimension: int = 2048) -> Statistics:
         found = _read_dict(file)
     mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
     count = int(found['n']) if 'n' in found else None
-  except (OSError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
     raise StatisticsError(f'{path}: holds no mu and sigma that can be read ({error})') from error
   if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
     raise StatisticsError(f'{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [{dimension}] '
@@ -76,7 +77,7 @@ def load_cached(key: str) -> Statistics | None:
   try:
     with np.load(_path(key)) as file:
       return Statistics(str(file['name']), file['mu'], file['sigma'], int(file['n']))
-  except (OSError, ValueError, KeyError):
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
     return None
 
 
