@@ -79,12 +79,19 @@ def get_config() -> ml_collections.ConfigDict:
   c.train = ml_collections.ConfigDict({
       'num_steps': 351_000,  # 1,800 epochs of 195 steps, as the original drops the last partial batch
       'log_every': 100,
+      'eval_every': 0,
       'sample_every': 5_000,
       'checkpoint_every': 5_000,
       'keep_checkpoints': 2,
       'num_samples': 64,
       'on_nonfinite': 'stop',
       'profile_steps': 0,
+  })
+  c.eval = ml_collections.ConfigDict({
+      'metrics': ('fid',),
+      'num': 10_000,
+      'batch_size': 200,
+      'force': False,
   })
   c.parallel = ml_collections.ConfigDict({
       'dtype': 'float32',  # or bfloat16

@@ -24,5 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
       num_channels_dae=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), nz=32, z_emb_dim=64, n_mlp=2)
   c.discriminator.update(kind='tiny', ngf=8, t_emb_dim=64)
   c.optim.update(lr_g=2e-4, lr_d=1e-3, ema_decay=0.999, r1_gamma=0.3, lazy_reg=3)
+  c.eval.update(metrics=('modes',), batch_size=1_000)
   c.train.update(num_steps=8_000, log_every=100, sample_every=1_000, checkpoint_every=1_000, num_samples=100)
   return c

@@ -21,5 +21,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.generator.update(num_channels_dae=24, nz=64)
   c.discriminator.ngf = 12
   c.optim.r1_gamma = 1.0
-  c.train.update(num_steps=16_000, sample_every=2_000, checkpoint_every=1_000)
+  c.train.update(num_steps=16_000, sample_every=2_000, checkpoint_every=1_000, eval_every=2_000)
   return c

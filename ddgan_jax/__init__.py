@@ -26,15 +26,16 @@ class Run(NamedTuple):
   params: Any
 
 
-def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
+def load(workdir: str | os.PathLike, step: int | None = None, sharding: Any = None) -> Run:
   """Loads the EMA generator of a run, ready for `sampling.sample`.
 
   Args:
     workdir: the run's folder.
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
+    sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
 
   Returns:
-    A `Run`; its parameters are on the first device.
+    A `Run`.
 
   Raises:
     config.UserError: no run, no good checkpoint, or the one asked for is damaged; one sentence.
@@ -55,8 +56,8 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
   if not steps or (step is not None and step not in steps):
     found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = train_state.abstract(config, device).ema_params
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  target = train_state.abstract(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:

@@ -198,6 +198,7 @@ class TrainConfig:
   Attributes:
     num_steps: joint steps of D and G.
     log_every: progress line and scalars.
+    eval_every: measure as `eval` says, and keep the best checkpoint; 0 never does.
     sample_every: grid of `num_samples` images from the EMA generator.
     checkpoint_every: asynchronous checkpoint of the whole state.
     keep_checkpoints: how many of the newest checkpoints stay on disk.
@@ -209,12 +210,30 @@ class TrainConfig:
 
   num_steps: int = 400_000
   log_every: int = 100
+  eval_every: int = 0
   sample_every: int = 5_000
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 2
   num_samples: int = 64
   on_nonfinite: str = 'stop'
   profile_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What is measured during training, and by `evaluate` unless its flags say otherwise.
+
+  Attributes:
+    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes.
+    num: samples of the EMA generator, with the seed of the run.
+    batch_size: samples at a time, over all devices.
+    force: allow fewer than 10,000 samples, which bias the numbers.
+  """
+
+  metrics: tuple[str, ...] = ('fid',)
+  num: int = 10_000
+  batch_size: int = 200
+  force: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +265,7 @@ class Config:
   discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
   parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
   def __post_init__(self):

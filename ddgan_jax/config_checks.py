@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
@@ -10,6 +11,10 @@ if typing.TYPE_CHECKING:
 
 # The values of data.name that read files at data.path; all others are names of TFDS.
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
+
+# What `metrics.evaluation` can measure.
+METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes')
+ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
 
 
 class UserError(ValueError):
@@ -140,11 +145,31 @@ def check_run(c: Config) -> None:
   _at_least('optim.lazy_reg', c.optim.lazy_reg, 1)
   for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
     _at_least(f'train.{field}', getattr(c.train, field), 1)
+  _at_least('train.eval_every', c.train.eval_every, 0)
+  check_metrics('eval.metrics', c.eval.metrics)
+  _at_least('eval.batch_size', c.eval.batch_size, 1)
+  check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
   _at_least('train.profile_steps', c.train.profile_steps, 0)
   _choice('train.on_nonfinite', c.train.on_nonfinite, ('stop', 'rollback'))
   _choice('parallel.dtype', c.parallel.dtype, ('float32', 'bfloat16'))
   _at_least('parallel.fsdp', c.parallel.fsdp, 1)
   _at_least('parallel.accumulation', c.parallel.accumulation, 1)
+
+
+def check_metrics(name: str, metrics: Sequence[str]) -> None:
+  """Raises ConfigError unless `metrics` are one or more that can be measured."""
+  for metric in metrics:
+    _choice(name, metric, METRICS)
+  if not metrics:
+    raise ConfigError(f'{name}: is empty, must be some of {", ".join(METRICS)}')
+
+
+def check_enough(name: str, num: int, force: bool, how: str) -> None:
+  """Raises ConfigError for a number of samples that biases what is measured, unless it is forced."""
+  _at_least(name, num, 2)
+  if num < ENOUGH_SAMPLES and not force:
+    raise ConfigError(f'{name}: found {num:,}, and fewer than {ENOUGH_SAMPLES:,} samples bias what is measured; '
+                      f'{how} measures all the same')
 
 
 def check_devices(config: Config, num_devices: int) -> None:

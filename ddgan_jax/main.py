@@ -17,11 +17,7 @@ from ddgan_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; by default runs/<name of the config file>.")
-_COORDINATOR_ADDRESS = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT where process 0 is to listen.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes; 1 joins none.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-_INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
-    'initialization_timeout', distributed.TIMEOUT, 'Seconds to wait for the other processes.', lower_bound=1)
+distributed.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -33,8 +29,7 @@ def main(argv: list[str]) -> None:
     workdir = os.path.join('runs', os.path.splitext(os.path.basename(file))[0])
 
   # Before any other call of JAX.
-  distributed.initialize(
-      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _INITIALIZATION_TIMEOUT.value)
+  distributed.initialize_from_flags()
   # After config and flags are checked: these take seconds to import.
   from ddgan_jax import compilation, train
 

@@ -6,7 +6,6 @@ Image i depends on the seed and i alone, not on the batch size or on how many ar
 
 from __future__ import annotations
 
-import functools
 import os
 
 import jax
@@ -38,15 +37,12 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
     [num, H, W, C] uint8.
   """
   batch_size = min(batch_size, num)
-  draw = functools.partial(
-      sampling.draw_noise, shape=run.config.image_shape, num_timesteps=run.schedule.num_timesteps,
-      latent_dim=run.config.generator.nz)
 
   @jax.jit
   def sample_batch(first):
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first + np.arange(batch_size))
-    x_T, z, noise = jax.vmap(draw, out_axes=(0, 1, 1))(keys)
-    return sampling.to_uint8(sampling.sample_given_noise(run.generator_fn, run.schedule, x_T, z, noise))
+    return sampling.to_uint8(sampling.sample_each(
+        seed, first + np.arange(batch_size), run.generator_fn, run.schedule, run.config.image_shape,
+        run.config.generator.nz))
 
   return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
 

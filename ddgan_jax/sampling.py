@@ -6,6 +6,7 @@ T evaluations of G and nothing else.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -94,6 +95,31 @@ def sample(
   """
   noise = draw_noise(key, shape, schedule.num_timesteps, latent_dim)
   return sample_given_noise(generator_fn, schedule, *noise)
+
+
+def sample_each(
+    seed: int,
+    indices: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int],
+    latent_dim: int,
+) -> jax.Array:
+  """Samples images by number: image i is a function of (seed, i), whichever others are made beside it.
+
+  Args:
+    seed: 0 … 2**32 - 1.
+    indices: [B] int32, which images.
+    generator_fn, schedule, latent_dim: see `sample`.
+    shape: (H, W, C) of one image.
+
+  Returns:
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+  """
+  keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+  draw = functools.partial(
+      draw_noise, shape=shape, num_timesteps=schedule.num_timesteps, latent_dim=latent_dim)
+  return sample_given_noise(generator_fn, schedule, *jax.vmap(draw, out_axes=(0, 1, 1))(keys))
 
 
 def to_uint8(images: jax.Array) -> jax.Array:

@@ -60,6 +60,12 @@ def of_tree(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+  """This process's block of an array that lies by rows, on the host."""
+  shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
 def constrain_rows(tree: Any, mesh: Mesh) -> Any:
   """Inside jit: asks that every array of `tree` be split by rows, so that noise is drawn where it is used."""
   return jax.tree.map(

@@ -27,6 +27,7 @@ from ddgan_jax.checkpoints import Checkpoints, NotFiniteError
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.divergence import ADVICE, Diverged, SkippedBatches
+from ddgan_jax.metrics import evaluation
 from ddgan_jax.workdir import grid_path
 
 # Steps that the host may be ahead of the devices: enough to hide the host, few enough to bound memory.
@@ -50,7 +51,8 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   is_main = jax.process_index() == 0
   agreement.check_same('the config', _digest(config))
   config_lib.check_devices(config, jax.device_count())
-  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+  checkpoints = Checkpoints(
+      workdir, config.train.keep_checkpoints, evaluation.best_metric(config.eval) if config.train.eval_every else None)
   mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
@@ -72,6 +74,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
         f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
         f'D {train_state.count_parameters(abstract_state.d_params):,}.')
+    evaluate = evaluation.of_run(config, source, mesh, progress.note) if config.train.eval_every else None
     exits.callback(checkpoints.close)
     state = checkpoints.restore_newest(abstract_state, progress.note)
     first_step = 0 if state is None else int(state.step)
@@ -138,6 +141,13 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
 
+    def measure(state: train_state.TrainState, step: int) -> dict[str, float]:
+      report = evaluate(state.ema_params, f'step {step:,}')
+      progress.note(evaluation.table(report))
+      measured = {f'eval/{name}': entry['value'] for name, entry in report['metrics'].items()}
+      writer.scalars(step, measured)
+      return measured
+
     def train_from(state: train_state.TrainState, step: int) -> int:
       """Trains until the end or a signal; returns the last step, which is saved. Raises Diverged."""
       pending: collections.deque = collections.deque()
@@ -160,9 +170,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         if most == 0 and window:
           _finite_means(window)
 
-      def save() -> None:
+      def save(metrics: dict[str, float] | None = None) -> None:
         try:
-          checkpoints.save(state)
+          checkpoints.save(state, metrics)
         except NotFiniteError as error:
           raise Diverged(str(error).partition(' not finite')[0], step) from error
 
@@ -189,13 +199,15 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           last = step == config.train.num_steps
           sample_now = step % config.train.sample_every == 0 or last
           save_now = step % config.train.checkpoint_every == 0 or last
+          eval_now = evaluate is not None and (step % config.train.eval_every == 0 or last)
           stopping = stop.after_step(step)  # asked once: a signal that comes later is for the next step
-          if stopping or sample_now or save_now:
+          if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
             if sample_now and (sample_fn := _wait_for(sample_future, stop)):
               save_samples(sample_fn, state, step)
-            if save_now or stopping:
-              save()
+            measured = measure(state, step) if eval_now and not stopping else None
+            if save_now or stopping or measured:
+              save(measured)
             progress.start(step)
           if stopping:
             break

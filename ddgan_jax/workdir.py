@@ -27,6 +27,7 @@ from ddgan_jax.train_state import TrainState
 # beyond rounding, except num_steps, which stretches the cosine and is announced.
 _MAY_CHANGE = (
     'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
+    'eval.',
     'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
 
 

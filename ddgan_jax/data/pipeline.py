@@ -121,6 +121,23 @@ def global_batch(
   return {'image': image, 'label': label.astype(np.int32, copy=False)}
 
 
+def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
+  """Images of the set itself, neither shuffled nor flipped: [n, H, W, C] uint8.
+
+  Args:
+    source: see `global_batch`.
+    data_config: uses stack and num_stacks.
+    numbers: [n] neighbouring numbers; of stored images, of the fixed stacks, or of an endless sequence of stacks.
+  """
+  if data_config.stack == 1:
+    return source.gather(numbers)[0]
+  if data_config.num_stacks:
+    chosen = fixed_stacks(data_config.num_stacks, len(source))[:, numbers]
+  else:
+    chosen = [_indices(0, k, len(source), int(numbers[0]), len(numbers)) for k in range(data_config.stack)]
+  return np.concatenate([source.gather(row)[0] for row in chosen], axis=-1)
+
+
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
   """The first images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8, n at most `count`."""
   count = min(count, epoch_size(source, data_config))

@@ -1,0 +1,294 @@
+"""Features of images, sharded over all devices and processes, and the numbers that follow from them.
+
+Every number names its n and its features. Samples are uint8, as a PNG would hold them. Means and covariances are
+streamed; rows are kept only for the metrics that need them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ddgan_jax import sharding
+from ddgan_jax.config import Config, ConfigError, EvalConfig
+from ddgan_jax.config_checks import ENOUGH_SAMPLES, METRICS
+from ddgan_jax.data.sources import Source
+from ddgan_jax.metrics import frechet, image_sets, inception, inception_score, kid, modes, precision_recall, vgg
+from ddgan_jax.metrics.image_sets import ImageSet
+from ddgan_jax.metrics.statistics import Statistics, load_cached, store
+
+
+class Network(NamedTuple):
+  """A fixed network that features are taken from.
+
+  Attributes:
+    name: as tables show it.
+    fingerprint: equal for equal weights.
+    params: a pytree of arrays.
+    apply: pure: (params, images [B, H, W, C] uint8) → {name: [B, …]}.
+    moments: the output whose mean and covariance are streamed, or '' for none.
+  """
+
+  name: str
+  fingerprint: str
+  params: Any
+  apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
+  moments: str = ''
+
+
+class Collected(NamedTuple):
+  """What a network says of a set: `moments` of one output, and the rows of those that were asked for."""
+
+  moments: frechet.Moments | None
+  rows: dict[str, np.ndarray]
+
+
+class Evaluator:
+  """Measures sets of images against one reference; what is known of the reference is kept.
+
+  Args:
+    metrics: some of `METRICS`.
+    reference: images, or statistics read from a file (enough for `fid` alone).
+    mesh: the devices; all processes take part in every call.
+    num: how many images of a set are measured.
+    batch_size: images at a time, over all devices.
+    judge: of the data's classes, and whether images are stacks of three, for `modes`.
+    weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
+    allow_any: also weights of another checksum than the published.
+    say: gets sentences on what takes time.
+
+  Raises:
+    UserError: a metric cannot be computed with what was given.
+  """
+
+  def __init__(
+      self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
+      judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
+      allow_any: bool = False,
+      say: Callable[[str], None] = print):
+    for name in metrics:
+      if name not in METRICS:
+        raise ConfigError(f'metrics: found {name!r}, must be some of {", ".join(METRICS)}')
+    comparing = [name for name in metrics if name != 'is']
+    if comparing and reference is None:
+      raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
+    if isinstance(reference, Statistics) and set(comparing) - {'fid'}:
+      raise ConfigError(f'{", ".join(sorted(set(comparing) - {"fid"}))}: needs images as reference, but '
+                        f'{reference.name} holds a mean and a covariance')
+    if 'modes' in metrics and judge is None:
+      raise ConfigError('modes: needs labelled data to know them by; give --workdir or --config')
+    self._metrics = tuple(metrics)
+    self._reference = reference
+    self._mesh = mesh
+    self._num = num
+    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    self._say = say
+    self._known: dict[str, Collected] = {}
+    weights = weights or {}
+    self._networks: dict[str, Network] = {}
+    if {'fid', 'is', 'kid'} & set(metrics):
+      params = inception.load(weights.get('inception'), allow_any)
+      self._networks['inception'] = Network(
+          'FID Inception', _fingerprint(params), params,
+          lambda params, x: dict(zip(('pool3', 'logits'), inception.features(params, x))), 'pool3')
+    if {'pr', 'dc'} & set(metrics):
+      params = vgg.load(weights.get('vgg16'), allow_any)
+      self._networks['vgg16'] = Network(
+          'VGG16 fc2', _fingerprint(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
+    if 'modes' in metrics:
+      judge, stacked = judge
+      self._num_modes = judge.num_classes**(3 if stacked else 1)
+      self._networks['judge'] = Network(
+          'classifier of the data', judge.fingerprint, judge.params,
+          lambda params, x: modes.read(params, x, judge.num_classes, stacked), 'features')
+    self._features = {}
+
+  def evaluate(self, images: ImageSet) -> dict[str, Any]:
+    """Measures a set.
+
+    Returns:
+      {'images', 'n', 'reference', 'n_reference', 'biased', 'metrics': {name: {'value', 'features', …}}}; the values are
+      Python numbers, the same on every process.
+    """
+    if isinstance(self._reference, ImageSet):
+      image_sets.check_same_shape(images, self._reference)
+    num = self._num if images.size is None else min(self._num, images.size)
+    report = {
+        'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
+        'n_reference': self._reference_size(), 'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+    wanted = {
+        'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
+        'vgg16': ['fc2'], 'judge': ['mode']}
+    found = {name: self._collect(name, images, num, wanted[name]) for name in self._networks}
+
+    def put(name: str, network: str, **values) -> None:
+      report['metrics'][name] = {**values, 'features': self._networks[network].name}
+
+    if 'fid' in self._metrics:
+      put('fid', 'inception', value=_distance(found['inception'].moments, self._reference_moments('inception')))
+    if 'is' in self._metrics:
+      mean, deviation = inception_score.inception_score(found['inception'].rows['logits'])
+      put('is', 'inception', value=mean, deviation=deviation)
+    if 'kid' in self._metrics:
+      mean, deviation = kid.kernel_distance(
+          self._reference_rows('inception', 'pool3'), found['inception'].rows['pool3'])
+      put('kid', 'inception', value=mean, deviation=deviation)
+    if {'pr', 'dc'} & set(self._metrics):
+      real, fake = self._reference_rows('vgg16', 'fc2', num), found['vgg16'].rows['fc2']
+      pairs = {'pr': (('precision', 'recall'), precision_recall.precision_recall),
+               'dc': (('density', 'coverage'), precision_recall.density_coverage)}
+      for metric in [name for name in self._metrics if name in pairs]:
+        names, function = pairs[metric]
+        for name, value in zip(names, function(real, fake)):
+          put(name, 'vgg16', value=float(value), n_reference=len(real))
+    if 'modes' in self._metrics:
+      real = self._reference_rows('judge', 'mode', num)
+      for (name, value), of_real in zip(
+          zip(('modes', 'mode_kl'), modes.count_modes(found['judge'].rows['mode'], self._num_modes)),
+          modes.count_modes(real, self._num_modes)):
+        put(name, 'judge', value=value, of_reference=of_real, n_reference=len(real))
+      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
+    return report
+
+  def reference_statistics(self) -> Statistics:
+    """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
+    return self._reference_moments('inception')
+
+  def _reference_size(self) -> int | None:
+    """Images that the reference's moments are of; of an endless set 50,000."""
+    if isinstance(self._reference, Statistics) or self._reference is None:
+      return self._reference and self._reference.count
+    return 50_000 if self._reference.size is None else self._reference.size
+
+  def _reference_moments(self, name: str) -> Statistics:
+    if isinstance(self._reference, Statistics):
+      return self._reference
+    network, size = self._networks[name], self._reference_size()
+    key = f'{network.fingerprint} {self._reference.fingerprint} {size}' if self._reference.fingerprint else ''
+    known = load_cached(key)
+    if known is None:
+      self._say(f'Reading {size:,} images of {self._reference.name} by {network.name}, once.')
+      moments = self._reference_collected(name, size).moments
+      known = Statistics(self._reference.name, moments.mean, moments.covariance(), size)
+      store(key, known)
+    return known
+
+  def _reference_rows(self, name: str, output: str, num: int | None = None) -> np.ndarray:
+    size = self._reference_size() if num is None else min(num, self._reference_size())
+    return self._reference_collected(name, size, output).rows[output]
+
+  def _reference_collected(self, name: str, size: int, output: str = '') -> Collected:
+    key = f'{name} {size} {output}'
+    if key not in self._known:
+      self._known[key] = self._collect(name, self._reference, size, [output] if output else [])
+    return self._known[key]
+
+  def _collect(self, name: str, images: ImageSet, num: int, keep: Sequence[str]) -> Collected:
+    """Features of the first `num` images by one network, gathered from all processes."""
+    network = self._networks[name]
+    if name not in self._features:
+      rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+      self._features[name] = (
+          jax.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows), jax.device_put(network.params, whole))
+    apply, params = self._features[name]
+    moments = None
+    kept: dict[str, list[np.ndarray]] = {output: [] for output in keep}
+    local = self._batch_size // jax.process_count()
+    for first in range(0, num, self._batch_size):
+      batch = jax.make_array_from_process_local_data(
+          sharding.by_rows(self._mesh), images.rows(first, self._batch_size))
+      outputs = apply(params, batch)
+      begin = first + local * jax.process_index()
+      valid = max(0, min(local, num - begin))
+      if network.moments:
+        features = sharding.local_rows(outputs[network.moments])
+        moments = moments or frechet.Moments(features.shape[1])
+        moments.add(features[:valid])
+      for output in keep:
+        kept[output].append(sharding.local_rows(outputs[output]))
+    if moments is not None:
+      moments = _merged(moments)
+    return Collected(moments, {output: _gathered(blocks)[:num] for output, blocks in kept.items()})
+
+
+def _fingerprint(params: Any) -> str:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()[:16]
+
+
+def _distance(moments: frechet.Moments, reference: Statistics) -> float:
+  return float(frechet.frechet_distance(moments.mean, moments.covariance(), reference.mean, reference.covariance))
+
+
+def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
+  """[batches][rows of this process, …] → [all rows, …], in the order of the images."""
+  stacked = np.stack(blocks)
+  if jax.process_count() > 1:
+    stacked = np.moveaxis(multihost_utils.process_allgather(stacked), 0, 1)  # [batches, processes, rows, …]
+    stacked = stacked.reshape(stacked.shape[0], -1, *stacked.shape[3:])
+  return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def _merged(moments: frechet.Moments) -> frechet.Moments:
+  """The moments of all processes together; as bytes, since JAX would make float32 of them."""
+  if jax.process_count() == 1:
+    return moments
+  mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
+  dim = len(moments.mean)
+  merged = frechet.Moments(dim)
+  for row in multihost_utils.process_allgather(mine.view(np.uint8)):
+    row = row.view(np.float64)
+    part = frechet.Moments(dim)
+    part.count, part.mean, part.scatter = int(row[0]), row[1:dim + 1], row[dim + 1:].reshape(dim, dim)
+    merged.merge(part)
+  return merged
+
+
+def of_run(
+    config: Config, source: Source, mesh: Any, say: Callable[[str], None]
+) -> Callable[[Any, str], dict[str, Any]]:
+  """What `train.eval_every` asks for: a function of the EMA parameters and of a name that gives a report."""
+  judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in config.eval.metrics else None
+  evaluator = Evaluator(
+      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
+      judge, say=say)
+  images = image_sets.of_generator(config, config.seed, mesh)
+  return lambda ema_params, name: evaluator.evaluate(images(ema_params, name))
+
+
+def best_metric(eval_config: EvalConfig) -> str | None:
+  """By which the best checkpoint is kept, lower being better: the first of FID, KID, the classifier's distance."""
+  distances = (('fid', 'fid'), ('kid', 'kid'), ('modes', 'fd_classifier'))
+  return next((f'eval/{name}' for metric, name in distances if metric in eval_config.metrics), None)
+
+
+_NAMES = {
+    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found', 'mode_kl': 'KL of modes to uniform',
+    'fd_classifier': 'Fréchet distance, not FID'}
+
+
+def table(report: dict[str, Any]) -> str:
+  """A report as `Evaluator.evaluate` gives it, to be read: one line a number, with n and features beside it."""
+  lines = [f'{report["images"]}: n = {report["n"]:,}' + (
+      f'; reference {report["reference"]}' if report['reference'] else '') + (
+          f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
+  for name, entry in report['metrics'].items():
+    value = entry['value']
+    text = f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
+    if 'deviation' in entry:
+      text += f' ± {entry["deviation"]:.2g}'
+    if 'of_reference' in entry:
+      other = entry['of_reference']
+      text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'
+      text += f', n = {entry["n_reference"]:,})'
+    lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
+  if report['biased']:
+    lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')
+  return '\n'.join(lines)

@@ -1,0 +1,149 @@
+"""Images to be measured, by number and spread over processes: samples of a run, data, arrays, files."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from ddgan_jax import diffusion, models, sampling, sharding, train_state
+from ddgan_jax.config import Config, ConfigError, DataConfig
+from ddgan_jax.data import images as images_lib
+from ddgan_jax.data import pipeline, readers, sources
+from ddgan_jax.data.readers import DataError
+
+
+class ImageSet(NamedTuple):
+  """Images by number.
+
+  Attributes:
+    name: what messages and tables call it.
+    fingerprint: equal for equal sets, '' if not known.
+    size: how many there are, or None for as many as one likes.
+    shape: (H, W, C).
+    rows: (first, count) → uint8 [count / processes, H, W, C], this process's block of images first … first + count - 1;
+      called by all processes alike, with a count that the devices divide. What lies beyond `size` is any image.
+  """
+
+  name: str
+  fingerprint: str
+  size: int | None
+  shape: tuple[int, int, int]
+  rows: Callable[[int, int], np.ndarray]
+
+
+def of_generator(config: Config, seed: int, mesh: Any) -> Callable[[Any, str], ImageSet]:
+  """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
+
+  Args:
+    config: the run's.
+    seed: of the noise.
+    mesh: the devices that sample.
+
+  Returns:
+    A function of the EMA parameters, on the devices of `mesh` and whole or in parts, and of a name for the table.
+  """
+  generator, _ = train_state.make_networks(config)
+  schedule = diffusion.make_schedule(**vars(config.diffusion))
+
+  def sample(params, indices):
+    generator_fn = models.generator_fn(generator, sharding.gather(params, mesh), schedule)
+    return sampling.to_uint8(sampling.sample_each(
+        seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz))
+
+  rows = sharding.by_rows(mesh)
+  compiled = jax.jit(sample, out_shardings=rows)
+
+  def local(ema_params: Any, first: int, count: int) -> np.ndarray:
+    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    indices = np.arange(first, first + count, dtype=np.int32)[block]
+    return sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, indices)))
+
+  return lambda ema_params, name: ImageSet(
+      name, '', None, config.image_shape, functools.partial(local, ema_params))
+
+
+def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
+  """The images of a source as they are stored, not flipped; stacks as the run draws them."""
+  endless = data_config.stack == 3 and not data_config.num_stacks
+  height, width, _ = source.image_shape
+  shape = (height, width, data_config.num_channels)
+  size = None if endless else pipeline.epoch_size(source, data_config)
+
+  def local(first: int, count: int) -> np.ndarray:
+    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    numbers = np.arange(first, first + count)[block]
+    return pipeline.stored_images(source, data_config, numbers if size is None else np.minimum(numbers, size - 1))
+
+  kind = f' stack {data_config.stack} {data_config.num_stacks}' if data_config.stack == 3 else ''
+  return ImageSet(f'{source.name}{kind}', f'{source.checksum}{kind} {shape}', size, shape, local)
+
+
+def of_array(images: np.ndarray, name: str) -> ImageSet:
+  """[n, H, W, C] uint8 that every process has."""
+
+  def local(first: int, count: int) -> np.ndarray:
+    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    return images[np.minimum(np.arange(first, first + count)[block], len(images) - 1)]
+
+  return ImageSet(name, '', len(images), images.shape[1:], local)
+
+
+def of_files(path: str) -> ImageSet:
+  """A folder or zip of square images of one size, or an npz with uint8 `images` [n, H, W, C] or [n, H, W].
+
+  Raises:
+    DataError: it is none of these, is empty, or its images cannot be used.
+  """
+  kind = 'folder' if os.path.isdir(path) else 'zip' if path.endswith('.zip') else 'npz'
+  try:
+    reader = readers.open_reader(DataConfig(name=kind, path=path))
+    size, channels = _size_of_first(reader)
+    with tempfile.TemporaryDirectory() as cache:  # samples are not worth keeping twice
+      data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=channels, cache_dir=cache)
+      source = sources.load_source(data_config, say=lambda text: None)
+      images, _ = source.gather(np.arange(len(source)))
+  except DataError as error:
+    raise DataError(str(error).removeprefix('data.path: ')) from error
+  return of_array(images, path)
+
+
+def _size_of_first(reader: readers.Reader) -> tuple[int, int]:
+  """(H = W, C) of a reader's first image."""
+  try:
+    item, _ = reader.read(0)
+    image = item if isinstance(item, np.ndarray) else np.asarray(Image.open(io.BytesIO(item)))
+  except (images_lib.BadImage, OSError) as error:
+    raise DataError(f'{reader.title}: {reader.name(0)} {error}') from error
+  if image.shape[0] != image.shape[1]:
+    raise DataError(f'{reader.title}: {reader.name(0)} is {image.shape[0]}x{image.shape[1]}, must be square')
+  return image.shape[0], 1 if image.ndim == 2 or image.shape[-1] == 1 else 3
+
+
+def as_jpeg(images: ImageSet, quality: int = 75) -> ImageSet:
+  """The same images after a JPEG of each, as the original's script saves its samples."""
+  def through(image: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format='JPEG', quality=quality)
+    return np.asarray(Image.open(buffer)).reshape(image.shape)
+
+  def local(first: int, count: int) -> np.ndarray:
+    return np.stack([through(image) for image in images.rows(first, count)])
+
+  fingerprint = images.fingerprint and f'{images.fingerprint} jpeg {quality}'
+  return images._replace(name=f'{images.name} (JPEG {quality})', fingerprint=fingerprint, rows=local)
+
+
+def check_same_shape(images: ImageSet, reference: ImageSet) -> None:
+  """Raises ConfigError unless both have the same H, W and C."""
+  if images.shape != reference.shape:
+    found, right = ('x'.join(map(str, shape)) for shape in (images.shape, reference.shape))
+    raise ConfigError(f'{images.name}: its images are {found}, but those of {reference.name} are {right}; '
+                      'a comparison needs the same size and channels')

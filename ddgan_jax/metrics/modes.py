@@ -1,0 +1,192 @@
+"""Modes found and their balance, as a classifier of the data's own classes sees them (paper, section 5.3).
+
+The classifier is trained from the same source as the run, in seconds, and kept. For stacked sets it reads each channel
+by itself, and the mode is 100a + 10b + c. The features before its last layer give a Fréchet distance without a
+download; that is no FID and is never called one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from ddgan_jax import models
+from ddgan_jax.config import UserError
+from ddgan_jax.data.sources import Source
+
+REQUIRED_ACCURACY = 0.97
+_VERSION = 1  # raised when the same data would give another classifier
+_HELD_OUT = 10  # every tenth image is never trained on
+_STEPS = 1000
+_BATCH = 128
+
+
+class ClassifierError(UserError):
+  """The classes of this data cannot be read well enough to count modes."""
+
+
+class Judge(NamedTuple):
+  """A trained classifier of single (not stacked) images.
+
+  Attributes:
+    params: of `models.Classifier`.
+    num_classes: how many classes.
+    accuracy: share of held-out images that it reads rightly.
+    num_held_out: how many those are.
+    fingerprint: of the data that it was trained on.
+  """
+
+  params: Any
+  num_classes: int
+  accuracy: float
+  num_held_out: int
+  fingerprint: str
+
+
+def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
+  """The classifier of a source: from the cache, or trained now and kept there.
+
+  Every tenth image is held out. The same on all processes: the first one's is passed on.
+
+  Args:
+    source: labelled images; grey for stacked sets.
+    say: gets a sentence with the accuracy.
+
+  Raises:
+    ClassifierError: no labels, or fewer than 97% of the held-out images are read rightly.
+  """
+  if source.labels is None:
+    raise ClassifierError(f'{source.name}: has no labels, so its modes cannot be counted')
+  fingerprint = hashlib.sha256(f'{_VERSION} {source.checksum} {source.image_shape}'.encode()).hexdigest()[:16]
+  path = _folder() / f'{fingerprint}.npz'
+  names = np.unique(source.labels)
+  if names[0] < 0:
+    raise ClassifierError(f'{source.name}: has images with unknown labels, so its modes cannot be counted')
+  num_classes = int(names[-1]) + 1
+  held_out = np.arange(0, len(source), _HELD_OUT)
+  shapes = jax.eval_shape(lambda: _initial(num_classes, source.image_shape))
+  found = _read(path, shapes) if jax.process_index() == 0 else None
+  if found is None:
+    found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
+    if jax.process_index() == 0:
+      _write(path, *found)
+  if jax.process_count() > 1:
+    found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
+  params, accuracy = found
+  accuracy = float(accuracy)
+  say(f'The classifier of {source.name} reads {accuracy:.1%} of {len(held_out):,} held-out images rightly.')
+  if accuracy < REQUIRED_ACCURACY:
+    raise ClassifierError(
+        f'{source.name}: the classifier reads only {accuracy:.1%} of {len(held_out):,} held-out images rightly, and '
+        f'{REQUIRED_ACCURACY:.0%} are needed to count modes')
+  return Judge(params, num_classes, accuracy, len(held_out), fingerprint)
+
+
+def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:
+  """What the classifier sees; pure, for jit.
+
+  Args:
+    params: `Judge.params`.
+    images: [B, H, W, C] uint8.
+    num_classes: `Judge.num_classes`.
+    stacked: each channel is an image of its own.
+
+  Returns:
+    `mode` [B] int32, the label (of a stack a * n² + b * n + c with n classes), and `features` [B, F] float32, of a
+    stack those of its channels side by side.
+  """
+  batch, height, width, channels = images.shape
+  x = images.astype(jnp.float32) / 127.5 - 1
+  parts = channels if stacked else 1
+  if stacked:
+    x = jnp.moveaxis(x, -1, 1).reshape(batch * channels, height, width, 1)
+  logits, features = models.Classifier(num_classes).apply({'params': params}, x)
+  labels = jnp.argmax(logits, -1).reshape(batch, parts).astype(jnp.int32)
+  places = jnp.asarray([num_classes**(parts - 1 - k) for k in range(parts)], jnp.int32)
+  return {'mode': labels @ places, 'features': features.reshape(batch, -1)}
+
+
+def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
+  """How many of `num_modes` occur among `labels` [n], and KL(their histogram || uniform) in nats.
+
+  A perfect sampler's KL is about (num_modes - 1) / (2 n).
+  """
+  counts = np.bincount(labels, minlength=num_modes)
+  p = counts[counts > 0] / counts.sum()
+  return int((counts > 0).sum()), float((p * np.log(p * num_modes)).sum())
+
+
+def _initial(num_classes: int, image_shape: tuple[int, int, int]) -> Any:
+  return models.Classifier(num_classes).init(jax.random.key(0), jnp.zeros((1, *image_shape)))['params']
+
+
+def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any, np.float64]:
+  """Adam on randomly shifted images; returns the parameters and the accuracy on `held_out`."""
+  classifier = models.Classifier(num_classes)
+  optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, _STEPS))
+  reach = 1 if source.image_shape[0] < 16 else 2
+
+  def loss_fn(params, x, labels):
+    logits, _ = classifier.apply({'params': params}, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  @jax.jit
+  def step(params, moments, key, images, labels):
+    shift_key, noise_key = jax.random.split(key)
+    shifts = jax.random.randint(shift_key, (images.shape[0], 2), 0, 2 * reach + 1)
+    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode='edge')
+    shifted = jax.vmap(lambda image, by: jax.lax.dynamic_slice(image, (*by, 0), source.image_shape))(padded, shifts)
+    x = shifted.astype(jnp.float32) / 127.5 - 1
+    x += 0.1 * jax.random.normal(noise_key, x.shape)
+    updates, moments = optimizer.update(jax.grad(loss_fn)(params, x, labels), moments)
+    return optax.apply_updates(params, updates), moments
+
+  rng = np.random.default_rng(0)
+  train = np.setdiff1d(np.arange(len(source)), held_out)
+  params = jax.jit(functools.partial(_initial, num_classes, source.image_shape))()
+  moments = optimizer.init(params)
+  for i in range(_STEPS):
+    images, labels = source.gather(np.sort(rng.choice(train, _BATCH)))
+    params, moments = step(params, moments, jax.random.key(i), images, labels)
+  predict = jax.jit(lambda images: read(params, images, num_classes, stacked=False)['mode'])
+  right = 0
+  for first in range(0, len(held_out), 1000):
+    images, labels = source.gather(held_out[first:first + 1000])
+    right += int((np.asarray(predict(images)) == labels).sum())
+  return jax.tree.map(np.asarray, params), np.float64(right / len(held_out))
+
+
+def _folder() -> pathlib.Path:
+  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return pathlib.Path(base) / 'ddgan_jax' / 'classifiers'
+
+
+def _zeros(shapes: Any) -> Any:
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
+  try:
+    with np.load(path) as file:
+      leaves, tree = jax.tree.flatten(shapes)
+      return tree.unflatten([file[f'{i}'].reshape(leaf.shape) for i, leaf in enumerate(leaves)]), file['accuracy'][()]
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or not whole: it is made again
+    return None
+
+
+def _write(path: pathlib.Path, params: Any, accuracy: np.float64) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'.{path.stem}.{os.getpid()}.partial.npz')
+  np.savez(partial, accuracy=accuracy, **{f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+  partial.replace(path)

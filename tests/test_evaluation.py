@@ -1,0 +1,187 @@
+"""Measuring sets of images: what must not depend on batches or devices, and every refusal."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from PIL import Image
+
+from ddgan_jax import sharding
+from ddgan_jax.config import ConfigError, DataConfig
+from ddgan_jax.data import sources
+from ddgan_jax.data.readers import DataError
+from ddgan_jax.metrics import evaluation, image_sets, inception, statistics
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def small_inception(monkeypatch, tmp_path):
+  """Twelve random features in place of the network, which is tested for itself."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  params = {'kernel': np.random.default_rng(0).standard_normal((64, 12), np.float32)}
+
+  def features(params, images):
+    x = images.reshape(len(images), -1)[:, :64].astype(jnp.float32) / 255
+    return jnp.tanh(x @ params['kernel']), x @ params['kernel']
+
+  monkeypatch.setattr(inception, 'load', lambda path, allow_any: params)
+  monkeypatch.setattr(inception, 'features', features)
+  return lambda images: np.asarray(features(params, images)[0], np.float64)
+
+
+def pictures(seed, count=150):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, rng.integers(128, 256, (count, 1, 1, 1)), (count, 8, 8, 1)).astype(np.uint8)
+
+
+def fid(mesh, batch_size, images, reference, **changes):
+  evaluator = evaluation.Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
+  return evaluator.evaluate(images)['metrics']
+
+
+def test_fid_of_arrays(small_inception):
+  """The Fréchet distance of the features, whatever the batches and devices are."""
+  ours, others = pictures(0), pictures(1, 97)
+  a, b = small_inception(ours), small_inception(others)
+  cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+  expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(
+      cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+  found = []
+  for devices, batch_size in ((1, 7), (1, 64), (8, 64), (4, 1000)):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    metrics = fid(mesh, batch_size, image_sets.of_array(ours, 'ours'), image_sets.of_array(others, 'others'))
+    found.append((metrics['fid']['value'], metrics['is']['value']))
+  np.testing.assert_allclose(found[0][0], expected, rtol=1e-5)
+  np.testing.assert_allclose(found, [found[0]] * 4, rtol=1e-6)
+
+
+def test_the_report_says_what_it_is_of():
+  images, reference = image_sets.of_array(pictures(0), 'ours'), image_sets.of_array(pictures(1, 97), 'others')
+  evaluator = evaluation.Evaluator(('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None)
+  report = evaluator.evaluate(images)
+  assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
+  text = evaluation.table(report)
+  assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
+  assert 'Biased: fewer than 10,000 images.' in text
+  assert json.loads(json.dumps(report)) == report
+
+
+def test_jpeg_changes_both_sides_alike():
+  images = image_sets.of_array(pictures(0), 'ours')
+  jpeg = image_sets.as_jpeg(images)
+  assert jpeg.rows(0, 8).shape == (8, 8, 8, 1) and (jpeg.rows(0, 8) != images.rows(0, 8)).any()
+  mesh = sharding.make_mesh()
+  assert abs(fid(mesh, 64, jpeg, jpeg)['fid']['value']) < 1e-9 < 1e-4 < fid(mesh, 64, jpeg, images)['fid']['value']
+
+
+def test_statistics_of_data_are_kept_and_written(tmp_path):
+  source = sources.load_source(DataConfig(image_size=8, num_channels=1))
+  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+  said = []
+  for _ in range(2):
+    evaluator = evaluation.Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
+    found = evaluator.reference_statistics()
+  assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
+  statistics.write(tmp_path / 'digits.npz', found)
+  again = statistics.read(str(tmp_path / 'digits.npz'), 12)
+  np.testing.assert_array_equal(again.covariance, found.covariance)
+  assert again.count == 1498
+  images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
+  by_file = evaluation.Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
+  assert abs(by_file['metrics']['fid']['value']) < 1e-6
+
+
+def test_published_files_are_read(tmp_path):
+  mean, covariance = np.arange(12.0), np.eye(12)
+  np.save(tmp_path / 'dict.npy', {'mu': mean, 'sigma': covariance})
+  np.savez(tmp_path / 'plain.npz', mu=mean, sigma=covariance)
+  for name in ('dict.npy', 'plain.npz'):
+    found = statistics.read(str(tmp_path / name), 12)
+    np.testing.assert_array_equal(found.mean, mean)
+    np.testing.assert_array_equal(found.covariance, covariance)
+    assert found.count is None
+
+
+class _Malicious:
+  def __reduce__(self):
+    return os.system, ('touch /tmp/should_not_exist',)
+
+
+def test_files_of_statistics_that_are_refused(tmp_path):
+  np.savez(tmp_path / 'small.npz', mu=np.zeros(3), sigma=np.eye(3))
+  np.savez(tmp_path / 'other.npz', images=np.zeros(3))
+  np.save(tmp_path / 'array.npy', np.zeros(3))
+  np.save(tmp_path / 'evil.npy', {'mu': _Malicious()})
+  np.savez(tmp_path / 'nan.npz', mu=np.full(12, np.nan), sigma=np.eye(12))
+  (tmp_path / 'torn.npz').write_bytes((tmp_path / 'small.npz').read_bytes()[:100])
+  for name, message in (
+      ('none.npz', 'no such file; statistics are an .npz or .npy with mu and sigma'),
+      ('small.npz', r'mu is \[3\] and sigma \[3, 3\], must be \[12\] and \[12, 12\]'),
+      ('other.npz', 'holds no mu and sigma that can be read'),
+      ('array.npy', r'holds no mu and sigma .*it is an array float64\[3\]'),
+      ('evil.npy', r'it asks for posix.system, which arrays do not need'),
+      ('nan.npz', 'mu or sigma is not finite'),
+      ('torn.npz', 'holds no mu and sigma that can be read')):
+    with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      statistics.read(str(tmp_path / name), 12)
+
+
+def test_images_in_files(tmp_path):
+  images = pictures(0, 5)
+  (tmp_path / 'folder').mkdir()
+  for i, image in enumerate(images):
+    Image.fromarray(image[..., 0]).save(tmp_path / 'folder' / f'{i}.png')
+  np.savez(tmp_path / 'images.npz', images=images)
+  for name in ('folder', 'images.npz'):
+    found = image_sets.of_files(str(tmp_path / name))
+    assert found.size == 5 and found.shape == (8, 8, 1)
+    np.testing.assert_array_equal(found.rows(0, 5), images)
+
+
+def test_images_that_are_refused(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(DataError, match=r'^\S+empty holds no image'):
+    image_sets.of_files(str(tmp_path / 'empty'))
+  with pytest.raises(DataError, match=r'^\S+nothing.npz does not exist'):
+    image_sets.of_files(str(tmp_path / 'nothing.npz'))
+  (tmp_path / 'oblong').mkdir()
+  Image.new('L', (8, 6)).save(tmp_path / 'oblong' / 'a.png')
+  with pytest.raises(DataError, match='a.png is 6x8, must be square'):
+    image_sets.of_files(str(tmp_path / 'oblong'))
+  evaluator = evaluation.Evaluator(('fid',), image_sets.of_array(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
+  with pytest.raises(ConfigError, match='grey 16: its images are 16x16x1, but those of ours are 8x8x1; a comparison'):
+    evaluator.evaluate(image_sets.of_array(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
+
+
+@pytest.mark.parametrize('metrics, reference, message', [
+    (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
+    (('fid', 'kid'), 'statistics', 'kid: needs images as reference, but file holds a mean and a covariance'),
+    (('modes',), 'images', 'modes: needs labelled data to know them by'),
+    (('sfid',), 'images', "metrics: found 'sfid', must be some of fid, is, kid, pr, dc, modes"),
+])
+def test_metrics_that_cannot_be_had(metrics, reference, message):
+  reference = {
+      None: None, 'images': image_sets.of_array(pictures(0), 'ours'),
+      'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
+  with pytest.raises(ConfigError, match=message):
+    evaluation.Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
+
+
+def test_stacks_by_number():
+  """Fixed stacks are those that training draws; the endless sequence does not depend on the batch."""
+  source = sources.load_source(DataConfig(image_size=8, num_channels=1))
+  fixed = DataConfig(image_size=8, num_channels=3, stack=3, num_stacks=50)
+  found = image_sets.of_data(source, fixed)
+  assert found.size == 50 and found.rows(0, 50).shape == (50, 8, 8, 3)
+  endless = image_sets.of_data(source, dataclasses.replace(fixed, num_stacks=0))
+  assert endless.size is None
+  np.testing.assert_array_equal(
+      np.concatenate([endless.rows(0, 16), endless.rows(16, 16)]), endless.rows(0, 32))
+  assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch

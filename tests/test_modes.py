@@ -1,0 +1,72 @@
+"""The classifier that counts modes: what it reads, that it is kept, and what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+
+from ddgan_jax.config import DataConfig
+from ddgan_jax.data import sources
+from ddgan_jax.metrics import modes
+
+DIGITS = DataConfig(image_size=8, num_channels=1)
+
+
+@pytest.fixture(scope='module')
+def judge():
+  source = sources.load_source(DIGITS)
+  return modes.load_judge(source, say=lambda text: None), source
+
+
+def test_reads_digits_that_it_has_never_seen(judge):
+  found, _ = judge
+  test = sources.load_source(DataConfig(image_size=8, num_channels=1, split='test'))
+  images, labels = test.gather(np.arange(len(test)))
+  right = np.mean(np.asarray(modes.read(found.params, images, 10, stacked=False)['mode']) == labels)
+  assert right >= modes.REQUIRED_ACCURACY and len(labels) == 299
+  assert found.accuracy >= modes.REQUIRED_ACCURACY and found.num_held_out == 150
+
+
+def test_a_stack_is_its_channels(judge):
+  """Label 100a + 10b + c, and the channels' features side by side."""
+  found, source = judge
+  images, labels = source.gather(np.arange(30))
+  single = modes.read(found.params, images, 10, stacked=False)
+  stacks = np.concatenate([images[:10], images[10:20], images[20:]], axis=-1)
+  stacked = modes.read(found.params, stacks, 10, stacked=True)
+  a, b, c = np.asarray(single['mode']).reshape(3, 10)
+  np.testing.assert_array_equal(stacked['mode'], 100 * a + 10 * b + c)
+  np.testing.assert_allclose(
+      stacked['features'], np.moveaxis(np.asarray(single['features']).reshape(3, 10, -1), 0, 1).reshape(10, -1),
+      rtol=1e-5, atol=1e-5)
+
+
+def test_kept_for_the_next_time(judge, monkeypatch):
+  found, source = judge
+  monkeypatch.setattr(modes, '_train', lambda *_: pytest.fail('trained again'))
+  said = []
+  again = modes.load_judge(source, said.append)
+  jax.tree.map(np.testing.assert_array_equal, found.params, again.params)
+  assert said == [f'The classifier of digits reads {found.accuracy:.1%} of 150 held-out images rightly.']
+
+
+def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(modes, '_STEPS', 5)
+  rng = np.random.default_rng(0)
+  images, labels = rng.integers(0, 256, (300, 8, 8, 1), np.uint8), rng.integers(0, 10, 300)
+  with pytest.raises(modes.ClassifierError, match=r'noise: the classifier reads only .*% of 30 held-out .* 97% are'):
+    modes.load_judge(sources.ArraySource(images, labels, 'noise', num_classes=10))
+  with pytest.raises(modes.ClassifierError, match='noise: has no labels, so its modes cannot be counted'):
+    modes.load_judge(sources.ArraySource(images, None, 'noise'))
+
+
+def test_count_modes():
+  assert modes.count_modes(np.arange(1000), 1000) == (1000, pytest.approx(0, abs=1e-12))
+  assert modes.count_modes(np.zeros(50, int), 1000) == (1, pytest.approx(np.log(1000)))
+  found, kl = modes.count_modes(np.array([0, 0, 0, 1]), 4)
+  assert found == 2 and kl == pytest.approx(0.75 * np.log(0.75 * 4) + 0.25 * np.log(0.25 * 4))
+
+
+def test_a_perfect_sampler_has_the_kl_of_its_n():
+  labels = np.random.default_rng(0).integers(0, 1000, 20_000)
+  assert modes.count_modes(labels, 1000)[1] == pytest.approx(999 / 40_000, rel=0.1)
