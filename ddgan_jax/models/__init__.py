@@ -1,6 +1,7 @@
 """Flax modules for G and D. The only package that imports flax.linen."""
 
 from ddgan_jax.models.discriminator import Discriminator
-from ddgan_jax.models.generator import Generator, generator_fn
+from ddgan_jax.models.generator import Generator, generator_fn, output_fn
+from ddgan_jax.models.toy import MlpDiscriminator, MlpGenerator
 
-__all__ = ['Discriminator', 'Generator', 'generator_fn']
+__all__ = ['Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'generator_fn', 'output_fn']
