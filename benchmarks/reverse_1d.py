@@ -20,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from ddgan_jax import diffusion
 
 FINE = 1000  # steps of the finest grid of times
-# (s, t) in those steps; x_t is the same quantile of q(x_t) in each.
-PAIRS = ((499, 500), (450, 500), (250, 500), (0, 500), (0, 1000))
+# (s, t) in those steps, beginning with the smallest step; the step from 0 to 250 is the first of T = 4, that to 1000 of
+# T = 1.
+PAIRS = ((249, 250), (200, 250), (100, 250), (0, 250), (0, 1000))
 
 
 @dataclasses.dataclass(frozen=True)
