@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, models, sampling, sharding, train_state, train_step
+from ddgan_jax import diffusion, losses, models, sampling, sharding, train_state, train_step
 from ddgan_jax.config import ConfigError
 from tests.conftest import tiny_config_dict
 
@@ -108,7 +108,7 @@ def test_gaussian_loss_is_the_l2_distance(prediction):
   generator, discriminator = train_state.make_networks(config)
   schedule = train_state.make_schedule(config)
   assert discriminator is None
-  loss = jax.jit(lambda params: train_step.gaussian_loss(
+  loss = jax.jit(lambda params: losses.gaussian_loss(
       params, generator, schedule, x_0, draws.g, np.arange(BATCH)))(params)
   s = 1e-3 + (1 - 1e-3) * (np.asarray(draws.g.t)[:, None, None, None] + 1) / 1000
   # METHOD: variance 1 - exp(-s² (20 - 0.1) / 2 - 0.1 s), relative to that at the beginning of the grid, 1e-3.
@@ -230,7 +230,7 @@ def test_augmentation_diffuses_what_comes_from_noise():
   """D gets G(noise) and x_0, both at level t, and zeros for x_{t+1}; G is asked at the last level."""
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
-  draws = train_step.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None)
+  draws = losses.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None)
   seen = []
 
   def generate(params, x_tp1, t, z):
@@ -243,7 +243,7 @@ def test_augmentation_diffuses_what_comes_from_noise():
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
-  loss = train_step.generator_loss(
+  loss = losses.generator_loss(
       None, None, generator, types.SimpleNamespace(apply=judge), schedule, x_0, draws, np.arange(3), augmented=True)
   assert float(loss) == pytest.approx(np.log(2))
   (x_t_fake, levels, x_tp1), = seen
