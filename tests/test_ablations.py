@@ -12,6 +12,7 @@ import pytest
 from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, losses, models, sampling, sharding, train_state, train_step
 from ddgan_jax.config import ConfigError
+from ddgan_jax.interop import pytorch
 from tests.conftest import tiny_config_dict
 
 BATCH = 16  # 2 devices x 2 microbatches x groups of 4 rows
@@ -254,6 +255,12 @@ def test_augmentation_diffuses_what_comes_from_noise():
               + schedule.sigma_bar[t][:, None, None, None] * posterior_noise)
   np.testing.assert_allclose(x_t_fake, expected, atol=1e-6)
   np.testing.assert_allclose(x_t_fake[0], fake[0], atol=1e-6)  # level 0 is the image itself
+
+
+@pytest.mark.parametrize('fields', [{'nz': 0}, {'kind': 'mlp'}], ids=str)
+def test_the_original_has_no_such_generator(fields):
+  with pytest.raises(pytorch.InteropError, match=f'the original has no generator with {"".join(fields)}='):
+    pytorch.generator_params({}, config_lib.GeneratorConfig(**fields))
 
 
 @pytest.mark.parametrize('resblock_type', ['biggan', 'ddpm'])

@@ -1,5 +1,6 @@
 """Runs on points, as a user starts them, and a run without a discriminator, sampled in fewer steps."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 from PIL import Image
 
 import ddgan_jax
-from ddgan_jax import config as config_lib
 from ddgan_jax import sample, sampling, train, train_state
 from ddgan_jax.config import ConfigError
 from tests.test_ablations import toy_config
@@ -52,13 +52,16 @@ def test_points_from_command_to_picture(tmp_path):
 
 def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys):
   config = toy_config('gaussian', 100)
-  config = config_lib.from_config_dict({
-      **config_lib.to_dict(config), 'data': {**vars(config.data), 'batch_size': 32},
-      'train': {'num_steps': 3, 'num_samples': 4}})
+  config = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, batch_size=32),
+      train=dataclasses.replace(config.train, num_steps=3))
   train.train_and_evaluate(config, str(tmp_path))
   said = capsys.readouterr().out
   assert 'parameters; no D.' in said and 'loss_g' in said and 'loss_d' not in said
   assert 'Discriminator' not in (tmp_path / 'parameters.txt').read_text()
+  longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4))
+  train.train_and_evaluate(longer, str(tmp_path))
+  assert 'Resumed at step 3; next step done' in capsys.readouterr().out
   long, short = ddgan_jax.load(tmp_path), ddgan_jax.load(tmp_path, num_timesteps=4)
   assert (long.schedule.num_timesteps, short.schedule.num_timesteps) == (100, 4)
   points = sample.generate(short, 5, seed=0)
