@@ -20,6 +20,7 @@ setup(
         'grain>=0.2.18',
         'jax>=0.10',
         'lmdb',
+        'matplotlib',
         'ml-collections>=1.1',
         'numpy>=2.0',
         'optax>=0.2.8',

@@ -12,6 +12,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
+  c.method = 'ddgan'  # or gaussian, augmented_gan
   c.seed = 0
 
   c.data = ml_collections.ConfigDict({
@@ -38,6 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
       'beta_max': 20.0,
   })
   c.generator = ml_collections.ConfigDict({
+      'kind': 'ncsnpp',
+      'prediction': 'x_0',  # or noise, x_t
       'num_channels_dae': 128,
       'ch_mult': (1, 2, 2, 2),
       'num_res_blocks': 2,

@@ -13,7 +13,7 @@ class Run(NamedTuple):
 
   Attributes:
     generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32, with the EMA parameters.
-    schedule: the diffusion process that G was trained with.
+    schedule: the diffusion process in the steps to sample in.
     config: the run's `config.Config`.
     step: joint steps that the parameters have had.
     params: the EMA parameters.
@@ -26,31 +26,35 @@ class Run(NamedTuple):
   params: Any
 
 
-def load(workdir: str | os.PathLike, step: int | None = None, sharding: Any = None) -> Run:
+def load(
+    workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None, sharding: Any = None) -> Run:
   """Loads the EMA generator of a run, ready for `sampling.sample`.
 
   Args:
     workdir: the run's folder.
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
+    num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
     sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
 
   Returns:
     A `Run`.
 
   Raises:
-    config.UserError: no run, no good checkpoint, or the one asked for is damaged; one sentence.
+    config.UserError: no run, no good checkpoint, the one asked for is damaged, or the run cannot be sampled in so many
+      steps; one sentence.
   """
   import jax
   from etils import epath
 
   from ddgan_jax import config as config_lib
-  from ddgan_jax import diffusion, models, train_state
+  from ddgan_jax import train_state
   from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():
     raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
   config = config_lib.from_json(file.read_text(), str(file))
+  train_state.make_sampler(config, None, num_timesteps)  # refuses a wrong num_timesteps before anything is read
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()
   if not steps or (step is not None and step not in steps):
@@ -62,6 +66,5 @@ def load(workdir: str | os.PathLike, step: int | None = None, sharding: Any = No
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:
     params = checkpoints.restore_ema(target, step)
-  generator, _ = train_state.make_networks(config)
-  schedule = diffusion.make_schedule(**vars(config.diffusion))
-  return Run(models.generator_fn(generator, params, schedule), schedule, config, step, params)
+  generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps)
+  return Run(generator_fn, schedule, config, step, params)

@@ -8,16 +8,14 @@ file: hashable, complete, and checked before anything slow starts.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ddgan_jax import config_checks
 from ddgan_jax.config_checks import FILE_SOURCES as FILE_SOURCES
-from ddgan_jax.config_checks import SHARED, ConfigError
+from ddgan_jax.config_checks import SHARED, ConfigError, known, section, typed
 from ddgan_jax.config_checks import UserError as UserError
 from ddgan_jax.config_checks import check_devices as check_devices
 
@@ -28,7 +26,7 @@ class DataConfig:
 
   Attributes:
     name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
-      (`cifar10`, `celeb_a_hq/256`, …).
+      (`cifar10`, `celeb_a_hq/256`, …); `gaussians25` for points in the plane as 1x1 images (see `data.points`).
     path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
       `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB).
     split: the split of a TFDS set.
@@ -38,7 +36,7 @@ class DataConfig:
       then decode them each time they are needed, which takes less disk and more processor.
     skip_bad: leave out images that cannot be used, and say so; otherwise they are refused.
     image_size: H = W of the images that the networks see, in pixels.
-    num_channels: C, 1 (grey) or 3 (RGB).
+    num_channels: C, 1 (grey) or 3 (RGB); 2 for points.
     batch_size: global batch, over all devices and processes.
     resize: what to do with images of another size: `none` (refuse), `crop` (shrink the shorter side to image_size and
       crop the centre; smaller images are refused), `cover` (the same, and smaller ones are enlarged) or `pad` (centre
@@ -66,6 +64,11 @@ class DataConfig:
   num_stacks: int = 0
   num_workers: int = 0
 
+  @property
+  def is_points(self) -> bool:
+    """Whether the data are points, [B, 1, 1, 2] floats, and not images."""
+    return self.name == config_checks.POINTS
+
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
@@ -79,16 +82,20 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-  """The NCSN++ generator, by the option names of the authors' command line.
+  """The generator, by the option names of the authors' command line.
 
   Attributes:
+    kind: `ncsnpp`, or `mlp` (three hidden layers), which reads only num_channels_dae, nz, conditional, prediction and
+      not_use_tanh of the fields below.
+    prediction: what the network gives: `x_0`; `noise`, that in x_{t+1}, from which x_0 follows; or `x_t`, "direct
+      denoising" without a posterior (both ablations of the paper).
     image_size: H = W of the images.
     num_channels: image channels C.
-    num_channels_dae: nf, the width of the first level.
+    num_channels_dae: nf, the width of the first level; of the hidden layers of an `mlp`.
     ch_mult: width of each level as a multiple of nf; each level after the first halves H and W.
     num_res_blocks: residual blocks per level on the way down (one more on the way up).
     attn_resolutions: resolutions with self-attention (the middle always has one).
-    nz: dimension of the latent z.
+    nz: dimension of the latent z; 0 leaves z and its mapping out, and the norms it would steer are ordinary ones.
     z_emb_dim: width of the latent mapping network.
     n_mlp: its number of layers after the first.
     resblock_type: `biggan`, `biggan_oneadagn` (only the first norm sees z) or `ddpm`.
@@ -103,10 +110,12 @@ class GeneratorConfig:
     resamp_with_conv: `ddpm` blocks only: a 3x3 conv in the resampling layers.
     conditional: give t to the blocks.
     centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
-    not_use_tanh: leave the output unbounded.
+    not_use_tanh: leave the output unbounded; noise and x_t are unbounded, so with those there never is a tanh.
     dropout: rate inside the blocks while training.
   """
 
+  kind: str = 'ncsnpp'
+  prediction: str = 'x_0'
   image_size: int = 32
   num_channels: int = 3
   num_channels_dae: int = 128
@@ -138,6 +147,11 @@ class GeneratorConfig:
     config_checks.check_generator(self)
 
   @property
+  def ends_in_tanh(self) -> bool:
+    """Whether the output is bound to [-1, 1], where x_0 lies."""
+    return self.prediction == 'x_0' and not self.not_use_tanh
+
+  @property
   def resolutions(self) -> tuple[int, ...]:
     """H = W at each level, first to last."""
     return tuple(self.image_size >> i for i in range(len(self.ch_mult)))
@@ -149,7 +163,8 @@ class DiscriminatorConfig:
 
   Attributes:
     kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256), both the original's;
-      `tiny` (one halving, for 8x8 to 16x16), which at such sizes keeps the places that `small` averages away.
+      `tiny` (one halving, for 8x8 to 16x16), which at such sizes keeps the places that `small` averages away; `mlp`
+      (three hidden layers of width ngf, no minibatch standard deviation).
     image_size: H = W of the images.
     num_channels: image channels C.
     ngf: base width; the last blocks have 8 * ngf channels.
@@ -256,8 +271,16 @@ class ParallelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole run. Made by `from_config_dict`, never by hand in commands."""
+  """A whole run. Made by `from_config_dict`, never by hand in commands.
 
+  Attributes:
+    method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, and there is no
+      D; or `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (`train_step`). A plain
+      one-shot GAN is `ddgan` with diffusion.num_timesteps=1.
+    seed: of all randomness.
+  """
+
+  method: str = 'ddgan'
   seed: int = 0
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
@@ -294,23 +317,26 @@ def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
   """
   raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
   types = typing.get_type_hints(Config)
-  _known('', raw, types)
-  data = _section('data', raw.get('data', {}), DataConfig, {})
-  built: dict[str, Any] = {'seed': _typed('seed', raw.get('seed', 0), int), 'data': data}
+  known('', raw, types)
+  data = section('data', raw.get('data', {}), DataConfig, {})
+  built: dict[str, Any] = {'data': data}
   for name, cls in types.items():
     if name in built:
       continue
+    if not dataclasses.is_dataclass(cls):
+      built[name] = typed(name, raw.get(name, getattr(Config, name)), cls)
+      continue
     carried = {field: getattr(data, field) for field in SHARED.get(name, ())}
-    built[name] = _section(name, raw.get(name, {}), cls, carried)
+    built[name] = section(name, raw.get(name, {}), cls, carried)
   return Config(**built)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
   """The nested dict that `from_config_dict` turns back into `config`; plain JSON types and tuples."""
   nested = dataclasses.asdict(config)
-  for section, fields in SHARED.items():
+  for name, fields in SHARED.items():
     for field in fields:
-      del nested[section][field]
+      del nested[name][field]
   return nested
 
 
@@ -333,41 +359,7 @@ def from_json(text: str, name: str = 'config') -> Config:
 def flatten(config: Config) -> dict[str, Any]:
   """`{'optim.lr_g': 1.6e-4, …}`, for hyper-parameter tables and comparisons."""
   flat = {}
-  for section, value in to_dict(config).items():
+  for name, value in to_dict(config).items():
     for field, leaf in value.items() if isinstance(value, dict) else [('', value)]:
-      flat[f'{section}.{field}' if field else section] = leaf
+      flat[f'{name}.{field}' if field else name] = leaf
   return flat
-
-
-def _section(name: str, raw: Any, cls: type, carried: dict[str, Any]) -> Any:
-  if not isinstance(raw, Mapping):
-    raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
-  types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
-  for field in raw:
-    if field in carried:
-      raise ConfigError(f'{name}.{field}: is said once, as data.{field}')
-  _known(f'{name}.', raw, types)
-  values = {field: _typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
-  return cls(**values, **carried)
-
-
-def _known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-  for field in raw:
-    if field not in types:
-      close = difflib.get_close_matches(field, types, n=1)
-      hint = f'did you mean {prefix}{close[0]}?' if close else f'known here: {", ".join(types)}'
-      raise ConfigError(f'{prefix}{field}: no such field; {hint}')
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-  if typing.get_origin(kind) is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ConfigError(f'{name}: found {value!r}, must be a tuple')
-    return tuple(_typed(name, item, typing.get_args(kind)[0]) for item in value)
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise ConfigError(f'{name}: found {value!r} ({type(value).__name__}), must be {kind.__name__}')
-  if kind is float and not math.isfinite(value):
-    raise ConfigError(f'{name}: found {value!r}, must be finite')
-  return value

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 if typing.TYPE_CHECKING:
   from ddgan_jax.config import Config, DiscriminatorConfig, GeneratorConfig
 
+# The value of data.name that gives points instead of images.
+POINTS = 'gaussians25'
 # The values of data.name that read files at data.path; all others are names of TFDS.
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
@@ -39,16 +43,64 @@ def _at_least(name: str, value: float, least: float) -> None:
     raise ConfigError(f'{name}: found {value}, must be at least {least}')
 
 
+def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
+  """The section `name` as a `cls`, with the fields `carried` over. Raises ConfigError for a field that cannot be."""
+  if not isinstance(raw, Mapping):
+    raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
+  types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
+  for field in raw:
+    if field in carried:
+      raise ConfigError(f'{name}.{field}: is said once, as data.{field}')
+  known(f'{name}.', raw, types)
+  values = {field: typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
+  return cls(**values, **carried)
+
+
+def known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+  """Raises ConfigError for the first field of `raw` that `types` lacks."""
+  for field in raw:
+    if field not in types:
+      close = difflib.get_close_matches(field, types, n=1)
+      hint = f'did you mean {prefix}{close[0]}?' if close else f'known here: {", ".join(types)}'
+      raise ConfigError(f'{prefix}{field}: no such field; {hint}')
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+  """`value` as `kind` (an integer will do for a float). Raises ConfigError if it is something else, or not finite."""
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{name}: found {value!r}, must be a tuple')
+    return tuple(typed(name, item, typing.get_args(kind)[0]) for item in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(f'{name}: found {value!r} ({type(value).__name__}), must be {kind.__name__}')
+  if kind is float and not math.isfinite(value):
+    raise ConfigError(f'{name}: found {value!r}, must be finite')
+  return value
+
+
 def check_generator(g: GeneratorConfig) -> None:
   """Raises ConfigError for fields of the generator that cannot work, alone or together."""
-  for field in ('image_size', 'num_channels', 'num_res_blocks', 'nz', 'z_emb_dim'):
+  _choice('generator.kind', g.kind, ('ncsnpp', 'mlp'))
+  _choice('generator.prediction', g.prediction, ('x_0', 'noise', 'x_t'))
+  for field in ('image_size', 'num_channels', 'num_res_blocks', 'z_emb_dim'):
     _at_least(f'generator.{field}', getattr(g, field), 1)
-  _at_least('generator.n_mlp', g.n_mlp, 0)
+  for field in ('nz', 'n_mlp'):
+    _at_least(f'generator.{field}', getattr(g, field), 0)
   _choice('generator.resblock_type', g.resblock_type, ('biggan', 'biggan_oneadagn', 'ddpm'))
   _choice('generator.progressive', g.progressive, ('none', 'output_skip', 'residual'))
   _choice('generator.progressive_input', g.progressive_input, ('none', 'input_skip', 'residual'))
   _choice('generator.progressive_combine', g.progressive_combine, ('sum', 'cat'))
   _choice('generator.embedding_type', g.embedding_type, ('positional', 'fourier'))
+  if g.kind == 'mlp':
+    if g.embedding_type != 'positional':
+      raise ConfigError(
+          f"generator.embedding_type: found {g.embedding_type!r}, but kind='mlp' embeds t as 'positional' does")
+    if g.dropout:
+      raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; 0 would be right")
+    _at_least('generator.num_channels_dae', g.num_channels_dae, 1)
+    return
   if g.num_channels_dae < 4 or g.num_channels_dae % 4:
     raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
   if not g.ch_mult or min(g.ch_mult) < 1:
@@ -77,8 +129,8 @@ def check_generator(g: GeneratorConfig) -> None:
 
 def check_discriminator(d: DiscriminatorConfig) -> None:
   """Raises ConfigError for fields of the discriminator that cannot work."""
-  _choice('discriminator.kind', d.kind, ('small', 'large', 'tiny'))
-  halvings = {'small': 3, 'large': 6, 'tiny': 1}[d.kind]
+  _choice('discriminator.kind', d.kind, ('small', 'large', 'tiny', 'mlp'))
+  halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind]
   if d.image_size < 1 or d.image_size % 2**halvings:
     raise ConfigError(
         f'data.image_size: found {d.image_size}, but discriminator.kind={d.kind!r} halves the image '
@@ -89,12 +141,37 @@ def check_discriminator(d: DiscriminatorConfig) -> None:
     raise ConfigError(f'discriminator.t_emb_dim: found {d.t_emb_dim}, must be even and at least 4')
 
 
+def _check_method(c: Config) -> None:
+  _choice('method', c.method, ('ddgan', 'gaussian', 'augmented_gan'))
+  prediction = c.generator.prediction
+  possible = {'ddgan': ('x_0', 'noise', 'x_t'), 'gaussian': ('x_0', 'noise'), 'augmented_gan': ('x_0',)}[c.method]
+  if prediction not in possible:
+    why = ('a Gaussian step needs the posterior' if c.method == 'gaussian'
+           else 'its one evaluation starts from pure noise and has to give the image')
+    raise ConfigError(
+        f'generator.prediction: found {prediction!r}, but with method={c.method!r} it must be '
+        f'{" or ".join(map(repr, possible))}: {why}')
+
+
+def _check_points(c: Config) -> None:
+  if not c.data.is_points:
+    _choice('data.num_channels', c.data.num_channels, (1, 3))
+    return
+  for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
+    found = getattr(c.data, field)
+    if found != right:
+      raise ConfigError(
+          f'data.{field}: found {found!r}, but data.name={POINTS!r} gives points in the plane, as 1x1 images with two '
+          f'channels; {right!r} would be right')
+
+
 def check_run(c: Config) -> None:
   """Raises ConfigError for fields of a whole run that cannot work, alone or together."""
+  _check_method(c)
   _at_least('seed', c.seed, 0)
   if c.seed >= 2**32:
     raise ConfigError(f'seed: found {c.seed}, must be below 2**32')
-  _choice('data.num_channels', c.data.num_channels, (1, 3))
+  _check_points(c)
   _choice('data.resize', c.data.resize, ('none', 'crop', 'cover', 'pad'))
   _choice('data.cache', c.data.cache, ('array', 'none'))
   _choice('data.stack', c.data.stack, (1, 3))

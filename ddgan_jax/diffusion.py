@@ -85,8 +85,49 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
   else:
     raise ValueError(f"kind: found {kind!r}, must be 'vp' or 'geometric'")
   alpha_bar = 1 - variance
-  beta = np.concatenate([[_BETA_0], 1 - alpha_bar[1:] / alpha_bar[:-1]]).astype(np.float32)
+  return _from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
 
+
+def respaced(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarray]:
+  """The same forward process in fewer, larger steps: every (T / num_timesteps)-th level of `schedule`.
+
+  For Gaussian diffusion that is to be sampled in fewer steps than it was trained with (Nichol and Dhariwal, 2021,
+  section 4). It is `make_schedule(num_timesteps, …)` up to rounding, because the time grids of that share their ends.
+
+  Args:
+    schedule: tables of T steps.
+    num_timesteps: at least 1, a divisor of T.
+
+  Returns:
+    The tables, and the index t of `schedule` that belongs to each index of theirs: [num_timesteps] int32,
+    t_long = (t + 1) T / num_timesteps - 1, so that x_{t+1} has the same noise level in both.
+
+  Raises:
+    ValueError: `num_timesteps` does not divide T.
+  """
+  if num_timesteps < 1 or schedule.num_timesteps % num_timesteps:
+    raise ValueError(f'num_timesteps: found {num_timesteps}, must be a divisor of {schedule.num_timesteps}')
+  stride = schedule.num_timesteps // num_timesteps
+  alpha_bar = np.cumprod(1 - np.asarray(schedule.beta, np.float64))[::stride]
+  t_long = np.arange(1, num_timesteps + 1, dtype=np.int32) * stride - 1
+  return _from_betas(1 - alpha_bar[1:] / alpha_bar[:-1]), t_long
+
+
+def without_posterior(schedule: Schedule) -> Schedule:
+  """The tables for a generator that gives x_t itself ("direct denoising", an ablation of the paper).
+
+  What it gives has weight 1, x_{t+1} and the noise have weight 0, so `sample_posterior` hands its argument through,
+  exactly. The forward tables stay.
+  """
+  zeros = np.zeros_like(schedule.posterior_variance)
+  return dataclasses.replace(
+      schedule, posterior_variance=zeros, posterior_log_variance=np.full_like(zeros, -np.inf),
+      posterior_coef_x_0=np.ones_like(zeros), posterior_coef_x_tp1=zeros)
+
+
+def _from_betas(later_betas: np.ndarray) -> Schedule:
+  """All tables from beta_1 … beta_T, [T] float64."""
+  beta = np.concatenate([[_BETA_0], later_betas]).astype(np.float32)
   one = np.float32(1)
   sqrt_alpha = np.sqrt(one - beta)
   sqrt_alpha_bar = np.cumprod(sqrt_alpha, dtype=np.float32)
@@ -149,6 +190,23 @@ def q_sample_pair(
   x_t = q_sample(schedule, x_0, t, noise_t)
   x_tp1 = _at(schedule.sqrt_alpha, t + 1, x_0) * x_t + _at(schedule.sigma, t + 1, x_0) * noise_tp1
   return x_t, x_tp1
+
+
+def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+  """The clean image of which x_{t+1} is a draw of q(x_{t+1} | x_0) with this noise: `q_sample` solved for x_0.
+
+      x_0 = (x_{t+1} - sigma_bar[t+1] noise) / sqrt_alpha_bar[t+1]        (Ho et al., 2020, section 3.2)
+
+  Args:
+    schedule: the tables.
+    x_tp1: [B, ...] float32, the noisier neighbour.
+    t: [B] int32 in 0 … T-1.
+    noise: like x_tp1, such as a generator's prediction of it.
+
+  Returns:
+    x_0, like x_tp1.
+  """
+  return (x_tp1 - _at(schedule.sigma_bar, t + 1, x_tp1) * noise) / _at(schedule.sqrt_alpha_bar, t + 1, x_tp1)
 
 
 def sample_posterior(

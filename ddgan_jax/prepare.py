@@ -23,6 +23,9 @@ _ANEW = flags.DEFINE_boolean('anew', False, 'Forget what has been prepared, and 
 def main(argv: list[str]) -> None:
   del argv
   config = config_lib.from_config_dict(_CONFIG.value)
+  if config.data.is_points:
+    raise config_lib.ConfigError(
+        f'data.name: found {config.data.name!r}, which is drawn at the start of a run; there is nothing to prepare')
 
   # After the config is checked: these take a second to import.
   from ddgan_jax import writers

@@ -1,11 +1,13 @@
 """Images from a run: `python -m ddgan_jax.sample --workdir runs/digits --num 64 --seed 0 --out samples.png`.
 
 `--out x.png` writes one grid, `x.npz` uint8 [n, H, W, C] under `images`, any other name a folder with one PNG each.
+Points (data.name `gaussians25`) stay float32 [n, 1, 1, 2] in an npz, and a PNG is their scatter picture.
 Image i depends on the seed and i alone, not on the batch size or on how many are asked for.
 """
 
 from __future__ import annotations
 
+import math
 import os
 
 import jax
@@ -22,6 +24,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.', lower_bound=0, upp
 _OUT = flags.DEFINE_string('out', 'samples.png', 'Grid (.png), array (.npz), or folder of PNGs.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.', lower_bound=1)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
+_NUM_TIMESTEPS = flags.DEFINE_integer(
+    'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+_MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
 
 
 def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
@@ -34,24 +39,29 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
     batch_size: images at a time.
 
   Returns:
-    [num, H, W, C] uint8.
+    [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
   """
-  batch_size = min(batch_size, num)
+  noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
+  batch_size = max(1, min(batch_size, num, _MOST_NOISE // noise_of_one))
 
   @jax.jit
   def sample_batch(first):
-    return sampling.to_uint8(sampling.sample_each(
+    images = sampling.sample_each(
         seed, first + np.arange(batch_size), run.generator_fn, run.schedule, run.config.image_shape,
-        run.config.generator.nz))
+        run.config.generator.nz)
+    return images if run.config.data.is_points else sampling.to_uint8(images)
 
   return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
 
 
-def save(path: str, images: np.ndarray) -> None:
-  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first."""
+def save(path: str, images: np.ndarray, title: str = '') -> None:
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
+
+  Float32 points go to a scatter picture with a title (.png), or an array.
+  """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png':
-    writers.save_png(path, writers.make_grid(images))
+    writers.save_png(path, writers.make_picture(images, title))
   elif ending == '.npz':
     np.savez_compressed(path, images=images)
   else:
@@ -76,10 +86,13 @@ def main(argv: list[str]) -> None:
   del argv
   check_out(_OUT.value)
   compilation.use_persistent_cache()
-  run = ddgan_jax.load(_WORKDIR.value, _STEP.value)
+  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
+  things = 'points' if run.config.data.is_points else 'images'
+  if things == 'points' and not os.path.splitext(_OUT.value)[1]:
+    raise ConfigError(f'--out: found {_OUT.value!r}, but points go to a .png (a scatter picture) or .npz (an array)')
   images = generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value)
-  save(_OUT.value, images)
-  print(f'{len(images)} images of step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: {_OUT.value}')
+  save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}')
+  print(f'{len(images)} {things} of step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: {_OUT.value}')
 
 
 if __name__ == '__main__':

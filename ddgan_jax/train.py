@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddgan_jax import agreement, compilation, diffusion, models, sampling, sharding, train_state, train_step, writers
+from ddgan_jax import agreement, compilation, sampling, sharding, train_state, train_step, writers
 from ddgan_jax import config as config_lib
 from ddgan_jax import workdir as workdir_lib
 from ddgan_jax.checkpoints import Checkpoints, NotFiniteError
@@ -71,9 +72,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     progress = writers.Progress(config.train.num_steps, config.data.batch_size, quiet=not is_main)
     source = _load_source(config, progress.note)
     progress.note(
-        f'{config.data.name}: {len(source):,} images, on {jax.device_count()} {jax.devices()[0].platform} device(s). '
-        f'G has {train_state.count_parameters(abstract_state.g_params):,} parameters, '
-        f'D {train_state.count_parameters(abstract_state.d_params):,}.')
+        f'{config.data.name}: {len(source):,} {_things(config)}, on {jax.device_count()} {jax.devices()[0].platform} '
+        f'device(s). G has {train_state.count_parameters(abstract_state.g_params):,} parameters'
+        + (f', D {d_size:,}.' if (d_size := train_state.count_parameters(abstract_state.d_params)) else '; no D.'))
     evaluate = evaluation.of_run(config, source, mesh, progress.note) if config.train.eval_every else None
     exits.callback(checkpoints.close)
     state = checkpoints.restore_newest(abstract_state, progress.note)
@@ -90,7 +91,8 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
     # needs comes first, TensorFlow's import only after it.
     steps = {}
-    for with_r1 in train_step.variants(config.optim, first_step):
+    optim = config.optim if abstract_state.d_params else dataclasses.replace(config.optim, r1_gamma=0.0)
+    for with_r1 in train_step.variants(optim, first_step):
       lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, abstract_batch)
       steps[with_r1] = compilation.in_background(compilation.timed, lowered.compile)
 
@@ -110,7 +112,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 
       return pipeline.device_batches(on_host(), sharding.by_rows(mesh))
 
-    first_compiled = _wait_for(steps[train_step.has_r1(config.optim, first_step)], stop)
+    first_compiled = _wait_for(steps[train_step.has_r1(optim, first_step)], stop)
     if first_compiled is None:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
       return
@@ -137,7 +139,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         met.append(sample_fn)
       images = np.asarray(sample_fn(state.ema_params))
       if is_main:
-        grid = writers.make_grid(images)
+        grid = writers.make_picture(images, f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}')
         writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
 
@@ -164,7 +166,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
             progress.start(done)
           if done % config.train.log_every == 0 or done == config.train.num_steps:
             means = _finite_means(window)
-            shown = progress.report(done, {'loss_d': means['loss_d'], 'loss_g': means['loss_g']})
+            shown = progress.report(done, {name: means[name] for name in ('loss_d', 'loss_g') if name in means})
             writer.scalars(done, means | shown)
             window.clear()
         if most == 0 and window:
@@ -180,7 +182,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         while step < config.train.num_steps:
           with progress.waiting():
             batch = next(batches)
-          found = _wait_for(steps[train_step.has_r1(config.optim, step)], stop)
+          found = _wait_for(steps[train_step.has_r1(optim, step)], stop)
           if found is None:
             settle(most=0)
             save()
@@ -241,17 +243,17 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 
 
 def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
-  """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare."""
-  generator, _ = train_state.make_networks(config)
-  schedule = diffusion.make_schedule(**vars(config.diffusion))
+  """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare.
+
+  Points stay float32.
+  """
 
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
     shape = (config.train.num_samples, *config.image_shape)
-    images = sampling.sample(
-        jax.random.key(config.seed), models.generator_fn(generator, ema_params, schedule), schedule, shape,
-        config.generator.nz)
-    return sampling.to_uint8(images)
+    generator_fn, schedule = train_state.make_sampler(config, ema_params)
+    images = sampling.sample(jax.random.key(config.seed), generator_fn, schedule, shape, config.generator.nz)
+    return images if config.data.is_points else sampling.to_uint8(images)
 
   return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
@@ -261,6 +263,10 @@ def _digest(config: Config) -> str:
   own = ('data.path', 'data.data_dir', 'data.cache_dir', 'data.num_workers')
   shared = {name: value for name, value in config_lib.flatten(config).items() if name not in own}
   return 'digest ' + hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _things(config: Config) -> str:
+  return 'points' if config.data.is_points else 'images'
 
 
 def _load_source(config: Config, say: Callable[[str], None]) -> sources.Source:
@@ -274,7 +280,7 @@ def _load_source(config: Config, say: Callable[[str], None]) -> sources.Source:
   error = agreement.shared_text(error)
   if error:
     raise UserError(error)
-  agreement.check_same('the data', f'{len(source):,} images with checksum {source.checksum}')
+  agreement.check_same('the data', f'{len(source):,} {_things(config)} with checksum {source.checksum}')
   return source
 
 

@@ -1,4 +1,4 @@
-"""What a run is at a step, and how it begins."""
+"""What a run is at a step, how it begins, and what samples from it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from ddgan_jax import models
-from ddgan_jax.config import Config, OptimConfig
+from ddgan_jax import diffusion, models
+from ddgan_jax.config import Config, ConfigError, OptimConfig
+from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
 
@@ -24,7 +26,7 @@ class TrainState:
   Attributes:
     step: int32 scalar, joint steps done so far.
     rng: typed PRNG key, the root of all draws; never changes: step s uses fold_in(rng, s).
-    g_params, d_params: float32 parameters of G and D.
+    g_params, d_params: float32 parameters of G and D; without a D (method `gaussian`) an empty dict.
     ema_params: exponential moving average of g_params, which samples and metrics use.
     g_opt_state, d_opt_state: optax Adam states.
   """
@@ -38,10 +40,75 @@ class TrainState:
   d_opt_state: optax.OptState
 
 
-def make_networks(config: Config) -> tuple[models.Generator, models.Discriminator]:
-  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`."""
+def make_networks(
+    config: Config
+) -> tuple[models.Generator | models.MlpGenerator, models.Discriminator | models.MlpDiscriminator | None]:
+  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`; method `gaussian` has no D."""
   dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
-  return models.Generator(config.generator, dtype, remat), models.Discriminator(config.discriminator, dtype, remat)
+  if config.generator.kind == 'mlp':
+    generator = models.MlpGenerator(config.generator, dtype)
+  else:
+    generator = models.Generator(config.generator, dtype, remat)
+  if config.method == 'gaussian':
+    discriminator = None
+  elif config.discriminator.kind == 'mlp':
+    discriminator = models.MlpDiscriminator(config.discriminator, dtype)
+  else:
+    discriminator = models.Discriminator(config.discriminator, dtype, remat)
+  return generator, discriminator
+
+
+def make_schedule(config: Config) -> diffusion.Schedule:
+  """The tables of a run: of `config.diffusion`, without a posterior where G gives x_t itself."""
+  schedule = diffusion.make_schedule(**vars(config.diffusion))
+  return diffusion.without_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
+
+
+def make_sampler(
+    config: Config, params: Params, num_timesteps: int | None = None
+) -> tuple[GeneratorFn, diffusion.Schedule]:
+  """What `sampling.sample` needs to sample from a run, whatever its method.
+
+  `augmented_gan` samples in one step from pure noise. `gaussian` gives its G z = 0 and clips x_0_pred to [-1, 1], as Ho
+  et al. (2020) do, and may be sampled in fewer steps than it was trained with: `diffusion.respaced`.
+
+  Args:
+    config: the run.
+    params: G's parameters, such as the EMA.
+    num_timesteps: steps to sample in; by default those of the run.
+
+  Returns:
+    (generator_fn, schedule), as `sampling.sample` takes them.
+
+  Raises:
+    ConfigError: the run cannot be sampled in so many steps.
+  """
+  generator, _ = make_networks(config)
+  schedule = make_schedule(config)
+  predict = models.generator_fn(generator, params, schedule)
+  trained, gaussian = schedule.num_timesteps, config.method == 'gaussian'
+  natural = 1 if config.method == 'augmented_gan' else trained
+  num_timesteps = natural if num_timesteps is None else num_timesteps
+  if num_timesteps != natural and not gaussian:
+    raise ConfigError(
+        f'num_timesteps: found {num_timesteps}, but a run with method={config.method!r} samples in the {natural} that '
+        "it was trained for; only method='gaussian' leaves a choice")
+  if num_timesteps < 1 or trained % num_timesteps:
+    raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
+  if gaussian:
+    predict = _without_latent(predict)
+  if num_timesteps != trained:
+    schedule, t_long = diffusion.respaced(schedule, num_timesteps)
+    predict = _at_levels(predict, t_long)
+  return predict, schedule
+
+
+def _without_latent(predict: GeneratorFn) -> GeneratorFn:
+  return lambda x_tp1, t, z: jnp.clip(predict(x_tp1, t, jnp.zeros_like(z)), -1, 1)
+
+
+def _at_levels(predict: GeneratorFn, t_long: np.ndarray) -> GeneratorFn:
+  return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z)
 
 
 def make_optimizers(
@@ -70,7 +137,7 @@ def create(config: Config) -> TrainState:
   t = jnp.ones((1,), jnp.int32)
   z = jnp.zeros((1, config.generator.nz))
   g_params = generator.init(g_key, x, t, z)['params']
-  d_params = discriminator.init(d_key, x, t, x)['params']
+  d_params = discriminator.init(d_key, x, t, x)['params'] if discriminator else {}
   g_optimizer, d_optimizer = make_optimizers(config.optim, config.train.num_steps)
   return TrainState(
       step=jnp.zeros((), jnp.int32),

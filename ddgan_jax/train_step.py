@@ -1,4 +1,7 @@
-"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2).
+"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2), and its two relatives.
+
+- `gaussian`: no D; G's loss is the L2 distance of Gaussian diffusion (`losses.gaussian_loss`), the rest is the same.
+- `augmented_gan`: G makes x_0 from pure noise, and D sees real and generated images diffused to a random level.
 
 Pure: every random number is an argument, made by `make_draws` from one key.
 """
@@ -14,30 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import diffusion, models, sharding, train_state
+from ddgan_jax import diffusion, losses, models, sharding, train_state
 from ddgan_jax.config import Config, OptimConfig
-from ddgan_jax.train_state import Params, TrainState
-
-Metrics = dict[str, jax.Array]
-
-
-class HalfDraws(NamedTuple):
-  """The random numbers of one network's half of a step.
-
-  Attributes:
-    t: [B] int32, uniform in 0 … T-1.
-    noise_t, noise_tp1: [B, H, W, C] float32, standard normal, make the pair (x_t, x_{t+1}).
-    z: [B, nz] float32, standard normal.
-    posterior_noise: [B, H, W, C] float32, standard normal, makes x_t_fake.
-    dropout_key: typed PRNG key, folded with a row's place in the global batch; unused when `generator.dropout` is 0.
-  """
-
-  t: jax.Array
-  noise_t: jax.Array
-  noise_tp1: jax.Array
-  z: jax.Array
-  posterior_noise: jax.Array
-  dropout_key: jax.Array
+from ddgan_jax.losses import HalfDraws, Metrics
+from ddgan_jax.train_state import TrainState
 
 
 class Draws(NamedTuple):
@@ -72,88 +55,24 @@ def make_draws(key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: 
   return Draws(d=half(d_key), g=half(g_key))
 
 
-def discriminator_loss(
-    d_params: Params,
-    discriminator: models.Discriminator,
-    x_t: jax.Array,
-    x_t_fake: jax.Array,
-    t: jax.Array,
-    x_tp1: jax.Array,
-    r1_gamma: float | None,
-) -> tuple[jax.Array, Metrics]:
-  """Non-saturating loss of D with R1 on the less noisy neighbour (paper, section 3.2; Mescheder et al., 2018).
-
-      mean softplus(-D(x_t)) + mean softplus(D(x_t_fake)) + r1_gamma / 2 * mean_i ||dD(x_t,i)/dx_t,i||²
-
-  Args:
-    d_params: parameters of D.
-    discriminator: the module.
-    x_t: [B, H, W, C] float32, real less noisy neighbours.
-    x_t_fake: like x_t, drawn with the help of G; a constant here.
-    t: [B] int32.
-    x_tp1: like x_t, the noisier neighbours.
-    r1_gamma: weight of the penalty, None leaves it out.
-
-  Returns:
-    The loss and its parts.
-  """
-
-  def score(x):
-    logits = discriminator.apply({'params': d_params}, x, t, x_tp1)
-    return logits.sum(), logits
-
-  parts = {}
-  penalty = 0.0
-  if r1_gamma is None:
-    _, real_logits = score(x_t)
-  else:
-    # One forward pass serves the loss and the penalty. Rows are coupled only through the minibatch stddev.
-    gradient, real_logits = jax.grad(score, has_aux=True)(x_t)
-    penalty = 0.5 * r1_gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
-    parts['r1_penalty'] = penalty
-  _, fake_logits = score(x_t_fake)
-  loss_real = jax.nn.softplus(-real_logits).mean()
-  loss_fake = jax.nn.softplus(fake_logits).mean()
-  parts |= {
-      'loss_d_real': loss_real,
-      'loss_d_fake': loss_fake,
-      'logits_real': real_logits.mean(),
-      'logits_fake': fake_logits.mean(),
-  }
-  return loss_real + loss_fake + penalty, parts
-
-
-def generator_loss(
-    g_params: Params,
-    d_params: Params,
-    generator: models.Generator,
-    discriminator: models.Discriminator,
-    schedule: diffusion.Schedule,
-    x_0: jax.Array,
-    draws: HalfDraws,
-    places: jax.Array,
-) -> jax.Array:
-  """Non-saturating loss of G, through the posterior (paper, section 3.2): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
-  _, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws, places)
-  logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1)
-  return jax.nn.softplus(-logits).mean()
-
-
 def train_step(
     state: TrainState,
     x_0: jax.Array,
     draws: Draws,
     *,
     generator: models.Generator,
-    discriminator: models.Discriminator,
+    discriminator: models.Discriminator | None,
     schedule: diffusion.Schedule,
     optim: OptimConfig,
     num_steps: int,
     with_r1: bool,
+    augmented: bool = False,
     mesh: Mesh | None = None,
     accumulation: int = 1,
 ) -> tuple[TrainState, Metrics]:
   """One joint step: updates D against the present G, then G against the new D, then the EMA.
+
+  Without a D it is a step of Gaussian diffusion: G by `losses.gaussian_loss`, then the EMA.
 
   Both gradients are means over the rows of the batch, so it makes no difference beyond rounding how the rows are cut,
   if every cut is at the border of a group of the minibatch stddev: over the devices of `mesh`, and on each device into
@@ -163,30 +82,35 @@ def train_step(
     state: the state at step s.
     x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
     draws: all random numbers of the step.
-    generator, discriminator, schedule: the networks and the diffusion process.
+    generator, discriminator, schedule: the networks and the diffusion process; discriminator None for `gaussian`.
     optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
     num_steps: length of the cosine learning-rate schedules.
     with_r1: add the R1 penalty; static, each value is a compiled program of its own.
+    augmented: method `augmented_gan`.
     mesh: the devices that share the rows; None leaves the arrays where they are.
     accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
 
   Returns:
     The state at step s + 1 and float32 scalars: `loss_d` (and `_real`, `_fake`), `loss_g`, `r1_penalty` (only with
-    R1), `logits_real`, `logits_fake`, `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`.
+    R1), `logits_real`, `logits_fake`, `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`; without a D only those of G.
   """
   g_optimizer, d_optimizer = train_state.make_optimizers(optim, num_steps)
+  make_pairs = losses.augmented_real_and_fake if augmented else losses.real_and_fake
 
   def d_gradient(d_params, g_params, rows):
     # The fakes are made outside of the differentiated function: no gradient reaches G.
     x_0, draws, places = rows
-    x_t, x_tp1, x_t_fake = _real_and_fake(g_params, generator, schedule, x_0, draws, places)
-    (loss, parts), gradient = jax.value_and_grad(discriminator_loss, has_aux=True)(
+    x_t, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places)
+    (loss, parts), gradient = jax.value_and_grad(losses.discriminator_loss, has_aux=True)(
         d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, optim.r1_gamma if with_r1 else None)
     return gradient, {'loss_d': loss, **parts}
 
   def g_gradient(g_params, d_params, rows):
-    loss, gradient = jax.value_and_grad(generator_loss)(
-        g_params, d_params, generator, discriminator, schedule, *rows)
+    if discriminator is None:
+      loss, gradient = jax.value_and_grad(losses.gaussian_loss)(g_params, generator, schedule, *rows)
+    else:
+      loss, gradient = jax.value_and_grad(losses.generator_loss)(
+          g_params, d_params, generator, discriminator, schedule, *rows, augmented)
     return gradient, {'loss_g': loss}
 
   def mean_gradient(function, params, others, rows):
@@ -195,9 +119,13 @@ def train_step(
       return (function if mesh is None else sharding.mean_gradient(function, mesh))(params, others, rows)
 
   places = jnp.arange(x_0.shape[0])
-  d_grads, d_metrics = mean_gradient(d_gradient, state.d_params, state.g_params, (x_0, draws.d, places))
-  d_updates, d_opt_state = d_optimizer.update(d_grads, state.d_opt_state)
-  d_params = optax.apply_updates(state.d_params, d_updates)
+  d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
+  if discriminator is not None:
+    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, (x_0, draws.d, places))
+    d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
+    d_params = optax.apply_updates(d_params, d_updates)
+    d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
+    d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step)
 
   # G, with fresh draws on the same images, against the D that was just updated.
   g_grads, g_metrics = mean_gradient(g_gradient, state.g_params, d_params, (x_0, draws.g, places))
@@ -210,9 +138,7 @@ def train_step(
   metrics = {
       **d_metrics,
       **g_metrics,
-      'grad_norm_d': optax.tree.norm(d_grads),
       'grad_norm_g': optax.tree.norm(g_grads),
-      'lr_d': train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step),
       'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, num_steps)(state.step),
   }
   state = state.replace(
@@ -235,15 +161,15 @@ def make_step_fn(
   for the global batch: a run does not depend on the number of devices.
   """
   generator, discriminator = train_state.make_networks(config)
-  schedule = diffusion.make_schedule(**vars(config.diffusion))
+  schedule = train_state.make_schedule(config)
 
   def step(state: TrainState, x_0: jax.Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.rng, state.step)
     draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz)
     return train_step(
         state, x_0, sharding.constrain_rows(draws, mesh), generator=generator, discriminator=discriminator,
-        schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1, mesh=mesh,
-        accumulation=config.parallel.accumulation)
+        schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1,
+        augmented=config.method == 'augmented_gan', mesh=mesh, accumulation=config.parallel.accumulation)
 
   state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
   return jax.jit(
@@ -266,8 +192,11 @@ def _mean_over_microbatches(function, count: int, params, others, rows):
   """`function(params, others, rows)`, a tree of means over the rows, in `count` pieces of neighbouring rows."""
   if count == 1:
     return function(params, others, rows)
-  pieces = jax.tree.map(
-      lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]) if leaf.ndim else jnp.broadcast_to(leaf, count), rows)
+
+  def cut(leaf):
+    return leaf.reshape(count, len(leaf) // count, *leaf.shape[1:]) if leaf.ndim else jnp.broadcast_to(leaf, count)
+
+  pieces = jax.tree.map(cut, rows)
 
   def add(total, piece):
     return jax.tree.map(jnp.add, total, function(params, others, piece)), None
@@ -275,14 +204,3 @@ def _mean_over_microbatches(function, count: int, params, others, rows):
   shapes = jax.eval_shape(lambda: function(params, others, jax.tree.map(lambda leaf: leaf[0], pieces)))
   total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), pieces)
   return jax.tree.map(lambda leaf: leaf / count, total)
-
-
-def _real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places):
-  """x_t and x_{t+1} from q, and x_t_fake from q(x_t | x_{t+1}, G(x_{t+1}, t, z))."""
-  x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_0, draws.t, draws.noise_t, draws.noise_tp1)
-  dropout = {}
-  if generator.config.dropout:
-    dropout = {'deterministic': False, 'places': places, 'rngs': {'dropout': draws.dropout_key}}
-  x_0_pred = models.generator_fn(generator, g_params, schedule, **dropout)(x_tp1, draws.t, draws.z)
-  x_t_fake = diffusion.sample_posterior(schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
-  return x_t, x_tp1, x_t_fake

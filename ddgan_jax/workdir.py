@@ -153,7 +153,7 @@ def write_description(workdir: str, config: Config, state: TrainState) -> None:
   """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
   overview = '\n\n'.join(
       f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
-      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)))
+      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)) if params)
   for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
     path = epath.Path(workdir) / name
     if not path.exists() or path.read_text() != text:
@@ -182,5 +182,7 @@ def describe_data(workdir: str, config: Config, source: Source, say: Callable[[s
     say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
         f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It goes on with these.')
     return
-  writers.save_png(path.parent / 'data.png', writers.make_grid(pipeline.preview(source, config.data, config.seed)))
+  count = config.train.num_samples if config.data.is_points else 64
+  seen = pipeline.preview(source, config.data, config.seed, count)
+  writers.save_png(path.parent / 'data.png', writers.make_picture(seen, f'{count:,} points of {config.data.name}'))
   _write_whole(path, json.dumps(found) + '\n')

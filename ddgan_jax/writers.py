@@ -15,6 +15,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from ddgan_jax import scatter
+
 _SHOWN_WAIT = 0.1  # of the time spent waiting for data is worth a word
 _CELL = 48  # small images are enlarged to about this many pixels
 
@@ -44,6 +46,11 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     grid[top:top + height * scale, left:left + width * scale] = np.asarray(enlarged).reshape(
         height * scale, width * scale, channels)
   return grid
+
+
+def make_picture(images: np.ndarray, title: str) -> np.ndarray:
+  """The picture of a batch, [H', W', C] uint8: a grid of uint8 images, or float32 points as a scatter with a title."""
+  return make_grid(images) if images.dtype == np.uint8 else scatter.draw(images.reshape(-1, 2), title)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

@@ -89,7 +89,7 @@ def global_batch(
   read.
 
   Args:
-    source: gives uint8 images; image_shape[-1] is 1 if data.stack is 3.
+    source: gives uint8 images, image_shape[-1] is 1 if data.stack is 3; or float32 in [-1, 1], which stays as it is.
     data_config: uses batch_size (global), flip, stack and num_stacks.
     seed: in 0..2**32-1.
     step: 0, 1, …
@@ -116,8 +116,11 @@ def global_batch(
     # Drawn for all rows and then cut, so that a row's draw does not depend on who holds it.
     flipped = (_random_words(seed, _FLIP, step, batch_size) >> np.uint64(63)).astype(bool)[start:stop]
     pixels[flipped] = pixels[flipped, :, ::-1]
-  image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
-  image -= 1
+  if pixels.dtype == np.uint8:
+    image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
+    image -= 1
+  else:
+    image = pixels
   return {'image': image, 'label': label.astype(np.int32, copy=False)}
 
 
@@ -139,10 +142,13 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
-  """The first images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8, n at most `count`."""
+  """The first images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8, n at most `count`.
+
+  Points stay float32.
+  """
   count = min(count, epoch_size(source, data_config))
   batch = global_batch(source, dataclasses.replace(data_config, batch_size=count), seed, 0)
-  return np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
+  return batch['image'] if data_config.is_points else np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
 
 
 def batches(

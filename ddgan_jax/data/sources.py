@@ -1,13 +1,14 @@
-"""Sources: the data of a config in, random access to uint8 images of one size out."""
+"""Sources: the data of a config in, random access to uint8 images of one size (or float32 points) out."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
-from ddgan_jax.data import images, preparation, readers
+from ddgan_jax.data import images, points, preparation, readers
 from ddgan_jax.data.readers import DataError
 
 # Read into memory up to this size, mapped beyond it. 4 GiB is what a small host (12 to 16 GiB, as in Colab) can spare
@@ -56,7 +57,8 @@ class Source:
       indices: [n] integers in 0..N-1, repeats allowed.
 
     Returns:
-      images [n, H, W, C] uint8, a fresh array; labels [n] int32, all 0 if the set has no labels.
+      images [n, H, W, C] uint8, or float32 in [-1, 1] (points), a fresh array; labels [n] int32, all 0 if there are
+      none.
     """
     raise NotImplementedError
 
@@ -72,7 +74,7 @@ class ArraySource(Source):
   """A `Source` over an array, in memory or mapped from a file.
 
   Args:
-    images: [N, H, W, C] uint8.
+    images: [N, H, W, C] uint8, or float32 in [-1, 1].
     labels: [N] integers, or None.
     name, split, num_classes: see `Source`.
   """
@@ -158,6 +160,8 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     ConfigError: a field does not fit the data.
     DataError: the data cannot be found, downloaded, prepared or used; nothing has been changed.
   """
+  if data_config.is_points:
+    return _points_source(data_config.name)
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
@@ -183,6 +187,13 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
   source.class_names = prepared.class_names
   source.skipped = prepared.skipped
   source.checksum = prepared.checksum
+  return source
+
+
+def _points_source(name: str) -> Source:
+  drawn, labels = points.draw()
+  source = ArraySource(drawn, labels, name, num_classes=len(points.CENTRES))
+  source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
   return source
 
 

@@ -63,7 +63,10 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 
 
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
-  """Every tensor of the generator in the original's order."""
+  """Every tensor of the generator in the original's order. Raises InteropError where the original has no such one."""
+  if config.kind != 'ncsnpp' or not config.nz:
+    raise InteropError(f"generator.{'kind' if config.kind != 'ncsnpp' else 'nz'}: the original has no generator with "
+                       f"{f'kind={config.kind!r}' if config.kind != 'ncsnpp' else 'nz=0'}")
   counter = iter(range(10_000))
   ddpm = config.resblock_type == 'ddpm'
   last = len(config.ch_mult) - 1

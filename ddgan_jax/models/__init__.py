@@ -2,6 +2,8 @@
 
 from ddgan_jax.models.classifier import Classifier
 from ddgan_jax.models.discriminator import Discriminator
-from ddgan_jax.models.generator import Generator, generator_fn
+from ddgan_jax.models.generator import Generator, generator_fn, output_fn
+from ddgan_jax.models.toy import MlpDiscriminator, MlpGenerator
 
-__all__ = ['Classifier', 'Discriminator', 'Generator', 'generator_fn']
+__all__ = [
+    'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'generator_fn', 'output_fn']

@@ -185,14 +185,17 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array, places: jax.Array | None = None
+      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array | None, places: jax.Array | None = None
   ) -> jax.Array:
-    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] → [B, H', W', features].
+    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] or None → [B, H', W', features].
 
     `places` [B] int32, each row's place in the global batch, turns dropout on.
     """
     config = self.config
-    h = nn.silu(AdaptiveGroupNorm(self.dtype, name='norm_0')(x, zemb))
+    def adaptive_norm(name, h):
+      return GroupNorm(name=name)(h) if zemb is None else AdaptiveGroupNorm(self.dtype, name=name)(h, zemb)
+
+    h = nn.silu(adaptive_norm('norm_0', x))
     if self.resample == 'up':
       h = Upsample(config)(h)
     elif self.resample == 'down':
@@ -201,10 +204,7 @@ class ResidualBlock(nn.Module):
     if temb is not None:
       time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
       h = h + time[:, None, None, :]
-    if config.resblock_type == 'biggan_oneadagn':
-      h = GroupNorm(name='norm_1')(h)
-    else:
-      h = AdaptiveGroupNorm(self.dtype, name='norm_1')(h, zemb)
+    h = GroupNorm(name='norm_1')(h) if config.resblock_type == 'biggan_oneadagn' else adaptive_norm('norm_1', h)
     h = nn.silu(h)
     if config.dropout and places is not None:
       h = dropout(self.make_rng('dropout'), h, config.dropout, places)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import blocks
 from ddgan_jax.models.blocks import conv3x3, default_init
@@ -33,7 +34,7 @@ class Generator(nn.Module):
       self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, *, deterministic: bool = True,
       places: jax.Array | None = None
   ) -> jax.Array:
-    """Predicts x_0.
+    """Predicts what `config.prediction` says: x_0, unless told otherwise.
 
     Args:
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
@@ -44,14 +45,14 @@ class Generator(nn.Module):
       places: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
 
     Returns:
-      x_0_pred, [B, H, W, C] float32; in [-1, 1] unless `not_use_tanh`.
+      The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
     """
     config = self.config
     widths = [config.num_channels_dae * mult for mult in config.ch_mult]
     last = len(widths) - 1
     resampling_block = config.resblock_type != 'ddpm'
 
-    zemb = self._latent_mapping(z)
+    zemb = self._latent_mapping(z) if config.nz else None
     temb = nn.silu(self._time_embedding(t)) if config.conditional else None
 
     if deterministic:
@@ -128,7 +129,7 @@ class Generator(nn.Module):
       image = nn.silu(blocks.GroupNorm(name='norm_out')(h))
       image = conv3x3(config.num_channels, 'conv_out', self.dtype, init_scale=0.0)(image)
     image = image.astype(jnp.float32)
-    return image if config.not_use_tanh else jnp.tanh(image)
+    return jnp.tanh(image) if config.ends_in_tanh else image
 
   def _latent_mapping(self, z: jax.Array) -> jax.Array:
     """[B, nz] → [B, z_emb_dim]: normalise to unit mean square, then 1 + n_mlp layers."""
@@ -154,20 +155,11 @@ class Generator(nn.Module):
     return nn.Dense(4 * width, kernel_init=default_init(), dtype=self.dtype, name='time_dense_1')(nn.silu(h))
 
 
-def generator_fn(generator: Generator, params, schedule, **apply_kwargs):
-  """G as the function of (x_tp1, t, z) that `sampling` and the losses call.
+def output_fn(generator, params, schedule, **apply_kwargs):
+  """G as a function of (x_tp1, t, z) → what the network gives, be it x_0, the noise or x_t.
 
   The integer t is passed on, except to a `fourier` generator, whose logarithm needs a positive noise level:
-  it gets sigma_bar[t+1], that of x_{t+1}.
-
-  Args:
-    generator: the module.
-    params: its parameters, as in `state.g_params` or `state.ema_params`.
-    schedule: `diffusion.Schedule`, for sigma_bar.
-    **apply_kwargs: for `generator.apply`, such as `deterministic=False, rngs={'dropout': key}`.
-
-  Returns:
-    (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32.
+  it gets sigma_bar[t+1], that of x_{t+1}. For the arguments see `generator_fn`.
   """
 
   def apply(x_tp1, t, z):
@@ -175,3 +167,22 @@ def generator_fn(generator: Generator, params, schedule, **apply_kwargs):
     return generator.apply({'params': params}, x_tp1, time, z, **apply_kwargs)
 
   return apply
+
+
+def generator_fn(generator, params, schedule, **apply_kwargs):
+  """G as the function of (x_tp1, t, z) that `sampling` and the losses call: a predicted noise is turned into x_0.
+
+  Args:
+    generator: the module, of either kind.
+    params: its parameters, as in `state.g_params` or `state.ema_params`.
+    schedule: `diffusion.Schedule`, for sigma_bar.
+    **apply_kwargs: for `generator.apply`, such as `deterministic=False, rngs={'dropout': key}`.
+
+  Returns:
+    (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32; from a generator with prediction='x_t'
+    it is x_t, which a schedule made by `diffusion.without_posterior` leaves as it is.
+  """
+  output = output_fn(generator, params, schedule, **apply_kwargs)
+  if generator.config.prediction != 'noise':
+    return output
+  return lambda x_tp1, t, z: diffusion.x_0_from_noise(schedule, x_tp1, t, output(x_tp1, t, z))

@@ -1,0 +1,30 @@
+"""`gaussians25`: points in the plane from 25 Gaussians on a grid, the toy set on which a GAN loses modes.
+
+Centres {-4, -2, 0, 2, 4}², standard deviation 0.05 (paper, section on mode coverage). Networks see the points divided
+by `SCALE`, so that they fit in [-1, 1], as 1x1 images with two channels; they are never quantised.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SCALE = 4.5  # the outer centres come to 0.89, ten standard deviations inside of 1
+# [25, 2] float64 and a float, in the units of the networks.
+CENTRES = np.stack(np.meshgrid(*2 * [np.arange(-4.0, 5.0, 2.0)], indexing='ij'), axis=-1).reshape(25, 2) / SCALE
+STANDARD_DEVIATION = 0.05 / SCALE
+
+
+def draw(num: int = 100_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Draws points, each mode with probability 1/25.
+
+  Args:
+    num: how many.
+    seed: of the draw; a data set is seed 0, whatever the seed of the run.
+
+  Returns:
+    points [num, 1, 1, 2] float32 and the index of each one's centre [num] int32.
+  """
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, len(CENTRES), num)
+  points = CENTRES[labels] + STANDARD_DEVIATION * rng.standard_normal((num, 2))
+  return points.astype(np.float32).reshape(num, 1, 1, 2), labels.astype(np.int32)
