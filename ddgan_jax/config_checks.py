@@ -224,6 +224,8 @@ def check_run(c: Config) -> None:
     _at_least(f'train.{field}', getattr(c.train, field), 1)
   _at_least('train.eval_every', c.train.eval_every, 0)
   check_metrics('eval.metrics', c.eval.metrics)
+  if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
+    raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have modes alone')
   _at_least('eval.batch_size', c.eval.batch_size, 1)
   check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
   _at_least('train.profile_steps', c.train.profile_steps, 0)

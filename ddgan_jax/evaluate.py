@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -31,6 +33,8 @@ _REFERENCE = flags.DEFINE_string(
 _NUM = flags.DEFINE_integer('num', 50_000, 'How many images at most.', lower_bound=2)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
+_NUM_TIMESTEPS = flags.DEFINE_integer(
+    'num_timesteps', None, 'Steps to sample in, of a run of Gaussian diffusion.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 200, 'Images at a time, over all devices.', lower_bound=1)
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')
 _JPEG = flags.DEFINE_boolean(
@@ -59,12 +63,17 @@ def main(argv: list[str]) -> None:
   metrics = ('fid',) if _STATISTICS.value else tuple(_METRICS.value or (config.eval.metrics if config else ('fid',)))
   run = None
   if _WORKDIR.value:
-    run = ddgan_jax.load(_WORKDIR.value, _STEP.value, sharding.replicated(mesh))
-    images = image_sets.of_generator(run.config, _SEED.value, mesh)(
+    run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value, sharding.replicated(mesh))
+    images = image_sets.of_generator(run.config, _SEED.value, mesh, _NUM_TIMESTEPS.value)(
         run.params, f'{_WORKDIR.value}, step {run.step:,}, seed {_SEED.value}')
   elif _IMAGES.value:
     images = image_sets.of_files(_IMAGES.value)
     config_checks.check_enough(f'{_IMAGES.value}: images', images.size, _FORCE.value, '--force')
+  if config and config.data.is_points:
+    if not run or metrics != ('modes',) or _JPEG.value or _REFERENCE.value:
+      raise ConfigError(f'{config.data.name}: points have modes alone; --workdir DIR --metrics modes would be right')
+    _finish(evaluation.evaluate_points(images, _NUM.value, _BATCH_SIZE.value, mesh), run, say)
+    return
   source = None
   if config and ('modes' in metrics or not _REFERENCE.value):
     source = sources.load_source(config.data, say)
@@ -89,7 +98,14 @@ def main(argv: list[str]) -> None:
       statistics.write(_STATISTICS.value, found)
     say(f'Statistics of {found.count:,} images of {found.name}: {_STATISTICS.value}')
     return
-  report = evaluator.evaluate(images) | ({'step': run.step, 'seed': _SEED.value} if run else {})
+  _finish(evaluator.evaluate(images), run, say)
+
+
+def _finish(report: dict, run: Any, say: Callable[[str], None]) -> None:
+  """Prints a report, and writes it."""
+  from ddgan_jax.metrics import evaluation
+
+  report |= {'step': run.step, 'seed': _SEED.value} if run else {}
   say(evaluation.table(report))
   out = _OUT.value or (os.path.join(_WORKDIR.value, f'evaluation_{run.step:08d}.json') if run else None)
   if out and distributed.is_main():

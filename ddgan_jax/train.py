@@ -53,7 +53,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   agreement.check_same('the config', _digest(config))
   config_lib.check_devices(config, jax.device_count())
   checkpoints = Checkpoints(
-      workdir, config.train.keep_checkpoints, evaluation.best_metric(config.eval) if config.train.eval_every else None)
+      workdir, config.train.keep_checkpoints, evaluation.best_metric(config) if config.train.eval_every else None)
   mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 

@@ -15,10 +15,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddgan_jax import sharding
-from ddgan_jax.config import Config, ConfigError, EvalConfig
+from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config_checks import ENOUGH_SAMPLES, METRICS
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception, inception_score, kid, modes, precision_recall, vgg
+from ddgan_jax.metrics import points as points_lib
 from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import Statistics, load_cached, store
 
@@ -251,10 +252,26 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
   return merged
 
 
+def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
+  """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`."""
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  num = num if points.size is None else min(num, points.size)
+  found = points_lib.modes_of_points(
+      _gathered([points.rows(first, batch_size) for first in range(0, num, batch_size)])[:num])
+  values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
+  return {
+      'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+      'metrics': {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}}
+
+
 def of_run(
     config: Config, source: Source, mesh: Any, say: Callable[[str], None]
 ) -> Callable[[Any, str], dict[str, Any]]:
   """What `train.eval_every` asks for: a function of the EMA parameters and of a name that gives a report."""
+  if config.data.is_points:
+    points = image_sets.of_generator(config, config.seed, mesh)
+    return lambda ema_params, name: evaluate_points(
+        points(ema_params, name), config.eval.num, config.eval.batch_size, mesh)
   judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in config.eval.metrics else None
   evaluator = Evaluator(
       config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
@@ -263,15 +280,15 @@ def of_run(
   return lambda ema_params, name: evaluator.evaluate(images(ema_params, name))
 
 
-def best_metric(eval_config: EvalConfig) -> str | None:
+def best_metric(config: Config) -> str | None:
   """By which the best checkpoint is kept, lower being better: the first of FID, KID, the classifier's distance."""
-  distances = (('fid', 'fid'), ('kid', 'kid'), ('modes', 'fd_classifier'))
-  return next((f'eval/{name}' for metric, name in distances if metric in eval_config.metrics), None)
+  distances = (('fid', 'fid'), ('kid', 'kid'), ('modes', 'mode_kl' if config.data.is_points else 'fd_classifier'))
+  return next((f'eval/{name}' for metric, name in distances if metric in config.eval.metrics), None)
 
 
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found', 'mode_kl': 'KL of modes to uniform',
-    'fd_classifier': 'Fréchet distance, not FID'}
+    'fd_classifier': 'Fréchet distance, not FID', 'in_mode': 'share of points in a mode'}
 
 
 def table(report: dict[str, Any]) -> str:

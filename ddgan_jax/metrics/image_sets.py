@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddgan_jax import diffusion, models, sampling, sharding, train_state
+from ddgan_jax import sampling, sharding, train_state
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
@@ -28,8 +28,9 @@ class ImageSet(NamedTuple):
     fingerprint: equal for equal sets, '' if not known.
     size: how many there are, or None for as many as one likes.
     shape: (H, W, C).
-    rows: (first, count) → uint8 [count / processes, H, W, C], this process's block of images first … first + count - 1;
-      called by all processes alike, with a count that the devices divide. What lies beyond `size` is any image.
+    rows: (first, count) → uint8 (of points float32) [count / processes, H, W, C], this process's block of images
+      first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
+      `size` is any image.
   """
 
   name: str
@@ -39,24 +40,24 @@ class ImageSet(NamedTuple):
   rows: Callable[[int, int], np.ndarray]
 
 
-def of_generator(config: Config, seed: int, mesh: Any) -> Callable[[Any, str], ImageSet]:
+def of_generator(
+    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
   """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
   Args:
     config: the run's.
     seed: of the noise.
     mesh: the devices that sample.
+    num_timesteps: see `train_state.make_sampler`.
 
   Returns:
     A function of the EMA parameters, on the devices of `mesh` and whole or in parts, and of a name for the table.
   """
-  generator, _ = train_state.make_networks(config)
-  schedule = diffusion.make_schedule(**vars(config.diffusion))
 
   def sample(params, indices):
-    generator_fn = models.generator_fn(generator, sharding.gather(params, mesh), schedule)
-    return sampling.to_uint8(sampling.sample_each(
-        seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz))
+    generator_fn, schedule = train_state.make_sampler(config, sharding.gather(params, mesh), num_timesteps)
+    images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
+    return images if config.data.is_points else sampling.to_uint8(images)
 
   rows = sharding.by_rows(mesh)
   compiled = jax.jit(sample, out_shardings=rows)
