@@ -28,7 +28,7 @@ from ddgan_jax.checkpoints import Checkpoints, NotFiniteError
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.divergence import ADVICE, Diverged, SkippedBatches
-from ddgan_jax.metrics import evaluation
+from ddgan_jax.metrics import evaluation, image_sets
 from ddgan_jax.workdir import grid_path
 
 # Steps that the host may be ahead of the devices: enough to hide the host, few enough to bound memory.
@@ -75,7 +75,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         f'{config.data.name}: {len(source):,} {_things(config)}, on {jax.device_count()} {jax.devices()[0].platform} '
         f'device(s). G has {train_state.count_parameters(abstract_state.g_params):,} parameters'
         + (f', D {d_size:,}.' if (d_size := train_state.count_parameters(abstract_state.d_params)) else '; no D.'))
-    evaluate = evaluation.of_run(config, source, mesh, progress.note) if config.train.eval_every else None
+    if config.train.eval_every:
+      evaluate = evaluation.against_data(config, source, mesh, progress.note)
+      images_of = image_sets.of_generator(config, config.seed, mesh)
     exits.callback(checkpoints.close)
     state = checkpoints.restore_newest(abstract_state, progress.note)
     first_step = 0 if state is None else int(state.step)
@@ -144,7 +146,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         writer.image(step, 'samples', grid)
 
     def measure(state: train_state.TrainState, step: int) -> dict[str, float]:
-      report = evaluate(state.ema_params, f'step {step:,}')
+      report = evaluate(images_of(state.ema_params, f'step {step:,}'))
       progress.note(evaluation.table(report))
       measured = {f'eval/{name}': entry['value'] for name, entry in report['metrics'].items()}
       writer.scalars(step, measured)
@@ -201,7 +203,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           last = step == config.train.num_steps
           sample_now = step % config.train.sample_every == 0 or last
           save_now = step % config.train.checkpoint_every == 0 or last
-          eval_now = evaluate is not None and (step % config.train.eval_every == 0 or last)
+          eval_now = bool(config.train.eval_every) and (step % config.train.eval_every == 0 or last)
           stopping = stop.after_step(step)  # asked once: a signal that comes later is for the next step
           if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite

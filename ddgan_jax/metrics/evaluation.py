@@ -264,20 +264,16 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
       'metrics': {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}}
 
 
-def of_run(
-    config: Config, source: Source, mesh: Any, say: Callable[[str], None]
-) -> Callable[[Any, str], dict[str, Any]]:
-  """What `train.eval_every` asks for: a function of the EMA parameters and of a name that gives a report."""
+def against_data(
+    config: Config, source: Source, mesh: Any, say: Callable[[str], None] = print
+) -> Callable[[ImageSet], dict[str, Any]]:
+  """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
   if config.data.is_points:
-    points = image_sets.of_generator(config, config.seed, mesh)
-    return lambda ema_params, name: evaluate_points(
-        points(ema_params, name), config.eval.num, config.eval.batch_size, mesh)
+    return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
   judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in config.eval.metrics else None
-  evaluator = Evaluator(
+  return Evaluator(
       config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
-      judge, say=say)
-  images = image_sets.of_generator(config, config.seed, mesh)
-  return lambda ema_params, name: evaluator.evaluate(images(ema_params, name))
+      judge, say=say).evaluate
 
 
 def best_metric(config: Config) -> str | None:

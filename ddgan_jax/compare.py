@@ -1,0 +1,180 @@
+"""The trilemma: `python -m ddgan_jax.compare --config configs/stacked_digits.py [--workdir DIR] [--quick]`.
+
+Trains, on the data of one config, with its network and its number of steps: a one-shot GAN (T = 1), Gaussian diffusion
+(L2 on the noise, T = 1000, sampled in 1,000 steps and in 4), Denoising Diffusion GANs with T = 2, 4, 8, and one with
+T = 4 and no latent. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
+
+Every training is a run of its own in the workdir; the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from ddgan_jax import command, config_checks
+from ddgan_jax import config as config_lib
+from ddgan_jax.config import Config, ConfigError
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Data, network and budget.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where all goes; by default runs/compare_<name of the config file>.')
+_METHODS = flags.DEFINE_list('methods', None, 'Some of them; by default all.')
+_NUM = flags.DEFINE_integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
+_QUICK = flags.DEFINE_boolean('quick', False, 'At most 1,500 steps each and 2,000 samples: a look, not a result.')
+_FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'How often 100 images are timed, all methods in turn.', lower_bound=1)
+
+_QUICK_STEPS, _QUICK_NUM = 1500, 2000
+_TIMED = 100  # images, as in the paper's table
+
+
+class Method(NamedTuple):
+  """One training and the ways to sample from it.
+
+  Attributes:
+    title: in the table.
+    fields: of the config, that make it this method.
+    num_timesteps: numbers of steps to sample in; None is that of the training.
+  """
+
+  title: str
+  fields: dict[str, Any]
+  num_timesteps: tuple[int | None, ...] = (None,)
+
+
+METHODS = {
+    'gan': Method('one-shot GAN', {'diffusion.num_timesteps': 1}),
+    'ddpm': Method(
+        'Gaussian diffusion', {'method': 'gaussian', 'generator.prediction': 'noise', 'diffusion.num_timesteps': 1000},
+        (1000, 4)),
+    'ddgan_2': Method('DDGAN', {'diffusion.num_timesteps': 2}),
+    'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
+    'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
+    'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
+}
+
+
+def config_of(base: Config, method: Method, num_steps: int) -> Config:
+  """`base` with the fields of a method, for `num_steps`, without measuring in between."""
+  nested = config_lib.to_dict(base)
+  for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
+    section, _, field = name.rpartition('.')
+    (nested[section] if section else nested)[field] = value
+  return config_lib.from_config_dict(nested)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  base = config_lib.from_config_dict(_CONFIG.value)
+  names = _METHODS.value or list(METHODS)
+  for name in names:
+    if name not in METHODS:
+      raise ConfigError(f'--methods: found {name!r}, must be some of {", ".join(METHODS)}')
+  num = min(_NUM.value, _QUICK_NUM) if _QUICK.value else _NUM.value
+  config_checks.check_enough('--num', num, _FORCE.value or _QUICK.value, '--force')
+  num_steps = min(base.train.num_steps, _QUICK_STEPS) if _QUICK.value else base.train.num_steps
+  configs = {name: config_of(base, METHODS[name], num_steps) for name in names}
+  workdir = _WORKDIR.value
+  if workdir is None:
+    file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    workdir = os.path.join('runs', f'compare_{os.path.splitext(os.path.basename(file))[0]}')
+
+  from ddgan_jax import compilation, train
+  from ddgan_jax.checkpoints import Checkpoints
+
+  compilation.use_persistent_cache()
+  for name, config in configs.items():
+    print(f'--- {METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps', flush=True)
+    train.train_and_evaluate(config, os.path.join(workdir, name))
+    if (Checkpoints(os.path.join(workdir, name)).latest_step() or 0) < num_steps:
+      print('Stopped; the same command goes on from there.', flush=True)
+      return
+  rows = measure(base, names, workdir, num)
+  time_samplers(rows, _REPEATS.value)
+  write(rows, workdir, base, num_steps)
+
+
+def measure(base: Config, names: list[str], workdir: str, num: int) -> list[dict[str, Any]]:
+  """One row a sampler: its run, title, evaluations, and a report of `num` samples, kept beside the run."""
+  import ddgan_jax
+  from ddgan_jax import sharding
+  from ddgan_jax.data import sources
+  from ddgan_jax.metrics import evaluation, image_sets
+
+  mesh = sharding.make_mesh()
+  base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
+  evaluate = evaluation.against_data(base, sources.load_source(base.data), mesh)
+  rows = []
+  for name in names:
+    for num_timesteps in METHODS[name].num_timesteps:
+      run = ddgan_jax.load(os.path.join(workdir, name), None, num_timesteps, sharding.replicated(mesh))
+      evaluations = run.schedule.num_timesteps
+      path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
+      try:
+        with open(path, encoding='utf-8') as file:
+          report = json.load(file)
+      except (OSError, ValueError):
+        print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
+        images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
+        report = evaluate(images(run.params, name)) | {'step': run.step}
+        with open(path, 'w', encoding='utf-8') as file:
+          json.dump(report, file, indent=2)
+      rows.append({
+          'name': name, 'title': METHODS[name].title, 'evaluations': evaluations, 'run': run,
+          'num_timesteps': num_timesteps, **report})
+  return rows
+
+
+def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
+  """Puts into each row `seconds`, the median of timing 100 images in one compiled call, and `samples`; in turns."""
+  import jax
+  import numpy as np
+
+  from ddgan_jax import sampling, train_state
+
+  def make(config, num_timesteps):
+    def sample(params, first):
+      generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps)
+      return sampling.sample_each(
+          0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
+
+    return jax.jit(sample)
+
+  samplers = [make(row['run'].config, row['num_timesteps']) for row in rows]
+  times: list[list[float]] = [[] for _ in rows]
+  for repeat in range(repeats + 1):
+    for i, sample in enumerate(samplers):
+      begun = time.perf_counter()
+      rows[i]['samples'] = jax.block_until_ready(sample(rows[i]['run'].params, 0))
+      if repeat:  # the first one compiles
+        times[i].append(time.perf_counter() - begun)
+  for row, measured in zip(rows, times):
+    row['seconds'] = statistics.median(measured)
+
+
+def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int) -> None:
+  """Prints the table, and writes it as table.md, comparison.json, trilemma.png and samples.png."""
+  from ddgan_jax import comparison
+
+  table = comparison.table(rows, base, num_steps)
+  print(table)
+  with open(os.path.join(workdir, 'table.md'), 'w', encoding='utf-8') as file:
+    file.write(table + '\n')
+  with open(os.path.join(workdir, 'comparison.json'), 'w', encoding='utf-8') as file:
+    plain = [{key: value for key, value in row.items() if key not in ('run', 'samples')} for row in rows]
+    json.dump(plain, file, indent=2)
+  comparison.draw(rows, os.path.join(workdir, 'trilemma.png'))
+  comparison.draw_samples(rows, os.path.join(workdir, 'samples.png'))
+  print(f'In {workdir}: table.md, comparison.json, trilemma.png, samples.png')
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  command.run(main)

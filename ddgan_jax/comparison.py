@@ -1,0 +1,113 @@
+"""The table and the figures of `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ddgan_jax import sampling, writers
+from ddgan_jax.config import Config
+
+_QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
+_NAMES = {
+    'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
+    'modes': 'modes found', 'mode_kl': 'KL to uniform'}
+
+
+def label(row: dict[str, Any]) -> str:
+  """What a sampler is called: its training and its evaluations."""
+  return f'{row["title"]}, {row["evaluations"]:,}'
+
+
+def quality_of(rows: Sequence[dict[str, Any]]) -> str:
+  """Which number of the reports stands for quality."""
+  return next(name for name in _QUALITY if name in rows[0]['metrics'])
+
+
+def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
+  """Markdown: one line a sampler, with what it was trained for and measured on above it.
+
+  Args:
+    rows: as `compare` makes them: title, evaluations, seconds, n, biased, metrics.
+    config: the base.
+    num_steps: steps of each training.
+  """
+  quality, n = quality_of(rows), rows[0]['n']
+  names = [quality] + [name for name in ('modes', 'mode_kl') if name in rows[0]['metrics']]
+  out_of = {'modes': _num_modes(config)}
+  head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of.get(name) else ""}' for name in names]
+  lines = [
+      f'{config.data.name}: {num_steps:,} steps of {config.data.batch_size} each, n = {n:,} samples'
+      f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}; seconds are medians of one compiled call.', '',
+      f'| method | network evaluations | {" | ".join(head)} | seconds per 100 |', '|---' * (len(names) + 3) + '|']
+  for row in rows:
+    values = [row['metrics'][name]['value'] for name in names]
+    shown = [f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in values]
+    lines.append(f'| {row["title"]} | {row["evaluations"]:,} | {" | ".join(shown)} | {row["seconds"]:.3g} |')
+  of_data = [rows[0]['metrics'][name].get('of_reference') for name in names]
+  if any(value is not None for value in of_data):
+    shown = ['' if value is None else f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in of_data]
+    lines.append(f'| the data themselves | | {" | ".join(shown)} | |')
+  return '\n'.join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
+  """Quality against sampling time, each point with its modes: the trilemma's three corners in one picture, as PNG."""
+  from matplotlib.figure import Figure
+
+  quality = quality_of(rows)
+  figure = Figure(figsize=(8, 5), dpi=110, layout='constrained')
+  axes = figure.add_subplot()
+  values = [row['metrics'][quality]['value'] for row in rows]
+  seconds = [row['seconds'] for row in rows]
+  coverage = [row['metrics'].get('modes', {}).get('value') for row in rows]
+  has_coverage = coverage[0] is not None
+  points = axes.scatter(seconds, values, c=coverage if has_coverage else None, cmap='viridis', s=90, zorder=2)
+  if has_coverage:
+    figure.colorbar(points, label='modes found')
+  for i, row in enumerate(rows):
+    text = label(row) + (f'\n{coverage[i]:,} modes' if has_coverage else '')
+    axes.annotate(text, (seconds[i], values[i]), xytext=(6, 6), textcoords='offset points', fontsize=8)
+  axes.set_xscale('log')
+  if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
+    axes.set_yscale('log')
+  axes.margins(x=0.15, y=0.15)
+  better = 'higher' if quality == 'in_mode' else 'lower'
+  axes.set(xlabel='seconds per 100 samples', ylabel=f'{_NAMES[quality]} ({better} is better), n = {rows[0]["n"]:,}',
+           title='Method, network evaluations')
+  axes.grid(alpha=0.3)
+  figure.savefig(path)
+
+
+def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
+  """Samples of each method, one row (or one scatter picture) each under its name, as PNG."""
+  from matplotlib.figure import Figure
+
+  is_points = rows[0]['samples'].shape[1:] == (1, 1, 2)
+  if is_points:
+    columns = 4
+    figure = Figure(figsize=(10, 2.7 * -(-len(rows) // columns)), dpi=100, layout='constrained')
+    for i, row in enumerate(rows):
+      axes = figure.add_subplot(-(-len(rows) // columns), columns, i + 1)
+      x, y = np.asarray(row['samples'])[:, 0, 0].T
+      axes.scatter(x, y, s=4, linewidths=0)
+      axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect='equal', xticks=[], yticks=[])
+      axes.set_title(label(row), fontsize=9)
+  else:
+    figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
+    for i, row in enumerate(rows):
+      axes = figure.add_subplot(len(rows), 1, i + 1)
+      images = np.asarray(sampling.to_uint8(row['samples'][:12]))
+      strip = writers.make_grid(images, columns=len(images))
+      axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
+      axes.set(xticks=[], yticks=[])
+      axes.set_ylabel(label(row), rotation=0, ha='right', va='center', fontsize=8)
+  figure.savefig(path)
+
+
+def _num_modes(config: Config) -> int | None:
+  if config.data.is_points:
+    return 25
+  return 1000 if config.data.stack == 3 else None
