@@ -7,8 +7,8 @@ G and D are MLPs of three hidden layers of 512, batch 512, 50,000 steps, as in t
 --config.diffusion.num_timesteps=500` Gaussian diffusion.
 
 Hardware and time: not measured to the end.
-Expected: the paper's T = 4 covers all 25 modes and its one-shot GAN does not; not yet measured here. The modes of a run's
-points are counted by `ddgan_jax.metrics.points.modes_of_points`.
+Expected: the paper's T = 4 covers all 25 modes and its one-shot GAN does not; not yet measured here. The modes of a
+run's points are counted by `ddgan_jax.metrics.points.modes_of_points`.
 """
 
 import ml_collections
