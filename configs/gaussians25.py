@@ -7,8 +7,8 @@ G and D are MLPs of three hidden layers of 512, batch 512, 50,000 steps, as in t
 --config.diffusion.num_timesteps=500` Gaussian diffusion.
 
 Hardware and time: not measured to the end.
-Expected: the paper's T = 4 covers all 25 modes and its one-shot GAN does not; not yet measured here. The modes of a
-run's points are counted by `ddgan_jax.metrics.points.modes_of_points`.
+Expected: the paper's T = 4 covers all 25 modes and its one-shot GAN does not; not yet measured here. `python -m
+ddgan_jax.evaluate --workdir runs/gaussians25` counts the modes of a run.
 """
 
 import ml_collections
@@ -23,4 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.discriminator.update(kind='mlp', ngf=512, t_emb_dim=32)
   c.optim.update(lr_g=1e-4, lr_d=1e-4, ema_decay=0.999, r1_gamma=0.05, lazy_reg=1)
   c.train.update(num_steps=50_000, log_every=500, sample_every=5_000, checkpoint_every=5_000, num_samples=5_000)
+  c.eval.update(metrics=('modes',), batch_size=5_000)
   return c
