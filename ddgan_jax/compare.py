@@ -14,14 +14,15 @@ import json
 import os
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command, config_checks
+from ddgan_jax import command, comparison, config_checks
 from ddgan_jax import config as config_lib
-from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.comparison import METHODS
+from ddgan_jax.config import Config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Data, network and budget.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where all goes; by default runs/compare_<name of the config file>.')
@@ -35,52 +36,14 @@ _QUICK_STEPS, _QUICK_NUM = 1500, 2000
 _TIMED = 100  # images, as in the paper's table
 
 
-class Method(NamedTuple):
-  """One training and the ways to sample from it.
-
-  Attributes:
-    title: in the table.
-    fields: of the config, that make it this method.
-    num_timesteps: numbers of steps to sample in; None is that of the training.
-  """
-
-  title: str
-  fields: dict[str, Any]
-  num_timesteps: tuple[int | None, ...] = (None,)
-
-
-METHODS = {
-    'gan': Method('one-shot GAN', {'diffusion.num_timesteps': 1}),
-    'ddpm': Method(
-        'Gaussian diffusion', {'method': 'gaussian', 'generator.prediction': 'noise', 'diffusion.num_timesteps': 1000},
-        (1000, 4)),
-    'ddgan_2': Method('DDGAN', {'diffusion.num_timesteps': 2}),
-    'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
-    'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
-    'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
-}
-
-
-def config_of(base: Config, method: Method, num_steps: int) -> Config:
-  """`base` with the fields of a method, for `num_steps`, without measuring in between."""
-  nested = config_lib.to_dict(base)
-  for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
-    section, _, field = name.rpartition('.')
-    (nested[section] if section else nested)[field] = value
-  return config_lib.from_config_dict(nested)
-
-
 def main(argv: list[str]) -> None:
   del argv
   base = config_lib.from_config_dict(_CONFIG.value)
-  names = _METHODS.value or list(METHODS)
-  for name in names:
-    if name not in METHODS:
-      raise ConfigError(f'--methods: found {name!r}, must be some of {", ".join(METHODS)}')
+  names = comparison.choose(_METHODS.value)
   num = min(_NUM.value, _QUICK_NUM) if _QUICK.value else _NUM.value
   config_checks.check_enough('--num', num, _FORCE.value or _QUICK.value, '--force')
   num_steps = min(base.train.num_steps, _QUICK_STEPS) if _QUICK.value else base.train.num_steps
-  configs = {name: config_of(base, METHODS[name], num_steps) for name in names}
+  configs = {name: comparison.config_of(base, METHODS[name], num_steps) for name in names}
   workdir = _WORKDIR.value
   if workdir is None:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
@@ -161,8 +124,6 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
 
 def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int) -> None:
   """Prints the table, and writes it as table.md, comparison.json, trilemma.png and samples.png."""
-  from ddgan_jax import comparison
-
   table = comparison.table(rows, base, num_steps)
   print(table)
   with open(os.path.join(workdir, 'table.md'), 'w', encoding='utf-8') as file:

@@ -1,19 +1,63 @@
-"""The table and the figures of `compare`."""
+"""What `compare` compares, and its table and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, writers
-from ddgan_jax.config import Config
+from ddgan_jax.config import Config, ConfigError
 
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
     'modes': 'modes found', 'mode_kl': 'KL to uniform'}
+
+
+class Method(NamedTuple):
+  """One training and the ways to sample from it.
+
+  Attributes:
+    title: in the table.
+    fields: of the config, that make it this method.
+    num_timesteps: numbers of steps to sample in; None is that of the training.
+  """
+
+  title: str
+  fields: dict[str, Any]
+  num_timesteps: tuple[int | None, ...] = (None,)
+
+
+METHODS = {
+    'gan': Method('one-shot GAN', {'diffusion.num_timesteps': 1}),
+    'ddpm': Method(
+        'Gaussian diffusion', {'method': 'gaussian', 'generator.prediction': 'noise', 'diffusion.num_timesteps': 1000},
+        (1000, 4)),
+    'ddgan_2': Method('DDGAN', {'diffusion.num_timesteps': 2}),
+    'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
+    'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
+    'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
+}
+
+
+def config_of(base: Config, method: Method, num_steps: int) -> Config:
+  """`base` with the fields of a method, for `num_steps`, without measuring in between."""
+  nested = config_lib.to_dict(base)
+  for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
+    section, _, field = name.rpartition('.')
+    (nested[section] if section else nested)[field] = value
+  return config_lib.from_config_dict(nested)
+
+
+def choose(names: Sequence[str] | None) -> list[str]:
+  """The methods of that name, by default all. Raises ConfigError for one that there is not."""
+  for name in names or ():
+    if name not in METHODS:
+      raise ConfigError(f'--methods: found {name!r}, must be some of {", ".join(METHODS)}')
+  return list(names or METHODS)
 
 
 def label(row: dict[str, Any]) -> str:

@@ -7,15 +7,12 @@ Image i depends on the seed and i alone, not on the batch size or on how many ar
 
 from __future__ import annotations
 
-import math
 import os
 
-import jax
-import numpy as np
 from absl import flags
 
 import ddgan_jax
-from ddgan_jax import command, compilation, sampling, writers
+from ddgan_jax import command, compilation, outputs
 from ddgan_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
@@ -26,72 +23,18 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.', lower
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
-_MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
-
-
-def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
-  """Samples `num` images of a run.
-
-  Args:
-    run: as `ddgan_jax.load` gives it.
-    num: how many.
-    seed: image i is a function of (seed, i).
-    batch_size: images at a time.
-
-  Returns:
-    [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
-  """
-  noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
-  batch_size = max(1, min(batch_size, num, _MOST_NOISE // noise_of_one))
-
-  @jax.jit
-  def sample_batch(first):
-    images = sampling.sample_each(
-        seed, first + np.arange(batch_size), run.generator_fn, run.schedule, run.config.image_shape,
-        run.config.generator.nz)
-    return images if run.config.data.is_points else sampling.to_uint8(images)
-
-  return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
-
-
-def save(path: str, images: np.ndarray, title: str = '') -> None:
-  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
-
-  Float32 points go to a scatter picture with a title (.png), or an array.
-  """
-  ending = os.path.splitext(path)[1].lower()
-  if ending == '.png':
-    writers.save_png(path, writers.make_picture(images, title))
-  elif ending == '.npz':
-    np.savez_compressed(path, images=images)
-  else:
-    for i, image in enumerate(images):
-      writers.save_png(os.path.join(path, f'{i:06d}.png'), image)
-
-
-def check_out(path: str) -> None:
-  """Raises ConfigError for a target that `save` would not know or would mix with other files."""
-  ending = os.path.splitext(path)[1].lower()
-  if ending not in ('', '.png', '.npz'):
-    raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
-  if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
-    raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
-  folder = path if not ending else os.path.dirname(path) or '.'
-  os.makedirs(folder, exist_ok=True)
-  if not os.access(folder, os.W_OK):
-    raise ConfigError(f'--out: {folder!r} cannot be written to; choose another')
 
 
 def main(argv: list[str]) -> None:
   del argv
-  check_out(_OUT.value)
+  outputs.check_out(_OUT.value)
   compilation.use_persistent_cache()
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
   things = 'points' if run.config.data.is_points else 'images'
   if things == 'points' and not os.path.splitext(_OUT.value)[1]:
     raise ConfigError(f'--out: found {_OUT.value!r}, but points go to a .png (a scatter picture) or .npz (an array)')
-  images = generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value)
-  save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}')
+  images = outputs.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value)
+  outputs.save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}')
   print(f'{len(images)} {things} of step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: {_OUT.value}')
 
 

@@ -230,7 +230,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
 
 
 def test_image_depends_on_seed_and_index_alone(finished):
-  from ddgan_jax.sample import generate
+  from ddgan_jax.outputs import generate
 
   loaded = ddgan_jax.load(finished[0])
   ten = generate(loaded, 10, seed=5, batch_size=10).astype(int)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ddgan_jax
-from ddgan_jax import sample, sampling, train, train_state
+from ddgan_jax import outputs, sampling, train, train_state
 from ddgan_jax.config import ConfigError
 from tests.test_ablations import toy_config
 
@@ -42,9 +42,9 @@ def test_points_from_command_to_picture(tmp_path):
   assert points.shape == (7, 1, 1, 2) and points.dtype == np.float32
   assert len(np.unique(np.round(127.5 * points) / 127.5 - points)) > 10  # not quantised
   loaded = ddgan_jax.load(workdir)
-  np.testing.assert_allclose(sample.generate(loaded, 7, seed=0, batch_size=3), points, atol=1e-5)
+  np.testing.assert_allclose(outputs.generate(loaded, 7, seed=0, batch_size=3), points, atol=1e-5)
 
-  sample.save(str(tmp_path / 'x.png'), points, 'title')
+  outputs.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
   result = run('ddgan_jax.sample', '--workdir', workdir, '--out', tmp_path / 'folder')
   assert result.returncode == 2 and 'but points go to a .png' in result.stderr
@@ -64,7 +64,7 @@ def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path
   assert 'Resumed at step 3; next step done' in capsys.readouterr().out
   long, short = ddgan_jax.load(tmp_path), ddgan_jax.load(tmp_path, num_timesteps=4)
   assert (long.schedule.num_timesteps, short.schedule.num_timesteps) == (100, 4)
-  points = sample.generate(short, 5, seed=0)
+  points = outputs.generate(short, 5, seed=0)
   assert points.shape == (5, 1, 1, 2) and np.abs(points).max() <= 1 and np.ptp(points) > 1e-3
   with pytest.raises(ConfigError, match='num_timesteps: found 3, must divide the 100 steps'):
     ddgan_jax.load(tmp_path, num_timesteps=3)
@@ -74,7 +74,7 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
   """The noise of all steps is drawn at once, so its size bounds the batch; the images stay the same."""
   config = toy_config('gaussian', 100)
   loaded = ddgan_jax.Run(lambda x_tp1, t, z: 0.5 * x_tp1, train_state.make_schedule(config), config, 0, None)
-  at_once = sample.generate(loaded, 6, seed=0)
+  at_once = outputs.generate(loaded, 6, seed=0)
   batches = []
   sample_given_noise = sampling.sample_given_noise
 
@@ -83,6 +83,6 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
     return sample_given_noise(generator_fn, schedule, x_T, z, noise)
 
   monkeypatch.setattr(sampling, 'sample_given_noise', counted)
-  monkeypatch.setattr(sample, '_MOST_NOISE', 2 * 100 * 2)
-  np.testing.assert_allclose(sample.generate(loaded, 6, seed=0), at_once, atol=1e-6)
+  monkeypatch.setattr(outputs, '_MOST_NOISE', 2 * 100 * 2)
+  np.testing.assert_allclose(outputs.generate(loaded, 6, seed=0), at_once, atol=1e-6)
   assert batches == [2]  # traced once

@@ -1,0 +1,68 @@
+"""What a run draws, and the files that pictures go to; for all commands that make some."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import jax
+import numpy as np
+
+import ddgan_jax
+from ddgan_jax import sampling, writers
+from ddgan_jax.config import ConfigError
+
+_MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
+
+
+def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
+  """Samples `num` images of a run.
+
+  Args:
+    run: as `ddgan_jax.load` gives it.
+    num: how many.
+    seed: image i is a function of (seed, i).
+    batch_size: images at a time.
+
+  Returns:
+    [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
+  """
+  noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
+  batch_size = max(1, min(batch_size, num, _MOST_NOISE // noise_of_one))
+
+  @jax.jit
+  def sample_batch(first):
+    images = sampling.sample_each(
+        seed, first + np.arange(batch_size), run.generator_fn, run.schedule, run.config.image_shape,
+        run.config.generator.nz)
+    return images if run.config.data.is_points else sampling.to_uint8(images)
+
+  return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
+
+
+def save(path: str, images: np.ndarray, title: str = '') -> None:
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
+
+  Float32 points go to a scatter picture with a title (.png), or an array.
+  """
+  ending = os.path.splitext(path)[1].lower()
+  if ending == '.png':
+    writers.save_png(path, writers.make_picture(images, title))
+  elif ending == '.npz':
+    np.savez_compressed(path, images=images)
+  else:
+    for i, image in enumerate(images):
+      writers.save_png(os.path.join(path, f'{i:06d}.png'), image)
+
+
+def check_out(path: str) -> None:
+  """Raises ConfigError for a target that `save` would not know or would mix with other files."""
+  ending = os.path.splitext(path)[1].lower()
+  if ending not in ('', '.png', '.npz'):
+    raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
+  if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+    raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
+  folder = path if not ending else os.path.dirname(path) or '.'
+  os.makedirs(folder, exist_ok=True)
+  if not os.access(folder, os.W_OK):
+    raise ConfigError(f'--out: {folder!r} cannot be written to; choose another')
