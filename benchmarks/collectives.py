@@ -14,9 +14,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ddgan_jax import sharding, train_state, train_step
 
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
@@ -128,9 +125,8 @@ def table(found: Sequence[Collective], scalar: int = 64) -> str:
 def compile_step(config: Any, mesh: Any, with_r1: bool) -> Any:
   """The run's step, compiled for the devices of `mesh` from shapes alone."""
   state = train_state.abstract(config, sharding.of_state(mesh))
-  images = jax.ShapeDtypeStruct(
-      (config.data.batch_size, *config.image_shape), jnp.float32, sharding=sharding.by_rows(mesh))
-  return train_step.make_step_fn(config, mesh, with_r1).lower(state, images).compile()
+  inputs = train_step.inputs(config, mesh).values()
+  return train_step.make_step_fn(config, mesh, with_r1).lower(state, *inputs).compile()
 
 
 def peak_bytes(memory: Any) -> int:

@@ -62,6 +62,8 @@ def get_config() -> ml_collections.ConfigDict:
       'centered': True,
       'not_use_tanh': False,
       'dropout': 0.0,
+      'num_classes': 0,  # or how many classes of labels G and D are told
+      'label_dropout': 0.1,
   })
   c.discriminator = ml_collections.ConfigDict({
       'kind': 'small',

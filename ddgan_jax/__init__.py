@@ -27,7 +27,8 @@ class Run(NamedTuple):
 
 
 def load(
-    workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None, sharding: Any = None) -> Run:
+    workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None, sharding: Any = None,
+    label: Any = None) -> Run:
   """Loads the EMA generator of a run, ready for `sampling.sample`.
 
   Args:
@@ -35,13 +36,14 @@ def load(
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
     num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
     sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
+    label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label.
 
   Returns:
     A `Run`.
 
   Raises:
     config.UserError: no run, no good checkpoint, the one asked for is damaged, or the run cannot be sampled in so many
-      steps; one sentence.
+      steps or knows no such label; one sentence.
   """
   import jax
   from etils import epath
@@ -54,7 +56,7 @@ def load(
   if not file.exists():
     raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
   config = config_lib.from_json(file.read_text(), str(file))
-  train_state.make_sampler(config, None, num_timesteps)  # refuses a wrong num_timesteps before anything is read
+  train_state.make_sampler(config, None, num_timesteps, label)  # refuses what is wrong before anything is read
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()
   if not steps or (step is not None and step not in steps):
@@ -66,5 +68,5 @@ def load(
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:
     params = checkpoints.restore_ema(target, step)
-  generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps)
+  generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps, label)
   return Run(generator_fn, schedule, config, step, params)

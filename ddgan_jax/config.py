@@ -85,8 +85,8 @@ class GeneratorConfig:
   """The generator, by the option names of the authors' command line.
 
   Attributes:
-    kind: `ncsnpp`, or `mlp` (three hidden layers), which reads only num_channels_dae, nz, conditional, prediction and
-      not_use_tanh of the fields below.
+    kind: `ncsnpp`, or `mlp` (three hidden layers), which reads only num_channels_dae, nz, conditional, prediction,
+      not_use_tanh and those of labels of the fields below.
     prediction: what the network gives: `x_0`; `noise`, that in x_{t+1}, from which x_0 follows; or `x_t`, "direct
       denoising" without a posterior (both ablations of the paper).
     image_size: H = W of the images.
@@ -112,6 +112,10 @@ class GeneratorConfig:
     centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
     not_use_tanh: leave the output unbounded; noise and x_t are unbounded, so with those there never is a tanh.
     dropout: rate inside the blocks while training.
+    num_classes: classes of the data's labels, 0 … num_classes - 1, which G and D are then told; 0 tells them none. With
+      data.stack=3 classes of each of the three images.
+    label_dropout: share of training rows whose label is withheld, so that the same network samples without one too.
+    stack: images that one label speaks of, each with a digit of it (`labels`).
   """
 
   kind: str = 'ncsnpp'
@@ -139,6 +143,9 @@ class GeneratorConfig:
   centered: bool = True
   not_use_tanh: bool = False
   dropout: float = 0.0
+  num_classes: int = 0
+  label_dropout: float = 0.1
+  stack: int = 1
 
   def __post_init__(self):
     object.__setattr__(self, 'ch_mult', tuple(self.ch_mult))
@@ -170,6 +177,7 @@ class DiscriminatorConfig:
     ngf: base width; the last blocks have 8 * ngf channels.
     t_emb_dim: width of the time embedding.
     stddev_group: rows per group of the minibatch standard deviation.
+    num_classes, stack: of the labels, as in `GeneratorConfig`; D weighs its features by them (Miyato and Koyama, 2018).
   """
 
   kind: str = 'small'
@@ -178,6 +186,8 @@ class DiscriminatorConfig:
   ngf: int = 64
   t_emb_dim: int = 256
   stddev_group: int = 4
+  num_classes: int = 0
+  stack: int = 1
 
   def __post_init__(self):
     config_checks.check_discriminator(self)
@@ -239,7 +249,8 @@ class EvalConfig:
   """What is measured during training, and by `evaluate` unless its flags say otherwise.
 
   Attributes:
-    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes.
+    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes, and of a
+      conditional run label_accuracy.
     num: samples of the EMA generator, with the seed of the run.
     batch_size: samples at a time, over all devices.
     force: allow fewer than 10,000 samples, which bias the numbers.
@@ -303,8 +314,8 @@ class Config:
 def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
   """Checks a ConfigDict (or nested dict) field by field and freezes it.
 
-  Fields that are left out take the defaults of the dataclasses. `data.image_size` and
-  `data.num_channels` are carried into `generator` and `discriminator`.
+  Fields that are left out take the defaults of the dataclasses. `config_checks.SHARED` lists those that are said once,
+  such as `data.image_size`, and carried into the networks.
 
   Args:
     config_dict: `ml_collections.ConfigDict` or nested mapping, as `configs/*.get_config()` returns.
@@ -326,7 +337,7 @@ def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
     if not dataclasses.is_dataclass(cls):
       built[name] = typed(name, raw.get(name, getattr(Config, name)), cls)
       continue
-    carried = {field: getattr(data, field) for field in SHARED.get(name, ())}
+    carried = {field: getattr(built[source], field) for field, source in SHARED.get(name, {}).items()}
     built[name] = section(name, raw.get(name, {}), cls, carried)
   return Config(**built)
 

@@ -17,7 +17,7 @@ POINTS = 'gaussians25'
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
 # What `metrics.evaluation` can measure.
-METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes')
+METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
 ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
 
 
@@ -29,8 +29,9 @@ class ConfigError(UserError):
   """A field of the configuration is unknown, of the wrong type, or has a value that cannot work."""
 
 
-# Said once, in `data`, and carried into the networks.
-SHARED = {'generator': ('image_size', 'num_channels'), 'discriminator': ('image_size', 'num_channels')}
+# Said once, in the section named, and carried into the networks.
+_OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
+SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
 
 
 def _choice(name: str, value: Any, choices: tuple) -> None:
@@ -50,7 +51,7 @@ def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
   types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
   for field in raw:
     if field in carried:
-      raise ConfigError(f'{name}.{field}: is said once, as data.{field}')
+      raise ConfigError(f'{name}.{field}: is said once, as {SHARED[name][field]}.{field}')
   known(f'{name}.', raw, types)
   values = {field: typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
   return cls(**values, **carried)
@@ -86,8 +87,14 @@ def check_generator(g: GeneratorConfig) -> None:
   _choice('generator.prediction', g.prediction, ('x_0', 'noise', 'x_t'))
   for field in ('image_size', 'num_channels', 'num_res_blocks', 'z_emb_dim'):
     _at_least(f'generator.{field}', getattr(g, field), 1)
-  for field in ('nz', 'n_mlp'):
+  for field in ('nz', 'n_mlp', 'num_classes'):
     _at_least(f'generator.{field}', getattr(g, field), 0)
+  if not 0 <= g.label_dropout < 1:
+    raise ConfigError(f'generator.label_dropout: found {g.label_dropout}, must be in [0, 1)')
+  if g.stack > 1 and g.num_classes > 10:
+    raise ConfigError(
+        f'generator.num_classes: found {g.num_classes}, but with data.stack={g.stack} it is the classes of each image, '
+        'a digit of the label 100a + 10b + c, and must be at most 10')
   _choice('generator.resblock_type', g.resblock_type, ('biggan', 'biggan_oneadagn', 'ddpm'))
   _choice('generator.progressive', g.progressive, ('none', 'output_skip', 'residual'))
   _choice('generator.progressive_input', g.progressive_input, ('none', 'input_skip', 'residual'))
@@ -201,10 +208,10 @@ def check_run(c: Config) -> None:
         f"diffusion.beta_max: found {c.diffusion.beta_max}, but with kind='geometric' it is the last variance, "
         'which must be below 1')
   for section, other in (('generator', c.generator), ('discriminator', c.discriminator)):
-    for field in SHARED[section]:
-      if getattr(other, field) != getattr(c.data, field):
-        raise ConfigError(
-            f'{section}.{field}: found {getattr(other, field)}, but data.{field} is {getattr(c.data, field)}')
+    for field, source in SHARED[section].items():
+      right = getattr(getattr(c, source), field)
+      if getattr(other, field) != right:
+        raise ConfigError(f'{section}.{field}: found {getattr(other, field)}, but {source}.{field} is {right}')
   group = c.discriminator.stddev_group
   if c.data.batch_size < 1 or c.data.batch_size % group:
     raise ConfigError(
@@ -224,6 +231,9 @@ def check_run(c: Config) -> None:
     _at_least(f'train.{field}', getattr(c.train, field), 1)
   _at_least('train.eval_every', c.train.eval_every, 0)
   check_metrics('eval.metrics', c.eval.metrics)
+  if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
+    raise ConfigError("eval.metrics: found 'label_accuracy', which needs labels to ask for; a generator.num_classes "
+                      'above 0 would be right')
   if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
     raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have modes alone')
   _at_least('eval.batch_size', c.eval.batch_size, 1)

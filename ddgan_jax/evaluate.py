@@ -5,7 +5,8 @@ run, or of `--config`, or `--reference`: images, or statistics as published (`.n
 JSON. `--config configs/cifar10.py --statistics FILE.npz` writes the data's own statistics.
 
 `fid` and `is` want the FID Inception weights and `kid` too, `pr` (improved precision and recall) and `dc` (density and
-coverage) VGG16's; `modes` trains a classifier on the data's labels and needs no download.
+coverage) VGG16's; `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` asks a run
+with labels (generator.num_classes) for each of them, and that classifier for what it sees.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose data is the ref
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run to be measured.')
 _IMAGES = flags.DEFINE_string('images', None, 'Images to be measured: a folder, a zip, or an npz with uint8 `images`.')
 _STATISTICS = flags.DEFINE_string('statistics', None, 'Write the statistics of the data of --config to this .npz.')
-_METRICS = flags.DEFINE_list('metrics', None, 'Some of fid, is, kid, pr, dc, modes; by default those of the config.')
+_METRICS = flags.DEFINE_list(
+    'metrics', None, 'Some of fid, is, kid, pr, dc, modes, label_accuracy; by default those of the config.')
 _REFERENCE = flags.DEFINE_string(
     'reference', None, 'Images, or an .npz or .npy with mu and sigma; by default the data.')
 _NUM = flags.DEFINE_integer('num', 50_000, 'How many images at most.', lower_bound=2)
@@ -69,13 +71,15 @@ def main(argv: list[str]) -> None:
   elif _IMAGES.value:
     images = image_sets.of_files(_IMAGES.value)
     config_checks.check_enough(f'{_IMAGES.value}: images', images.size, _FORCE.value, '--force')
+  if 'label_accuracy' in metrics:
+    evaluation.check_asked(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or _JPEG.value or _REFERENCE.value:
       raise ConfigError(f'{config.data.name}: points have modes alone; --workdir DIR --metrics modes would be right')
     _finish(evaluation.evaluate_points(images, _NUM.value, _BATCH_SIZE.value, mesh), run, say)
     return
   source = None
-  if config and ('modes' in metrics or not _REFERENCE.value):
+  if config and (evaluation.needs_judge(metrics) or not _REFERENCE.value):
     source = sources.load_source(config.data, say)
   reference = None
   if _REFERENCE.value:
@@ -88,7 +92,9 @@ def main(argv: list[str]) -> None:
       raise ConfigError('--jpeg: needs images as reference, so that both sides are treated alike')
     reference = reference and image_sets.as_jpeg(reference)
     images = image_sets.as_jpeg(images)
-  judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in metrics and source else None
+  judge = None
+  if evaluation.needs_judge(metrics) and source:
+    judge = modes.load_judge(source, say), config.data.stack == 3
   evaluator = evaluation.Evaluator(
       metrics, reference, mesh, _NUM.value, _BATCH_SIZE.value, judge,
       {'inception': _INCEPTION.value, 'vgg16': _VGG16.value}, _ANY_WEIGHTS.value, say)

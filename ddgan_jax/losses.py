@@ -26,6 +26,7 @@ class HalfDraws(NamedTuple):
     z: [B, nz] float32, standard normal; `gaussian` puts zeros in its place.
     posterior_noise: [B, H, W, C] float32, standard normal, makes x_t_fake; unused by `gaussian`.
     dropout_key: typed PRNG key, folded with a row's place in the global batch; unused when `generator.dropout` is 0.
+    keep_label: [B] bool, whether G and D are told the row's label; None tells them all that there are.
   """
 
   t: jax.Array
@@ -34,6 +35,7 @@ class HalfDraws(NamedTuple):
   z: jax.Array
   posterior_noise: jax.Array
   dropout_key: jax.Array
+  keep_label: jax.Array | None = None
 
 
 def discriminator_loss(
@@ -44,6 +46,7 @@ def discriminator_loss(
     t: jax.Array,
     x_tp1: jax.Array,
     r1_gamma: float | None,
+    label: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """Non-saturating loss of D with R1 on the less noisy neighbour (paper, section 3.2; Mescheder et al., 2018).
 
@@ -57,13 +60,14 @@ def discriminator_loss(
     t: [B] int32.
     x_tp1: like x_t, the noisier neighbours.
     r1_gamma: weight of the penalty, None leaves it out.
+    label: [B] int32 of a conditional run, `labels.NONE` where it is withheld; real and fake of a row have the same.
 
   Returns:
     The loss and its parts.
   """
 
   def score(x):
-    logits = discriminator.apply({'params': d_params}, x, t, x_tp1)
+    logits = discriminator.apply({'params': d_params}, x, t, x_tp1, **_told(label))
     return logits.sum(), logits
 
   parts = {}
@@ -96,12 +100,13 @@ def generator_loss(
     x_0: jax.Array,
     draws: HalfDraws,
     places: jax.Array,
+    label: jax.Array | None = None,
     augmented: bool = False,
 ) -> jax.Array:
   """Non-saturating loss of G, through the posterior (paper, section 3.2): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
   make_pairs = augmented_real_and_fake if augmented else real_and_fake
-  _, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places)
-  logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1)
+  _, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places, label)
+  logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1, **_told(label))
   return jax.nn.softplus(-logits).mean()
 
 
@@ -112,18 +117,19 @@ def gaussian_loss(
     x_0: jax.Array,
     draws: HalfDraws,
     places: jax.Array,
+    label: jax.Array | None = None,
 ) -> jax.Array:
   """L2 loss of Gaussian diffusion (Ho et al., 2020, equation 14, and the same for x_0).
 
       mean (noise - G(x_{t+1}, t))²  or  mean (x_0 - G(x_{t+1}, t))²,  with x_{t+1} ~ q(x_{t+1} | x_0) by that noise
   """
   x_tp1 = diffusion.q_sample(schedule, x_0, draws.t + 1, draws.noise_tp1)
-  output_fn = models.output_fn(generator, g_params, schedule, **_dropout(generator, draws, places))
+  output_fn = models.output_fn(generator, g_params, schedule, **_dropout(generator, draws, places), **_told(label))
   target = draws.noise_tp1 if generator.config.prediction == 'noise' else x_0
   return jnp.square(output_fn(x_tp1, draws.t, jnp.zeros_like(draws.z)) - target).mean()
 
 
-def real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places):
+def real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places, label=None):
   """x_t and x_{t+1} from q, and x_t_fake from q(x_t | x_{t+1}, G(x_{t+1}, t, z)).
 
   Args:
@@ -132,18 +138,19 @@ def real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places):
     x_0: [B, H, W, C] float32 in [-1, 1].
     draws: random numbers of these rows.
     places: [B] int32, the rows' places in the global batch.
+    label: [B] int32 of a conditional run, `labels.NONE` where it is withheld.
 
   Returns:
     (x_t, x_tp1, x_t_fake), each like x_0: what D is shown with draws.t.
   """
   x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_0, draws.t, draws.noise_t, draws.noise_tp1)
   x_0_pred = models.generator_fn(
-      generator, g_params, schedule, **_dropout(generator, draws, places))(x_tp1, draws.t, draws.z)
+      generator, g_params, schedule, **_dropout(generator, draws, places), **_told(label))(x_tp1, draws.t, draws.z)
   x_t_fake = diffusion.sample_posterior(schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
   return x_t, x_tp1, x_t_fake
 
 
-def augmented_real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places):
+def augmented_real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws, places, label=None):
   """x_t and x_t_fake: a real image and one made from noise, both diffused to level t (paper, ablation study).
 
   D is for pairs, but here there is no x_{t+1} that could tell it anything: zeros take its place. Level 0, at which D
@@ -152,7 +159,8 @@ def augmented_real_and_fake(g_params, generator, schedule, x_0, draws: HalfDraws
   x_t = diffusion.q_sample(schedule, x_0, draws.t, draws.noise_t)
   last = jnp.full_like(draws.t, schedule.num_timesteps - 1)
   x_0_pred = models.generator_fn(
-      generator, g_params, schedule, **_dropout(generator, draws, places))(draws.noise_tp1, last, draws.z)
+      generator, g_params, schedule, **_dropout(generator, draws, places), **_told(label))(
+          draws.noise_tp1, last, draws.z)
   x_t_fake = diffusion.q_sample(schedule, x_0_pred, draws.t, draws.posterior_noise)
   return x_t, jnp.zeros_like(x_t), x_t_fake
 
@@ -161,3 +169,7 @@ def _dropout(generator, draws: HalfDraws, places) -> dict:
   if not generator.config.dropout:
     return {}
   return {'deterministic': False, 'places': places, 'rngs': {'dropout': draws.dropout_key}}
+
+
+def _told(label: jax.Array | None) -> dict:
+  return {} if label is None else {'label': label}

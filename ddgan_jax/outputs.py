@@ -6,16 +6,18 @@ import math
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import ddgan_jax
-from ddgan_jax import sampling, writers
+from ddgan_jax import sampling, train_state, writers
 from ddgan_jax.config import ConfigError
 
 _MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
 
 
-def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
+def generate(
+    run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100, label: np.ndarray | None = None) -> np.ndarray:
   """Samples `num` images of a run.
 
   Args:
@@ -23,6 +25,7 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
     num: how many.
     seed: image i is a function of (seed, i).
     batch_size: images at a time.
+    label: [k] integers: image i gets label i mod k; by default all get what the run was loaded with.
 
   Returns:
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
@@ -32,24 +35,30 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
 
   @jax.jit
   def sample_batch(first):
+    indices, generator_fn = first + np.arange(batch_size), run.generator_fn
+    if label is not None:
+      generator_fn, _ = train_state.make_sampler(
+          run.config, run.params, run.schedule.num_timesteps, jnp.asarray(label)[indices % len(label)])
     images = sampling.sample_each(
-        seed, first + np.arange(batch_size), run.generator_fn, run.schedule, run.config.image_shape,
-        run.config.generator.nz)
+        seed, indices, generator_fn, run.schedule, run.config.image_shape, run.config.generator.nz)
     return images if run.config.data.is_points else sampling.to_uint8(images)
 
   return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
 
 
-def save(path: str, images: np.ndarray, title: str = '') -> None:
+def save(path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None) -> None:
   """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
 
-  Float32 points go to a scatter picture with a title (.png), or an array.
+  Float32 points go to a scatter picture with a title (.png), or an array. With labels [k], of which image i has number
+  i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it.
   """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png':
-    writers.save_png(path, writers.make_picture(images, title))
+    columns = len(label) if label is not None and 1 < len(label) <= len(images) else None
+    writers.save_png(path, writers.make_picture(images, title, columns))
   elif ending == '.npz':
-    np.savez_compressed(path, images=images)
+    known = {} if label is None else {'labels': np.resize(label, len(images))}
+    np.savez_compressed(path, images=images, **known)
   else:
     for i, image in enumerate(images):
       writers.save_png(os.path.join(path, f'{i:06d}.png'), image)

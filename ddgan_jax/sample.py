@@ -3,6 +3,10 @@
 `--out x.png` writes one grid, `x.npz` uint8 [n, H, W, C] under `images`, any other name a folder with one PNG each.
 Points (data.name `gaussians25`) stay float32 [n, 1, 1, 2] in an npz, and a PNG is their scatter picture.
 Image i depends on the seed and i alone, not on the batch size or on how many are asked for.
+
+A run that was trained with labels (generator.num_classes) is asked for one by `--label 3`, for several in turn by
+`--label 3,1,4` or `--label all` (image i gets the next one; a grid has a column for each), and without the flag, or by
+`--label none`, for images of any class.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import os
 from absl import flags
 
 import ddgan_jax
-from ddgan_jax import command, compilation, outputs
+from ddgan_jax import command, compilation, labels, outputs
 from ddgan_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
@@ -23,6 +27,8 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time.', lower
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+_LABEL = flags.DEFINE_string(
+    'label', 'none', "What a run with labels is asked for: such as 3, several in turn as 3,1,4, 'all', or 'none'.")
 
 
 def main(argv: list[str]) -> None:
@@ -30,12 +36,14 @@ def main(argv: list[str]) -> None:
   outputs.check_out(_OUT.value)
   compilation.use_persistent_cache()
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
+  label = None if _LABEL.value == 'none' else labels.parse(_LABEL.value, run.config.generator)
   things = 'points' if run.config.data.is_points else 'images'
   if things == 'points' and not os.path.splitext(_OUT.value)[1]:
     raise ConfigError(f'--out: found {_OUT.value!r}, but points go to a .png (a scatter picture) or .npz (an array)')
-  images = outputs.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value)
-  outputs.save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}')
-  print(f'{len(images)} {things} of step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: {_OUT.value}')
+  images = outputs.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value, label)
+  outputs.save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}', label)
+  asked = '' if label is None else f', label {_LABEL.value}'
+  print(f'{len(images)} {things} of step {run.step:,} of {_WORKDIR.value}{asked}, seed {_SEED.value}: {_OUT.value}')
 
 
 if __name__ == '__main__':

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddgan_jax import agreement, compilation, sampling, sharding, train_state, train_step, writers
+from ddgan_jax import agreement, compilation, labels, sampling, sharding, train_state, train_step, writers
 from ddgan_jax import config as config_lib
 from ddgan_jax import workdir as workdir_lib
 from ddgan_jax.checkpoints import Checkpoints, NotFiniteError
@@ -88,14 +87,13 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 
     stop = exits.enter_context(agreement.Stop())
     progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
-    image_shape = (config.data.batch_size, *config.image_shape)
-    abstract_batch = jax.ShapeDtypeStruct(image_shape, jnp.float32, sharding=sharding.by_rows(mesh))
+    inputs = train_step.inputs(config, mesh)
     # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
     # needs comes first, TensorFlow's import only after it.
     steps = {}
     optim = config.optim if abstract_state.d_params else dataclasses.replace(config.optim, r1_gamma=0.0)
     for with_r1 in train_step.variants(optim, first_step):
-      lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, abstract_batch)
+      lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, *inputs.values())
       steps[with_r1] = compilation.in_background(compilation.timed, lowered.compile)
 
     def create() -> train_state.TrainState:
@@ -141,7 +139,8 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         met.append(sample_fn)
       images = np.asarray(sample_fn(state.ema_params))
       if is_main:
-        grid = writers.make_picture(images, f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}')
+        title = f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}'
+        grid = writers.make_picture(images, title, _grid_labels(config)[1])
         writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
 
@@ -196,7 +195,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
             settle(most=0)
             profile.switch(progress.note)
           step_fn, _ = found
-          state, metrics = step_fn(state, batch['image'])
+          state, metrics = step_fn(state, *(batch[name] for name in inputs))
           step += 1
           pending.append((step, metrics))
           settle(most=_IN_FLIGHT if step > first_step + 1 else 0)  # the first is waited for, to say when it was done
@@ -247,17 +246,23 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
   """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare.
 
-  Points stay float32.
+  Points stay float32. A conditional run shows one row a class.
   """
+  label, _ = _grid_labels(config)
 
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
     shape = (config.train.num_samples, *config.image_shape)
-    generator_fn, schedule = train_state.make_sampler(config, ema_params)
+    generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
     images = sampling.sample(jax.random.key(config.seed), generator_fn, schedule, shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
   return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
+
+
+def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
+  """The labels of a grid, and its columns."""
+  return labels.for_grid(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
 
 
 def _digest(config: Config) -> str:
@@ -276,6 +281,7 @@ def _load_source(config: Config, say: Callable[[str], None]) -> sources.Source:
   source, error = None, ''
   try:
     source = sources.load_source(config.data, say)
+    labels.check_data(config, source)
   except UserError as mistake:
     error = str(mistake)
   agreement.meet('data')

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddgan_jax import diffusion, models
+from ddgan_jax import diffusion, labels, models
 from ddgan_jax.config import Config, ConfigError, OptimConfig
 from ddgan_jax.sampling import GeneratorFn
 
@@ -65,7 +65,7 @@ def make_schedule(config: Config) -> diffusion.Schedule:
 
 
 def make_sampler(
-    config: Config, params: Params, num_timesteps: int | None = None
+    config: Config, params: Params, num_timesteps: int | None = None, label: int | np.ndarray | jax.Array | None = None
 ) -> tuple[GeneratorFn, diffusion.Schedule]:
   """What `sampling.sample` needs to sample from a run, whatever its method.
 
@@ -76,16 +76,22 @@ def make_sampler(
     config: the run.
     params: G's parameters, such as the EMA.
     num_timesteps: steps to sample in; by default those of the run.
+    label: of a conditional run: what to sample, one label for all images or [B] int32, one each; by default no label,
+      which samples them all.
 
   Returns:
     (generator_fn, schedule), as `sampling.sample` takes them.
 
   Raises:
-    ConfigError: the run cannot be sampled in so many steps.
+    ConfigError: the run cannot be sampled in so many steps, or knows no such label.
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
-  predict = models.generator_fn(generator, params, schedule)
+  if label is None:
+    predict = models.generator_fn(generator, params, schedule)
+  else:
+    labels.check_asked(label, config.generator)
+    predict = _of_label(generator, params, schedule, jnp.asarray(label, jnp.int32))
   trained, gaussian = schedule.num_timesteps, config.method == 'gaussian'
   natural = 1 if config.method == 'augmented_gan' else trained
   num_timesteps = natural if num_timesteps is None else num_timesteps
@@ -101,6 +107,11 @@ def make_sampler(
     schedule, t_long = diffusion.respaced(schedule, num_timesteps)
     predict = _at_levels(predict, t_long)
   return predict, schedule
+
+
+def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: jax.Array) -> GeneratorFn:
+  return lambda x_tp1, t, z: models.generator_fn(
+      generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
 
 
 def _without_latent(predict: GeneratorFn) -> GeneratorFn:

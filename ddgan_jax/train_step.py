@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import diffusion, losses, models, sharding, train_state
+from ddgan_jax import diffusion, labels, losses, models, sharding, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.losses import HalfDraws, Metrics
 from ddgan_jax.train_state import TrainState
@@ -30,7 +30,9 @@ class Draws(NamedTuple):
   g: HalfDraws
 
 
-def make_draws(key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: int, latent_dim: int) -> Draws:
+def make_draws(
+    key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: int, latent_dim: int, label_dropout: float = 0.0
+) -> Draws:
   """Draws everything that a step needs.
 
   Args:
@@ -38,10 +40,12 @@ def make_draws(key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: 
     shape: (B, H, W, C) of the global batch.
     num_timesteps: T.
     latent_dim: nz.
+    label_dropout: probability that a row's label is withheld, in either half by itself.
   """
 
   def half(key):
-    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key = jax.random.split(key, 6)
+    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *label_key = jax.random.split(
+        key, 7 if label_dropout else 6)
     return HalfDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
@@ -49,6 +53,7 @@ def make_draws(key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: 
         z=jax.random.normal(z_key, (shape[0], latent_dim)),
         posterior_noise=jax.random.normal(posterior_key, shape),
         dropout_key=dropout_key,
+        keep_label=jax.random.bernoulli(label_key[0], 1 - label_dropout, shape[:1]) if label_dropout else None,
     )
 
   d_key, g_key = jax.random.split(key)
@@ -59,6 +64,7 @@ def train_step(
     state: TrainState,
     x_0: jax.Array,
     draws: Draws,
+    label: jax.Array | None = None,
     *,
     generator: models.Generator,
     discriminator: models.Discriminator | None,
@@ -82,6 +88,7 @@ def train_step(
     state: the state at step s.
     x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
     draws: all random numbers of the step.
+    label: [B] int32 of a conditional run; None of any other.
     generator, discriminator, schedule: the networks and the diffusion process; discriminator None for `gaussian`.
     optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
     num_steps: length of the cosine learning-rate schedules.
@@ -99,10 +106,10 @@ def train_step(
 
   def d_gradient(d_params, g_params, rows):
     # The fakes are made outside of the differentiated function: no gradient reaches G.
-    x_0, draws, places = rows
-    x_t, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places)
+    x_0, draws, places, label = rows
+    x_t, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places, label)
     (loss, parts), gradient = jax.value_and_grad(losses.discriminator_loss, has_aux=True)(
-        d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, optim.r1_gamma if with_r1 else None)
+        d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, optim.r1_gamma if with_r1 else None, label)
     return gradient, {'loss_d': loss, **parts}
 
   def g_gradient(g_params, d_params, rows):
@@ -118,17 +125,21 @@ def train_step(
       function = functools.partial(_mean_over_microbatches, function, accumulation)
       return (function if mesh is None else sharding.mean_gradient(function, mesh))(params, others, rows)
 
+  def rows_of(half):
+    withheld = label is not None and half.keep_label is not None
+    return x_0, half, places, jnp.where(half.keep_label, label, labels.NONE) if withheld else label
+
   places = jnp.arange(x_0.shape[0])
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if discriminator is not None:
-    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, (x_0, draws.d, places))
+    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, rows_of(draws.d))
     d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
     d_params = optax.apply_updates(d_params, d_updates)
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
     d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step)
 
   # G, with fresh draws on the same images, against the D that was just updated.
-  g_grads, g_metrics = mean_gradient(g_gradient, state.g_params, d_params, (x_0, draws.g, places))
+  g_grads, g_metrics = mean_gradient(g_gradient, state.g_params, d_params, rows_of(draws.g))
   g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
   g_params = optax.apply_updates(state.g_params, g_updates)
 
@@ -152,29 +163,40 @@ def train_step(
   return state, metrics
 
 
-def make_step_fn(
-    config: Config, mesh: Mesh, with_r1: bool
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-  """The jitted, sharded step of a run: (state, x_0) → (state, metrics), all draws made inside from state.rng.
+def inputs(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """The arrays of a batch that the step of `make_step_fn` takes after the state, in order: the images, and the labels
+  of a conditional run.
+  """
+  rows, batch = sharding.by_rows(mesh), config.data.batch_size
+  found = {'image': jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.float32, sharding=rows)}
+  if config.generator.num_classes:
+    found['label'] = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
+  return found
 
-  The state lies as `sharding.of_state` says and is donated, x_0 is split by rows, and so is the noise, which is drawn
-  for the global batch: a run does not depend on the number of devices.
+
+def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
+
+  The state lies as `sharding.of_state` says and is donated, `inputs` are split by rows, and so is the noise, which is
+  drawn for the global batch: a run does not depend on the number of devices.
   """
   generator, discriminator = train_state.make_networks(config)
   schedule = train_state.make_schedule(config)
 
-  def step(state: TrainState, x_0: jax.Array) -> tuple[TrainState, Metrics]:
+  label_dropout = config.generator.label_dropout if config.generator.num_classes else 0.0
+
+  def step(state: TrainState, x_0: jax.Array, label: jax.Array | None = None) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.rng, state.step)
-    draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz)
+    draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz, label_dropout)
     return train_step(
-        state, x_0, sharding.constrain_rows(draws, mesh), generator=generator, discriminator=discriminator,
+        state, x_0, sharding.constrain_rows(draws, mesh), label, generator=generator, discriminator=discriminator,
         schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1,
         augmented=config.method == 'augmented_gan', mesh=mesh, accumulation=config.parallel.accumulation)
 
   state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  rows = sharding.of_tree(inputs(config, mesh)).values()
   return jax.jit(
-      step, in_shardings=(state, sharding.by_rows(mesh)), out_shardings=(state, sharding.replicated(mesh)),
-      donate_argnums=0)
+      step, in_shardings=(state, *rows), out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
 
 
 def has_r1(optim: OptimConfig, step: int) -> bool:

@@ -48,9 +48,9 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   return grid
 
 
-def make_picture(images: np.ndarray, title: str) -> np.ndarray:
+def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> np.ndarray:
   """The picture of a batch, [H', W', C] uint8: a grid of uint8 images, or float32 points as a scatter with a title."""
-  return make_grid(images) if images.dtype == np.uint8 else scatter.draw(images.reshape(-1, 2), title)
+  return make_grid(images, columns) if images.dtype == np.uint8 else scatter.draw(images.reshape(-1, 2), title)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

@@ -64,6 +64,7 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
   """Every tensor of the generator in the original's order. Raises InteropError where the original has no such one."""
+  _check_no_labels('generator', config)
   if config.kind != 'ncsnpp' or not config.nz:
     raise InteropError(f"generator.{'kind' if config.kind != 'ncsnpp' else 'nz'}: the original has no generator with "
                        f"{f'kind={config.kind!r}' if config.kind != 'ncsnpp' else 'nz=0'}")
@@ -163,7 +164,8 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
 
 
 def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
-  """Every tensor of the discriminator in the original's order."""
+  """Every tensor of the discriminator in the original's order. Raises InteropError where the original has no such."""
+  _check_no_labels('discriminator', config)
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
   yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')
@@ -175,6 +177,12 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
     yield f'{there}.skip.0.weight', (here, 'shortcut', 'kernel'), 'conv'
   yield from _weight_and_bias('final_conv', ('conv_out',), 'conv')
   yield from _weight_and_bias('end_linear', ('dense_out',), 'linear')
+
+
+def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
+  if config.num_classes:
+    raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} that is '
+                       'told labels; 0 would be right')
 
 
 def _weight_and_bias(there: str, here: tuple[str, ...], layout: str) -> Iterator[Row]:

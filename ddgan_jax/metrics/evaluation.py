@@ -58,7 +58,7 @@ class Evaluator:
     mesh: the devices; all processes take part in every call.
     num: how many images of a set are measured.
     batch_size: images at a time, over all devices.
-    judge: of the data's classes, and whether images are stacks of three, for `modes`.
+    judge: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
     weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
     allow_any: also weights of another checksum than the published.
     say: gets sentences on what takes time.
@@ -75,14 +75,15 @@ class Evaluator:
     for name in metrics:
       if name not in METRICS:
         raise ConfigError(f'metrics: found {name!r}, must be some of {", ".join(METRICS)}')
-    comparing = [name for name in metrics if name != 'is']
+    comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
       raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
     if isinstance(reference, Statistics) and set(comparing) - {'fid'}:
       raise ConfigError(f'{", ".join(sorted(set(comparing) - {"fid"}))}: needs images as reference, but '
                         f'{reference.name} holds a mean and a covariance')
-    if 'modes' in metrics and judge is None:
-      raise ConfigError('modes: needs labelled data to know them by; give --workdir or --config')
+    if needs_judge(metrics) and judge is None:
+      raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
+                        '--config')
     self._metrics = tuple(metrics)
     self._reference = reference
     self._mesh = mesh
@@ -101,9 +102,10 @@ class Evaluator:
       params = vgg.load(weights.get('vgg16'), allow_any)
       self._networks['vgg16'] = Network(
           'VGG16 fc2', _fingerprint(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
-    if 'modes' in metrics:
+    if needs_judge(metrics):
       judge, stacked = judge
-      self._num_modes = judge.num_classes**(3 if stacked else 1)
+      self._judge, self._stack = judge, 3 if stacked else 1
+      self._num_modes = judge.num_classes**self._stack
       self._networks['judge'] = Network(
           'classifier of the data', judge.fingerprint, judge.params,
           lambda params, x: modes.read(params, x, judge.num_classes, stacked), 'features')
@@ -115,7 +117,12 @@ class Evaluator:
     Returns:
       {'images', 'n', 'reference', 'n_reference', 'biased', 'metrics': {name: {'value', 'features', …}}}; the values are
       Python numbers, the same on every process.
+
+    Raises:
+      ConfigError: the images do not compare with the reference, or were not asked for by label.
     """
+    if 'label_accuracy' in self._metrics:
+      check_asked(images)
     if isinstance(self._reference, ImageSet):
       image_sets.check_same_shape(images, self._reference)
     num = self._num if images.size is None else min(self._num, images.size)
@@ -154,6 +161,11 @@ class Evaluator:
           modes.count_modes(real, self._num_modes)):
         put(name, 'judge', value=value, of_reference=of_real, n_reference=len(real))
       put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
+    if 'label_accuracy' in self._metrics:
+      for name, value in modes.label_accuracy(
+          found['judge'].rows['mode'], images.asked(num), self._judge.num_classes, self._stack).items():
+        of_classifier = self._judge.accuracy ** (self._stack if name == 'label_accuracy' else 1)
+        put(name, 'judge', value=value, of_classifier=of_classifier, n_classifier=self._judge.num_held_out)
     return report
 
   def reference_statistics(self) -> Statistics:
@@ -270,10 +282,22 @@ def against_data(
   """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
   if config.data.is_points:
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
-  judge = (modes.load_judge(source, say), config.data.stack == 3) if 'modes' in config.eval.metrics else None
+  judge = (modes.load_judge(source, say), config.data.stack == 3) if needs_judge(config.eval.metrics) else None
   return Evaluator(
       config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
       judge, say=say).evaluate
+
+
+def needs_judge(metrics: Sequence[str]) -> list[str]:
+  """Those of `metrics` for which a classifier has to know the data's classes."""
+  return [name for name in metrics if name in ('modes', 'label_accuracy')]
+
+
+def check_asked(images: ImageSet) -> None:
+  """Raises ConfigError unless these images were asked for by label."""
+  if images.asked is None:
+    raise ConfigError(f'label_accuracy: {images.name} was not asked for by label; a --workdir whose '
+                      'generator.num_classes is above 0 would be right')
 
 
 def best_metric(config: Config) -> str | None:
@@ -284,7 +308,8 @@ def best_metric(config: Config) -> str | None:
 
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found', 'mode_kl': 'KL of modes to uniform',
-    'fd_classifier': 'Fréchet distance, not FID', 'in_mode': 'share of points in a mode'}
+    'fd_classifier': 'Fréchet distance, not FID', 'in_mode': 'share of points in a mode',
+    'label_accuracy': 'asked label seen', 'digit_accuracy': 'asked label seen in a channel'}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -301,6 +326,8 @@ def table(report: dict[str, Any]) -> str:
       other = entry['of_reference']
       text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'
       text += f', n = {entry["n_reference"]:,})'
+    if 'of_classifier' in entry:
+      text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
   if report['biased']:
     lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddgan_jax import sampling, sharding, train_state
+from ddgan_jax import labels, sampling, sharding, train_state
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
@@ -31,6 +31,7 @@ class ImageSet(NamedTuple):
     rows: (first, count) → uint8 (of points float32) [count / processes, H, W, C], this process's block of images
       first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
       `size` is any image.
+    asked: number → [number] int32, the labels that the first images were asked for; None where none were.
   """
 
   name: str
@@ -38,11 +39,14 @@ class ImageSet(NamedTuple):
   size: int | None
   shape: tuple[int, int, int]
   rows: Callable[[int, int], np.ndarray]
+  asked: Callable[[int], np.ndarray] | None = None
 
 
 def of_generator(
     config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
   """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
+
+  Those of a conditional run are asked for labels, uniform over all (`labels.draw`).
 
   Args:
     config: the run's.
@@ -54,8 +58,11 @@ def of_generator(
     A function of the EMA parameters, on the devices of `mesh` and whole or in parts, and of a name for the table.
   """
 
+  conditional = bool(config.generator.num_classes)
+
   def sample(params, indices):
-    generator_fn, schedule = train_state.make_sampler(config, sharding.gather(params, mesh), num_timesteps)
+    label = labels.draw(seed, indices, config.generator) if conditional else None
+    generator_fn, schedule = train_state.make_sampler(config, sharding.gather(params, mesh), num_timesteps, label)
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
@@ -67,8 +74,11 @@ def of_generator(
     indices = np.arange(first, first + count, dtype=np.int32)[block]
     return sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, indices)))
 
+  def asked(num: int) -> np.ndarray:
+    return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
+
   return lambda ema_params, name: ImageSet(
-      name, '', None, config.image_shape, functools.partial(local, ema_params))
+      name, '', None, config.image_shape, functools.partial(local, ema_params), asked if conditional else None)
 
 
 def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from ddgan_jax import models
+from ddgan_jax import labels, models
 from ddgan_jax.config import UserError
 from ddgan_jax.data.sources import Source
 
@@ -125,6 +125,25 @@ def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
   counts = np.bincount(labels, minlength=num_modes)
   p = counts[counts > 0] / counts.sum()
   return int((counts > 0).sum()), float((p * np.log(p * num_modes)).sum())
+
+
+def label_accuracy(found: np.ndarray, asked: np.ndarray, num_classes: int, stack: int) -> dict[str, float]:
+  """Share of images that the classifier takes for what they were asked to be.
+
+  Args:
+    found: [n] modes, as `read` gives them.
+    asked: [n] labels.
+    num_classes: `Judge.num_classes`.
+    stack: images that one label speaks of.
+
+  Returns:
+    `label_accuracy`, and for stacks also `digit_accuracy`, that of the single images.
+  """
+  wanted = labels.digits(asked, stack)
+  seen = found[:, None] // num_classes ** np.arange(stack - 1, -1, -1) % num_classes
+  right = seen == wanted
+  whole = {'label_accuracy': float(right.all(1).mean())}
+  return whole | ({'digit_accuracy': float(right.mean())} if stack > 1 else {})
 
 
 def _initial(num_classes: int, image_shape: tuple[int, int, int]) -> Any:

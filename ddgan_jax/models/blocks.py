@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddgan_jax import labels
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import resample
 
@@ -107,6 +108,29 @@ class AdaptiveGroupNorm(nn.Module):
         2 * channels, kernel_init=default_init(), bias_init=scale_one_shift_zero, dtype=self.dtype, name='style')(zemb)
     scale, shift = jnp.split(style.astype(jnp.float32), 2, axis=1)
     return normalise(x, scale, shift)
+
+
+class LabelEmbedding(nn.Module):
+  """A learned vector for each class, and one, the last row, for no label; of a stack the sum of one for each image.
+
+  Attributes:
+    num_classes: classes of each image.
+    stack: images that one label speaks of.
+    features: width of the vectors.
+  """
+
+  num_classes: int
+  stack: int
+  features: int
+
+  @nn.compact
+  def __call__(self, label: jax.Array | None, batch: int) -> jax.Array:
+    """label [B] int32, below 0 where there is none, or None where there is none at all → [B, features] float32."""
+    init = nn.initializers.normal(self.features**-0.5)
+    tables = self.param('tables', init, (self.stack, self.num_classes + 1, self.features))
+    label = jnp.full(batch, labels.NONE) if label is None else label
+    rows = jnp.where(label[:, None] < 0, self.num_classes, labels.digits(label, self.stack))
+    return tables[jnp.arange(self.stack), rows].sum(1)
 
 
 def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.models import resample
-from ddgan_jax.models.blocks import INV_SQRT_2, conv3x3, default_init, sinusoids
+from ddgan_jax.models.blocks import INV_SQRT_2, LabelEmbedding, conv3x3, default_init, sinusoids
 
 _FIR_KERNEL = (1.0, 3.0, 3.0, 1.0)
 
@@ -41,13 +41,16 @@ class Discriminator(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array) -> jax.Array:
+  def __call__(
+      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
+  ) -> jax.Array:
     """Scores a batch of pairs.
 
     Args:
       x_t: [B, H, W, C] float32, the less noisy neighbour, real or drawn with the help of G.
       t: [B] int32 in 0 … T-1, its index.
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
+      label: [B] int32, read if `config.num_classes` is above 0; `labels.NONE` is no label, and so is None.
 
     Returns:
       [B] float32 logits, high for real.
@@ -73,7 +76,27 @@ class Discriminator(nn.Module):
     h = minibatch_stddev(h, config.stddev_group)
     h = conv3x3(8 * config.ngf, 'conv_out', self.dtype, init_scale=0.0 if config.kind == 'small' else 1.0)(h)
     h = leaky_relu(h).astype(jnp.float32).sum((1, 2))
-    return nn.Dense(1, kernel_init=default_init(), name='dense_out')(h)[:, 0]
+    return score(config, h, label)
+
+
+def score(config: DiscriminatorConfig, h: jax.Array, label: jax.Array | None) -> jax.Array:
+  """The last layer, inside a compact module; with classes the projection discriminator (Miyato and Koyama, 2018).
+
+      logit = <w, h> + b  or  <w, h> + b + <V[label], h>  (their equation 3), with a row of V for no label
+
+  Args:
+    config: uses num_classes and stack.
+    h: [B, F] float32, the features.
+    label: [B] int32, or None.
+
+  Returns:
+    [B] float32.
+  """
+  logits = nn.Dense(1, kernel_init=default_init(), name='dense_out')(h)[:, 0]
+  if config.num_classes:
+    of_label = LabelEmbedding(config.num_classes, config.stack, h.shape[1], name='label_embedding')(label, len(h))
+    logits += (of_label * h).sum(1)
+  return logits
 
 
 class DiscriminatorBlock(nn.Module):

@@ -31,8 +31,8 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, *, deterministic: bool = True,
-      places: jax.Array | None = None
+      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, *,
+      deterministic: bool = True, places: jax.Array | None = None
   ) -> jax.Array:
     """Predicts what `config.prediction` says: x_0, unless told otherwise.
 
@@ -41,6 +41,7 @@ class Generator(nn.Module):
       t: [B] int32 in 0 … T-1, the index of the less noisy neighbour; with `embedding_type='fourier'`
         the positive float32 noise level sigma_bar[t+1] instead (see `generator_fn`).
       z: [B, nz] float32, standard normal.
+      label: [B] int32, read if `config.num_classes` is above 0; `labels.NONE` is no label, and so is None.
       deterministic: no dropout.
       places: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
 
@@ -53,6 +54,11 @@ class Generator(nn.Module):
     resampling_block = config.resblock_type != 'ddpm'
 
     zemb = self._latent_mapping(z) if config.nz else None
+    if config.num_classes:
+      # As Dhariwal and Nichol (2021) add the class to the embedding of t: each adaptive norm has its own map of both.
+      of_label = blocks.LabelEmbedding(
+          config.num_classes, config.stack, config.z_emb_dim, name='label_embedding')(label, len(x_tp1))
+      zemb = of_label if zemb is None else zemb + of_label
     temb = nn.silu(self._time_embedding(t)) if config.conditional else None
 
     if deterministic:
@@ -176,7 +182,7 @@ def generator_fn(generator, params, schedule, **apply_kwargs):
     generator: the module, of either kind.
     params: its parameters, as in `state.g_params` or `state.ema_params`.
     schedule: `diffusion.Schedule`, for sigma_bar.
-    **apply_kwargs: for `generator.apply`, such as `deterministic=False, rngs={'dropout': key}`.
+    **apply_kwargs: for `generator.apply`, such as `label`, or `deterministic=False, rngs={'dropout': key}`.
 
   Returns:
     (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32; from a generator with prediction='x_t'

@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig
-from ddgan_jax.models.blocks import default_init, sinusoids
-from ddgan_jax.models.discriminator import leaky_relu
+from ddgan_jax.models.blocks import LabelEmbedding, default_init, sinusoids
+from ddgan_jax.models.discriminator import leaky_relu, score
 
 _HIDDEN_LAYERS = 3
 _TIME_FEATURES = 32
+_LABEL_FEATURES = 32
 
 
 class MlpGenerator(nn.Module):
   """G(x_{t+1}, t, z), with hidden layers of width `num_channels_dae`.
 
   Attributes:
-    config: uses num_channels_dae, nz, conditional, prediction and not_use_tanh.
+    config: uses num_channels_dae, nz, conditional, num_classes, prediction and not_use_tanh.
     dtype: of the arithmetic; parameters and the output are float32.
   """
 
@@ -30,13 +31,16 @@ class MlpGenerator(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, **training) -> jax.Array:
+  def __call__(
+      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, **training
+  ) -> jax.Array:
     """Predicts what `config.prediction` says; see `Generator`. `training` (places, deterministic) makes no difference.
 
     Args:
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
       t: [B] int32 in 0 … T-1, the index of the less noisy neighbour.
       z: [B, nz] float32, standard normal.
+      label: [B] int32; see `Generator`.
 
     Returns:
       [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
@@ -46,6 +50,9 @@ class MlpGenerator(nn.Module):
     inputs = [x_tp1.reshape(len(x_tp1), -1), z]
     if config.conditional:
       inputs.append(sinusoids(t, _TIME_FEATURES))
+    if config.num_classes:
+      inputs.append(LabelEmbedding(
+          config.num_classes, config.stack, _LABEL_FEATURES, name='label_embedding')(label, len(x_tp1)))
     h = _hidden_layers(inputs, config.num_channels_dae, self.dtype)
     size = x_tp1[0].size
     out = nn.Dense(size, kernel_init=default_init(), dtype=self.dtype, name='dense_out')(h).astype(jnp.float32)
@@ -57,7 +64,7 @@ class MlpDiscriminator(nn.Module):
   """D(x_t, t, x_{t+1}), with hidden layers of width `ngf`; rows do not see each other.
 
   Attributes:
-    config: uses ngf and t_emb_dim, the number of sinusoids.
+    config: uses ngf, num_classes and t_emb_dim, the number of sinusoids.
     dtype: of the arithmetic; parameters and the logits are float32.
   """
 
@@ -65,12 +72,14 @@ class MlpDiscriminator(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array) -> jax.Array:
+  def __call__(
+      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
+  ) -> jax.Array:
     """Scores a batch of pairs [B, H, W, C]; see `Discriminator`. Returns [B] float32 logits, high for real."""
     batch = len(x_t)
     inputs = [x_t.reshape(batch, -1), x_tp1.reshape(batch, -1), sinusoids(t, self.config.t_emb_dim)]
     h = _hidden_layers(inputs, self.config.ngf, self.dtype).astype(jnp.float32)
-    return nn.Dense(1, kernel_init=default_init(), name='dense_out')(h)[:, 0]
+    return score(self.config, h, label)
 
 
 def _hidden_layers(inputs: list[jax.Array], width: int, dtype: jnp.dtype) -> jax.Array:
