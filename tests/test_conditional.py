@@ -107,7 +107,7 @@ def test_generator(config):
   assert shapes.pop('label_embedding')['tables'].shape == (config.stack, 6, width)
   if config.nz and config.kind == 'ncsnpp':
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, plain)
-  params = filled(shapes_of(g_module(told), *inputs))
+  params = filled(shapes_of(g_module(told), *inputs), scale=1.0 if config.kind == 'mlp' else 0.3)
   one = [np.broadcast_to(array[:1], array.shape) for array in inputs]  # the same noise in every row
   apply = jax.jit(g_module(told).apply)
   label = np.array([-1, 2, 4, 2], np.int32) if config.stack == 1 else np.array([-1, 123, 321, 123], np.int32)
