@@ -4,8 +4,8 @@
     python -m ddgan_jax.convert --to_pytorch netG.pth --workdir runs/cifar10
 
 In: `netG_<epoch>.pth` (an EMA generator) or `content.pth` (what the original resumes from) becomes a workdir that
-`sample`, `evaluate` and `main` accept. The config must be of the file's architecture, and says on which data `main` goes
-on. Out: the EMA as the original's test script loads it, or with `--resume_file` a `content.pth`.
+`sample`, `evaluate` and `main` accept. The config must be of the file's architecture; its data are what `main` goes on
+with. Out: the EMA as the original's test script loads it, or with `--resume_file` a `content.pth`.
 """
 
 from __future__ import annotations
