@@ -16,6 +16,7 @@ setup(
         'clu>=0.0.12',
         'etils[epath]',
         'filelock',
+        'flatbuffers',  # which jax.export writes with, and does not declare
         'flax>=0.12,<0.13',
         'grain>=0.2.18',
         'jax>=0.10',
@@ -27,6 +28,7 @@ setup(
         'orbax-checkpoint>=0.12.8,<0.13',
         'pillow',
         'requests',
+        'safetensors',
         'scikit-learn',
         # 4.9.10 is the version whose download hooks data/tfds_reader.py was written against.
         'tensorflow-datasets>=4.9.10,<4.10',

@@ -32,7 +32,7 @@ def load(
   """Loads the EMA generator of a run, ready for `sampling.sample`.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder, or a `.safetensors` file that `python -m ddgan_jax.export` wrote of it.
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
     num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
     sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
@@ -52,6 +52,16 @@ def load(
   from ddgan_jax import train_state
   from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  if str(workdir).endswith('.safetensors'):
+    from ddgan_jax.interop import safetensors_file
+
+    params, config, saved_step = safetensors_file.read(workdir)
+    if step not in (None, saved_step):
+      raise CheckpointError(f'{workdir}: holds step {saved_step}, not {step}')
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
+    return Run(*train_state.make_sampler(config, params, num_timesteps), config, saved_step, params)
+
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():
     raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
@@ -62,7 +72,6 @@ def load(
   if not steps or (step is not None and step not in steps):
     found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = train_state.abstract(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, say=print)

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddgan_jax.interop import torch_file
+from ddgan_jax.config import UserError
+from ddgan_jax.interop import torch_file, torch_writer
 from ddgan_jax.interop.torch_file import TorchFileError
 from tests.conftest import GOLDEN
 
@@ -163,3 +164,60 @@ def test_checkpoints_of_something_else(tmp_path, content, message):
   in_zip(tmp_path / 'x.pth', pickle.dumps(content, 2))
   with pytest.raises(TorchFileError, match=message):
     torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def test_a_resume_file_of_pytorch():
+  """After one step of Adam with gradient 2: moments 2 (1 - 0.5) and 4 (1 - 0.9); options as a dict."""
+  content = torch_file.read_checkpoint(GOLDEN / 'torch_resume.pth')
+  assert [*content] == ['epoch', 'global_step', 'args', 'netG_dict', 'optimizerG', 'schedulerG']
+  assert content['args'] == {'num_timesteps': 4, 'ch_mult': [1, 2], 'attn_resolutions': (16,), 'fir': True,
+                             'lazy_reg': None, 'lr_g': 0.1, 'exp': 'x'}
+  assert {name: array.tolist() for name, array in content['netG_dict'].items()} == {
+      'module.a.weight': [[3, 3, 3]] * 2, 'module.a.bias': [3, 3]}
+  assert content['optimizerG']['param_groups'][0]['betas'] == (0.5, 0.9)
+  for i, shape in enumerate([(2, 3), (2,)]):
+    entry = content['optimizerG']['state'][i]
+    assert entry['step'] == 1
+    for name, value in (('exp_avg', 1), ('exp_avg_sq', 0.4), ('ema', 7)):
+      np.testing.assert_allclose(entry[name], np.full(shape, value), rtol=1e-6)
+  assert content['schedulerG']['T_max'] == 10
+
+
+@pytest.mark.parametrize('content, message', [
+    ([1, 2], 'holds a value of type list, must be a dict with tensors in it'),
+    ({'a': {'b': [1, {2}]}}, r'holds a value of type set under a\.b\.1, must hold tensors, numbers and texts alone'),
+    ({'a': {(1, 2): 3}}, r'under a\.\(1, 2\), must hold'),
+])
+def test_checkpoints_that_hold_other_things(tmp_path, content, message):
+  in_zip(tmp_path / 'x.pth', pickle.dumps(content, 4))
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+  cyclic = {'a': []}
+  cyclic['a'].append(cyclic)
+  nested = [[]]
+  for _ in range(60):
+    nested = [nested, nested]  # 2**60 lists to whoever walks them one by one
+  in_zip(tmp_path / 'x.pth', pickle.dumps({'cyclic': cyclic, 'nested': nested}, 2))
+  found = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  assert found['cyclic']['a'][0] is found['cyclic']
+
+
+def test_written_and_read(tmp_path):
+  content = {
+      'state': {0: {'step': np.float32([3]).reshape(()), 'x': BASE.transpose(2, 0, 1)}, 1: {'step': 7}},
+      'groups': [{'betas': (0.5, 0.9), 'on': True, 'none': None, 'big': 2**40}], 'empty': np.zeros((0, 3), np.float32),
+      'int64': np.arange(3), 'text': 'x', 'nothing': {}}
+  torch_writer.write_checkpoint(tmp_path / 'x.pth', content)
+  found = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  leaves, structure = jax.tree.flatten(content)
+  found_leaves, found_structure = jax.tree.flatten(found)
+  assert found_structure == structure
+  for leaf, expected in zip(found_leaves, leaves, strict=True):
+    assert np.asarray(leaf).dtype == np.asarray(expected).dtype
+    np.testing.assert_array_equal(leaf, expected)
+  assert os.listdir(tmp_path) == ['x.pth']
+  with pytest.raises(UserError, match='cannot be written'):
+    torch_writer.write_checkpoint(tmp_path / 'no' / 'x.pth', content)

@@ -7,59 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import diffusion, models, sharding, train_state, train_step
-from ddgan_jax.config import DiscriminatorConfig, OptimConfig
+from ddgan_jax import sharding, train_state, train_step
+from ddgan_jax.config import OptimConfig
 from ddgan_jax.interop import pytorch
-from tests.conftest import generator_config, golden, nhwc, state_dict
+from tests.golden_steps import GoldenSteps
 
 
 @pytest.mark.parametrize('accumulation, remat', [(1, False), (2, True)])
 def test_golden_steps(accumulation, remat):
   """Four steps, two of them with R1: every loss, and afterwards G, D and the EMA."""
-  arrays, options = golden('train_step.npz')
-  g_config = generator_config(options)
-  d_config = DiscriminatorConfig(kind=options['d_kind'], ngf=options['d_ngf'], t_emb_dim=options['d_t_emb_dim'])
-  # The original steps its cosine once an epoch, so these four steps have constant learning rates.
-  forever = 10**9
-  optim = OptimConfig(
-      lr_g=options['lr_g'], lr_d=options['lr_d'], lr_min=0.0, beta1=options['beta1'], beta2=options['beta2'],
-      ema_decay=options['ema_decay'], r1_gamma=options['r1_gamma'], lazy_reg=options['lazy_reg'])
-  g_optimizer, d_optimizer = train_state.make_optimizers(optim, forever)
-  g_params = pytorch.generator_params(state_dict(arrays['G_param_names']), g_config)
-  d_params = pytorch.discriminator_params(state_dict(arrays['D_param_names']), d_config)
-  state = train_state.TrainState(
-      step=jnp.int32(0), rng=jax.random.key(0), g_params=g_params, d_params=d_params, ema_params=g_params,
-      g_opt_state=g_optimizer.init(g_params), d_opt_state=d_optimizer.init(d_params))
-  schedule = diffusion.make_schedule(
-      options['num_timesteps'], beta_min=options['beta_min'], beta_max=options['beta_max'])
+  golden = GoldenSteps(accumulation, remat)
+  state = golden.initial_state()
+  for i in range(golden.options['steps']):
+    state, metrics = golden.step(state, i)
+    golden.check_losses(metrics, i)
+    assert ('r1_penalty' in metrics) == (i % 2 == 0)
 
-  @jax.jit(static_argnames='with_r1')
-  def run(state, x_0, draws, with_r1):
-    return train_step.train_step(
-        state, x_0, draws, generator=models.Generator(g_config, remat=remat),
-        discriminator=models.Discriminator(d_config, remat=remat), schedule=schedule, optim=optim, num_steps=forever,
-        with_r1=with_r1, accumulation=accumulation)
-
-  # The original groups strided rows for the minibatch stddev, this project neighbouring ones.
-  order = np.arange(options['batch']).reshape(4, -1).T.ravel()
-  for i in range(options['steps']):
-    def get(name, i=i):
-      array = arrays[f'step{i}/{name}'][order]
-      return nhwc(array) if array.ndim == 4 else array
-
-    halves = {
-        half: train_step.HalfDraws(
-            t=get(f'{half}_t').astype(np.int32), noise_t=get(f'{half}_noise_t'), noise_tp1=get(f'{half}_noise_tp1'),
-            z=get(f'{half}_z'), posterior_noise=get(f'{half}_noise_posterior'), dropout_key=jax.random.key(0))
-        for half in 'dg'}
-    with_r1 = train_step.has_r1(optim, i)
-    assert with_r1 == (i % 2 == 0)
-    state, metrics = run(state, get('x_0'), train_step.Draws(**halves), with_r1=with_r1)
-    for name in ('loss_d_real', 'loss_d_fake', 'loss_g', 'r1_penalty'):
-      if name in metrics:
-        assert float(metrics[name]) == pytest.approx(float(arrays[f'step{i}/{name}']), rel=1e-4), (i, name)
-    assert ('r1_penalty' in metrics) == with_r1
-
+  arrays, options, optim = golden.arrays, golden.options, golden.optim
+  g_config, d_config = golden.g_config, golden.d_config
   for name, tensors in (
       ('G_after', pytorch.generator_state_dict(state.g_params, g_config)),
       ('D_after', pytorch.discriminator_state_dict(state.d_params, d_config)),

@@ -8,11 +8,15 @@ its `NIN` layers, which are in × out on both sides.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ddgan_jax import models
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig, UserError
 from ddgan_jax.models.discriminator import BLOCKS
 
@@ -39,9 +43,9 @@ def generator_params(state_dict: Mapping[str, np.ndarray], config: GeneratorConf
     Nested dict of float32 numpy arrays.
 
   Raises:
-    InteropError: names the first missing or unknown tensor.
+    InteropError: names the first tensor that is missing, unknown or of another shape.
   """
-  return _to_params(state_dict, generator_rows(config))
+  return _to_params(state_dict, generator_rows(config), _generator_shapes(config))
 
 
 def discriminator_params(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> Params:
@@ -49,7 +53,7 @@ def discriminator_params(state_dict: Mapping[str, np.ndarray], config: Discrimin
 
   See `generator_params`.
   """
-  return _to_params(state_dict, discriminator_rows(config))
+  return _to_params(state_dict, discriminator_rows(config), _discriminator_shapes(config))
 
 
 def generator_state_dict(params: Params, config: GeneratorConfig) -> StateDict:
@@ -65,9 +69,11 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
   """Every tensor of the generator in the original's order. Raises InteropError where the original has no such one."""
   _check_no_labels('generator', config)
-  if config.kind != 'ncsnpp' or not config.nz:
-    raise InteropError(f"generator.{'kind' if config.kind != 'ncsnpp' else 'nz'}: the original has no generator with "
-                       f"{f'kind={config.kind!r}' if config.kind != 'ncsnpp' else 'nz=0'}")
+  for field, possible in (
+      ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0')):
+    if not possible:
+      raise InteropError(
+          f'generator.{field}: the original has no generator with {field}={getattr(config, field)!r}')
   counter = iter(range(10_000))
   ddpm = config.resblock_type == 'ddpm'
   last = len(config.ch_mult) - 1
@@ -164,8 +170,10 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
 
 
 def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
-  """Every tensor of the discriminator in the original's order. Raises InteropError where the original has no such."""
+  """Every tensor of the discriminator in the original's order. Raises InteropError where there is no such one."""
   _check_no_labels('discriminator', config)
+  if config.kind not in BLOCKS:
+    raise InteropError(f'discriminator.kind: the original has no discriminator with kind={config.kind!r}')
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
   yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')
@@ -183,6 +191,19 @@ def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -
   if config.num_classes:
     raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} that is '
                        'told labels; 0 would be right')
+
+
+@functools.lru_cache(maxsize=8)
+def _generator_shapes(config: GeneratorConfig) -> Params:
+  x = jnp.zeros((1, config.image_size, config.image_size, config.num_channels))
+  init = models.Generator(config).init
+  return jax.eval_shape(init, jax.random.key(0), x, jnp.ones(1), jnp.zeros((1, config.nz)))['params']
+
+
+@functools.lru_cache(maxsize=8)
+def _discriminator_shapes(config: DiscriminatorConfig) -> Params:
+  x = jnp.zeros((1, config.image_size, config.image_size, config.num_channels))
+  return jax.eval_shape(models.Discriminator(config).init, jax.random.key(0), x, jnp.ones(1), x)['params']
 
 
 def _weight_and_bias(there: str, here: tuple[str, ...], layout: str) -> Iterator[Row]:
@@ -214,7 +235,7 @@ _OUTWARD = {
 }
 
 
-def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row]) -> Params:
+def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes: Params) -> Params:
   left = {name.removeprefix('module.'): array for name, array in state_dict.items()}
   params: Params = {}
   for name, path, layout in rows:
@@ -222,6 +243,10 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row]) -> Par
       raise InteropError(f'{name}: no such tensor in the file, but the configured architecture has one '
                          f'({"/".join(path)})')
     array = np.asarray(left.pop(name), np.float32)
+    expected = path if layout == 'unused' else _OUTWARD[layout](_empty(_leaf(shapes, path).shape)).shape
+    if array.shape != expected:
+      raise InteropError(f'{name}: has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
+                         'architecture')
     if layout == 'unused':
       continue
     *parents, leaf = path
@@ -241,8 +266,14 @@ def _to_state_dict(params: Params, rows: Iterator[Row]) -> StateDict:
     if layout == 'unused':
       state_dict[name] = np.zeros(path, np.float32)
       continue
-    leaf: Any = params
-    for part in path:
-      leaf = leaf[part]
-    state_dict[name] = np.ascontiguousarray(_OUTWARD[layout](np.asarray(leaf)))
+    state_dict[name] = np.ascontiguousarray(_OUTWARD[layout](np.asarray(_leaf(params, path))))
   return state_dict
+
+
+def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
+  return functools.reduce(lambda node, part: node[part], path, tree)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+  """An array of that shape that takes no memory."""
+  return np.broadcast_to(np.float32(0), shape)

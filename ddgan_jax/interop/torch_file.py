@@ -1,8 +1,10 @@
-"""PyTorch's state dict files (`.pth`) as numpy arrays; needs no PyTorch, and runs nothing that a file asks for.
+"""PyTorch's checkpoints (`.pth`) as numpy arrays; needs no PyTorch, and runs nothing that a file asks for.
 
 Both formats that `torch.save` has had since 2017: a zip of one pickle and raw storages, and before 1.6 a row of pickles
 followed by the storages. A pickle may name any function of Python and have it called, so that the unpickler here knows
-the handful of names that a state dict needs and refuses all others.
+the handful of names that a checkpoint needs and refuses all others. That is stricter than `torch.load` with
+`weights_only=True`, in which ways to run code were found (CVE-2025-32434, CVE-2026-24747), and it reads what that one
+refuses: the `argparse.Namespace` of a resume file, as a dict.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
@@ -23,14 +25,14 @@ from ddgan_jax.config import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_DTYPES = {
+DTYPES = {
     'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16', 'BFloat16Storage': 'bfloat16',
     'LongStorage': 'int64', 'IntStorage': 'int32', 'ShortStorage': 'int16', 'CharStorage': 'int8',
     'ByteStorage': 'uint8', 'BoolStorage': 'bool'}
 
 
 class TorchFileError(UserError):
-  """The file is not a state dict that can be read here."""
+  """The file is not a checkpoint that can be read here."""
 
 
 class _Storage(NamedTuple):
@@ -63,17 +65,36 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what a state dict does not
       need; one sentence.
   """
-  path = os.fspath(path)
+  return _read(os.fspath(path), _check_state_dict)
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads a file that `torch.save` wrote of a dict of tensors, numbers and texts in dicts, lists and tuples.
+
+  Args:
+    path: a file in PyTorch's zip format or its older one.
+
+  Returns:
+    The dict, with arrays for tensors (see `read_state_dict`) and dicts for what had attributes.
+
+  Raises:
+    TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what such a dict does not
+      need; one sentence.
+  """
+  return _read(os.fspath(path), _check_checkpoint)
+
+
+def _read(path: str, check: Callable[[str, Any], None]) -> dict[str, Any]:
   try:
     with open(path, 'rb') as file:
       is_zip = file.read(4) == b'PK\x03\x04'
       file.seek(0)
-      return _read_zip(path, file) if is_zip else _read_legacy(path, file)
+      return (_read_zip if is_zip else _read_legacy)(path, file, check)
   except OSError as e:
     raise TorchFileError(f'{path}: cannot be read ({e.strerror or e})') from e
 
 
-def _read_zip(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> dict[str, Any]:
   try:
     with zipfile.ZipFile(file) as archive:
       pickles = [name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl')]
@@ -84,12 +105,14 @@ def _read_zip(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
         raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
       with archive.open(pickles[0]) as stream:
         found = _unpickle(path, stream)
-      return _arrays(path, found, lambda storage: archive.read(f'{root}data/{storage.key}'))
+      check(path, found)
+      _fill(path, found, lambda storage: archive.read(f'{root}data/{storage.key}'))
+      return found
   except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as e:
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
 
 
-def _read_legacy(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_legacy(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> dict[str, Any]:
   length = os.path.getsize(path)
   if file.peek(1)[:1] != pickle.PROTO or _unpickle(path, file) != _MAGIC:
     raise TorchFileError(f'{path}: is not a PyTorch checkpoint ({length:,} bytes in neither of the formats that '
@@ -101,6 +124,7 @@ def _read_legacy(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
     raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
   storages: dict[str, _Storage] = {}
   found = _unpickle(path, file, storages)
+  check(path, found)
   keys = _unpickle(path, file)
   if not isinstance(keys, list) or set(keys) != set(storages):
     raise TorchFileError(f'{path}: {_DAMAGED} (its list of storages does not fit)')
@@ -120,7 +144,8 @@ def _read_legacy(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
     file.seek(places[storage.key])
     return file.read(storage.total * _dtype(storage).itemsize)
 
-  return _arrays(path, found, read)
+  _fill(path, found, read)
+  return found
 
 
 _DAMAGED = 'is truncated or damaged'
@@ -131,7 +156,7 @@ def _dtype(storage: _Storage) -> np.dtype:
 
 
 def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
-  """The next pickle of the stream, with every tensor as a `_Tensor`; adds the storages that it names."""
+  """The next pickle of the stream in plain types and `_Tensor`s; adds the storages that it names."""
   storages = {} if storages is None else storages
 
   # What a pickle can get hold of is made anew for each, and has no state that it could change for others.
@@ -153,24 +178,29 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
       if len(state) == 5:
         self.data = state[0]
 
+  class Namespace:
+    """The options of a command, of which only the attributes matter."""
+
   known: dict[str, Any] = {
+      'argparse.Namespace': Namespace,
       'collections.OrderedDict': collections.OrderedDict,
+      'torch.Size': tuple,
       'torch._utils._rebuild_tensor': rebuild,
       'torch._utils._rebuild_tensor_v2': rebuild,
       'torch._utils._rebuild_parameter': lambda data, *unused: data,
       'torch.nn.parameter.Parameter': Parameter,
-      **{f'torch.{name}': dtype for name, dtype in _DTYPES.items()}}
+      **{f'torch.{name}': dtype for name, dtype in DTYPES.items()}}
 
   class Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
       if f'{module}.{name}' not in known:
-        raise TorchFileError(f'{path}: asks for {module}.{name}, which the tensors of a state dict do not need; '
+        raise TorchFileError(f'{path}: asks for {module}.{name}, which a checkpoint of tensors does not need; '
                              'refused, because a checkpoint can run any code that it names')
       return known[f'{module}.{name}']
 
     def persistent_load(self, pid):
       kind, dtype, key, _, total, *view = pid
-      if kind != 'storage' or dtype not in _DTYPES.values() or type(total) is not int or total < 0:
+      if kind != 'storage' or dtype not in DTYPES.values() or type(total) is not int or total < 0:
         raise pickle.UnpicklingError('an unknown kind of storage')
       storage = _Storage(str(key), dtype, 0, total, total)
       if storages.setdefault(storage.key, storage) != storage:
@@ -182,28 +212,78 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
         storage = storage._replace(start=start, size=size)
       return storage
 
+  made: dict[int, Any] = {}  # by id: a pickle may hold one thing many times, or inside itself
+
+  def plain(value):
+    if id(value) in made:
+      return made[id(value)]
+    if isinstance(value, Parameter):
+      return plain(value.data)
+    if isinstance(value, Namespace):
+      return plain(vars(value))
+    if isinstance(value, dict):
+      new = made[id(value)] = {}
+      new.update((key, plain(item)) for key, item in value.items())
+    elif isinstance(value, list):
+      new = made[id(value)] = []
+      new.extend(map(plain, value))
+    elif type(value) is tuple:
+      new = made[id(value)] = tuple(map(plain, value))
+    else:
+      new = value
+    return new
+
   try:
-    found = Unpickler(stream, encoding='utf-8').load()
+    return plain(Unpickler(stream, encoding='utf-8').load())
   except UserError:
     raise
   except Exception as e:  # the machine that a pickle is a program for fails in many ways
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e).strip(".") or type(e).__name__})') from e
-  if isinstance(found, dict):
-    found = type(found)((k, v.data if isinstance(v, Parameter) else v) for k, v in found.items())
-  return found
 
 
-def _arrays(path: str, found: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
+def _check_state_dict(path: str, found: Any) -> None:
   if not isinstance(found, dict) or not found:
     raise TorchFileError(f'{path}: holds {_describe(found)}, must be a state dict (a dict of name to tensor)')
   for name, value in found.items():
     if not isinstance(name, str) or not isinstance(value, _Tensor):
       raise TorchFileError(f'{path}: holds {_describe(value)} under {name!r}, must be a state dict (a dict of name to '
                            'tensor); save that part of it alone')
+
+
+def _check_checkpoint(path: str, found: Any) -> None:
+  if not isinstance(found, dict) or not found:
+    raise TorchFileError(f'{path}: holds {_describe(found)}, must be a dict with tensors in it')
+  for container, key, name, value in _items(found):
+    wrong_key = isinstance(container, dict) and type(key) not in (str, int)
+    if wrong_key or (type(value) not in (_Tensor, bool, int, float, str, dict, list, tuple) and value is not None):
+      raise TorchFileError(f'{path}: holds {_describe(value)} under {name}, must hold tensors, numbers and texts alone')
+    if isinstance(container, tuple) and isinstance(value, _Tensor):
+      raise TorchFileError(f'{path}: holds a tensor in a tuple under {name}, must hold tensors in dicts and lists')
+
+
+def _items(found: dict) -> Iterator[tuple[Any, Any, str, Any]]:
+  """(container, key, name of the place, value) of all that is in `found`, in its order, each container once."""
+  stack, seen = [('', found)], set()
+  while stack:
+    name, container = stack.pop()
+    if id(container) in seen:
+      continue
+    seen.add(id(container))
+    inside = []
+    for key, value in [*(container.items() if isinstance(container, dict) else enumerate(container))]:
+      place = f'{name}.{key}' if name else str(key)
+      yield container, key, place, value
+      if isinstance(value, (dict, list)) or type(value) is tuple:
+        inside.append((place, value))
+    stack.extend(reversed(inside))
+
+
+def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
+  """Puts arrays in the place of the tensors."""
+  tensors = [item for item in _items(found) if isinstance(item[3], _Tensor)]
   raw: dict[str, np.ndarray] = {}
-  uses = collections.Counter(value.storage.key for value in found.values())
-  arrays = {}
-  for name, (storage, offset, shape, strides) in found.items():
+  uses = collections.Counter(tensor.storage.key for *_, tensor in tensors)
+  for container, key, name, (storage, offset, shape, strides) in tensors:
     dtype = _dtype(storage)
     if storage.key not in raw:
       data = read(storage)
@@ -216,11 +296,10 @@ def _arrays(path: str, found: Any, read: Callable[[_Storage], bytes]) -> dict[st
     if last >= max(storage.size, 1) or math.prod(shape) > storage.size:
       raise TorchFileError(f'{path}: {_DAMAGED} ({name} reaches beyond its data)')
     flat = raw[storage.key][storage.start + offset:]
-    arrays[name] = np.lib.stride_tricks.as_strided(flat, shape, [dtype.itemsize * n for n in strides]).copy()
+    container[key] = np.lib.stride_tricks.as_strided(flat, shape, [dtype.itemsize * n for n in strides]).copy()
     uses[storage.key] -= 1
     if not uses[storage.key]:
       del raw[storage.key]
-  return arrays
 
 
 def _describe(value: Any) -> str:

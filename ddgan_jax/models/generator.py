@@ -77,7 +77,7 @@ class Generator(nn.Module):
     x = x_tp1 if config.centered else 2 * x_tp1 - 1
     x = x.astype(self.dtype)
     pyramid = x
-    h = conv3x3(widths[0], 'conv_in', self.dtype)(x)
+    h = conv3x3(config.num_channels_dae, 'conv_in', self.dtype)(x)
     skips = [h]
 
     for i, features in enumerate(widths):

@@ -1,0 +1,205 @@
+"""The original's `content.pth`, from which it resumes a run, as a `TrainState`, and back.
+
+A dict with `netG_dict` and `netD_dict` (raw parameters), `optimizerG` and `optimizerD` (Adam's state by the number of
+the parameter in its network; of G with the average of each parameter under `ema`), `schedulerG` and `schedulerD`,
+`epoch`, `global_step`, and `args`, the options of the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax import train_state
+from ddgan_jax.config import Config
+from ddgan_jax.interop import pytorch
+from ddgan_jax.interop.pytorch import InteropError, Params, StateDict
+from ddgan_jax.train_state import TrainState
+
+# Names of options in `args` → sections and fields of the config: those that tensors do not show and that decide what is
+# sampled, and those of the training.
+_PROCESS = {
+    'num_timesteps': ('diffusion', 'num_timesteps'), 'beta_min': ('diffusion', 'beta_min'),
+    'beta_max': ('diffusion', 'beta_max'), 'use_geometric': ('diffusion', 'kind'),
+    **{field: ('generator', field) for field in (
+        'image_size', 'fir', 'fir_kernel', 'skip_rescale', 'centered', 'not_use_tanh')}}
+_TRAINING = {
+    'dropout': ('generator', 'dropout'),
+    **{field: ('optim', field) for field in ('lr_g', 'lr_d', 'beta1', 'beta2', 'ema_decay', 'r1_gamma', 'lazy_reg')}}
+
+
+def state_of_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
+  """The state at step 0 of a run whose G and EMA are a given generator; D and both Adam states are fresh.
+
+  Args:
+    state_dict: the original's tensors, as in `netG_<epoch>.pth`.
+    config: the run.
+
+  Raises:
+    InteropError: the tensors are not those of the configured generator.
+  """
+  params = pytorch.generator_params(state_dict, config.generator)
+  rest = jax.jit(lambda: train_state.create(config).replace(g_params=None, ema_params=None))()
+  return rest.replace(g_params=_on_device(params), ema_params=_on_device(params))
+
+
+def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainState, bool]:
+  """The state that a resume file holds. Draws follow `config.seed` from here on, not PyTorch's generators.
+
+  Args:
+    content: as `torch_file.read_checkpoint` gives it.
+    config: the run.
+
+  Returns:
+    The state at step `global_step` (or Adam's, in a file without), and whether the file has an EMA; without one it
+    starts from G.
+
+  Raises:
+    InteropError: something is missing, or does not belong to the configured networks.
+  """
+  for key in ('netG_dict', 'netD_dict', 'optimizerG', 'optimizerD'):
+    if not isinstance(content.get(key), dict) or not content[key]:
+      raise InteropError(f'has no {key}, which a resume file must have')
+  for key in ('netG_dict', 'netD_dict'):
+    if not all(isinstance(tensor, np.ndarray) for tensor in content[key].values()):
+      raise InteropError(f'has a {key} that is not a state dict')
+  to_g = lambda tensors: pytorch.generator_params(tensors, config.generator)
+  to_d = lambda tensors: pytorch.discriminator_params(tensors, config.discriminator)
+  # The original's Adam never sees what its G does not use, nor the fixed frequencies of a fourier embedding.
+  idle = {name for name, path, layout in pytorch.generator_rows(config.generator)
+          if layout == 'unused' or path == ('fourier',)}
+  g_params, d_params = to_g(content['netG_dict']), to_d(content['netD_dict'])
+  g_moments, g_count = _moments(content, 'G', idle, to_g)
+  d_moments, d_count = _moments(content, 'D', set(), to_d)
+  step = content.get('global_step', g_count)
+  if type(step) is not int or not 0 <= step < 2**31:
+    raise InteropError(f'has global_step {step!r}, which must be a number of steps')
+  ema_params = g_moments.pop('ema', None)
+  g_optimizer, d_optimizer = train_state.make_optimizers(config.optim, config.train.num_steps)
+  state = TrainState(
+      step=jnp.int32(step),
+      rng=jax.jit(lambda: train_state.create(config).rng)(),
+      g_params=_on_device(g_params),
+      d_params=_on_device(d_params),
+      ema_params=_on_device(ema_params or g_params),
+      g_opt_state=_adam_state(g_optimizer.init(g_params), g_moments, g_count, step),
+      d_opt_state=_adam_state(d_optimizer.init(d_params), d_moments, d_count, step))
+  return state, ema_params is not None
+
+
+def content_of_state(state: TrainState, config: Config, epoch: int, num_epochs: int) -> dict[str, Any]:
+  """The inverse of `state_of_content`, for `torch_writer.write_checkpoint`; without `args`, which no resume reads.
+
+  Args:
+    state: a state of the run.
+    config: the run, of a G and a D that the original has.
+    epoch: epochs done, from which the original counts on.
+    num_epochs: of the whole run, the length of the original's cosine.
+  """
+  optim, step = config.optim, int(state.step)
+  to_g = lambda params: pytorch.generator_state_dict(params, config.generator)
+  to_d = lambda params: pytorch.discriminator_state_dict(params, config.discriminator)
+  content: dict[str, Any] = {'epoch': epoch, 'global_step': step}
+  for network, params, opt_state, rate, extra, convert in (
+      ('G', state.g_params, state.g_opt_state, optim.lr_g, {'ema': state.ema_params}, to_g),
+      ('D', state.d_params, state.d_opt_state, optim.lr_d, {}, to_d)):
+    adam = opt_state[0]
+    tensors = convert(params)
+    moments = {key: [*convert(tree).values()] for key, tree in
+               {'exp_avg': adam.mu, 'exp_avg_sq': adam.nu, **extra}.items()}
+    now = float(train_state.learning_rate(rate, optim.lr_min, config.train.num_steps)(step))
+    content[f'net{network}_dict'] = {f'module.{name}': tensor for name, tensor in tensors.items()}
+    content[f'optimizer{network}'] = {
+        # A tensor, because new versions of PyTorch count in one, and old ones can.
+        'state': {i: {'step': np.array(int(adam.count), np.float32), **{key: moments[key][i] for key in moments}}
+                  for i in range(len(tensors))},
+        'param_groups': [{'lr': now, 'betas': (optim.beta1, optim.beta2), 'eps': 1e-8, 'weight_decay': 0,
+                          'amsgrad': False, 'initial_lr': rate, 'params': [*range(len(tensors))]}]}
+    content[f'scheduler{network}'] = {
+        'T_max': num_epochs, 'eta_min': optim.lr_min, 'base_lrs': [rate], 'last_epoch': epoch, '_step_count': epoch + 1,
+        '_last_lr': [now]}
+  return content
+
+
+def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+  """What a resume file says in words: {section: {field: value}} of what decides the samples, and of the training.
+
+  Both are empty for a file without `args`, but for what its optimizers say.
+  """
+  args = content.get('args')
+  args = dict(args) if isinstance(args, dict) else {}
+  for network, option in (('G', 'lr_g'), ('D', 'lr_d')):
+    group = _group(content.get(f'optimizer{network}'))
+    args.setdefault(option, group.get('initial_lr'))
+    if isinstance(betas := group.get('betas'), (list, tuple)) and len(betas) == 2:
+      args.setdefault('beta1', betas[0])
+      args.setdefault('beta2', betas[1])
+  if 'use_geometric' in args:
+    args['use_geometric'] = 'geometric' if args['use_geometric'] else 'vp'
+  if isinstance(args.get('fir_kernel'), (list, tuple)):
+    args['fir_kernel'] = tuple(map(float, args['fir_kernel']))
+  if 'lazy_reg' in args:
+    args['lazy_reg'] = args['lazy_reg'] or 1  # None is every step there
+  process: dict[str, dict[str, Any]] = {}
+  training: dict[str, dict[str, Any]] = {}
+  for names, found in ((_PROCESS, process), (_TRAINING, training)):
+    for name, (section, field) in names.items():
+      if args.get(name) is not None:
+        found.setdefault(section, {})[field] = args[name]
+  return process, training
+
+
+def _moments(
+    content: Mapping[str, Any], network: str, idle: set[str], convert: Callable[[StateDict], Params]
+) -> tuple[dict[str, Params], int]:
+  """Adam's `exp_avg` and `exp_avg_sq`, and `ema` if the optimizer keeps one, as parameter trees; and its step."""
+  name = f'optimizer{network}'
+  tensors: dict[str, np.ndarray] = content[f'net{network}_dict']
+  by_number, group = content[name].get('state'), _group(content[name])
+  if not isinstance(by_number, dict) or not by_number or not isinstance(group.get('params'), (list, tuple)):
+    raise InteropError(f'{name}: is not the state of an Adam that has made a step')
+  if group.get('weight_decay') or group.get('amsgrad'):
+    raise InteropError(f'{name}: has weight_decay={group.get("weight_decay")} and amsgrad={group.get("amsgrad")}, '
+                       'but the original trains, and this project goes on, without either')
+  if len(group['params']) != len(tensors):
+    raise InteropError(
+        f'{name}: is of {len(group["params"])} parameters, but net{network}_dict holds {len(tensors)} tensors')
+  found: dict[str, StateDict] = {'exp_avg': {}, 'exp_avg_sq': {}, 'ema': {}}
+  counts, has_ema = set(), any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
+  needed = ('exp_avg', 'exp_avg_sq', *(('ema',) if has_ema else ()))
+  for number, tensor in zip(group['params'], tensors, strict=True):
+    entry = by_number.get(number) if isinstance(number, int) else None
+    if entry is None and tensor.removeprefix('module.') in idle:
+      entry = {key: np.zeros_like(tensors[tensor]) for key in ('exp_avg', 'exp_avg_sq')}
+    elif not isinstance(entry, dict) or not all(isinstance(entry.get(key), np.ndarray) for key in needed):
+      raise InteropError(f'{name}: has no complete state of {tensor}')
+    else:
+      counts.add(int(entry.get('step', -1)))
+    for key in found:
+      found[key][tensor] = entry.get(key, tensors[tensor])
+  if len(counts) != 1:
+    raise InteropError(f'{name}: has made {", ".join(map(str, sorted(counts)))} steps, must be as many for all')
+  try:
+    trees = {key: convert(found[key]) for key in found if key != 'ema' or has_ema}
+  except InteropError as error:
+    raise InteropError(f'{name}: {error}') from error
+  return trees, counts.pop()
+
+
+def _group(optimizer: Any) -> dict[str, Any]:
+  groups = optimizer.get('param_groups') if isinstance(optimizer, dict) else None
+  return groups[0] if isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict) else {}
+
+
+def _adam_state(fresh: Any, moments: dict[str, Params], count: int, step: int) -> Any:
+  adam, schedule = fresh
+  mu, nu = _on_device(moments['exp_avg']), _on_device(moments['exp_avg_sq'])
+  return adam._replace(count=jnp.int32(count), mu=mu, nu=nu), schedule._replace(count=jnp.int32(step))
+
+
+def _on_device(params: Params) -> Params:
+  return jax.tree.map(jnp.array, params)

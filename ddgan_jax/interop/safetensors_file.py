@@ -1,0 +1,79 @@
+"""The EMA parameters of a run as a safetensors file, with the run's config as its metadata.
+
+A tensor's name is its path, `down_0_block_0.conv_0.kernel`, as in `parameters.txt` with dots; layouts are Flax's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import train_state
+from ddgan_jax.config import Config, UserError
+
+
+def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> None:
+  """Writes float32 parameters, whole or not at all.
+
+  Args:
+    path: a file of that name is replaced.
+    params: nested dict of arrays.
+    config: becomes the metadata `config`, JSON as in a workdir's config.json.
+    step: becomes the metadata `step`.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = os.fspath(path)
+  partial = f'{path}.partial'
+  tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  metadata = {'format': 'ddgan_jax', 'config': config_lib.to_json(config), 'step': str(step)}
+  try:
+    safetensors.numpy.save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+
+
+def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
+  """The inverse of `write`.
+
+  Returns:
+    (nested dict of numpy arrays, the run's config, the step).
+
+  Raises:
+    UserError: the file cannot be read, is damaged, or is not of a run; one sentence.
+  """
+  path = os.fspath(path)
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      metadata = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'{path}: cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
+  if metadata.get('format') != 'ddgan_jax' or not {'config', 'step'} <= set(metadata):
+    raise UserError(f'{path}: has no config of ddgan_jax in its metadata, so ddgan_jax.export did not write it')
+  config = config_lib.from_json(metadata['config'], path)
+
+  def take(keys, shape):
+    tensor = tensors.get(_name(keys))
+    if tensor is None or tensor.shape != shape.shape or tensor.dtype != shape.dtype:
+      found = 'absent' if tensor is None else f'{tensor.dtype}{list(tensor.shape)}'
+      raise UserError(f'{path}: {_name(keys)} is {found}, but its config asks for {shape.dtype}{list(shape.shape)}')
+    return tensor
+
+  params = jax.tree_util.tree_map_with_path(take, train_state.abstract(config, None).ema_params)
+  return params, config, int(metadata['step'])
+
+
+def _name(keys: tuple) -> str:
+  return '.'.join(key.key for key in keys)

@@ -1,0 +1,166 @@
+"""What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import ddgan_jax
+from ddgan_jax import config as config_lib
+from ddgan_jax import outputs, sampling, train_state
+from ddgan_jax.checkpoints import CheckpointError, Checkpoints
+from ddgan_jax.config import UserError
+from tests.conftest import tiny_config_dict
+
+ROOT = pathlib.Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+WITHOUT = '''
+import runpy, sys
+for name in ('flax', 'ddgan_jax', 'optax', 'orbax', 'ml_collections', 'tensorflow', 'safetensors'):
+  sys.modules[name] = None  # importing it fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A run with FIR filters and attention, and large weights: fresh ones would give grey images."""
+  folder = tmp_path_factory.mktemp('export')
+  raw = tiny_config_dict()
+  raw['generator'].update(ch_mult=(1, 2), attn_resolutions=(4,))
+  config = config_lib.from_config_dict(raw)
+  rng = np.random.default_rng(0)
+
+  def fill(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    return jnp.asarray(rng.standard_normal(leaf.shape) / 4 if leaf.ndim else 7, leaf.dtype)
+
+  state = jax.tree.map(fill, train_state.abstract(config, None))
+  (folder / 'config.json').write_text(config_lib.to_json(config))
+  checkpoints = Checkpoints(folder)
+  checkpoints.save(state)
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(scope='module')
+def run(workdir):
+  return ddgan_jax.load(workdir)
+
+
+@pytest.fixture(scope='module')
+def files(workdir):
+  """The two files of the command."""
+  result = subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.export', '--workdir', workdir, '--out', workdir / 'x.stablehlo',
+       '--safetensors', workdir / 'x.safetensors'],
+      cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  assert 'the sampler of step 7' in result.stdout and 'for cpu, cuda, tpu' in result.stdout
+  return workdir / 'x.stablehlo', workdir / 'x.safetensors'
+
+
+def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, files, tmp_path):
+  """Bit for bit, from a batch that does not divide the number, with a seed beyond int32."""
+  seed = 3_000_000_000
+  subprocess.run(
+      [sys.executable, '-c', WITHOUT, ROOT / 'launch' / 'sample_exported.py', files[0], 'x.npz', '--num', '5',
+       '--seed', str(seed), '--batch_size', '3'],
+      cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': ''}, check=True, timeout=600)
+  found = np.load(tmp_path / 'x.npz')['images']
+  expected = outputs.generate(run, 5, seed, batch_size=3)
+  assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1) and expected.std() > 10
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_the_exported_sampler_is_for_all_platforms_and_batches(files):
+  exported = jax.export.deserialize(files[0].read_bytes())
+  assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}
+  assert [str(aval) for aval in exported.in_avals] == ['uint32[]', 'int32[batch]']
+  assert [str(aval) for aval in exported.out_avals] == ['uint8[batch,8,8,1]']
+  # The FIR filters: weighted sums, and a depthwise convolution for TPUs, chosen where the program is compiled.
+  assert 'stablehlo.case' in exported.mlir_module()
+
+
+def test_safetensors_hold_the_parameters_and_the_config(run, files):
+  tensors = safetensors.numpy.load_file(files[1])
+  np.testing.assert_array_equal(
+      tensors['down_0_block_0.conv_0.kernel'], run.params['down_0_block_0']['conv_0']['kernel'])
+  assert len(tensors) == len(jax.tree.leaves(run.params))
+  loaded = ddgan_jax.load(files[1])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, run.params)
+  assert loaded.config == run.config and loaded.step == run.step == 7
+  x, z = np.ones((1, 8, 8, 1), np.float32), np.ones((1, 4), np.float32)
+  np.testing.assert_array_equal(
+      jax.jit(loaded.generator_fn)(x, np.zeros(1, np.int32), z), jax.jit(run.generator_fn)(x, np.zeros(1, np.int32), z))
+  with pytest.raises(CheckpointError, match='holds step 7, not 6'):
+    ddgan_jax.load(files[1], step=6)
+
+
+def test_other_safetensors_are_refused(files, tmp_path):
+  path = tmp_path / 'x.safetensors'
+  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors .*o such file'):
+    ddgan_jax.load(path)
+  whole = files[1].read_bytes()
+  path.write_bytes(whole[:-4])
+  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors'):
+    ddgan_jax.load(path)
+  with safetensors.safe_open(files[1], 'numpy') as file:
+    metadata = file.metadata()
+  tensors = safetensors.numpy.load(whole)
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(UserError, match='has no config of ddgan_jax in its metadata'):
+    ddgan_jax.load(path)
+  tensors['conv_in.bias'] = np.zeros(3, np.float32)
+  safetensors.numpy.save_file(tensors, path, metadata)
+  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config asks for float32\[8\]'):
+    ddgan_jax.load(path)
+
+
+@pytest.mark.parametrize('flags, message', [
+    ([], '--out FILE or --safetensors FILE: at least one must be given'),
+    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms: found gpu, must be some of cpu,cuda,tpu'),
+])
+def test_the_command_refuses_in_one_sentence(workdir, flags, message):
+  result = subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.export', '--workdir', workdir, *flags], cwd=ROOT, env=ENVIRONMENT,
+      capture_output=True, text=True, timeout=600)
+  assert result.returncode == 2 and result.stderr == f'Error: {message}\n'
+
+
+def test_samples_can_be_mapped_and_compiled(run):
+  """vmap over keys, inside jit, is one key after the other."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  one = jax.jit(lambda key: sampling.sample(key, run.generator_fn, run.schedule, (2, 8, 8, 1), 4))
+  together = jax.jit(jax.vmap(one))(keys)
+  assert together.shape == (3, 2, 8, 8, 1) and float(together.std()) > 0.1
+  for i in range(3):
+    np.testing.assert_allclose(together[i], one(keys[i]), atol=1e-5)
+
+
+def test_samples_have_gradients(run):
+  """The derivative along a direction of z, x_T and the noise is that of differences, through all steps."""
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+  noise, direction = [(normal(1, 8, 8, 1), normal(2, 1, 4), normal(2, 1, 8, 8, 1)) for _ in range(2)]
+  weights = normal(1, 8, 8, 1)
+
+  @jax.jit
+  def score(noise):
+    return (sampling.sample_given_noise(run.generator_fn, run.schedule, *noise) * weights).sum()
+
+  gradient = jax.jit(jax.grad(score))(noise)
+  assert all(np.abs(leaf).max() > 0 for leaf in gradient[:2])
+  along = sum(float((a * b).sum()) for a, b in zip(gradient, direction))
+  step = 1e-2
+  ahead, behind = (score([a + sign * step * b for a, b in zip(noise, direction)]) for sign in (1, -1))
+  assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)
