@@ -188,8 +188,22 @@ def q_sample_pair(
     (x_t, x_tp1), each like x_0.
   """
   x_t = q_sample(schedule, x_0, t, noise_t)
-  x_tp1 = _at(schedule.sqrt_alpha, t + 1, x_0) * x_t + _at(schedule.sigma, t + 1, x_0) * noise_tp1
-  return x_t, x_tp1
+  return x_t, q_step(schedule, x_t, t, noise_tp1)
+
+
+def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+  """A draw of q(x_{t+1} | x_t) = N(sqrt_alpha[t+1] x_t, sigma[t+1]² I), one Markov step (paper, section 2).
+
+  Args:
+    schedule: the tables.
+    x_t: [B, ...] float32, the less noisy neighbour.
+    t: [B] int32 in 0 … T-1, its level.
+    noise: like x_t, standard normal.
+
+  Returns:
+    x_{t+1}, like x_t.
+  """
+  return _at(schedule.sqrt_alpha, t + 1, x_t) * x_t + _at(schedule.sigma, t + 1, x_t) * noise
 
 
 def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:

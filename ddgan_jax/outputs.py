@@ -13,7 +13,8 @@ import ddgan_jax
 from ddgan_jax import sampling, train_state, writers
 from ddgan_jax.config import ConfigError
 
-_MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
+MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
+_COLUMNS = 10  # of a grid that begins with its inputs
 
 
 def generate(
@@ -31,7 +32,7 @@ def generate(
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
   """
   noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
-  batch_size = max(1, min(batch_size, num, _MOST_NOISE // noise_of_one))
+  batch_size = max(1, min(batch_size, num, MOST_NOISE // noise_of_one))
 
   @jax.jit
   def sample_batch(first):
@@ -46,20 +47,29 @@ def generate(
   return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
 
 
-def save(path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None) -> None:
+def save(
+    path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None,
+    inputs: np.ndarray | None = None) -> None:
   """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
 
   Float32 points go to a scatter picture with a title (.png), or an array. With labels [k], of which image i has number
-  i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it.
+  i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it. What the images were made
+  from, `inputs` [m, H, W, C] uint8, begins the grid, is another array, or lies in the folder as input_0.png, ….
   """
   ending = os.path.splitext(path)[1].lower()
-  if ending == '.png':
+  if ending == '.png' and inputs is not None:
+    both = np.concatenate([inputs, images])
+    writers.save_png(path, writers.make_grid(both, columns=min(len(both), _COLUMNS)))
+  elif ending == '.png':
     columns = len(label) if label is not None and 1 < len(label) <= len(images) else None
     writers.save_png(path, writers.make_picture(images, title, columns))
   elif ending == '.npz':
     known = {} if label is None else {'labels': np.resize(label, len(images))}
+    known |= {} if inputs is None else {'inputs': inputs}
     np.savez_compressed(path, images=images, **known)
   else:
+    for i, image in enumerate(() if inputs is None else inputs):
+      writers.save_png(os.path.join(path, f'input_{i}.png'), image)
     for i, image in enumerate(images):
       writers.save_png(os.path.join(path, f'{i:06d}.png'), image)
 

@@ -28,6 +28,8 @@ def sample_given_noise(
 
   For t = T-1 … 0: x_0_pred = G(x_{t+1}, t, z), x_t ~ q(x_t | x_{t+1}, x_0_pred).
 
+  With only L < T rows of z and of noise, x_T stands for an x_L, and sampling goes on from there: t = L-1 … 0.
+
   Args:
     generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C].
     schedule: the tables, of the T that G was trained with.
@@ -38,8 +40,6 @@ def sample_given_noise(
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
   """
-  num_timesteps = schedule.num_timesteps
-
   # A scan, because an unrolled loop compiles T copies of G.
   def denoise(x_tp1, step):
     t, z_t, noise = step
@@ -47,7 +47,7 @@ def sample_given_noise(
     x_0_pred = generator_fn(x_tp1, t, z_t)
     return diffusion.sample_posterior(schedule, x_0_pred, x_tp1, t, noise), None
 
-  levels = jnp.arange(num_timesteps - 1, -1, -1, dtype=jnp.int32)
+  levels = jnp.arange(len(z) - 1, -1, -1, dtype=jnp.int32)
   x_0, _ = jax.lax.scan(denoise, x_T, (levels, z, posterior_noise))
   return x_0
 

@@ -52,6 +52,12 @@ def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
   return np.asarray(image).reshape(data_config.image_size, data_config.image_size, channels(data_config))
 
 
+def size(raw: bytes) -> tuple[int, int]:
+  """(height, width) of an encoded image, upright. Raises BadImage."""
+  width, height = _open(raw).size
+  return height, width
+
+
 def is_encoded(raw: bytes) -> bool:
   """Whether `raw` begins as an image file does."""
   try:

@@ -1,0 +1,254 @@
+"""Control over an unconditional generator: inpainting, image to image, super-resolution.
+
+Pure functions for jit, vmap and notebooks, like `sampling`; nothing is trained for them. Each works with the
+generator_fn and schedule of any run (`ddgan_jax.load`), for any T. Level 0 is the clean image, level T is noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax import diffusion, sampling
+from ddgan_jax.sampling import GeneratorFn
+
+
+def inpaint(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    image: jax.Array,
+    mask: jax.Array,
+    latent_dim: int,
+    num_resamples: int = 10,
+) -> jax.Array:
+  """Fills in the masked pixels of images and keeps all others: `inpaint_given_noise` from a key.
+
+  x_T, z and the posterior noise are those of `sampling.draw_noise`, so with one pass and a mask of ones this is
+  `sampling.sample` from the same key. T * num_resamples evaluations of G.
+
+  Args:
+    key: a typed PRNG key, used once.
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    image: [B, H, W, C] float32 in [-1, 1]; what is below the mask is not looked at.
+    mask: bool or 0/1, broadcasts to `image`, such as [H, W, 1]; True is to be filled in.
+    latent_dim: nz, the dimension of z.
+    num_resamples: passes through each level, at least 1; 1 never goes back.
+
+  Returns:
+    [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
+  """
+  known_key, forward_key = jax.random.split(jax.random.fold_in(key, 1))
+  x_T, z, posterior_noise = sampling.draw_noise(
+      key, image.shape, schedule.num_timesteps * num_resamples, latent_dim)
+  return inpaint_given_noise(
+      generator_fn, schedule, image, mask, x_T, z, posterior_noise,
+      known_noise=jax.random.normal(known_key, posterior_noise.shape),
+      forward_noise=jax.random.normal(forward_key, posterior_noise.shape))
+
+
+def inpaint_given_noise(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    image: jax.Array,
+    mask: jax.Array,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+    known_noise: jax.Array,
+    forward_noise: jax.Array,
+) -> jax.Array:
+  """Inpaints deterministically from all the noise that it needs (RePaint, Lugmayr et al., 2022, Algorithm 1).
+
+  For t = T-1 … 0, num_resamples times each: x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)), then the known pixels of x_t
+  become a draw of q(x_t | image), and before the next pass one Markov step goes back up,
+
+      x_{t+1} = sqrt_alpha[t+1] x_t + sigma[t+1] noise
+
+  so that the two parts of x_t can agree. Algorithm 1 does not go back from level 0; here every level is treated alike,
+  because with T of 1 or 2 there is hardly another level at which the image is visible.
+
+  Args:
+    generator_fn, schedule, image, mask: see `inpaint`.
+    x_T: [B, H, W, C] float32, standard normal.
+    z: [S, B, nz] float32, standard normal, S = T * num_resamples; row 0 is used first.
+    posterior_noise: [S, B, H, W, C] float32, standard normal, for the pixels to be filled in.
+    known_noise: like posterior_noise, for the known pixels.
+    forward_noise: like posterior_noise, for going back; the rows of last passes are unused.
+
+  Returns:
+    [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
+
+  Raises:
+    ValueError: S is not a multiple of T.
+  """
+  num_timesteps = schedule.num_timesteps
+  num_resamples, rest = divmod(len(z), num_timesteps)
+  if rest or not num_resamples:
+    raise ValueError(f'z: found {len(z)} rows, must be a multiple of T = {num_timesteps}')
+  mask = jnp.asarray(mask).astype(bool)
+
+  def keep_known(x_t, t, noise):
+    return jnp.where(mask, x_t, diffusion.q_sample(schedule, image, t, noise))
+
+  x_0 = _denoise_corrected(
+      generator_fn, schedule, x_T, z, posterior_noise, keep_known, known_noise, num_resamples, forward_noise)
+  return jnp.where(mask, x_0, image)
+
+
+def image_to_image(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    image: jax.Array,
+    latent_dim: int,
+    from_level: int,
+) -> jax.Array:
+  """Diffuses images part of the way and denoises them: a stroke painting becomes an image of the data's kind.
+
+      x_L ~ q(x_L | image), then x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)) for t = L-1 … 0
+
+  This is the paper's stroke-based synthesis, after SDEdit (Meng et al., 2022). One image repeated gives variations of
+  it, since every row has noise of its own. L evaluations of G.
+
+  Args:
+    key: a typed PRNG key, used once.
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    image: [B, H, W, C] float32 in [-1, 1].
+    latent_dim: nz, the dimension of z.
+    from_level: L in 1 … T. A low one keeps the image, a high one makes it more like the data; at T hardly anything of
+      the image is left.
+
+  Returns:
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError: no such level.
+  """
+  check_level(from_level, schedule)
+  noise, z, posterior_noise = sampling.draw_noise(key, image.shape, from_level, latent_dim)
+  x = diffusion.q_sample(schedule, image, jnp.full(image.shape[:1], from_level), noise)
+  return sampling.sample_given_noise(generator_fn, schedule, x, z, posterior_noise)
+
+
+def super_resolve(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    small: jax.Array,
+    latent_dim: int,
+    factor: int,
+) -> jax.Array:
+  """Images of full size whose low-pass is that of small ones: `super_resolve_given_noise` from a key.
+
+  Args:
+    key: a typed PRNG key, used once.
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    small: [B, h, w, C] float32 in [-1, 1].
+    latent_dim: nz, the dimension of z.
+    factor: N, of h and of w; N h and N w are the size that G knows.
+
+  Returns:
+    [B, N h, N w, C] float32; see `super_resolve_given_noise`.
+  """
+  batch, height, width, channels = small.shape
+  noise = sampling.draw_noise(
+      key, (batch, factor * height, factor * width, channels), schedule.num_timesteps, latent_dim)
+  reference_noise = jax.random.normal(jax.random.fold_in(key, 1), noise[-1].shape)
+  return super_resolve_given_noise(generator_fn, schedule, small, *noise, reference_noise)
+
+
+def super_resolve_given_noise(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    small: jax.Array,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+    reference_noise: jax.Array,
+) -> jax.Array:
+  """Super-resolves deterministically from all the noise that it needs (ILVR, Choi et al., 2021, Algorithm 1).
+
+  With y the small image enlarged to full size, and low_pass the mean of N x N blocks, repeated: at each level
+
+      x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)),        x_t <- x_t - low_pass(x_t) + low_pass(y_t),  y_t ~ q(y_t | y)
+
+  Block means are an orthogonal projection (ILVR's bicubic filter is not), so the constraint holds exactly: the means of
+  the N x N blocks of the result are `small`, up to the rounding of float32. Nothing keeps the result itself within
+  [-1, 1]; where `sampling.to_uint8` has to clip, the means of the clipped image differ.
+
+  Args:
+    generator_fn, schedule, small: see `super_resolve`.
+    x_T: [B, H, W, C] float32, standard normal; H and W are the same multiple N of those of `small`.
+    z: [T, B, nz] float32, standard normal; row 0 is used first.
+    posterior_noise: [T, B, H, W, C] float32, standard normal.
+    reference_noise: like posterior_noise, makes y_t.
+
+  Returns:
+    [B, H, W, C] float32.
+
+  Raises:
+    ValueError: the size is not a multiple.
+  """
+  factor = x_T.shape[1] // small.shape[1]
+  if x_T.shape[1:3] != (factor * small.shape[1], factor * small.shape[2]):
+    raise ValueError(f'small: found {small.shape[1:3]}, must divide the size {x_T.shape[1:3]} by one whole number')
+  reference = enlarge(small, factor)
+
+  def match(x_t, t, noise):
+    y_t = diffusion.q_sample(schedule, reference, t, noise)
+    return x_t + enlarge(block_means(y_t, factor) - block_means(x_t, factor), factor)
+
+  return _denoise_corrected(generator_fn, schedule, x_T, z, posterior_noise, match, reference_noise)
+
+
+def block_means(images: jax.Array, factor: int) -> jax.Array:
+  """[..., N h, N w, C] → [..., h, w, C], the mean of each N x N block, N = `factor`."""
+  *batch, height, width, channels = images.shape
+  blocks = images.reshape(*batch, height // factor, factor, width // factor, factor, channels)
+  return blocks.mean((-4, -2))
+
+
+def enlarge(images: jax.Array, factor: int) -> jax.Array:
+  """[..., h, w, C] → [..., N h, N w, C], each pixel repeated N x N times, N = `factor`."""
+  return jnp.repeat(jnp.repeat(images, factor, axis=-3), factor, axis=-2)
+
+
+def _denoise_corrected(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+    correct: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    correction_noise: jax.Array,
+    num_resamples: int = 1,
+    forward_noise: jax.Array | None = None,
+) -> jax.Array:
+  """The sampler's loop, with each x_t corrected, and each level passed `num_resamples` times."""
+  levels = np.repeat(np.arange(schedule.num_timesteps - 1, -1, -1, dtype=np.int32), num_resamples)
+  go_back = np.arange(1, len(levels) + 1) % num_resamples != 0
+
+  def denoise(x_tp1, step):
+    t, again, z_t, noise, noise_c, noise_f = step
+    t = jnp.full(x_tp1.shape[:1], t, jnp.int32)
+    x_t = diffusion.sample_posterior(schedule, generator_fn(x_tp1, t, z_t), x_tp1, t, noise)
+    x_t = correct(x_t, t, noise_c)
+    if noise_f is None:
+      return x_t, None
+    return jnp.where(again, diffusion.q_step(schedule, x_t, t, noise_f), x_t), None
+
+  x_0, _ = jax.lax.scan(denoise, x_T, (levels, go_back, z, posterior_noise, correction_noise, forward_noise))
+  return x_0
+
+
+def check_level(level: int, schedule: diffusion.Schedule) -> None:
+  """Raises ValueError for a level that images cannot be diffused to."""
+  if not 1 <= level <= schedule.num_timesteps:
+    raise ValueError(f'from_level: found {level}, must be 1 … {schedule.num_timesteps} (T)')
