@@ -98,7 +98,7 @@ def test_folder_end_to_end(tmp_path, cache):
   check(source, *tree_pixels())
   assert source.class_names == ('cat', 'dog', 'Ärger') and source.num_classes == 3
   assert source.labels.tolist() == tree_pixels()[1]
-  assert source.said == [f'{folder}: 2 files that are not images by their ending are left alone: 1 .heic, 1 .txt.']
+  assert source.said == [f'{folder}: left alone, because their endings are not those of images: 1 .heic, 1 .txt.']
   batch = next(pipeline.batches(source, DataConfig(batch_size=7), 0, 0, 1))
   assert sorted(batch['label'].tolist()) == sorted(tree_pixels()[1])
 
@@ -231,6 +231,7 @@ def test_a_path_of_another_kind(tmp_path):
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
   with pytest.raises(DataError, match="data.path: found 'gs://b/x', must be a path of this machine"):
     readers.open_reader(DataConfig(name='folder', path='gs://b/x'))
+  expect("data.cache_dir: found 'gs://b/x', must be a folder of this machine", 'folder', folder, cache_dir='gs://b/x')
 
 
 def test_folders_without_images(tmp_path):

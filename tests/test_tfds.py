@@ -118,6 +118,15 @@ def test_another_default_folder_is_other_data(tmp_path, monkeypatch):
   assert preparation.folder_of(dataclasses.replace(DIGITS, data_dir='~/a')) in folders
 
 
+def test_a_bucket_is_refused_at_once(tmp_path, monkeypatch):
+  message = "data.data_dir: found 'gs://b/x', must be a folder of this machine"
+  with pytest.raises(ConfigError, match=message):
+    load('gs://b/x', cache_dir=str(tmp_path))
+  monkeypatch.setenv('TFDS_DATA_DIR', 'gs://b/x')
+  with pytest.raises(ConfigError, match=message):
+    load('', cache_dir=str(tmp_path))
+
+
 def test_sub_splits(data_dir):
   source = load(data_dir, split='train[:100]+test')
   np.testing.assert_array_equal(source.labels, np.r_[expected_digits('train')[1][:100], expected_digits('test')[1]])

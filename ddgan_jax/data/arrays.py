@@ -6,6 +6,7 @@ import collections
 import functools
 import math
 import os
+import threading
 import zipfile
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
+
+_UNPACKING = threading.Lock()
 
 
 class NpzReader(Reader):
@@ -69,7 +72,9 @@ class NpzReader(Reader):
     return f'images[{i}]'
 
   def read(self, i: int) -> tuple[np.ndarray, int]:
-    return self._images[i], 0 if self._labels is None else int(self._labels[i])
+    with _UNPACKING:  # or each thread would unpack a set of its own
+      image = self._images[i]
+    return image, 0 if self._labels is None else int(self._labels[i])
 
   def fingerprint(self) -> str:
     return stamp(self._path)

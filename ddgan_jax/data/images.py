@@ -16,6 +16,10 @@ EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
     '.tga', '.tif', '.tiff', '.webp')
 
+# Of odd metadata, and of sizes that are large but below the limit. Once and for all, because `catch_warnings` is not
+# for threads: around each image it would set the filters of the whole process back and forth.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
 
 class BadImage(ValueError):
   """This image cannot be used. The message reads on from the image's name; `hint` is what the user can do."""
@@ -96,10 +100,8 @@ def _open(raw: bytes | np.ndarray) -> Image.Image:
   if not raw:
     raise BadImage('is empty (0 bytes)')
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of odd metadata, and of sizes that are large but below the limit
-      image = Image.open(io.BytesIO(raw))
-      image.load()
+    image = Image.open(io.BytesIO(raw))
+    image.load()
   except UnidentifiedImageError as e:
     raise BadImage('is not an image') from e
   except Image.DecompressionBombError as e:
@@ -120,10 +122,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
   elif image.mode in ('I', 'F'):
     raise BadImage(f'has {"32-bit" if image.mode == "I" else "floating point"} pixels, must be 8 or 16 bits')
-  elif image.has_transparency_data:
-    image = image.convert('RGBA')
-    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
   try:
+    if image.has_transparency_data:
+      image = image.convert('RGBA')
+      image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
     return image.convert(mode)
   except ValueError as e:
     raise BadImage(f'has the colour mode {image.mode}, which cannot become {mode}') from e

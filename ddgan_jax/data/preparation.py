@@ -70,7 +70,10 @@ class Prepared:
 
 
 def folder_of(data_config: DataConfig) -> pathlib.Path:
-  """Where the prepared set of these fields lies."""
+  """Where the prepared set of these fields lies. Raises DataError if that would be a bucket."""
+  if '://' in data_config.cache_dir:
+    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
+                    'prepared array is mapped into memory from it')
   identity = _identity(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
@@ -170,7 +173,7 @@ def _identity(data_config: DataConfig) -> dict[str, Any]:
   else:
     path = data_config.name.replace('/', '_')
     data_dir = data_config.data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    data_dir = data_dir if '://' in data_dir else os.path.realpath(os.path.expanduser(data_dir))
+    data_dir = os.path.realpath(os.path.expanduser(data_dir))
   return {
       'name': data_config.name, 'path': path, 'data_dir': data_dir,
       'split': data_config.split, 'image_size': data_config.image_size, 'channels': images.channels(data_config),
@@ -249,7 +252,7 @@ def _write(
           f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
           f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; choose another --config.data.cache_dir, or '
           '--config.data.cache=none to decode the images each time they are needed')
-  if work.done:
+  if 0 < work.done < total:
     say(f'{reader.title}: going on at image {work.done:,} of {total:,}.')
 
   def read(numbers: range) -> list[tuple[np.ndarray, int] | images.BadImage]:

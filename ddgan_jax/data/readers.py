@@ -75,7 +75,7 @@ def open_reader(data_config: DataConfig) -> Reader:
   """
   name, path = data_config.name, os.path.expanduser(data_config.path)
   if '://' in path:
-    raise DataError(f'data.path: found {path!r}, must be a path of this machine; copy the bucket here first')
+    raise DataError(f'data.path: found {path!r}, must be a path of this machine; copy it here first, or mount it')
   if not os.path.exists(path):
     raise DataError(f'data.path: {path} does not exist')
   kind = _kind(path)

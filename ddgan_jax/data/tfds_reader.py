@@ -73,6 +73,11 @@ class TfdsReader(Reader):
 def find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
   from ddgan_jax.data import digits  # noqa: F401, importing it registers the name with TFDS.
 
+  data_dir = data_config.data_dir or os.environ.get('TFDS_DATA_DIR', '')
+  if '://' in data_dir:
+    raise ConfigError(
+        f'data.data_dir: found {data_dir!r}, must be a folder of this machine, because array_record cannot read from a '
+        'bucket; copy it here first, or mount it')
   try:
     return tfds.builder(data_config.name, data_dir=os.path.expanduser(data_config.data_dir) or None)
   except tfds.core.DatasetNotFoundError as e:

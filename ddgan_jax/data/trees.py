@@ -35,7 +35,7 @@ class _TreeReader(Reader):
     self.notes = []
     if others:
       self.notes.append(
-          f'{sum(others.values()):,} files that are not images by their ending are left alone: {_count(others)}')
+          f'left alone, because their endings are not those of images: {_count(others)}')
     # `photos.zip/photos/cat/1.png`: folders that hold everything are no classes.
     depth = 0
     parts = [name.split('/') for name in self.names]
