@@ -99,6 +99,8 @@ def main() -> int:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--data_dir', default='')
   arguments = parser.parse_args()
+  if arguments.folder.exists():
+    parser.error(f'--folder: {arguments.folder} exists; choose another one, or delete it')
   arguments.folder.mkdir(parents=True)
   chance = random.Random(arguments.seed)
 

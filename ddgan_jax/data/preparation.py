@@ -78,9 +78,14 @@ def folder_of(data_config: DataConfig) -> pathlib.Path:
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
   size = data_config.image_size
+  return cache_folder(data_config) / f'{name}-{size}x{size}x{images.channels(data_config)}-{key}'
+
+
+def cache_folder(data_config: DataConfig) -> pathlib.Path:
+  """Where prepared sets lie."""
   base = data_config.cache_dir or os.path.join(
       os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'ddgan_jax', 'data')
-  return pathlib.Path(base).expanduser() / f'{name}-{size}x{size}x{images.channels(data_config)}-{key}'
+  return pathlib.Path(base).expanduser()
 
 
 def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | None:
