@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import jax
@@ -11,8 +10,6 @@ import numpy as np
 import ddgan_jax
 from ddgan_jax import sampling, writers
 from ddgan_jax.config import ConfigError
-
-_MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
 
 
 def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> np.ndarray:
@@ -27,8 +24,8 @@ def generate(run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100) -> 
   Returns:
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
   """
-  noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
-  batch_size = max(1, min(batch_size, num, _MOST_NOISE // noise_of_one))
+  most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
+  batch_size = min(batch_size, num, most)
 
   @jax.jit
   def sample_batch(first):
