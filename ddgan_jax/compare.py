@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -25,68 +26,76 @@ from ddgan_jax.comparison import METHODS
 from ddgan_jax.config import Config
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Data, network and budget.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where all goes; by default runs/compare_<name of the config file>.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where all goes; by default runs/compare_<name of the config file>, with --quick and _quick.')
 _METHODS = flags.DEFINE_list('methods', None, 'Some of them; by default all.')
 _NUM = flags.DEFINE_integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
 _QUICK = flags.DEFINE_boolean('quick', False, 'At most 1,500 steps each and 2,000 samples: a look, not a result.')
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
-_REPEATS = flags.DEFINE_integer('repeats', 3, 'How often 100 images are timed, all methods in turn.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns in which each method is timed, all in turn.', lower_bound=1)
 
 _QUICK_STEPS, _QUICK_NUM = 1500, 2000
 _TIMED = 100  # images, as in the paper's table
+_POINTS = 2_000  # of a scatter picture
+_TURN = 1.0  # seconds of a turn, or one call if that takes longer
 
 
 def main(argv: list[str]) -> None:
   del argv
   base = config_lib.from_config_dict(_CONFIG.value)
   names = comparison.choose(_METHODS.value)
+  comparison.check_metrics(base)
   num = min(_NUM.value, _QUICK_NUM) if _QUICK.value else _NUM.value
   config_checks.check_enough('--num', num, _FORCE.value or _QUICK.value, '--force')
   num_steps = min(base.train.num_steps, _QUICK_STEPS) if _QUICK.value else base.train.num_steps
   configs = {name: comparison.config_of(base, METHODS[name], num_steps) for name in names}
+  base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
   workdir = _WORKDIR.value
   if workdir is None:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-    workdir = os.path.join('runs', f'compare_{os.path.splitext(os.path.basename(file))[0]}')
+    # A quick run is not what a long one begins with: its learning rates have ended.
+    quick = '_quick' if _QUICK.value else ''
+    workdir = os.path.join('runs', f'compare_{os.path.splitext(os.path.basename(file))[0]}{quick}')
 
-  from ddgan_jax import compilation, train
+  from ddgan_jax import compilation, sharding, train
   from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax.data import sources
+  from ddgan_jax.metrics import evaluation
 
   compilation.use_persistent_cache()
+  mesh = sharding.make_mesh()
+  evaluate = evaluation.against_data(base, sources.load_source(base.data), mesh)  # what is missing is missed now
   for name, config in configs.items():
     print(f'--- {METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps', flush=True)
     train.train_and_evaluate(config, os.path.join(workdir, name))
     if (Checkpoints(os.path.join(workdir, name)).latest_step() or 0) < num_steps:
       print('Stopped; the same command goes on from there.', flush=True)
       return
-  rows = measure(base, names, workdir, num)
+  rows = measure(evaluate, base, names, workdir, mesh)
   time_samplers(rows, _REPEATS.value)
   write(rows, workdir, base, num_steps)
 
 
-def measure(base: Config, names: list[str], workdir: str, num: int) -> list[dict[str, Any]]:
-  """One row a sampler: its run, title, evaluations, and a report of `num` samples, kept beside the run."""
+def measure(
+    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any
+) -> list[dict[str, Any]]:
+  """One row a sampler: its run, title, evaluations, and its report, which is kept beside the run."""
   import ddgan_jax
   from ddgan_jax import sharding
-  from ddgan_jax.data import sources
-  from ddgan_jax.metrics import evaluation, image_sets
+  from ddgan_jax.metrics import image_sets
 
-  mesh = sharding.make_mesh()
-  base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
-  evaluate = evaluation.against_data(base, sources.load_source(base.data), mesh)
+  num = base.eval.num
   rows = []
   for name in names:
     for num_timesteps in METHODS[name].num_timesteps:
       run = ddgan_jax.load(os.path.join(workdir, name), None, num_timesteps, sharding.replicated(mesh))
       evaluations = run.schedule.num_timesteps
       path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
-      try:
-        with open(path, encoding='utf-8') as file:
-          report = json.load(file)
-      except (OSError, ValueError):
+      report = _kept(path)
+      if report is None or report.get('asked') != [run.step, *base.eval.metrics]:
         print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
         images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
-        report = evaluate(images(run.params, name)) | {'step': run.step}
+        report = evaluate(images(run.params, name)) | {'asked': [run.step, *base.eval.metrics]}
         with open(path, 'w', encoding='utf-8') as file:
           json.dump(report, file, indent=2)
       rows.append({
@@ -95,12 +104,23 @@ def measure(base: Config, names: list[str], workdir: str, num: int) -> list[dict
   return rows
 
 
+def _kept(path: str) -> dict[str, Any] | None:
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (OSError, ValueError):
+    return None
+
+
 def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
-  """Puts into each row `seconds`, the median of timing 100 images in one compiled call, and `samples`; in turns."""
+  """Puts into each row `samples`, and `seconds`, the median of the compiled call that makes a hundred; in turns.
+
+  So a machine that is busy at times is so for all of them, and short calls are timed as long as others.
+  """
   import jax
   import numpy as np
 
-  from ddgan_jax import sampling, train_state
+  from ddgan_jax import outputs, sampling, train_state
 
   def make(config, num_timesteps):
     def sample(params, first):
@@ -112,14 +132,19 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
 
   samplers = [make(row['run'].config, row['num_timesteps']) for row in rows]
   times: list[list[float]] = [[] for _ in rows]
-  for repeat in range(repeats + 1):
-    for i, sample in enumerate(samplers):
+  for i, sample in enumerate(samplers):  # compiles
+    rows[i]['samples'] = jax.block_until_ready(sample(rows[i]['run'].params, 0))
+  for i, sample in repeats * list(enumerate(samplers)):
+    left = _TURN
+    while left > 0:
       begun = time.perf_counter()
-      rows[i]['samples'] = jax.block_until_ready(sample(rows[i]['run'].params, 0))
-      if repeat:  # the first one compiles
-        times[i].append(time.perf_counter() - begun)
+      jax.block_until_ready(sample(rows[i]['run'].params, 0))
+      times[i].append(time.perf_counter() - begun)
+      left -= times[i][-1]
   for row, measured in zip(rows, times):
     row['seconds'] = statistics.median(measured)
+    if row['run'].config.data.is_points:
+      row['samples'] = outputs.generate(row['run'], _POINTS, seed=0, batch_size=_POINTS)
 
 
 def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int) -> None:

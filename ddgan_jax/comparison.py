@@ -12,9 +12,11 @@ from ddgan_jax import sampling, writers
 from ddgan_jax.config import Config, ConfigError
 
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
+_COVERAGE = ('modes', 'recall', 'coverage')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
-    'modes': 'modes found', 'mode_kl': 'KL to uniform'}
+    'certain': 'share read with certainty', 'precision': 'precision', 'modes': 'modes found',
+    'mode_kl': 'KL to uniform', 'recall': 'recall', 'coverage': 'coverage'}
 
 
 class Method(NamedTuple):
@@ -60,6 +62,12 @@ def choose(names: Sequence[str] | None) -> list[str]:
   return list(names or METHODS)
 
 
+def check_metrics(config: Config) -> None:
+  """Raises ConfigError unless something that is measured stands for quality."""
+  if not {'fid', 'kid', 'modes'} & set(config.eval.metrics):
+    raise ConfigError(f'eval.metrics: found {config.eval.metrics}, must have fid, kid or modes for quality')
+
+
 def label(row: dict[str, Any]) -> str:
   """What a sampler is called: its training and its evaluations."""
   return f'{row["title"]}, {row["evaluations"]:,}'
@@ -68,6 +76,11 @@ def label(row: dict[str, Any]) -> str:
 def quality_of(rows: Sequence[dict[str, Any]]) -> str:
   """Which number of the reports stands for quality."""
   return next(name for name in _QUALITY if name in rows[0]['metrics'])
+
+
+def coverage_of(rows: Sequence[dict[str, Any]]) -> str | None:
+  """Which number of the reports stands for coverage, if there is one."""
+  return next((name for name in _COVERAGE if name in rows[0]['metrics']), None)
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
@@ -79,7 +92,8 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
     num_steps: steps of each training.
   """
   quality, n = quality_of(rows), rows[0]['n']
-  names = [quality] + [name for name in ('modes', 'mode_kl') if name in rows[0]['metrics']]
+  others = ('certain', 'precision', 'modes', 'mode_kl', 'recall', 'coverage')
+  names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {'modes': _num_modes(config)}
   head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of.get(name) else ""}' for name in names]
   lines = [
@@ -106,13 +120,13 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   axes = figure.add_subplot()
   values = [row['metrics'][quality]['value'] for row in rows]
   seconds = [row['seconds'] for row in rows]
-  coverage = [row['metrics'].get('modes', {}).get('value') for row in rows]
-  has_coverage = coverage[0] is not None
-  points = axes.scatter(seconds, values, c=coverage if has_coverage else None, cmap='viridis', s=90, zorder=2)
-  if has_coverage:
-    figure.colorbar(points, label='modes found')
+  covering = coverage_of(rows)
+  coverage = [row['metrics'][covering]['value'] for row in rows] if covering else None
+  points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
+  if covering:
+    figure.colorbar(points, label=_NAMES[covering])
   for i, row in enumerate(rows):
-    text = label(row) + (f'\n{coverage[i]:,} modes' if has_coverage else '')
+    text = label(row) + (f'\n{_NAMES[covering]}: {coverage[i]:,.4g}' if covering else '')
     axes.annotate(text, (seconds[i], values[i]), xytext=(6, 6), textcoords='offset points', fontsize=8)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
@@ -136,9 +150,10 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
     for i, row in enumerate(rows):
       axes = figure.add_subplot(-(-len(rows) // columns), columns, i + 1)
       x, y = np.asarray(row['samples'])[:, 0, 0].T
-      axes.scatter(x, y, s=4, linewidths=0)
+      axes.scatter(x, y, s=3, alpha=0.5, linewidths=0)
       axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect='equal', xticks=[], yticks=[])
-      axes.set_title(label(row), fontsize=9)
+      modes, in_mode = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
+      axes.set_title(f'{label(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
   else:
     figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
     for i, row in enumerate(rows):

@@ -154,8 +154,8 @@ def _by_matching(run: ddgan_jax.Run) -> bool:
 
 def _from_keys(run: ddgan_jax.Run, edit: Callable[[jax.Array], jax.Array], noise: int) -> np.ndarray:
   """[num, H, W, C] uint8 of `edit`: key → [1, H, W, C]; `noise` is how many images of noise it draws."""
-  most = outputs.MOST_NOISE // (noise * math.prod(run.config.image_shape))
-  batch_size = max(1, min(_BATCH_SIZE.value, _NUM.value, most))
+  most = sampling.most_at_once(noise, run.config.image_shape, run.config.generator.nz)
+  batch_size = min(_BATCH_SIZE.value, _NUM.value, most)
 
   @jax.jit
   def edit_batch(first):

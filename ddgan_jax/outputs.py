@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import jax
@@ -13,7 +12,6 @@ import ddgan_jax
 from ddgan_jax import sampling, train_state, writers
 from ddgan_jax.config import ConfigError
 
-MOST_NOISE = 2**27  # floats of noise at a time, half a GiB: a thousand steps need a thousand times an image
 _COLUMNS = 10  # of a grid that begins with its inputs
 
 
@@ -31,8 +29,8 @@ def generate(
   Returns:
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
   """
-  noise_of_one = run.schedule.num_timesteps * math.prod(run.config.image_shape)
-  batch_size = max(1, min(batch_size, num, MOST_NOISE // noise_of_one))
+  most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
+  batch_size = min(batch_size, num, most)
 
   @jax.jit
   def sample_batch(first):

@@ -7,6 +7,7 @@ T evaluations of G and nothing else.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from ddgan_jax import diffusion
 
 GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+_MOST_NOISE = 2**27  # floats, half a GiB: a thousand steps need a thousand times an image
 
 
 def sample_given_noise(
@@ -72,6 +74,11 @@ def draw_noise(
       jax.random.normal(z_key, (num_timesteps, *shape[:-3], latent_dim)),
       jax.random.normal(noise_key, (num_timesteps, *shape)),
   )
+
+
+def most_at_once(num_timesteps: int, shape: tuple[int, int, int], latent_dim: int) -> int:
+  """How many images [H, W, C] may be sampled together: `draw_noise` makes the noise of all their steps at once."""
+  return max(1, _MOST_NOISE // (num_timesteps * (math.prod(shape) + latent_dim)))
 
 
 def sample(

@@ -35,7 +35,8 @@ def rows(shape):
       {'title': title, 'evaluations': evaluations, 'seconds': seconds, 'n': 2000, 'biased': True,
        'samples': np.random.default_rng(0).uniform(-1, 1, (100, *shape)).astype(np.float32),
        'metrics': {'modes': {**entry, 'value': modes}, 'mode_kl': {**entry, 'value': 0.5, 'of_reference': 0.25},
-                   'fd_classifier': {'value': 3.25, 'features': 'x'}}}
+                   'fd_classifier': {'value': 3.25, 'features': 'x'},
+                   **({'in_mode': {'value': 0.5, 'features': 'x'}} if shape == (1, 1, 2) else {})}}
       for title, evaluations, seconds, modes in (('DDGAN', 4, 0.21, 1000), ('Gaussian diffusion', 1000, 80.5, 1))]
 
 
@@ -61,7 +62,10 @@ def test_figures(tmp_path, shape):
     assert min(picture.shape) > 100 and picture.std() > 10
 
 
-def test_unknown_method_is_refused():
+def test_what_cannot_be_compared_is_refused():
   with pytest.raises(ConfigError, match="--methods: found 'vae', must be some of gan, ddpm, ddgan_2"):
     comparison.choose(['gan', 'vae'])
+  config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': ('is', 'pr')}})
+  with pytest.raises(ConfigError, match=r"eval.metrics: found \('is', 'pr'\), must have fid, kid or modes"):
+    comparison.check_metrics(config)
   assert comparison.choose(None) == list(comparison.METHODS)

@@ -7,6 +7,7 @@ streamed; rows are kept only for the metrics that need them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddgan_jax import sharding
+from ddgan_jax import agreement, sharding
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config_checks import ENOUGH_SAMPLES, METRICS
 from ddgan_jax.data.sources import Source
@@ -22,6 +23,8 @@ from ddgan_jax.metrics import frechet, image_sets, inception, inception_score, k
 from ddgan_jax.metrics import points as points_lib
 from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import Statistics, load_cached, store
+
+_meetings = itertools.count()
 
 
 class Network(NamedTuple):
@@ -131,7 +134,7 @@ class Evaluator:
         'n_reference': self._reference_size(), 'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
-        'vgg16': ['fc2'], 'judge': ['mode']}
+        'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
     found = {name: self._collect(name, images, num, wanted[name]) for name in self._networks}
 
     def put(name: str, network: str, **values) -> None:
@@ -144,10 +147,10 @@ class Evaluator:
       put('is', 'inception', value=mean, deviation=deviation)
     if 'kid' in self._metrics:
       mean, deviation = kid.kernel_distance(
-          self._reference_rows('inception', 'pool3'), found['inception'].rows['pool3'])
+          self._reference_rows('inception', ('pool3',))['pool3'], found['inception'].rows['pool3'])
       put('kid', 'inception', value=mean, deviation=deviation)
     if {'pr', 'dc'} & set(self._metrics):
-      real, fake = self._reference_rows('vgg16', 'fc2', num), found['vgg16'].rows['fc2']
+      real, fake = self._reference_rows('vgg16', ('fc2',), num)['fc2'], found['vgg16'].rows['fc2']
       pairs = {'pr': (('precision', 'recall'), precision_recall.precision_recall),
                'dc': (('density', 'coverage'), precision_recall.density_coverage)}
       for metric in [name for name in self._metrics if name in pairs]:
@@ -155,11 +158,13 @@ class Evaluator:
         for name, value in zip(names, function(real, fake)):
           put(name, 'vgg16', value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
-      real = self._reference_rows('judge', 'mode', num)
-      for (name, value), of_real in zip(
-          zip(('modes', 'mode_kl'), modes.count_modes(found['judge'].rows['mode'], self._num_modes)),
-          modes.count_modes(real, self._num_modes)):
-        put(name, 'judge', value=value, of_reference=of_real, n_reference=len(real))
+      rows, of_real = found['judge'].rows, self._reference_rows('judge', ('mode', 'certain'), num)
+      n_reference = len(of_real['mode'])
+      counted, counted_real = (modes.count_modes(each['mode'], self._num_modes) for each in (rows, of_real))
+      for name, value, real in zip(('modes', 'mode_kl'), counted, counted_real):
+        put(name, 'judge', value=value, of_reference=real, n_reference=n_reference)
+      put('certain', 'judge', value=float(rows['certain'].mean()), of_reference=float(of_real['certain'].mean()),
+          n_reference=n_reference)
       put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
     if 'label_accuracy' in self._metrics:
       for name, value in modes.label_accuracy(
@@ -183,7 +188,8 @@ class Evaluator:
       return self._reference
     network, size = self._networks[name], self._reference_size()
     key = f'{network.fingerprint} {self._reference.fingerprint} {size}' if self._reference.fingerprint else ''
-    known = load_cached(key)
+    # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
+    known = _from_main(load_cached(key) if jax.process_index() == 0 else None)
     if known is None:
       self._say(f'Reading {size:,} images of {self._reference.name} by {network.name}, once.')
       moments = self._reference_collected(name, size).moments
@@ -191,14 +197,14 @@ class Evaluator:
       store(key, known)
     return known
 
-  def _reference_rows(self, name: str, output: str, num: int | None = None) -> np.ndarray:
+  def _reference_rows(self, name: str, outputs: tuple[str, ...], num: int | None = None) -> dict[str, np.ndarray]:
     size = self._reference_size() if num is None else min(num, self._reference_size())
-    return self._reference_collected(name, size, output).rows[output]
+    return self._reference_collected(name, size, outputs).rows
 
-  def _reference_collected(self, name: str, size: int, output: str = '') -> Collected:
-    key = f'{name} {size} {output}'
+  def _reference_collected(self, name: str, size: int, outputs: tuple[str, ...] = ()) -> Collected:
+    key = f'{name} {size} {outputs}'
     if key not in self._known:
-      self._known[key] = self._collect(name, self._reference, size, [output] if output else [])
+      self._known[key] = self._collect(name, self._reference, size, outputs)
     return self._known[key]
 
   def _collect(self, name: str, images: ImageSet, num: int, keep: Sequence[str]) -> Collected:
@@ -224,6 +230,7 @@ class Evaluator:
         moments.add(features[:valid])
       for output in keep:
         kept[output].append(sharding.local_rows(outputs[output]))
+    agreement.meet(f'features {next(_meetings)}')
     if moments is not None:
       moments = _merged(moments)
     return Collected(moments, {output: _gathered(blocks)[:num] for output, blocks in kept.items()})
@@ -264,12 +271,26 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
   return merged
 
 
+def _from_main(statistics: Statistics | None) -> Statistics | None:
+  """Process 0's statistics, on every process; as bytes, since JAX would make float32 of them."""
+  dim = agreement.from_main(0 if statistics is None else len(statistics.mean))
+  if jax.process_count() == 1 or not dim:
+    return statistics
+  mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
+      [statistics.mean, statistics.covariance.ravel()])
+  numbers = np.asarray(multihost_utils.broadcast_one_to_all(mine.view(np.uint8))).view(np.float64)
+  name = agreement.shared_text(statistics.name if statistics else '')
+  count = agreement.from_main(statistics.count if statistics else 0)
+  return Statistics(name, numbers[:dim], numbers[dim:].reshape(dim, dim), count)
+
+
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
   """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   num = num if points.size is None else min(num, points.size)
-  found = points_lib.modes_of_points(
-      _gathered([points.rows(first, batch_size) for first in range(0, num, batch_size)])[:num])
+  blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
+  agreement.meet(f'features {next(_meetings)}')
+  found = points_lib.modes_of_points(_gathered(blocks)[:num])
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
   return {
       'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
@@ -308,8 +329,9 @@ def best_metric(config: Config) -> str | None:
 
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found', 'mode_kl': 'KL of modes to uniform',
-    'fd_classifier': 'Fréchet distance, not FID', 'in_mode': 'share of points in a mode',
-    'label_accuracy': 'asked label seen', 'digit_accuracy': 'asked label seen in a channel'}
+    'certain': 'share read with certainty', 'fd_classifier': 'Fréchet distance, not FID',
+    'in_mode': 'share of points in a mode', 'label_accuracy': 'asked label seen',
+    'digit_accuracy': 'asked label seen in a channel'}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -326,6 +348,8 @@ def table(report: dict[str, Any]) -> str:
       other = entry['of_reference']
       text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'
       text += f', n = {entry["n_reference"]:,})'
+    elif 'n_reference' in entry:
+      text += f'  (n of the reference = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:
       text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')

@@ -68,11 +68,19 @@ def of_generator(
 
   rows = sharding.by_rows(mesh)
   compiled = jax.jit(sample, out_shardings=rows)
+  _, schedule = train_state.make_sampler(config, None, num_timesteps)
+  most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 
   def local(ema_params: Any, first: int, count: int) -> np.ndarray:
     block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
     indices = np.arange(first, first + count, dtype=np.int32)[block]
-    return sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, indices)))
+    devices = mesh.size // jax.process_count()
+    parts = -(-len(indices) // (most * devices))
+    size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program does
+    found = [
+        sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, part)))
+        for part in np.resize(indices, (parts, size))]
+    return np.concatenate(found)[:len(indices)]
 
   def asked(num: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import zipfile
@@ -21,15 +22,17 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from ddgan_jax import labels, models
+from ddgan_jax import agreement, labels, models
 from ddgan_jax.config import UserError
 from ddgan_jax.data.sources import Source
 
 REQUIRED_ACCURACY = 0.97
+_CERTAIN = 0.9
 _VERSION = 1  # raised when the same data would give another classifier
 _HELD_OUT = 10  # every tenth image is never trained on
 _STEPS = 1000
 _BATCH = 128
+_meetings = itertools.count()
 
 
 class ClassifierError(UserError):
@@ -81,6 +84,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
     if jax.process_index() == 0:
       _write(path, *found)
+  agreement.meet(f'classifier {fingerprint} {next(_meetings)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found
@@ -103,8 +107,9 @@ def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dic
     stacked: each channel is an image of its own.
 
   Returns:
-    `mode` [B] int32, the label (of a stack a * n² + b * n + c with n classes), and `features` [B, F] float32, of a
-    stack those of its channels side by side.
+    `mode` [B] int32, the label (of a stack a * n² + b * n + c with n classes); `certain` [B] bool, whether it (of a
+    stack each of its three) has a probability of 0.9 or more, which noise seldom has although it too has a label; and
+    `features` [B, F] float32, of a stack those of its channels side by side.
   """
   batch, height, width, channels = images.shape
   x = images.astype(jnp.float32) / 127.5 - 1
@@ -113,8 +118,9 @@ def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dic
     x = jnp.moveaxis(x, -1, 1).reshape(batch * channels, height, width, 1)
   logits, features = models.Classifier(num_classes).apply({'params': params}, x)
   labels = jnp.argmax(logits, -1).reshape(batch, parts).astype(jnp.int32)
+  certain = (jax.nn.softmax(logits).max(-1) >= _CERTAIN).reshape(batch, parts).all(1)
   places = jnp.asarray([num_classes**(parts - 1 - k) for k in range(parts)], jnp.int32)
-  return {'mode': labels @ places, 'features': features.reshape(batch, -1)}
+  return {'mode': labels @ places, 'certain': certain, 'features': features.reshape(batch, -1)}
 
 
 def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
