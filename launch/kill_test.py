@@ -46,9 +46,9 @@ class Run:
     self.text: list[str] = []
     self.process = subprocess.Popen(
         [sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir),
-         *(f'--config.{name}={value}' for name, value in values.items())],
+         *(f'--config.{name}={value}' for name, value in values.items()), *arguments.flags],
         cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True)
+        text=True, pipesize=4096)  # small, so that it is never far ahead of what is read
     self._reader = threading.Thread(target=self._read, daemon=True)
     self._reader.start()
 
@@ -98,6 +98,7 @@ def main() -> int:
   parser.add_argument('--most_minutes', type=float, default=60, help='after which it is left to finish')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--data_dir', default='')
+  parser.add_argument('flags', nargs='*', help='more flags of ddgan_jax.main, after --')
   arguments = parser.parse_args()
   if arguments.folder.exists():
     parser.error(f'--folder: {arguments.folder} exists; choose another one, or delete it')
@@ -127,8 +128,12 @@ def main() -> int:
       else:
         while run.first_step_at is None and run.process.poll() is None:
           time.sleep(0.005)
-        left = seconds * (arguments.steps - before) / arguments.steps
-        delay = time.monotonic() - run.started + chance.uniform(0, 1.6 * left / (arguments.kills - kills))
+        # By steps, because a machine that does other things is not as fast as it was in peace; then within the step.
+        left = arguments.steps - before
+        step = before + min(chance.uniform(0, 1.6 * left / (arguments.kills - kills)), 0.9 * left)
+        while max(list(run.lines), default=0) < step and run.process.poll() is None:
+          time.sleep(0.001)
+        delay = time.monotonic() - run.started + chance.uniform(0, seconds / arguments.steps)
       while time.monotonic() - run.started < delay and run.process.poll() is None:
         time.sleep(0.002)
       run.process.send_signal(signal.SIGKILL)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import celebahq_256, cifar10
+from ddgan_jax import config as config_lib
 from ddgan_jax import models
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.interop import pytorch
@@ -51,12 +53,11 @@ def test_golden(kind):
   assert mean_square == pytest.approx(float(arrays['r1_mean_sq_norm']), rel=1e-4)
 
 
-@pytest.mark.parametrize('kind, size, expected', [('small', 32, 12_741_633), ('large', 256, 27_737_217)])
-def test_parameter_counts(kind, size, expected):
-  x = jnp.zeros((1, size, size, 3))
-  shapes = jax.eval_shape(
-      models.Discriminator(DiscriminatorConfig(kind=kind, image_size=size)).init, jax.random.key(0), x,
-      jnp.zeros(1, jnp.int32), x)
+@pytest.mark.parametrize('recipe, expected', [(cifar10, 12_741_633), (celebahq_256, 27_737_217)])
+def test_parameter_counts(recipe, expected):
+  config = config_lib.from_config_dict(recipe.get_config()).discriminator
+  x = jnp.zeros((1, config.image_size, config.image_size, 3))
+  shapes = jax.eval_shape(models.Discriminator(config).init, jax.random.key(0), x, jnp.zeros(1, jnp.int32), x)
   assert count_parameters(shapes) == expected
 
 

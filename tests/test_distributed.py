@@ -206,8 +206,8 @@ def start(port, count, index, timeout):
 def test_two_processes_find_each_other():
   """On localhost, with a proxy in the environment that reaches nothing; each sees all devices."""
   port = free_port()
-  processes = [start(port, 2, index, timeout=120) for index in (0, 1)]
-  outputs = [process.communicate(timeout=180) for process in processes]
+  processes = [start(port, 2, index, timeout=300) for index in (0, 1)]
+  outputs = [process.communicate(timeout=600) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   # Gloo, which connects simulated devices, writes lines of its own, anywhere.
   first, second = ([line for line in output.splitlines() if 'rank' not in line.lower()] for output, _ in outputs)
@@ -222,7 +222,7 @@ def test_two_processes_find_each_other():
 def test_a_process_that_waits_in_vain(index, reason):
   port = free_port()
   process = start(port, 2, index, timeout=2)
-  _, errors = process.communicate(timeout=60)
+  _, errors = process.communicate(timeout=300)
   said = [line for line in errors.splitlines() if line.startswith('Error: ')]
   assert process.returncode == 2 and len(said) == 1 and reason.format(port=port) in said[0], errors
   assert 'Traceback' not in errors
@@ -231,7 +231,7 @@ def test_a_process_that_waits_in_vain(index, reason):
 def test_the_command_takes_the_flags(tmp_path):
   result = subprocess.run(
       [sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'),
-       '--num_processes=2', '--process_id=0'], cwd=ROOT, capture_output=True, text=True, timeout=60)
+       '--num_processes=2', '--process_id=0'], cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert result.returncode == 2 and not (tmp_path / 'run').exists()
   assert result.stderr == ('Error: --num_processes, --process_id: needs --coordinator_address as well '
                            '(or none of the three)\n')

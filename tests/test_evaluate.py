@@ -1,7 +1,6 @@
 """The command that measures, and measuring during training, on a tiny run."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,28 +8,28 @@ import sys
 import numpy as np
 import pytest
 
-from tests.test_main import CONFIG
+from tests.conftest import command_environment, config_text, tiny_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'PYTHONUNBUFFERED': '1'}
 
 
-def run(*arguments, **env):
+def run(*arguments, events=False):
   return subprocess.run(
-      [sys.executable, *map(str, arguments)], cwd=ROOT, env={**ENVIRONMENT, **env}, capture_output=True, text=True,
-      timeout=600)
+      [sys.executable, *map(str, arguments)], cwd=ROOT, env=command_environment(tensorflow=events),
+      capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """A workdir, and what was printed, of a run that measures itself twice."""
+  """A workdir, and what was printed, of a run with a U-Net that measures itself three times."""
   folder = tmp_path_factory.mktemp('evaluate')
-  (folder / 'tiny.py').write_text(CONFIG)
+  (folder / 'tiny.py').write_text(config_text(tiny_config_dict()))
   fields = {
+      'discriminator.kind': 'tiny', 'optim.lazy_reg': 1,  # one program, and not the largest
       'train.num_steps': 30, 'train.eval_every': 10, 'train.checkpoint_every': 1000, 'train.keep_checkpoints': 1,
       'eval.metrics': 'modes', 'eval.num': 100, 'eval.batch_size': 50, 'eval.force': True}
   result = run('-m', 'ddgan_jax.main', '--config', folder / 'tiny.py', '--workdir', folder / 'run',
-               *(f'--config.{name}={value}' for name, value in fields.items()))
+               *(f'--config.{name}={value}' for name, value in fields.items()), events=True)
   assert result.returncode == 0, result.stderr
   return folder / 'run', result.stdout
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import celebahq_256, cifar10
+from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import ConfigError, GeneratorConfig
 from ddgan_jax.interop import pytorch, torch_file
@@ -65,11 +67,9 @@ def test_golden_checkpoint():
   assert relative_error(out, nhwc(arrays['out'])) < 1e-4
 
 
-@pytest.mark.parametrize('config, expected', [
-    (GeneratorConfig(), 48_432_515),
-    (GeneratorConfig(image_size=256, num_channels_dae=64, ch_mult=(1, 1, 2, 2, 4, 4), n_mlp=3), 39_726_979),
-])
-def test_parameter_counts(config, expected):
+@pytest.mark.parametrize('recipe, expected', [(cifar10, 48_432_515), (celebahq_256, 39_726_979)])
+def test_parameter_counts(recipe, expected):
+  config = config_lib.from_config_dict(recipe.get_config()).generator
   size = config.image_size
   shapes = jax.eval_shape(
       models.Generator(config).init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32),

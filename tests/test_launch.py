@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.conftest import tiny_config_dict
+from tests.conftest import config_text, quick_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOCAL = [sys.executable, str(ROOT / 'launch' / 'local.py')]
@@ -56,7 +56,7 @@ def bench(tmp_path):
            'RECORD': str(record), 'STATES': str(tmp_path / 'states'), 'STATUSES': str(tmp_path / 'statuses'),
            'POLL': '0', **variables}
     result = subprocess.run(['bash', str(ROOT / 'launch' / script), *arguments], cwd=tmp_path, env=env,
-                            capture_output=True, text=True, timeout=60)
+                            capture_output=True, text=True, timeout=300)
     return result.returncode, result.stderr, record.read_text().splitlines()
 
   return run
@@ -124,7 +124,7 @@ def test_install_copies_this_folder_or_clones(bench, tmp_path):
   same(calls, [f'{SSH_ALL} {shlex.quote(f"--command={clone} && {UV}")}'])
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=300):
   deadline = time.monotonic() + seconds
   while not path.exists() or not path.read_text():
     assert time.monotonic() < deadline, f'{path.name} never came'
@@ -285,7 +285,7 @@ def test_gke_is_a_job_set_of_one_slice(tmp_path):
   command[-1] = command[-1].replace('<BUCKET>', 'bucket')
   python.write_text('#!/bin/bash\necho "$*"; exit 5\n')
   python.chmod(0o755)
-  result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+  result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
   assert result.returncode == 5
   assert result.stdout == ('-m ddgan_jax.main --config=configs/cifar10.py --workdir=gs://bucket/cifar10 '
                            '--config.parallel.dtype=bfloat16\n')
@@ -293,7 +293,7 @@ def test_gke_is_a_job_set_of_one_slice(tmp_path):
   process = subprocess.Popen(command, env=env)
   wait_for(tmp_path / 'ready')
   process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == 143
+  assert process.wait(300) == 143
 
 
 def test_shellcheck_finds_nothing():
@@ -305,7 +305,7 @@ def test_shellcheck_finds_nothing():
 
 def local(*arguments, **variables):
   environment = {**os.environ, **variables}
-  return subprocess.run([*LOCAL, *arguments], capture_output=True, text=True, timeout=60, env=environment)
+  return subprocess.run([*LOCAL, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
 SHOW = 'import os; print(*(os.environ.get(n) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES")))'
@@ -324,14 +324,14 @@ def test_local_replaces_the_number_of_simulated_devices():
   assert result.stdout.split() == ['[0]', '--a=1', '--xla_force_host_platform_device_count=4', 'cpu']
 
 
-def test_local_gives_the_first_bad_status_and_ends_the_others():
-  program = ('import os, signal, sys, time; number = int(os.environ["JAX_PROCESS_ID"])\n'
-             'if number == 1: time.sleep(1); sys.exit(9)\n'
-             'if number == 2: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
-             'time.sleep(60)')
-  started = time.monotonic()
-  result = local('--processes', '3', '--grace', '1', '--', sys.executable, '-c', program)
-  assert result.returncode == 9 and time.monotonic() - started < 30
+def test_local_gives_the_first_bad_status_and_ends_the_others(tmp_path):
+  program = ('import os, pathlib, signal, sys, time; number = int(os.environ["JAX_PROCESS_ID"])\n'
+             'deaf = pathlib.Path(sys.argv[1])\n'
+             'if number == 2: signal.signal(signal.SIGTERM, signal.SIG_IGN); deaf.touch()\n'
+             'while number != 1 or not deaf.exists(): time.sleep(0.02)\n'
+             'sys.exit(9)')
+  result = local('--processes', '3', '--grace', '1', '--', sys.executable, '-c', program, str(tmp_path / 'deaf'))
+  assert result.returncode == 9
   assert 'process 1 ended with status 9; the others are told to end' in result.stderr
   assert 'ending those that still run after 1 s' in result.stderr
 
@@ -346,7 +346,7 @@ def test_local_passes_signals_on_to_all(number):
                              stdout=subprocess.PIPE, text=True)
   assert sorted(process.stdout.readline() for _ in range(2)) == ['[0] ready\n', '[1] ready\n']
   process.send_signal(number)
-  output, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=300)
   assert process.returncode == 0
   assert sorted(output.splitlines()) == [f'[{i}] stopped by {int(number)}' for i in range(2)]
 
@@ -365,17 +365,14 @@ def test_local_mistakes(arguments, message):
 
 def test_local_trains_on_two_processes_of_four_devices(tmp_path):
   """The real command: one set of checkpoints, pictures and events, and losses that all processes agree on."""
-  overrides = tiny_config_dict()
-  overrides['discriminator']['kind'] = 'tiny'
-  overrides['optim']['r1_gamma'] = 0.0  # one program to compile instead of two
-  overrides['train'].update(num_steps=3, checkpoint_every=3)
-  (tmp_path / 'tiny.py').write_text(
-      'from configs import cifar10\n\ndef get_config():\n  c = cifar10.get_config()\n'
-      f'  for section, fields in {overrides!r}.items():\n    c[section].update(fields)\n  return c\n')
+  fields = quick_config_dict()
+  fields['optim']['r1_gamma'] = 0.0  # one program to compile instead of two
+  fields['train'].update(num_steps=3, checkpoint_every=3)
+  (tmp_path / 'tiny.py').write_text(config_text(fields))
   result = subprocess.run(
       [*LOCAL, '--processes', '2', '--devices', '4', '--', sys.executable, '-m', 'ddgan_jax.main', '--config',
        str(tmp_path / 'tiny.py'), '--workdir', str(tmp_path / 'run'), f'--config.data.data_dir={tmp_path / "data"}'],
-      cwd=ROOT, capture_output=True, text=True, timeout=600)
+      cwd=ROOT, capture_output=True, text=True, timeout=3000)
   assert result.returncode == 0, result.stdout + result.stderr
   assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 each.\n')
   assert any(line.startswith('[0] Finished 3 steps') for line in result.stdout.splitlines())

@@ -1,6 +1,5 @@
 """Several processes on this machine, by the real command: the same run as one, on any number of devices."""
 
-import os
 import pathlib
 import shutil
 import signal
@@ -17,7 +16,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
 from ddgan_jax import workdir as workdir_lib
 from ddgan_jax.checkpoints import Checkpoints
-from tests.test_main import CONFIG
+from tests import conftest
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 60
@@ -25,12 +24,15 @@ STEPS = 60
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
-  """Starts the command in `processes` processes of `devices` devices each; returns [(process, its output)]."""
+  """Starts the command in `processes` processes of `devices` devices each; returns [(process, its output)].
+
+  Only with `events` does it write losses that can be read back.
+  """
   folder = tmp_path_factory.mktemp('processes')
-  (folder / 'tiny.py').write_text(CONFIG)
+  (folder / 'tiny.py').write_text(conftest.config_text(conftest.quick_config_dict()))
   started = []
 
-  def start(workdir, processes, devices, *flags, own=None):
+  def start(workdir, processes, devices, *flags, own=None, events=False):
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
@@ -46,8 +48,7 @@ def start(tmp_path_factory):
              f'--config.data.data_dir={folder / "data"}', f'--config.train.num_steps={STEPS}', *flags, *together,
              *(own or {}).get(index, ())],
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, 'PYTHONUNBUFFERED': '1',
-                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}), output))
+            env=conftest.command_environment(devices, tensorflow=events)), output))
       started.append(group[-1][0])
     return group
 
@@ -94,13 +95,14 @@ def never_moved(start, tmp_path_factory):
   """The workdir of one process with 8 devices, with checkpoints 10, 20, …, 60."""
   workdir = tmp_path_factory.mktemp('runs') / 'eight'
   statuses, outputs = finish(start(
-      workdir, 1, 8, '--config.train.checkpoint_every=10', '--config.train.keep_checkpoints=9'))
+      workdir, 1, 8, '--config.train.checkpoint_every=10', '--config.train.keep_checkpoints=9',
+      events=True))
   assert statuses == [0], outputs
   return workdir
 
 
 def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, start, tmp_path):
-  statuses, outputs = finish(start(tmp_path / 'run', 2, 4))
+  statuses, outputs = finish(start(tmp_path / 'run', 2, 4, events=True))
   assert statuses == [0, 0], outputs
   expected, found = losses(never_moved), losses(tmp_path / 'run')
   assert sorted(found) == list(range(1, STEPS + 1))
@@ -123,7 +125,7 @@ def test_moved_from_eight_devices_to_two_processes_and_to_one_device(never_moved
       file.write_bytes(b'')
 
   # Slow enough to be stopped on the way; the state in parts that lie in both processes.
-  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1', '--config.parallel.fsdp=4')
+  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1', '--config.parallel.fsdp=4', events=True)
   wait_for(group, 'step 15/')
   group[1][0].send_signal(signal.SIGTERM)
   statuses, outputs = finish(group)
@@ -133,7 +135,7 @@ def test_moved_from_eight_devices_to_two_processes_and_to_one_device(never_moved
   stopped = Checkpoints(workdir).latest_step()
   assert 15 <= stopped < STEPS and f'SIGTERM: saved step {stopped} in' in outputs[0]
 
-  statuses, outputs = finish(start(workdir, 1, 1))
+  statuses, outputs = finish(start(workdir, 1, 1, events=True))
   assert statuses == [0] and f'Resumed at step {stopped}' in outputs[0], outputs
   expected, found = losses(never_moved), losses(workdir)
   np.testing.assert_allclose([found[s] for s in range(11, 31)], [expected[s] for s in range(11, 31)], rtol=1e-4)
@@ -169,12 +171,8 @@ def test_one_of_two_processes_is_killed(never_moved, start, tmp_path):
   group = start(workdir, 2, 2, '--config.train.checkpoint_every=1')
   wait_for(group, 'step 25/')
   group[1][0].kill()
-  killed = time.monotonic()
   statuses, outputs = finish(group)
-  seconds = time.monotonic() - killed
   assert statuses[0] != 0 and statuses[1] == -signal.SIGKILL, outputs
-  assert seconds < 300, seconds
-  print(f'status {statuses[0]} after {seconds:.1f} s')
   latest = Checkpoints(workdir).latest_step()
   statuses, outputs = finish(start(workdir, 1, 1))
   assert statuses == [0] and f'Resumed at step {latest}' in outputs[0], outputs

@@ -5,7 +5,6 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -144,10 +143,8 @@ def no_network(monkeypatch):
 
 
 def test_without_network_the_message_says_what_to_place_where(tmp_path, no_network):
-  start = time.monotonic()
   with pytest.raises(sources.DataError) as error:
     sources.load_source(dataclasses.replace(CIFAR, data_dir=str(tmp_path)))
-  assert time.monotonic() - start < 10
   for part in (CIFAR_URL, 'put cifar-10-binary.tar.gz into', str(tmp_path / 'downloads' / 'manual'),
                str(tmp_path / 'cifar10'), '--config.data.data_dir'):
     assert part in str(error.value)

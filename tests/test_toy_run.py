@@ -1,7 +1,6 @@
 """Runs on points, as a user starts them, and a run without a discriminator, sampled in fewer steps."""
 
 import dataclasses
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,17 +12,18 @@ from PIL import Image
 import ddgan_jax
 from ddgan_jax import outputs, sampling, train, train_state
 from ddgan_jax.config import ConfigError
+from tests.conftest import command_environment
 from tests.test_ablations import toy_config
 
 ROOT = pathlib.Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
 SMALL = ['--config.generator.num_channels_dae=16', '--config.discriminator.ngf=16', '--config.train.num_steps=20',
          '--config.train.log_every=10', '--config.train.num_samples=50', '--config.optim.lazy_reg=1']
 
 
 def run(*arguments):
   return subprocess.run(
-      [sys.executable, '-m', *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+      [sys.executable, '-m', *map(str, arguments)], cwd=ROOT, env=command_environment(tensorflow=False),
+      capture_output=True, text=True)
 
 
 def test_points_from_command_to_picture(tmp_path):
@@ -50,7 +50,8 @@ def test_points_from_command_to_picture(tmp_path):
   assert result.returncode == 2 and 'but points go to a .png' in result.stderr
 
 
-def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys):
+def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)  # takes seconds to import, and nobody reads the events
   config = toy_config('gaussian', 100)
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, batch_size=32),
