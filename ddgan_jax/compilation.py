@@ -68,15 +68,22 @@ def describe(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
     compiler's account) and `device_peak_mib` (as measured so far), the last two where the backend knows them.
   """
   text, figures = f'The step was compiled in {seconds:.1f} s', {'compile_seconds': seconds}
-  memory = compiled.memory_analysis()
-  if memory is not None:
-    state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporary = memory.temp_size_in_bytes
-    figures['step_memory_mib'] = (state + temporary) / 2**20
-    text += (f' and takes {figures["step_memory_mib"]:,.1f} MiB on each device, {temporary / 2**20:,.1f} of them '
-             'temporary')
+  if compiled.memory_analysis() is not None:
+    total, temporary = memory_bytes(compiled)
+    figures['step_memory_mib'] = total / 2**20
+    text += f' and takes {total / 2**20:,.1f} MiB on each device, {temporary / 2**20:,.1f} of them temporary'
   measured = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in measured:
     figures['device_peak_mib'] = measured['peak_bytes_in_use'] / 2**20
     text += f'; {figures["device_peak_mib"]:,.1f} MiB were in use at most'
   return text + '.', figures
+
+
+def memory_bytes(compiled: Any) -> tuple[int, int]:
+  """Bytes that a device needs for a program, by the compiler's account, and how many of them are temporary.
+
+  All are arguments, results that do not reuse them, and temporaries.
+  """
+  memory = compiled.memory_analysis()
+  state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return state + memory.temp_size_in_bytes, memory.temp_size_in_bytes

@@ -1,0 +1,90 @@
+"""How many operations a function asks for, counted from the shapes of its jaxpr.
+
+The convolutions and matrix products are counted, a multiply and an add as two operations; element-wise work, norms and
+softmax are not, as is usual for the utilisation of matrix units. XLA's own count of a compiled program
+(`cost_analysis`) includes those, leaves out the products with a convolution's padding, and passes a loop once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddgan_jax import models, train_state, train_step
+from ddgan_jax.config import Config
+
+
+def count(function: Callable, *args: Any) -> int:
+  """Operations of one call; the arguments may be `jax.ShapeDtypeStruct`s. Of alternatives (`lax.cond`), the fewest."""
+  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@functools.lru_cache(maxsize=8)
+def of_step(config: Config, with_r1: bool) -> float:
+  """Operations per image of a training step: what the method asks for, without the work that `remat` repeats."""
+  config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, remat=False, accumulation=1))
+  generator, discriminator = train_state.make_networks(config)
+  schedule = train_state.make_schedule(config)
+  rows = config.discriminator.stddev_group
+
+  def step(state, x_0):
+    draws = train_step.make_draws(state.rng, x_0.shape, schedule.num_timesteps, config.generator.nz)
+    return train_step.train_step(
+        state, x_0, draws, generator=generator, discriminator=discriminator, schedule=schedule, optim=config.optim,
+        num_steps=config.train.num_steps, with_r1=with_r1, augmented=config.method == 'augmented_gan')
+
+  x_0 = jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.float32)
+  return count(step, train_state.abstract(config, None), x_0) / rows
+
+
+@functools.lru_cache(maxsize=8)
+def of_sample(config: Config) -> float:
+  """Operations per image of sampling: T evaluations of G."""
+  generator, _ = train_state.make_networks(config)
+  schedule = train_state.make_schedule(config)
+
+  def evaluate(params, x, t, z):
+    return models.generator_fn(generator, params, schedule)(x, t, z)
+
+  x = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
+  t, z = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, config.generator.nz), jnp.float32)
+  evaluations = 1 if config.method == 'augmented_gan' else schedule.num_timesteps
+  return evaluations * count(evaluate, train_state.abstract(config, None).g_params, x, t, z)
+
+
+def _of_jaxpr(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == 'dot_general':
+      (contracted, _), _ = params['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    elif name == 'conv_general_dilated':
+      total += _of_convolution(equation)
+    else:
+      inner = [_of_jaxpr(each) for each in _jaxprs(params)]
+      total += params.get('length', 1) * sum(inner) if name != 'cond' else min(inner)
+  return total
+
+
+def _of_convolution(equation: Any) -> int:
+  _, kernel = equation.invars
+  _, in_channels, *space = equation.params['dimension_numbers'].rhs_spec
+  sums = math.prod(kernel.aval.shape[axis] for axis in (in_channels, *space))
+  # A dilated input is mostly zeros, which nobody need multiply with.
+  return 2 * equation.outvars[0].aval.size * sums // math.prod(equation.params['lhs_dilation'])
+
+
+def _jaxprs(params: dict[str, Any]):
+  for value in params.values():
+    for each in value if isinstance(value, (tuple, list)) else (value,):
+      each = getattr(each, 'jaxpr', each)
+      if hasattr(each, 'eqns'):
+        yield each

@@ -1,0 +1,251 @@
+"""What a run costs on this machine: compiling, training, sampling, memory, waiting for data."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from ddgan_jax import compilation, hardware, operations, sampling, sharding, timing, train_state, train_step
+from ddgan_jax.config import Config
+from ddgan_jax.data import pipeline, sources
+
+_CACHE_FLAGS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+_NAMES = {False: 'plain', True: 'r1'}
+
+
+class RandomImages(sources.Source):
+  """Random uint8 images of a config's shape, which the pipeline treats like any other source."""
+
+  def __init__(self, config: Config, count: int = 2048):
+    super().__init__('random images', '', config.image_shape)
+    self._images = np.random.default_rng(0).integers(0, 256, (count, *config.image_shape), np.uint8)
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return self._images[indices], np.zeros(len(indices), np.int32)
+
+
+class Programs:
+  """The compiled programs of a run, each compiled when it is first asked for.
+
+  Attributes:
+    config: the run.
+    mesh: all its devices; sampling is measured on the first one.
+    compile_times: what `measure_compiling` has found, by the program's name.
+  """
+
+  def __init__(self, config: Config):
+    self.config = config
+    self.mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
+    self.compile_times: dict[str, dict[str, float]] = {}
+    self._compiled: dict[str, Any] = {}
+    self._state = train_state.abstract(config, sharding.of_state(self.mesh))
+
+  @property
+  def steps(self) -> tuple[str, ...]:
+    """Names of the training steps that the run has: `plain` and `r1`, or one of them."""
+    optim = self.config.optim
+    has_d = self.config.method != 'gaussian'
+    return tuple(sorted(_NAMES[r1] for r1 in train_step.variants(optim, 0))) if has_d else ('plain',)
+
+  def of_step(self, number: int) -> str:
+    """The name of the program that takes step `number`."""
+    name = _NAMES[train_step.has_r1(self.config.optim, number)]
+    return name if name in self.steps else 'plain'
+
+  def __getitem__(self, name: str) -> Any:
+    if name not in self._compiled:
+      self._compiled[name] = self._lower(name).compile()
+    return self._compiled[name]
+
+  def measure_compiling(self, name: str) -> None:
+    """Compiles a program with an empty persistent cache, and again from that cache; keeps it for the other numbers."""
+    with _empty_cache():
+      for warmth in ('cold', 'warm'):
+        begun = time.perf_counter()
+        lowered = self._lower(name)
+        traced = time.perf_counter()
+        self._compiled[name] = lowered.compile()
+        times = self.compile_times.setdefault(name, {})
+        times[f'{warmth}_seconds'] = time.perf_counter() - traced
+        times[f'{warmth}_trace_seconds'] = traced - begun
+        jax.clear_caches()
+
+  def create_state(self) -> train_state.TrainState:
+    """The state at step 0, as the run lays it over its devices."""
+    return jax.jit(lambda: train_state.create(self.config), out_shardings=sharding.of_tree(self._state))()
+
+  def _lower(self, name: str) -> Any:
+    config = self.config
+    if name.startswith('sample_'):
+      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      run = functools.partial(_sample, config, int(name.removeprefix('sample_')))
+      return jax.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
+    batch = jax.ShapeDtypeStruct(
+        (config.data.batch_size, *config.image_shape), jnp.float32, sharding=sharding.by_rows(self.mesh))
+    return train_step.make_step_fn(config, self.mesh, name == 'r1').lower(self._state, batch)
+
+
+def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
+  generator_fn, schedule = train_state.make_sampler(config, ema_params)
+  shape = (batch_size, *config.image_shape)
+  return sampling.sample(jax.random.key(seed), generator_fn, schedule, shape, config.generator.nz)
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+  """A persistent compilation cache in a folder of its own, for everything that is compiled inside."""
+  before = {name: getattr(jax.config, name) for name in _CACHE_FLAGS}
+  with tempfile.TemporaryDirectory() as folder:
+    for name, value in zip(_CACHE_FLAGS, (folder, 0.0), strict=True):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+      yield
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
+
+
+def measure_training(
+    programs: Programs, source: sources.Source, rounds: int, least_seconds: float
+) -> dict[str, Any]:
+  """Speed of each kind of step, and of their mixture with R1 in one step of `lazy_reg`; images stay on the devices."""
+  config = programs.config
+  state = programs.create_state()
+  with contextlib.closing(_batches(programs, source, 1)) as batches:
+    batch = next(batches)['image']
+
+  def run(name: str) -> Any:
+    nonlocal state
+    state, metrics = programs[name](state, batch)
+    return metrics
+
+  timings = timing.interleaved({name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
+  found = {
+      name: {**timings[name].summary(), **speed(config, timings[name].median, operations.of_step(config, name == 'r1')),
+             'operations_per_image_xla': _xla_operations(programs, name)}
+      for name in programs.steps}
+  if len(found) == 2:
+    share = 1 / config.optim.lazy_reg
+    mean = lambda field: share * found['r1'][field] + (1 - share) * found['plain'][field]
+    seconds = mean('seconds')
+    found['amortised'] = {'seconds': seconds, **speed(config, seconds, mean('operations_per_image'))}
+  return found
+
+
+def speed(config: Config, seconds: float, per_image: float) -> dict[str, Any]:
+  """What a step of so many seconds and operations per image is worth; utilisation is None where no peak is known."""
+  devices = jax.device_count()
+  per_second = per_image * config.data.batch_size / seconds / devices
+  return {
+      'images_per_second': config.data.batch_size / seconds, 'operations_per_image': per_image,
+      'operations_per_second_per_device': per_second, 'utilisation': _utilisation(config, per_second)}
+
+
+def _utilisation(config: Config, per_second: float) -> float | None:
+  peak = hardware.peak_operations(jax.devices()[0].device_kind, config.parallel.dtype)
+  return per_second / peak if peak else None
+
+
+def _xla_operations(programs: Programs, name: str) -> float | None:
+  analysis = programs[name].cost_analysis() or {}
+  # Of one device's share; the passes of a loop after the first are not in it.
+  flops = analysis.get('flops')
+  return flops * jax.device_count() / programs.config.data.batch_size if flops else None
+
+
+def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) -> dict[str, Any]:
+  """The training loop's speed with its data: read, flipped, converted and copied to the devices as a run does it.
+
+  Returns:
+    `images_per_second`, and `data_wait`, the fraction of the time in which the loop waited for a batch.
+  """
+  config = programs.config
+  state = programs.create_state()
+  waited = 0.0
+  with contextlib.closing(_batches(programs, source, num_steps + 1)) as batches:
+    for step in range(num_steps + 1):
+      before = time.perf_counter()
+      batch = next(batches)
+      waited += time.perf_counter() - before
+      state, metrics = programs[programs.of_step(step)](state, batch['image'])
+      if step == 0:  # by now the pipeline runs
+        jax.block_until_ready(metrics)
+        waited, begun = 0.0, time.perf_counter()
+    jax.block_until_ready(metrics)
+  seconds = time.perf_counter() - begun
+  return {'source': source.name, 'steps': num_steps, 'images_per_second': num_steps * config.data.batch_size / seconds,
+          'data_wait': waited / seconds}
+
+
+def measure_sampling(
+    programs: Programs, batch_sizes: tuple[int, ...], rounds: int, least_seconds: float
+) -> dict[str, dict[str, Any]]:
+  """Images per second and latency of the whole sampler, noise included, on one device; one entry a batch size."""
+  config = programs.config
+  here = jax.local_devices()[0]
+  ema_params = jax.device_put(jax.jit(lambda: train_state.create(config).ema_params)(), here)
+  runs: dict[str, Callable[[], Any]] = {
+      f'sample_{size}': functools.partial(programs[f'sample_{size}'], ema_params, 0) for size in batch_sizes}
+  found = {}
+  for size, (name, times) in zip(batch_sizes, timing.interleaved(runs, rounds, least_seconds).items(), strict=True):
+    per_second = operations.of_sample(config) * size / times.median
+    found[name] = {
+        'batch_size': size, **times.summary(), 'images_per_second': size / times.median,
+        'operations_per_second_per_device': per_second, 'utilisation': _utilisation(config, per_second)}
+  return found
+
+
+def measure_memory(programs: Programs) -> dict[str, Any]:
+  """MiB on each device: of each step by the compiler's account, and the most in use so far where the device counts."""
+  found: dict[str, Any] = {}
+  for name in programs.steps:
+    total, temporary = compilation.memory_bytes(programs[name])
+    found[name] = {'step_mib': total / 2**20, 'temporary_mib': temporary / 2**20}
+  measured = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  found['device_peak_mib'] = measured / 2**20 if measured else None
+  return found
+
+
+def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
+  """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
+  state = programs.create_state()
+  with contextlib.closing(_batches(programs, source, 1)) as batches:
+    batch = next(batches)['image']
+  for traced in (False, True):
+    with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
+      for name in programs.steps:
+        for step in range(num_steps if traced else 1):
+          with jax.profiler.StepTraceAnnotation(name, step_num=step):
+            state, metrics = programs[name](state, batch)
+            jax.block_until_ready(metrics)
+
+
+def describe_device() -> dict[str, Any]:
+  """Platform, kind and number of the devices, and their published peaks."""
+  kind = jax.devices()[0].device_kind
+  peak = hardware.peak(kind)
+  return {
+      'platform': jax.devices()[0].platform, 'kind': kind, 'devices': jax.device_count(),
+      'peak': {'bfloat16': peak.bfloat16, 'float32': peak.float32, 'float32_unit': peak.unit, 'source': peak.source}
+      if peak else None}
+
+
+def _batches(programs: Programs, source: sources.Source, num_steps: int) -> Iterator[dict[str, jax.Array]]:
+  config = programs.config
+  on_host = pipeline.batches(
+      source, config.data, config.seed, 0, num_steps, jax.process_index(), jax.process_count())
+  return pipeline.device_batches(on_host, sharding.by_rows(programs.mesh))
