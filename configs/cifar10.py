@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
       'num_samples': 64,
       'on_nonfinite': 'stop',
       'profile_steps': 0,
+      'steps_per_call': 1,
   })
   c.eval = ml_collections.ConfigDict({
       'metrics': ('fid',),

@@ -232,6 +232,8 @@ class TrainConfig:
     on_nonfinite: when a loss or the state is NaN or infinite, `stop`; or `rollback`: go back to the last good
       checkpoint and skip the batches that led from there (see `divergence`).
     profile_steps: steps of which a profile is written, once in a workdir, after warm-up; 0 is none.
+    steps_per_call: steps in one compiled program, for devices that are done before the host has dispatched the next;
+      num_steps and all the `_every` above must be multiples of it, and a signal is heeded between calls.
   """
 
   num_steps: int = 400_000
@@ -243,6 +245,7 @@ class TrainConfig:
   num_samples: int = 64
   on_nonfinite: str = 'stop'
   profile_steps: int = 0
+  steps_per_call: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

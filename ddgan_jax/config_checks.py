@@ -230,6 +230,11 @@ def check_run(c: Config) -> None:
   for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
     _at_least(f'train.{field}', getattr(c.train, field), 1)
   _at_least('train.eval_every', c.train.eval_every, 0)
+  _at_least('train.steps_per_call', c.train.steps_per_call, 1)
+  for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'):
+    if getattr(c.train, field) % c.train.steps_per_call:
+      raise ConfigError(f'train.{field}: found {getattr(c.train, field)}, must be a multiple of '
+                        f'train.steps_per_call={c.train.steps_per_call}')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
     raise ConfigError("eval.metrics: found 'label_accuracy', which needs labels to ask for; a generator.num_classes "

@@ -41,9 +41,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
-  """Each device holds a block of the leading (batch) axis."""
-  return NamedSharding(mesh, PartitionSpec(_ROWS))
+def by_rows(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+  """Each device holds a block of the leading (batch) axis; of the second one if batches are stacked."""
+  return NamedSharding(mesh, PartitionSpec(None, _ROWS) if stacked else PartitionSpec(_ROWS))
 
 
 def of_state(mesh: Mesh) -> Callable[[Any], NamedSharding]:

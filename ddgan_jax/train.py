@@ -80,6 +80,10 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     exits.callback(checkpoints.close)
     state = checkpoints.restore_newest(abstract_state, progress.note)
     first_step = 0 if state is None else int(state.step)
+    several = config.train.steps_per_call
+    if first_step % several:
+      raise UserError(f'train.steps_per_call: found {several}, but the run goes on from step {first_step:,}, which '
+                      'must be a multiple of it; 1 always is right')
     skipped = SkippedBatches(workdir, progress.note)
     if is_main:
       workdir_lib.write_description(workdir, config, abstract_state)
@@ -87,14 +91,18 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 
     stop = exits.enter_context(agreement.Stop())
     progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
-    inputs = train_step.inputs(config, mesh)
+    inputs = train_step.inputs(config, mesh, stacked=several > 1)
     # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
     # needs comes first, TensorFlow's import only after it.
     steps = {}
     optim = config.optim if abstract_state.d_params else dataclasses.replace(config.optim, r1_gamma=0.0)
-    for with_r1 in train_step.variants(optim, first_step):
-      lowered = train_step.make_step_fn(config, mesh, with_r1).lower(abstract_state, *inputs.values())
-      steps[with_r1] = compilation.in_background(compilation.timed, lowered.compile)
+    # A program of several steps knows by itself which have R1.
+    variant_of = lambda step: train_step.has_r1(optim, step) if several == 1 else None
+    for variant in train_step.variants(optim, first_step) if several == 1 else (None,):
+      step_fn = (train_step.make_steps_fn(config, mesh) if variant is None
+                 else train_step.make_step_fn(config, mesh, variant))
+      lowered = step_fn.lower(abstract_state, *inputs.values())
+      steps[variant] = compilation.in_background(compilation.timed, lowered.compile)
 
     def create() -> train_state.TrainState:
       return jax.jit(lambda: train_state.create(config), out_shardings=sharding.of_tree(abstract_state))()
@@ -110,9 +118,10 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           yield from pipeline.batches(
               source, config.data, config.seed, first, last, jax.process_index(), jax.process_count())
 
-      return pipeline.device_batches(on_host(), sharding.by_rows(mesh))
+      rows = sharding.by_rows(mesh, stacked=several > 1)
+      return pipeline.device_batches(on_host() if several == 1 else pipeline.stacked(on_host(), several), rows)
 
-    first_compiled = _wait_for(steps[train_step.has_r1(optim, first_step)], stop)
+    first_compiled = _wait_for(steps[variant_of(first_step)], stop)
     if first_compiled is None:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
       return
@@ -120,8 +129,10 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     exits.callback(writer.close)
     writer.hparams(config_lib.flatten(config))
     sample_future = compilation.in_background(lambda: make_sample_fn(config, mesh, abstract_state.ema_params))
-    warm = first_step + max(10, config.optim.lazy_reg + 1)  # by then both steps are compiled and have run
-    profile = writers.Profile(workdir, warm, config.train.profile_steps, is_main)
+    warm = max(10, config.optim.lazy_reg + 1)  # by then both steps are compiled and have run
+    whole_calls = lambda number: -(-number // several) * several
+    profile = writers.Profile(
+        workdir, first_step + whole_calls(warm), whole_calls(config.train.profile_steps), is_main)
     exits.callback(profile.close)
 
     def first_done(step: int) -> None:
@@ -161,7 +172,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         while len(pending) > most:
           done, metrics = pending.popleft()
           jax.block_until_ready(metrics)
-          window.append((done, metrics))
+          window.extend(train_step.by_step(jax.device_get(metrics), done, optim) if several > 1 else [(done, metrics)])
           if not progress.started:
             first_done(done)
             progress.start(done)
@@ -183,7 +194,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         while step < config.train.num_steps:
           with progress.waiting():
             batch = next(batches)
-          found = _wait_for(steps[train_step.has_r1(optim, step)], stop)
+          found = _wait_for(steps[variant_of(step)], stop)
           if found is None:
             settle(most=0)
             save()
@@ -196,14 +207,16 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
             profile.switch(progress.note)
           step_fn, _ = found
           state, metrics = step_fn(state, *(batch[name] for name in inputs))
-          step += 1
+          step += several
           pending.append((step, metrics))
-          settle(most=_IN_FLIGHT if step > first_step + 1 else 0)  # the first is waited for, to say when it was done
+          # The first is waited for, to say when it was done.
+          settle(most=_IN_FLIGHT if step > first_step + several else 0)
           last = step == config.train.num_steps
           sample_now = step % config.train.sample_every == 0 or last
           save_now = step % config.train.checkpoint_every == 0 or last
           eval_now = bool(config.train.eval_every) and (step % config.train.eval_every == 0 or last)
-          stopping = stop.after_step(step)  # asked once: a signal that comes later is for the next step
+          # Asked once: a signal that comes later is for the next step. Several processes must not miss a number.
+          stopping = stop.after_step(step // several)
           if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
             if sample_now and (sample_fn := _wait_for(sample_future, stop)):

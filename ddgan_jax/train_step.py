@@ -71,7 +71,7 @@ def train_step(
     schedule: diffusion.Schedule,
     optim: OptimConfig,
     num_steps: int,
-    with_r1: bool,
+    with_r1: bool | jax.Array,
     augmented: bool = False,
     mesh: Mesh | None = None,
     accumulation: int = 1,
@@ -92,7 +92,8 @@ def train_step(
     generator, discriminator, schedule: the networks and the diffusion process; discriminator None for `gaussian`.
     optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
     num_steps: length of the cosine learning-rate schedules.
-    with_r1: add the R1 penalty; static, each value is a compiled program of its own.
+    with_r1: add the R1 penalty; as a bool each value is a compiled program of its own, as an array (bool scalar) one
+      program holds both, and `r1_penalty` is 0 without R1.
     augmented: method `augmented_gan`.
     mesh: the devices that share the rows; None leaves the arrays where they are.
     accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
@@ -106,11 +107,21 @@ def train_step(
 
   def d_gradient(d_params, g_params, rows):
     # The fakes are made outside of the differentiated function: no gradient reaches G.
-    x_0, draws, places, label = rows
+    x_0, draws, places, label, r1_now = rows
     x_t, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places, label)
-    (loss, parts), gradient = jax.value_and_grad(losses.discriminator_loss, has_aux=True)(
-        d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, optim.r1_gamma if with_r1 else None, label)
-    return gradient, {'loss_d': loss, **parts}
+
+    def of_loss(r1_gamma):
+      (loss, parts), gradient = jax.value_and_grad(losses.discriminator_loss, has_aux=True)(
+          d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, r1_gamma, label)
+      return gradient, {'loss_d': loss, **parts}
+
+    def of_loss_without():
+      gradient, parts = of_loss(None)
+      return gradient, {'r1_penalty': jnp.zeros(()), **parts}
+
+    if isinstance(with_r1, bool):
+      return of_loss(optim.r1_gamma if with_r1 else None)
+    return jax.lax.cond(r1_now, lambda: of_loss(optim.r1_gamma), of_loss_without)
 
   def g_gradient(g_params, d_params, rows):
     if discriminator is None:
@@ -132,7 +143,8 @@ def train_step(
   places = jnp.arange(x_0.shape[0])
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if discriminator is not None:
-    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, rows_of(draws.d))
+    rows = (*rows_of(draws.d), jnp.asarray(with_r1))
+    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, rows)
     d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
     d_params = optax.apply_updates(d_params, d_updates)
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
@@ -163,14 +175,15 @@ def train_step(
   return state, metrics
 
 
-def inputs(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
   """The arrays of a batch that the step of `make_step_fn` takes after the state, in order: the images, and the labels
-  of a conditional run.
+  of a conditional run. With `stacked`, those of `train.steps_per_call` batches, which `make_steps_fn` takes.
   """
-  rows, batch = sharding.by_rows(mesh), config.data.batch_size
-  found = {'image': jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.float32, sharding=rows)}
+  rows = sharding.by_rows(mesh, stacked)
+  batch = (*((config.train.steps_per_call,) if stacked else ()), config.data.batch_size)
+  found = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
   if config.generator.num_classes:
-    found['label'] = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
+    found['label'] = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=rows)
   return found
 
 
@@ -180,12 +193,41 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
   The state lies as `sharding.of_state` says and is donated, `inputs` are split by rows, and so is the noise, which is
   drawn for the global batch: a run does not depend on the number of devices.
   """
+  step = _step_of_run(config, mesh)
+  return _jit(lambda state, *batch: step(state, with_r1, *batch), config, mesh, stacked=False)
+
+
+def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+  """The same for K = `train.steps_per_call` steps in one program: (state, *inputs [K, B, ...]) → (state, metrics [K]).
+
+  R1 is in the steps that `has_r1` says; those are counted by state.step, wherever a call begins.
+  """
+  step = _step_of_run(config, mesh)
+  optim = config.optim
+
+  def one(state, batch):
+    lazy = optim.r1_gamma > 0 and optim.lazy_reg > 1
+    return step(state, state.step % optim.lazy_reg == 0 if lazy else has_r1(optim, 0), *batch)
+
+  return _jit(lambda state, *batches: jax.lax.scan(one, state, batches), config, mesh, stacked=True)
+
+
+def by_step(metrics: Metrics, last: int, optim: OptimConfig) -> list[tuple[int, Metrics]]:
+  """What `make_steps_fn` gave, on the host, as (number after the step, its metrics) of each step up to `last`."""
+  count = len(next(iter(metrics.values())))
+  steps = range(last - count + 1, last + 1)
+  return [
+      (step, {name: values[i] for name, values in metrics.items()
+              if name != 'r1_penalty' or has_r1(optim, step - 1)}) for i, step in enumerate(steps)]
+
+
+def _step_of_run(config: Config, mesh: Mesh) -> Callable:
   generator, discriminator = train_state.make_networks(config)
   schedule = train_state.make_schedule(config)
 
   label_dropout = config.generator.label_dropout if config.generator.num_classes else 0.0
 
-  def step(state: TrainState, x_0: jax.Array, label: jax.Array | None = None) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, with_r1: bool | jax.Array, x_0: jax.Array, label: jax.Array | None = None):
     key = jax.random.fold_in(state.rng, state.step)
     draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz, label_dropout)
     return train_step(
@@ -193,10 +235,14 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
         schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1,
         augmented=config.method == 'augmented_gan', mesh=mesh, accumulation=config.parallel.accumulation)
 
+  return step
+
+
+def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:
   state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
-  rows = sharding.of_tree(inputs(config, mesh)).values()
+  rows = sharding.of_tree(inputs(config, mesh, stacked)).values()
   return jax.jit(
-      step, in_shardings=(state, *rows), out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
+      function, in_shardings=(state, *rows), out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
 
 
 def has_r1(optim: OptimConfig, step: int) -> bool:

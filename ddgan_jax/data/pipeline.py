@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -220,6 +221,18 @@ def _iterate(
     yield from iterator
   finally:
     iterator.close()
+
+
+def stacked(iterator: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
+  """`count` batches at a time, stacked along a new leading axis; `iterator` is closed when this generator is."""
+  try:
+    batches_ = iter(iterator)
+    while group := list(itertools.islice(batches_, count)):
+      yield {name: np.stack([batch[name] for batch in group]) for name in group[0]}
+  finally:
+    close = getattr(iterator, 'close', None)
+    if close is not None:
+      close()
 
 
 def device_batches(

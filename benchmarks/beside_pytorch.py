@@ -1,0 +1,235 @@
+"""Speed beside a PyTorch implementation: `python benchmarks/beside_pytorch.py --reference FOLDER`.
+
+FOLDER is a checkout of the original, https://github.com/NVlabs/denoising-diffusion-gan, or of something with the same
+modules; it is imported at run time. G's forward pass, sampling and the training step, at the sizes of `--config`, each
+side in a process of its own with `--threads` cores (or the GPU), taking turns, so that other work on the machine slows
+both. Ratios are those of medians; processor time, that of all threads, says the same on a busy machine. PyTorch runs
+eagerly, with its channels_last memory format, through torch.compile, and on a GPU also in TF32 and with bf16 autocast;
+the training step as published and without what it wastes (`Reference.training_step`). FID features: see
+`benchmarks/inception_speed.py`. PyTorch must be installed (`pip install -e '.[torch]'`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import numpy as np
+
+from benchmarks import inception_speed
+
+TASKS = ('forward', 'sample', 'step', 'step r1')
+CPU_VARIANTS = ('eager', 'channels_last', 'compile')
+GPU_VARIANTS = ('eager', 'tf32', 'bf16 channels_last compile')
+OURS = 'ddgan_jax'
+
+
+def make_config(name: str, batch_size: int, dtype: str):
+  """The recipe `configs/NAME.py` with this batch and dtype."""
+  from ddgan_jax import config as config_lib
+
+  fields = importlib.import_module(f'configs.{name}').get_config()
+  fields.data.batch_size = batch_size
+  fields.parallel.dtype = dtype
+  return config_lib.from_config_dict(fields)
+
+
+def weights(config) -> dict[str, np.ndarray]:
+  """The same weights of G for both sides, functions of the original's tensor names."""
+  from ddgan_jax import train_state
+  from ddgan_jax.interop import pytorch
+
+  shapes = {
+      name: tensor.shape for name, tensor in pytorch.generator_state_dict(
+          _zeros(train_state.abstract(config, None).g_params), config.generator).items()}
+  return inception_speed.random_weights(shapes)
+
+
+def _zeros(tree):
+  import jax
+
+  return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
+
+
+def inputs(config, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """x_tp1 [B, H, W, C], t [B], z [B, nz]."""
+  rng = np.random.default_rng(0)
+  return (rng.standard_normal((batch_size, *config.image_shape), np.float32),
+          np.arange(batch_size) % config.diffusion.num_timesteps,
+          rng.standard_normal((batch_size, config.generator.nz), np.float32))
+
+
+def our_run(task: str, variant: str, config):
+  """What is to be timed, returning numpy arrays or waiting for its end."""
+  import jax
+  import jax.numpy as jnp
+
+  from ddgan_jax import compilation, models, sampling, sharding, train_state, train_step
+  from ddgan_jax.interop import pytorch
+
+  compilation.use_persistent_cache()
+  generator, _ = train_state.make_networks(config)
+  if task.startswith('step'):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    step_fn = train_step.make_step_fn(config, mesh, task == 'step r1')
+    state = jax.jit(lambda: train_state.create(config))()
+    x_0 = jnp.asarray(inputs(config, config.data.batch_size)[0])
+
+    def run():
+      nonlocal state
+      state, metrics = step_fn(state, x_0)
+      return np.asarray(metrics['loss_g'])
+
+    return run
+  params = jax.device_put(pytorch.generator_params(weights(config), config.generator))
+  schedule = train_state.make_schedule(config)
+  if task == 'forward':
+    forward = jax.jit(lambda params, *args: generator.apply({'params': params}, *args))
+    return lambda: np.asarray(forward(params, *inputs(config, config.data.batch_size)))
+  shape = (config.data.batch_size, *config.image_shape)
+  sample = jax.jit(lambda params: sampling.sample(
+      jax.random.key(0), models.generator_fn(generator, params, schedule), schedule, shape, config.generator.nz))
+  return lambda: np.asarray(sample(params))
+
+
+def torch_run(task: str, variant: str, config, reference: str, device: str, threads: int, use_kernels: bool):
+  """The same of PyTorch."""
+  import torch
+
+  from benchmarks import torch_reference
+
+  torch.set_num_threads(threads)
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = 'tf32' in variant or 'bf16' in variant
+  network = torch_reference.Reference(
+      reference, config, device, channels_last='channels_last' in variant, compile_='compile' in variant,
+      autocast='bf16' in variant, use_kernels=use_kernels)
+  finish = torch.cuda.synchronize if device == 'cuda' else lambda: None
+  batch_size = config.data.batch_size
+  if task.startswith('step'):
+    step = network.training_step(batch_size, published='published' in variant)
+
+    def run():
+      step(task == 'step r1')
+      finish()
+      return np.zeros(())
+
+    return run
+  network.generator.load_state_dict({name: torch.from_numpy(x) for name, x in weights(config).items()})
+  network.generator.eval()
+  if task == 'sample':
+    return lambda: network.sample(batch_size).cpu().numpy()
+
+  def forward():
+    x, t, z = (torch.from_numpy(array).to(device) for array in inputs(config, batch_size))
+    with torch.no_grad():
+      x = x.permute(0, 3, 1, 2).contiguous(memory_format=network.layout)
+      return network.predict(x, t, z).permute(0, 2, 3, 1).cpu().numpy()
+
+  return forward
+
+
+def worker(task: str, row: str, out: str, args: argparse.Namespace) -> None:
+  """Computes once for each line on standard input, answers with the seconds; the first includes compiling."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
+  side, _, variant = row.partition(' ')
+  config = make_config(args.config, args.batch_size, variant if side == OURS else 'float32')
+  if side == OURS:
+    run = our_run(task, variant, config)
+  else:
+    run = torch_run(task, variant, config, args.reference, args.device, args.threads, args.use_kernels)
+  np.save(out, run())
+  for _ in sys.stdin:
+    start, start_processor = time.perf_counter(), time.process_time()
+    run()
+    print(time.perf_counter() - start, time.process_time() - start_processor, flush=True)
+
+
+def rows_of(task: str, args: argparse.Namespace) -> list[str]:
+  """Ours first, then PyTorch's variants; of a step each as published and without what that wastes."""
+  ours = [f'{OURS} {dtype}' for dtype in args.dtypes]
+  if not task.startswith('step'):
+    return ours + [f'torch {variant}' for variant in args.variants]
+  return ours + [f'torch {variant} {how}' for variant in args.variants for how in args.steps]
+
+
+def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
+  """Starts a process for each row, lets them take turns, prints their table."""
+  with tempfile.TemporaryDirectory() as folder:
+    outs = {row: os.path.join(folder, f'{i}.npy') for i, row in enumerate(rows)}
+    settings = json.dumps(vars(args))
+    workers = {
+        row: subprocess.Popen(
+            [sys.executable, __file__, '--reference', '', '--worker', json.dumps([task, row, out, settings])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for row, out in outs.items()}
+    seconds: dict[str, list[list[float]]] = {row: [] for row in rows}
+    for k in range(args.rounds + 2):
+      for row, process in workers.items():
+        process.stdin.write('\n')
+        process.stdin.flush()
+        answer = [float(x) for x in process.stdout.readline().split()]
+        if not answer:
+          raise SystemExit(f'{row} failed at {task}; its message is above')
+        if k > 1:  # the first wait for the others to start, or warm up
+          seconds[row].append(answer)
+    for process in workers.values():
+      process.communicate()
+    found = {row: np.load(out) for row, out in outs.items()}
+  medians = {row: np.median(answers, axis=0) for row, answers in seconds.items()}
+  ours = medians[rows[0]]
+  for row in rows:
+    (median, processor), wall = medians[row], [answer[0] for answer in seconds[row]]
+    apart = np.abs(found[row] - found[rows[0]]).max() / np.abs(found[rows[0]]).max() if task == 'forward' else None
+    cells = (
+        task, row, f'{1e3 * median:,.0f} ({1e3 * min(wall):,.0f} to {1e3 * max(wall):,.0f})',
+        f'{args.batch_size / median:.2f}', f'{median / ours[0]:.2f}', f'{1e3 * processor:,.0f}',
+        f'{processor / ours[1]:.2f}', '' if apart is None else f'{apart:.0e}')
+    print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--reference', required=True, help='the checkout')
+  parser.add_argument('--config', default='cifar10', help='a recipe of configs/')
+  parser.add_argument('--batch_size', type=int, default=8)
+  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--tasks', nargs='+', default=list(TASKS), choices=TASKS)
+  parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+  parser.add_argument('--variants', nargs='+', default=None, help='how PyTorch runs: words of eager, channels_last, '
+                      'compile, tf32, bf16, joined in quotes')
+  parser.add_argument('--steps', nargs='+', default=['published', 'best'], choices=('published', 'best'))
+  parser.add_argument('--dtypes', nargs='+', default=None, choices=('float32', 'bfloat16'))
+  parser.add_argument('--use_kernels', action='store_true', help="the reference's own CUDA operations, which need nvcc")
+  parser.add_argument('--worker', help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.worker:
+    task, row, out, settings = json.loads(args.worker)
+    worker(task, row, out, argparse.Namespace(**json.loads(settings)))
+    return
+  if not os.path.isdir(args.reference):
+    parser.error(f'--reference: no folder {args.reference!r}')
+  args.reference = os.path.abspath(args.reference)
+  args.variants = args.variants or list(GPU_VARIANTS if args.device == 'cuda' else CPU_VARIANTS)
+  args.dtypes = args.dtypes or (['bfloat16', 'float32'] if args.device == 'cuda' else ['float32'])
+  print(f'{args.config}, batch {args.batch_size}, {args.threads} threads, {args.rounds} rounds; load '
+        f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+  print('| what | who | ms, median (fastest to slowest) | images/s | times as long as the first row | processor ms | '
+        'times the first row | difference |\n|---|---|---|---|---|---|---|---|', flush=True)
+  for task in args.tasks:
+    measure(task, rows_of(task, args), args)
+  print(f'load at the end {os.getloadavg()[0]:.1f}')
+
+
+if __name__ == '__main__':
+  main()
