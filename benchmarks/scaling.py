@@ -1,4 +1,4 @@
-"""Scaling efficiency on paper: how much of a step 8 to 256 chips would lose to the gradients' all-reduce.
+"""Scaling on paper: what 8 to 256 chips would lose to the gradients' all-reduce, and how many days a recipe takes.
 
     python benchmarks/scaling.py
 
@@ -56,11 +56,17 @@ NUM_CHIPS = (8, 16, 32, 64, 128, 256)
 # Operations per image of a step without R1, multiply and add counted as 2; R1 steps compute more for the same bytes.
 # (config, operations)
 RUNS = (('cifar10', 79.8e9), ('celebahq_256', 1772e9))
+# With R1, which is in one step of optim.lazy_reg; the networks of LSUN are those of CelebA-HQ.
+BUDGETS = (('cifar10', 79.8e9, 88.7e9), ('celebahq_256', 1772e9, 2225e9), ('lsun_church_256', 1772e9, 2225e9))
+# (name, index in CHIPS, chips): a v4-8 has 8 cores on 4 chips.
+SYSTEMS = (('1 H100', 0, 1), ('8 H100', 0, 8), ('v4-8', 3, 4), ('v5e-64', 1, 64))
 
 
-def efficiency(chip: Chip, num_chips: int, rows: float, operations: float, gradient_bytes: int) -> float:
+def efficiency(
+    chip: Chip, num_chips: int, rows: float, operations: float, gradient_bytes: int, utilisation: float = UTILISATION
+) -> float:
   """Compute time over compute and communication time, without overlap."""
-  compute = rows * operations / (chip.peak * UTILISATION)
+  compute = rows * operations / (chip.peak * utilisation)
   inside = min(num_chips, chip.inside)
   seconds = _ring(inside, gradient_bytes) / chip.link
   if num_chips > inside:
@@ -72,7 +78,30 @@ def _ring(members: int, size: float) -> float:
   return 2 * (members - 1) / members * size
 
 
+def budget_table() -> None:
+  """Images a second, and days for the images that a recipe trains on, at two utilisations that are assumed."""
+  utilisations = (0.2, 0.4)
+  cells = [f'images/s at {u:.0%} | days' for u in utilisations]
+  print(f'| recipe | images | system | global batch | {" | ".join(cells)} |\n|{"---|" * (4 + 2 * len(utilisations))}')
+  for name, plain, with_r1 in BUDGETS:
+    config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
+    state = train_state.abstract(config, None)
+    gradient_bytes = 4 * (train_state.count_parameters(state.g_params) + train_state.count_parameters(state.d_params))
+    operations = plain + (with_r1 - plain) / config.optim.lazy_reg
+    images = config.train.num_steps * config.data.batch_size
+    for system, index, chips in SYSTEMS:
+      chip, batch = CHIPS[index], max(config.data.batch_size, chips * config.discriminator.stddev_group)
+      cells = []
+      for u in utilisations:
+        share = efficiency(chip, chips, batch / chips, operations, gradient_bytes, u)
+        speed = chips * chip.peak * u / operations * share
+        cells.append(f'{speed:,.0f} | {images / speed / 86_400:,.2f}')
+      larger = '' if batch == config.data.batch_size else ' (larger than the recipe\'s)'
+      print(f'| {name} | {images / 1e6:.1f} M | {system} | {batch}{larger} | {" | ".join(cells)} |')
+
+
 def main() -> None:
+  budget_table()
   for name, operations in RUNS:
     config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
     state = train_state.abstract(config, None)

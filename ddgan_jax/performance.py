@@ -54,15 +54,23 @@ class Programs:
 
   @property
   def steps(self) -> tuple[str, ...]:
-    """Names of the training steps that the run has: `plain` and `r1`, or one of them."""
+    """Names of the training programs: `plain` and `r1`, or one of them; or `call`, of `train.steps_per_call` steps."""
+    if self.config.train.steps_per_call > 1:
+      return ('call',)
+    if self.config.method == 'gaussian':
+      return ('plain',)
+    return tuple(sorted(_NAMES[r1] for r1 in train_step.variants(self.config.optim, 0)))
+
+  @property
+  def r1_share(self) -> float:
+    """The share of steps that have R1."""
     optim = self.config.optim
-    has_d = self.config.method != 'gaussian'
-    return tuple(sorted(_NAMES[r1] for r1 in train_step.variants(optim, 0))) if has_d else ('plain',)
+    return 1 / optim.lazy_reg if optim.r1_gamma and self.config.method != 'gaussian' else 0.0
 
   def of_step(self, number: int) -> str:
-    """The name of the program that takes step `number`."""
+    """The name of the program that takes step `number`, alone or as the first of a call."""
     name = _NAMES[train_step.has_r1(self.config.optim, number)]
-    return name if name in self.steps else 'plain'
+    return name if name in self.steps else self.steps[0]
 
   def __getitem__(self, name: str) -> Any:
     if name not in self._compiled:
@@ -92,9 +100,13 @@ class Programs:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       run = functools.partial(_sample, config, int(name.removeprefix('sample_')))
       return jax.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
+    several = (config.train.steps_per_call,) if name == 'call' else ()
     batch = jax.ShapeDtypeStruct(
-        (config.data.batch_size, *config.image_shape), jnp.float32, sharding=sharding.by_rows(self.mesh))
-    return train_step.make_step_fn(config, self.mesh, name == 'r1').lower(self._state, batch)
+        (*several, config.data.batch_size, *config.image_shape), jnp.float32,
+        sharding=sharding.by_rows(self.mesh, stacked=bool(several)))
+    step_fn = (train_step.make_steps_fn(config, self.mesh) if several
+               else train_step.make_step_fn(config, self.mesh, name == 'r1'))
+    return step_fn.lower(self._state, batch)
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
@@ -122,11 +134,13 @@ def _empty_cache() -> Iterator[None]:
 def measure_training(
     programs: Programs, source: sources.Source, rounds: int, least_seconds: float
 ) -> dict[str, Any]:
-  """Speed of each kind of step, and of their mixture with R1 in one step of `lazy_reg`; images stay on the devices."""
+  """Speed of each kind of step, and of their mixture with R1 in one step of `lazy_reg`; images stay on the devices.
+
+  Times of a `call` are those of one of its steps.
+  """
   config = programs.config
   state = programs.create_state()
-  with contextlib.closing(_batches(programs, source, 1)) as batches:
-    batch = next(batches)['image']
+  batch = _first_batch(programs, source)
 
   def run(name: str) -> Any:
     nonlocal state
@@ -134,15 +148,17 @@ def measure_training(
     return metrics
 
   timings = timing.interleaved({name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
-  found = {
-      name: {**timings[name].summary(), **speed(config, timings[name].median, operations.of_step(config, name == 'r1')),
-             'operations_per_image_xla': _xla_operations(programs, name)}
-      for name in programs.steps}
+  share, several = programs.r1_share, config.train.steps_per_call
+  mixed = sum(part * operations.of_step(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
+  found = {}
+  for name in programs.steps:
+    times = timings[name].divided(several)
+    per_image = mixed if name == 'call' else operations.of_step(config, name == 'r1')
+    found[name] = {**times.summary(), **speed(config, times.median, per_image),
+                   'operations_per_image_xla': _xla_operations(programs, name)}
   if len(found) == 2:
-    share = 1 / config.optim.lazy_reg
-    mean = lambda field: share * found['r1'][field] + (1 - share) * found['plain'][field]
-    seconds = mean('seconds')
-    found['amortised'] = {'seconds': seconds, **speed(config, seconds, mean('operations_per_image'))}
+    seconds = share * found['r1']['seconds'] + (1 - share) * found['plain']['seconds']
+    found['amortised'] = {'seconds': seconds, **speed(config, seconds, mixed)}
   return found
 
 
@@ -175,9 +191,10 @@ def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) 
   """
   config = programs.config
   state = programs.create_state()
-  waited = 0.0
-  with contextlib.closing(_batches(programs, source, num_steps + 1)) as batches:
-    for step in range(num_steps + 1):
+  waited, several = 0.0, config.train.steps_per_call
+  num_steps = -(-num_steps // several) * several
+  with contextlib.closing(_batches(programs, source, num_steps + several)) as batches:
+    for step in range(0, num_steps + several, several):
       before = time.perf_counter()
       batch = next(batches)
       waited += time.perf_counter() - before
@@ -223,8 +240,7 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
 def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
   """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
   state = programs.create_state()
-  with contextlib.closing(_batches(programs, source, 1)) as batches:
-    batch = next(batches)['image']
+  batch = _first_batch(programs, source)
   for traced in (False, True):
     with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
       for name in programs.steps:
@@ -248,4 +264,12 @@ def _batches(programs: Programs, source: sources.Source, num_steps: int) -> Iter
   config = programs.config
   on_host = pipeline.batches(
       source, config.data, config.seed, 0, num_steps, jax.process_index(), jax.process_count())
-  return pipeline.device_batches(on_host, sharding.by_rows(programs.mesh))
+  several = config.train.steps_per_call
+  if several > 1:
+    on_host = pipeline.stacked(on_host, several)
+  return pipeline.device_batches(on_host, sharding.by_rows(programs.mesh, stacked=several > 1))
+
+
+def _first_batch(programs: Programs, source: sources.Source) -> jax.Array:
+  with contextlib.closing(_batches(programs, source, programs.config.train.steps_per_call)) as batches:
+    return next(batches)['image']

@@ -20,10 +20,13 @@ class Timing:
 
   Attributes:
     seconds: one a round; each is the mean over `calls` calls that were dispatched one after the other.
+    processor_seconds: what the host's processors spent on a call meanwhile, all threads together; on a CPU that is busy
+      with other work as well it varies less.
     calls: how many those were.
   """
 
   seconds: tuple[float, ...]
+  processor_seconds: tuple[float, ...] = ()
   calls: int = 1
 
   @property
@@ -31,11 +34,16 @@ class Timing:
     """The median over the rounds, in seconds."""
     return statistics.median(self.seconds)
 
+  def divided(self, by: int) -> Timing:
+    """The times of one of `by` equal parts of a call."""
+    return Timing(*(tuple(x / by for x in values) for values in (self.seconds, self.processor_seconds)), self.calls)
+
   def summary(self) -> dict[str, float | int]:
-    """For JSON: median, fastest and slowest in seconds, rounds and calls a round."""
+    """For JSON: median, fastest and slowest in seconds, median of processor seconds, rounds and calls a round."""
     return {
         'seconds': self.median, 'fastest': min(self.seconds), 'slowest': max(self.seconds),
-        'rounds': len(self.seconds), 'calls': self.calls}
+        'processor_seconds': statistics.median(self.processor_seconds), 'rounds': len(self.seconds),
+        'calls': self.calls}
 
 
 def interleaved(
@@ -55,17 +63,18 @@ def interleaved(
   calls = {}
   for name, run in runs.items():
     jax.block_until_ready(run())
-    calls[name] = min(_MOST_CALLS, max(1, math.ceil(least_seconds / max(1e-6, _seconds(run, 1)))))
+    calls[name] = min(_MOST_CALLS, max(1, math.ceil(least_seconds / max(1e-6, _seconds(run, 1)[0]))))
   found = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():
-      found[name].append(_seconds(run, calls[name]) / calls[name])
-  return {name: Timing(tuple(seconds), calls[name]) for name, seconds in found.items()}
+      found[name].append(_seconds(run, calls[name]))
+  return {name: Timing(*zip(*pairs, strict=True), calls[name]) for name, pairs in found.items()}
 
 
-def _seconds(run: Callable[[], Any], calls: int) -> float:
-  begun = time.perf_counter()
+def _seconds(run: Callable[[], Any], calls: int) -> tuple[float, float]:
+  """Seconds and processor seconds of one call."""
+  begun, begun_processor = time.perf_counter(), time.process_time()
   for _ in range(calls):
     result = run()
   jax.block_until_ready(result)
-  return time.perf_counter() - begun
+  return (time.perf_counter() - begun) / calls, (time.process_time() - begun_processor) / calls

@@ -1,0 +1,325 @@
+"""What each tactic of the training step and the sampler is worth, on and off: `python benchmarks/tactics.py`.
+
+Each is a small program of its own, at sizes of the CIFAR-10 networks (or of a G of half the width and half the blocks,
+where it takes a whole one). Within a tactic the forms take turns; the table has medians over `--rounds`. The ratio is
+to the first form: of processor time on a CPU, which other work on the machine disturbs less, otherwise of the clock.
+`--only fir norm` chooses. Results and what follows from them: benchmarks/tactics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import cifar10
+from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, losses, models, sampling, sharding, timing, train_state, train_step
+from ddgan_jax.models import blocks, resample
+
+Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
+KERNEL = (1.0, 3.0, 3.0, 1.0)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def small_config(batch_size: int) -> config_lib.Config:
+  fields = cifar10.get_config()
+  fields.generator.update(num_channels_dae=64, num_res_blocks=1)
+  fields.data.batch_size = batch_size
+  return config_lib.from_config_dict(fields)
+
+
+def with_gradient(forms: Forms) -> Forms:
+  """Each form, and its gradient with respect to the first argument."""
+  backward = {
+      f'{name}, with gradient': (jax.grad(lambda *args, f=function: jnp.square(f(*args)).sum()), args)
+      for name, (function, args) in forms.items()}
+  return forms | backward
+
+
+def fir(batch: int) -> list[Forms]:
+  """Resampling as shifts and adds, as one depthwise convolution, as two products with banded matrices."""
+  up_taps, up_pad = 2 * resample._taps(KERNEL), resample._padding(KERNEL, up=2)
+  down_pad = resample._padding(KERNEL, up=1)
+
+  def up_shifts(x):
+    return resample._up_shifts(resample._up_shifts(x, KERNEL, 1, up_pad[0]), KERNEL, 2, up_pad[0])
+
+  def up_conv(x):
+    return resample._filter_conv(
+        x, up_taps, stride=1, dilation=2, left=up_pad[0], right=up_pad[1], normalise=False)
+
+  def down_shifts(x):
+    once = lambda x, axis: resample._filter_shifts(x, KERNEL, axis, 2, *down_pad)
+    return once(once(x, 1), 2)
+
+  def down_conv(x):
+    return resample._filter_conv(x, KERNEL, stride=2, dilation=1, left=down_pad[0], right=down_pad[1])
+
+  def as_product(function, size):
+    column = np.asarray(function(jnp.eye(size)[..., None, None])[:, :, 0, 0])  # [in, out] of one axis
+    return lambda x: jnp.einsum('bhwc,hy,wx->byxc', x, column, column)
+
+  up_axis = lambda x: resample._up_shifts(x, KERNEL, 1, up_pad[0])
+  down_axis = lambda x: resample._filter_shifts(x, KERNEL, 1, 2, *down_pad)
+  x_up, x_down = normal(0, batch, 16, 16, 256), normal(0, batch, 32, 32, 128)
+  return [
+      with_gradient({'up: shifts': (up_shifts, (x_up,)), 'up: depthwise': (up_conv, (x_up,)),
+                     'up: product': (as_product(up_axis, 16), (x_up,))}),
+      with_gradient({'down: shifts': (down_shifts, (x_down,)), 'down: depthwise': (down_conv, (x_down,)),
+                     'down: product': (as_product(down_axis, 32), (x_down,))})]
+
+
+def norm(batch: int) -> list[Forms]:
+  """AdaGN and SiLU: two passes over x and two multiply-adds, or one pass and one."""
+  x = normal(0, batch, 32, 32, 128)
+  scale, shift = 1 + normal(1, batch, 128), normal(2, batch, 128)
+
+  def two_passes(x, scale, shift):
+    groups = x.reshape(batch, 32, 32, 32, 4)
+    mean = groups.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(groups - mean).mean((1, 2, 4), keepdims=True)
+    x = ((groups - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+    return jax.nn.silu(x * scale[:, None, None] + shift[:, None, None])
+
+  folded = lambda *args: jax.nn.silu(blocks.normalise(*args))
+  return [with_gradient({'two passes': (two_passes, (x, scale, shift)), 'folded': (folded, (x, scale, shift))})]
+
+
+def shortcut(batch: int) -> list[Forms]:
+  """1x1 convolution after the upsampling or before it."""
+  x, kernel = normal(0, batch, 16, 16, 256), normal(1, 256, 256) / 16
+  up = lambda x: resample.fir_up(x, KERNEL)
+  args = (x, kernel)
+  return [with_gradient({'after': (lambda x, k: up(x) @ k, args), 'before': (lambda x, k: up(x @ k), args)})]
+
+
+def attention(batch: int) -> list[Forms]:
+  """Attention over 16x16 places of 256 channels."""
+  q, k, v = (normal(i, batch, 256, 1, 256) for i in range(3))
+
+  def einsum(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum('bqhc,bkhc->bhqk', q, k) / 16, axis=-1)
+    return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
+
+  args = (q, k, v)
+  return [with_gradient({'einsum': (einsum, args), 'dot_product_attention': (jax.nn.dot_product_attention, args)})]
+
+
+def tiny_maps(batch: int) -> list[Forms]:
+  """3x3 convolution of 256 channels at 4x4: as a convolution, as a product of patches; and with channels first."""
+  x, kernel = normal(0, batch, 4, 4, 256), normal(1, 3, 3, 256, 256) / 48
+  convolve = lambda x, k: jax.lax.conv_general_dilated(
+      x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def patches(x, k):
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    columns = jnp.concatenate([padded[:, i:i + 4, j:j + 4] for i in range(3) for j in range(3)], axis=-1)
+    return columns @ k.reshape(-1, k.shape[-1])
+
+  return [with_gradient({'convolution': (convolve, (x, kernel)), 'patches': (patches, (x, kernel))})]
+
+
+def layout(batch: int) -> list[Forms]:
+  """3x3 convolution of 128 channels at 32x32 with channels last and first."""
+  x, kernel = normal(0, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
+  convolve = lambda x, k, numbers: jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers=numbers)
+  first = lambda x, k: convolve(x, k, ('NCHW', 'HWIO', 'NCHW'))
+  last = lambda x, k: convolve(x, k, ('NHWC', 'HWIO', 'NHWC'))
+  return [{'NCHW': (first, (x.transpose(0, 3, 1, 2), kernel)), 'NHWC': (last, (x, kernel))}]
+
+
+def d_half(batch: int) -> list[Forms]:
+  """D's gradient: real and fake images in two calls or one; R1 by itself or sharing D's forward pass."""
+  config = small_config(batch)
+  _, discriminator = train_state.make_networks(config)
+  x_t, fake, x_tp1 = (normal(i, batch, 32, 32, 3) for i in range(3))
+  t = jnp.arange(batch) % 4
+  params = jax.jit(lambda: discriminator.init(jax.random.key(0), x_t, t, x_tp1)['params'])()
+  gamma = config.optim.r1_gamma
+
+  def loss(r1_gamma, params):
+    return losses.discriminator_loss(params, discriminator, x_t, fake, t, x_tp1, r1_gamma)[0]
+
+  def joined(params):
+    twice = lambda a, b: jnp.concatenate([a, b])
+    logits = discriminator.apply({'params': params}, twice(x_t, fake), twice(t, t), twice(x_tp1, x_tp1))
+    real, generated = jnp.split(logits, 2)
+    return jax.nn.softplus(-real).mean() + jax.nn.softplus(generated).mean()
+
+  def penalty(params):
+    gradient = jax.grad(lambda x: discriminator.apply({'params': params}, x, t, x_tp1).sum())(x_t)
+    return 0.5 * gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
+
+  plain = jax.grad(functools.partial(loss, None))
+  apart = lambda params: jax.tree.map(jnp.add, plain(params), jax.grad(penalty)(params))
+  return [
+      {'real and fake in two calls': (plain, (params,)), 'in one': (jax.grad(joined), (params,))},
+      {'R1 apart': (apart, (params,)),
+       'R1 shares the forward pass': (jax.grad(functools.partial(loss, gamma)), (params,))}]
+
+
+def wasted_gradient(batch: int) -> list[Forms]:
+  """D's half with the gradient for G that the original computes and throws away, and without."""
+  config = small_config(batch)
+  generator, discriminator = train_state.make_networks(config)
+  schedule = train_state.make_schedule(config)
+  state = jax.jit(lambda: train_state.create(config))()
+  draws = train_step.make_draws(jax.random.key(0), (batch, 32, 32, 3), 4, config.generator.nz).d
+  x_0 = normal(0, batch, 32, 32, 3)
+
+  def loss(d_params, g_params):
+    x_t, x_tp1, fake = losses.real_and_fake(g_params, generator, schedule, x_0, draws, jnp.arange(batch))
+    return losses.discriminator_loss(d_params, discriminator, x_t, fake, draws.t, x_tp1, None)[0]
+
+  both = jax.grad(loss, argnums=(0, 1))
+  args = (state.d_params, state.g_params)
+  return [{'wasted': (lambda *args: (both(*args)[0], optax.tree.norm(both(*args)[1])), args),
+           'left out': (lambda *args: (jax.grad(loss)(*args), 0.0), args)}]
+
+
+def update(batch: int) -> list[Forms]:
+  """Adam and EMA of G: tensor by tensor, over one long vector, and with the tensors below 1,024 elements joined."""
+  config = small_config(4)
+  params = jax.jit(lambda: train_state.create(config).g_params)()
+  grads = jax.tree.map(lambda leaf: 1e-3 * jnp.ones_like(leaf), params)
+
+  def join(tree, small):
+    leaves = jax.tree.leaves(tree)
+    chosen = [leaf.ravel() for leaf in leaves if leaf.size < small]
+    return [jnp.concatenate(chosen), *(leaf for leaf in leaves if leaf.size >= small)]
+
+  def part(joined, like, small):
+    leaves, structure = jax.tree.flatten(like)
+    sizes = np.cumsum([leaf.size for leaf in leaves if leaf.size < small])[:-1]
+    pieces, others = iter(jnp.split(joined[0], sizes)), iter(joined[1:])
+    return structure.unflatten(
+        [next(pieces).reshape(leaf.shape) if leaf.size < small else next(others) for leaf in leaves])
+
+  adam = optax.scale_by_adam(b1=0.5, b2=0.9)
+
+  def one_by_one(params, mu, nu, ema, grads):
+    updates, state = adam.update(grads, optax.ScaleByAdamState(jnp.int32(3), mu, nu))
+    params = jax.tree.map(lambda p, u: p - 1e-4 * u, params, updates)
+    return params, state.mu, state.nu, jax.tree.map(lambda e, p: 0.999 * e + 0.001 * p, ema, params)
+
+  def joined(small, *trees):
+    return tuple(part(tree, trees[0], small) for tree in one_by_one(*(join(tree, small) for tree in trees)))
+
+  args = (params, grads, jax.tree.map(jnp.square, grads), params, grads)
+  return [{'tensor by tensor': (one_by_one, args), 'small ones joined': (functools.partial(joined, 1024), args),
+           'one vector': (functools.partial(joined, 2**62), args)}]
+
+
+def sampler(batch: int) -> list[Forms]:
+  """Four evaluations of G as a loop of the compiler and written out; and in bf16."""
+  config = small_config(batch)
+  params = jax.jit(lambda: train_state.create(config).g_params)()
+  schedule = train_state.make_schedule(config)
+  noise = sampling.draw_noise(jax.random.key(0), (batch, 32, 32, 3), 4, config.generator.nz)
+
+  def generator_fn(params, dtype):
+    return models.generator_fn(models.Generator(config.generator, jnp.dtype(dtype)), params, schedule)
+
+  def written_out(params):
+    x, z, posterior_noise = noise
+    for i, t in enumerate(reversed(range(4))):
+      t = jnp.full(batch, t)
+      x = diffusion.sample_posterior(
+          schedule, generator_fn(params, 'float32')(x, t, z[i]), x, t, posterior_noise[i])
+    return x
+
+  loop = lambda dtype, params: sampling.sample_given_noise(generator_fn(params, dtype), schedule, *noise)
+  return [{'written out': (written_out, (params,)), 'loop': (functools.partial(loop, 'float32'), (params,)),
+           'loop, bf16': (functools.partial(loop, 'bfloat16'), (params,))}]
+
+
+def calls(batch: int) -> list[Forms]:
+  """Eight steps of configs/digits.py, whose step is so short that dispatching might show, in eight programs or one."""
+  from configs import digits
+
+  del batch
+  config = config_lib.from_config_dict(digits.get_config())
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=8))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (True, False)}
+  steps_fn = train_step.make_steps_fn(config, mesh)
+  images = normal(0, 8, config.data.batch_size, *config.image_shape)
+  copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # the steps are given their state to keep
+  state = jax.jit(lambda: train_state.create(config))()
+
+  def one_by_one(state, images):
+    state = copy(state)
+    for i in range(8):
+      state, metrics = step_fns[train_step.has_r1(config.optim, i)](state, images[i])
+    return metrics['loss_g']
+
+  return [{'one step a call': (one_by_one, (state, list(images))),
+           'eight': (lambda state, images: steps_fn(copy(state), images)[1]['loss_g'][-1], (state, images))}]
+
+
+TACTICS = {function.__name__: function for function in (
+    fir, norm, shortcut, attention, tiny_maps, layout, d_half, wasted_gradient, update, sampler, calls)}
+
+
+def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:
+  """The call to be timed, and the seconds that compiling took."""
+  if name in ('one step a call', 'eight'):
+    return functools.partial(function, *args), float('nan')
+  begun = time.perf_counter()
+  run = jax.jit(function).lower(*args).compile()
+  return functools.partial(run, *args), time.perf_counter() - begun
+
+
+def difference(a: Any, b: Any) -> float:
+  """The largest difference between two trees, in units of the largest value."""
+  pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+  if any(x.shape != y.shape for x, y in pairs):
+    return float('nan')
+  return max(np.abs(x - y).max() for x, y in pairs) / max(np.abs(x).max() for x, _ in pairs)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--only', nargs='+', default=list(TACTICS), choices=list(TACTICS))
+  parser.add_argument('--batch_size', type=int, default=8)
+  parser.add_argument('--rounds', type=int, default=15)
+  args = parser.parse_args()
+  by_processor = jax.devices()[0].platform == 'cpu'
+  print(f'{jax.device_count()} {jax.devices()[0].device_kind}, batch {args.batch_size}, {args.rounds} rounds; load '
+        f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+  print('| tactic | form | ms, median | processor ms | ratio | compiled in, s | difference |')
+  print('|---|---|---|---|---|---|---|')
+  for name in args.only:
+    for forms in TACTICS[name](args.batch_size):
+      runs, compile_seconds = {}, {}
+      for form, (function, arguments) in forms.items():
+        runs[form], compile_seconds[form] = compiled(form, function, arguments)
+      timings = timing.interleaved(runs, args.rounds)
+      for form in runs:
+        base = next(b for b in runs if ('with gradient' in b) == ('with gradient' in form))
+        processor = {key: statistics.median(timings[key].processor_seconds) for key in (base, form)}
+        ratio = processor[form] / processor[base] if by_processor else timings[form].median / timings[base].median
+        print(f'| {name} | {form} | {1e3 * timings[form].median:,.2f} | {1e3 * processor[form]:,.2f} | {ratio:.2f} | '
+              f'{compile_seconds[form]:.1f} | {difference(runs[base](), runs[form]()):.0e} |', flush=True)
+
+
+if __name__ == '__main__':
+  main()
