@@ -1,10 +1,14 @@
 """Bytes of device memory that a training step needs, by the compiler's account, from shapes alone.
 
-    python benchmarks/memory.py [--only cifar10]
+    python benchmarks/memory.py [--only cifar10] [--largest]
 
 The step with R1, which needs the most, of the published networks: float32, bfloat16, rematerialised blocks, and the
 state and batch over 8 devices by `parallel.fsdp=8`. Compiles each for the CPU, one or two minutes each on one core, and
 runs nothing. Prints the rows of a table as they come.
+
+`--largest` says instead how many rows fit into one device of 16, 40 and 80 GiB. Memory is close to a line in the batch
+size, which is drawn through the two sizes of the table; the batch that it predicts for 16 GiB is compiled as well, to
+see how good the prediction is.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -33,10 +38,48 @@ VARIANTS = (
     ('bf16, remat', {'dtype': 'bfloat16', 'remat': True}), ('f32, fsdp 8', {'fsdp': 8}))
 
 
+CAPACITIES = (16, 40, 80)
+
+
+def largest(only: str) -> None:
+  """Prints the largest batches of one device, for each way to compute that needs no second one."""
+  capacities = ' | '.join(f'{gib} GiB' for gib in CAPACITIES)
+  print(f'| config | how | MiB | {capacities} | MiB of the first one, predicted | compiled |\n'
+        f'|{"---|" * (5 + len(CAPACITIES))}', flush=True)
+  for name, recipe, (few, many) in RUNS:
+    if only not in ('', name):
+      continue
+    for variant, parallel in VARIANTS:
+      if 'fsdp' in parallel:
+        continue
+      of_few, of_many = (_step_mib(recipe, size, parallel) for size in (few, many))
+      row = (of_many - of_few) / (many - few)
+      fixed = of_many - many * row
+      group = recipe.get_config().discriminator.stddev_group
+      batches = [int((2**10 * gib - fixed) / row) // group * group for gib in CAPACITIES]
+      print(f'| {name} | {variant} | {fixed:,.0f} + {row:,.1f} a row | {" | ".join(map(str, batches))} | '
+            f'{fixed + batches[0] * row:,.0f} | {_step_mib(recipe, batches[0], parallel):,.0f} |', flush=True)
+
+
+def _step_mib(recipe: Any, batch_size: int, parallel: dict[str, Any]) -> float:
+  fields = recipe.get_config()
+  fields.data.batch_size = batch_size
+  fields.parallel.update(parallel)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  memory = compile_step(config_lib.from_config_dict(fields), mesh, with_r1=True).memory_analysis()
+  jax.clear_caches()
+  return peak_bytes(memory) / 2**20
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', default='', choices=('', *(name for name, *_ in RUNS)))
-  only = parser.parse_args().only
+  parser.add_argument('--largest', action='store_true', help='rows that fit into 16, 40 and 80 GiB')
+  args = parser.parse_args()
+  only = args.only
+  if args.largest:
+    largest(only)
+    return
   print('| config | global batch | how | devices | state and batch, MiB | temporary, MiB | in all, MiB a device | '
         'compiled in |\n|---|---|---|---|---|---|---|---|', flush=True)
   for name, recipe, batch_sizes in RUNS:
