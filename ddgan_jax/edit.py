@@ -67,6 +67,7 @@ _RESIZE = flags.DEFINE_enum(
     'resize', None, ['none', 'crop', 'cover', 'pad'], "How pictures are fitted; by default the run's data.resize.")
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time; fewer take less memory.', lower_bound=1)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
+_LABEL = flags.DEFINE_integer('label', None, 'Of a run with labels: which the results are to have; by default any.')
 
 
 def main(argv: list[str]) -> None:
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
   _check_flags()
   outputs.check_out(_OUT.value)
   compilation.use_persistent_cache()
-  run = ddgan_jax.load(_WORKDIR.value, _STEP.value)
+  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, label=_LABEL.value)
   if run.config.data.is_points:
     raise ConfigError(f'{_WORKDIR.value}: is a run on points, and only images can be edited')
   make = {'inpaint': _inpaint, 'stroke': _image_to_image, 'variations': _image_to_image,
