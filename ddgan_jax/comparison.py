@@ -10,6 +10,7 @@ import numpy as np
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, writers
 from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.scatter import LIMIT
 
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
 _COVERAGE = ('modes', 'recall', 'coverage')
@@ -151,7 +152,7 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes = figure.add_subplot(-(-len(rows) // columns), columns, i + 1)
       x, y = np.asarray(row['samples'])[:, 0, 0].T
       axes.scatter(x, y, s=3, alpha=0.5, linewidths=0)
-      axes.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect='equal', xticks=[], yticks=[])
+      axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect='equal', xticks=[], yticks=[])
       modes, in_mode = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
       axes.set_title(f'{label(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
   else:

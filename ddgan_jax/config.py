@@ -70,6 +70,11 @@ class DataConfig:
     """Whether the data are points, [B, 1, 1, 2] floats, and not images."""
     return self.name == config_checks.POINTS
 
+  @property
+  def bound(self) -> float:
+    """x_0 lies in [-bound, bound]."""
+    return 5.0 if self.is_points else 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:

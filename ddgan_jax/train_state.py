@@ -69,8 +69,8 @@ def make_sampler(
 ) -> tuple[GeneratorFn, diffusion.Schedule]:
   """What `sampling.sample` needs to sample from a run, whatever its method.
 
-  `augmented_gan` samples in one step from pure noise. `gaussian` gives its G z = 0 and clips x_0_pred to [-1, 1], as Ho
-  et al. (2020) do, and may be sampled in fewer steps than it was trained with: `diffusion.respaced`.
+  `augmented_gan` samples in one step from pure noise. `gaussian` gives its G z = 0 and clips x_0_pred to where the data
+  lie, as Ho et al. (2020) do, and may be sampled in fewer steps than it was trained with: `diffusion.respaced`.
 
   Args:
     config: the run.
@@ -102,7 +102,7 @@ def make_sampler(
   if num_timesteps < 1 or trained % num_timesteps:
     raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
   if gaussian:
-    predict = _without_latent(predict)
+    predict = _without_latent(predict, config.data.bound)
   if num_timesteps != trained:
     schedule, t_long = diffusion.respaced(schedule, num_timesteps)
     predict = _at_levels(predict, t_long)
@@ -114,8 +114,8 @@ def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: ja
       generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
 
 
-def _without_latent(predict: GeneratorFn) -> GeneratorFn:
-  return lambda x_tp1, t, z: jnp.clip(predict(x_tp1, t, jnp.zeros_like(z)), -1, 1)
+def _without_latent(predict: GeneratorFn, bound: float) -> GeneratorFn:
+  return lambda x_tp1, t, z: jnp.clip(predict(x_tp1, t, jnp.zeros_like(z)), -bound, bound)
 
 
 def _at_levels(predict: GeneratorFn, t_long: np.ndarray) -> GeneratorFn:

@@ -89,9 +89,11 @@ def test_trains_and_samples(fields):
 
 
 def mlp_in_numpy(params, x_tp1, t, z, tanh):
-  """Three hidden layers of LeakyReLU(0.2) on [x, z, sinusoids of t]."""
+  """Three hidden layers of LeakyReLU(0.2) on [x, sinusoids of x with periods 8 to 1, z, sinusoids of t]."""
+  x = x_tp1.reshape(len(t), -1).astype(np.float64)
+  waves = [wave(2 * np.pi * x / period) for wave in (np.sin, np.cos) for period in (8, 4, 2, 1)]
   angles = t[:, None] * 10000.0 ** (-np.arange(16) / 15)
-  h = np.concatenate([x_tp1.reshape(len(t), -1), z, np.sin(angles), np.cos(angles)], axis=1)
+  h = np.concatenate([x, *waves, z, np.sin(angles), np.cos(angles)], axis=1)
   for name in ('dense_0', 'dense_1', 'dense_2'):
     h = h @ params[name]['kernel'].astype(np.float64) + params[name]['bias']
     h = np.maximum(h, 0.2 * h)

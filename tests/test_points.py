@@ -18,8 +18,8 @@ def source():
 
 def test_the_set_is_25_equal_gaussians(source):
   drawn, labels = source.gather(np.arange(len(source)))
-  assert drawn.shape == (100_000, 1, 1, 2) and drawn.dtype == np.float32 and np.abs(drawn).max() < 1
-  grid = points.SCALE * drawn.reshape(-1, 2)
+  assert drawn.shape == (100_000, 1, 1, 2) and drawn.dtype == np.float32 and 4 < np.abs(drawn).max() < 4.5
+  grid = drawn.reshape(-1, 2)
   expected = {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}
   found = set()
   for k in range(25):
@@ -54,14 +54,14 @@ def test_modes_of_true_points(source):
 
 @pytest.mark.parametrize('offset, found', [(2.9, 1), (3.1, 0)])
 def test_a_mode_ends_at_three_standard_deviations(offset, found):
-  point = points.CENTRES[7] + [0, offset * 0.05 / points.SCALE]
+  point = points.CENTRES[7] + [0, offset * 0.05]
   modes = modes_of_points(point[None])
   assert modes == (found, float(found), pytest.approx(np.log(25)))
 
 
 def test_half_of_the_modes():
   chosen = np.repeat(points.CENTRES[:10], 3, axis=0)
-  assert modes_of_points(np.concatenate([chosen, chosen + 0.05])) == (10, 0.5, pytest.approx(np.log(2.5)))
+  assert modes_of_points(np.concatenate([chosen, chosen + 0.25])) == (10, 0.5, pytest.approx(np.log(2.5)))
 
 
 def ink(picture):
@@ -71,7 +71,7 @@ def ink(picture):
 
 
 def test_scatter_puts_points_where_they_are():
-  for x, y in ((0.8, 0.8), (-0.8, 0.8), (0.8, -0.4)):
+  for x, y in ((4, 4), (-4, 4), (4, -2)):
     row, column = ink(scatter.draw(np.full((20, 2), [x, y]), 'title'))
     # The frame takes a margin of the picture for its labels.
     assert (row < 0.45) == (y > 0) and (column > 0.55) == (x > 0), (x, y, row, column)

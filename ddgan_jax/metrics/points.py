@@ -31,7 +31,7 @@ def modes_of_points(points: np.ndarray) -> PointModes:
   points do); a mode is found if at least one point is in it. KL is over the nearest modes of all points, in or out.
 
   Args:
-    points: [n, 2] (or [n, 1, 1, 2]), n at least 1, in the units of the networks, as `sample` gives them.
+    points: [n, 2] (or [n, 1, 1, 2]), n at least 1.
 
   Returns:
     (modes found, share of points in a mode, KL to uniform).
