@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 U_NET = GeneratorConfig(
     image_size=8, num_channels=1, num_channels_dae=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), nz=4,
     z_emb_dim=8, n_mlp=1)
-MLP = GeneratorConfig(kind='mlp', image_size=1, num_channels=2, num_channels_dae=8, nz=4)
+MLP = GeneratorConfig(kind='mlp', not_use_tanh=True, image_size=1, num_channels=2, num_channels_dae=8, nz=4)
 
 
 def g_module(config):
