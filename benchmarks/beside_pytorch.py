@@ -170,22 +170,28 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
     workers = {
         row: subprocess.Popen(
             [sys.executable, __file__, '--reference', '', '--worker', json.dumps([task, row, out, settings])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, 'JAX_PLATFORMS': args.device, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
         for row, out in outs.items()}
     seconds: dict[str, list[list[float]]] = {row: [] for row in rows}
+    failed: list[str] = []
     for k in range(args.rounds + 2):
       for row, process in workers.items():
+        if row in failed:
+          continue
         process.stdin.write('\n')
         process.stdin.flush()
         answer = [float(x) for x in process.stdout.readline().split()]
         if not answer:
-          raise SystemExit(f'{row} failed at {task}; its message is above')
-        if k > 1:  # the first wait for the others to start, or warm up
+          print(f'| {task} | {row} | failed, its message is above |', flush=True)
+          failed.append(row)
+        elif k > 1:  # the first wait for the others to start, or warm up
           seconds[row].append(answer)
     for process in workers.values():
       process.communicate()
-    found = {row: np.load(out) for row, out in outs.items()}
-  medians = {row: np.median(answers, axis=0) for row, answers in seconds.items()}
+    rows = [row for row in rows if row not in failed]
+    found = {row: np.load(outs[row]) for row in rows}
+  medians = {row: np.median(answers, axis=0) for row, answers in seconds.items() if answers}
   ours = medians[rows[0]]
   for row in rows:
     (median, processor), wall = medians[row], [answer[0] for answer in seconds[row]]

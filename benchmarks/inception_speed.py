@@ -207,7 +207,7 @@ def main() -> None:
       workers = {
           row: subprocess.Popen(
               [sys.executable, __file__, '--worker', json.dumps([row, batch_size, args.threads, out])],
-              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
           for row, out in outs.items()}
       seconds = {row: [] for row in ROWS}
       for k in range(args.rounds + 2):

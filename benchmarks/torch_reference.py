@@ -61,7 +61,7 @@ class Reference:
     config: sizes and learning rates.
     device: 'cpu' or 'cuda'.
     channels_last: memory format of weights and images.
-    compile_: whether both networks go through torch.compile.
+    compile_: whether both networks go through torch.compile; all but D's pass on real images of a step with R1.
     autocast: whether networks compute in bf16.
     use_kernels: use its own CUDA operations, which it compiles when it is imported.
   """
@@ -155,7 +155,7 @@ class Reference:
       train(self.discriminator, True)
       t, x_t, x_tp1, x_t_fake = pair_and_fake(with_gradient=published)
       x_t.requires_grad_(published or with_r1)
-      real = self._score(x_t, t, x_tp1)
+      real = self._score(x_t, t, x_tp1, compiled=not with_r1)  # torch.compile cannot differentiate twice
       F.softplus(-real).mean().backward(retain_graph=with_r1 or published)
       if with_r1:
         gradient, = torch.autograd.grad(real.sum(), x_t, create_graph=True)
@@ -173,9 +173,10 @@ class Reference:
 
     return step
 
-  def _score(self, x_t, t, x_tp1):
+  def _score(self, x_t, t, x_tp1, compiled=True):
+    network = self._run_discriminator if compiled else self.discriminator
     with self._precision():
-      return self._run_discriminator(x_t, t, x_tp1).float().flatten()
+      return network(x_t, t, x_tp1).float().flatten()
 
   def _precision(self):
     return torch.autocast(self.device, torch.bfloat16) if self.autocast else contextlib.nullcontext()

@@ -60,7 +60,7 @@ def load(
     if step not in (None, saved_step):
       raise CheckpointError(f'{workdir}: holds step {saved_step}, not {step}')
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
-    return Run(*train_state.make_sampler(config, params, num_timesteps), config, saved_step, params)
+    return Run(*train_state.make_sampler(config, params, num_timesteps, label), config, saved_step, params)
 
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():

@@ -125,7 +125,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   def make(config, num_timesteps):
     def sample(params, first):
       generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps)
-      return sampling.sample_each(
+      return sampling.sample_many(
           0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
     return jax.jit(sample)

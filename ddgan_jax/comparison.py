@@ -64,9 +64,11 @@ def choose(names: Sequence[str] | None) -> list[str]:
 
 
 def check_metrics(config: Config) -> None:
-  """Raises ConfigError unless something that is measured stands for quality."""
-  if not {'fid', 'kid', 'modes'} & set(config.eval.metrics):
-    raise ConfigError(f'eval.metrics: found {config.eval.metrics}, must have fid, kid or modes for quality')
+  """Raises ConfigError unless something that is measured stands for quality, and something for coverage."""
+  for what, names in (('quality', ('fid', 'kid', 'modes')), ('coverage', ('modes', 'pr', 'dc'))):
+    if not set(names) & set(config.eval.metrics):
+      raise ConfigError(f'eval.metrics: found {config.eval.metrics}, must have {", ".join(names[:-1])} or {names[-1]} '
+                        f'for {what}; --config.eval.metrics=fid,pr for example')
 
 
 def label(row: dict[str, Any]) -> str:
@@ -79,9 +81,9 @@ def quality_of(rows: Sequence[dict[str, Any]]) -> str:
   return next(name for name in _QUALITY if name in rows[0]['metrics'])
 
 
-def coverage_of(rows: Sequence[dict[str, Any]]) -> str | None:
-  """Which number of the reports stands for coverage, if there is one."""
-  return next((name for name in _COVERAGE if name in rows[0]['metrics']), None)
+def coverage_of(rows: Sequence[dict[str, Any]]) -> str:
+  """Which number of the reports stands for coverage."""
+  return next(name for name in _COVERAGE if name in rows[0]['metrics'])
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
@@ -95,8 +97,8 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
   quality, n = quality_of(rows), rows[0]['n']
   others = ('certain', 'precision', 'modes', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
-  out_of = {'modes': _num_modes(config)}
-  head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of.get(name) else ""}' for name in names]
+  out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
+  head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]
   lines = [
       f'{config.data.name}: {num_steps:,} steps of {config.data.batch_size} each, n = {n:,} samples'
       f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}; seconds are medians of one compiled call.', '',
@@ -122,12 +124,11 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   values = [row['metrics'][quality]['value'] for row in rows]
   seconds = [row['seconds'] for row in rows]
   covering = coverage_of(rows)
-  coverage = [row['metrics'][covering]['value'] for row in rows] if covering else None
+  coverage = [row['metrics'][covering]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
-  if covering:
-    figure.colorbar(points, label=_NAMES[covering])
+  figure.colorbar(points, label=_NAMES[covering])
   for i, row in enumerate(rows):
-    text = label(row) + (f'\n{_NAMES[covering]}: {coverage[i]:,.4g}' if covering else '')
+    text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
     axes.annotate(text, (seconds[i], values[i]), xytext=(6, 6), textcoords='offset points', fontsize=8)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
@@ -165,9 +166,3 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes.set(xticks=[], yticks=[])
       axes.set_ylabel(label(row), rotation=0, ha='right', va='center', fontsize=8)
   figure.savefig(path)
-
-
-def _num_modes(config: Config) -> int | None:
-  if config.data.is_points:
-    return 25
-  return 1000 if config.data.stack == 3 else None

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command, config_checks, distributed
+from ddgan_jax import agreement, command, config_checks, distributed
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import ConfigError
 
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
   source = None
   if config and (evaluation.needs_judge(metrics) or not _REFERENCE.value):
     source = sources.load_source(config.data, say)
+    agreement.meet('data')  # which may take one machine much longer than another
   reference = None
   if _REFERENCE.value:
     reference = statistics.read(_REFERENCE.value) if _holds_statistics(_REFERENCE.value) else image_sets.of_files(
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> None:
     if isinstance(reference, statistics.Statistics):
       raise ConfigError('--jpeg: needs images as reference, so that both sides are treated alike')
     reference = reference and image_sets.as_jpeg(reference)
-    images = image_sets.as_jpeg(images)
+    if not _STATISTICS.value:
+      images = image_sets.as_jpeg(images)
   judge = None
   if evaluation.needs_judge(metrics) and source:
     judge = modes.load_judge(source, say), config.data.stack == 3

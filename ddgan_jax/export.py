@@ -20,6 +20,7 @@ _SAFETENSORS = flags.DEFINE_string('safetensors', None, 'The safetensors file to
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+_LABEL = flags.DEFINE_integer('label', None, 'Of a run with labels: which --out makes; by default any.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
   if unknown or not _PLATFORMS.value:
     raise ConfigError(f'--platforms: found {",".join(unknown) or "none"}, must be some of '
                       f'{",".join(stablehlo.PLATFORMS)}')
-  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
+  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value, label=_LABEL.value)
   what = f'step {run.step:,} of {_WORKDIR.value}'
   if _SAFETENSORS.value:
     safetensors_file.write(_SAFETENSORS.value, run.params, run.config, run.step)
@@ -49,9 +50,13 @@ def main(argv: list[str]) -> None:
   if _OUT.value:
     exported = stablehlo.export_sampler(run, _PLATFORMS.value).serialize()
     partial = f'{_OUT.value}.partial'
-    with open(partial, 'wb') as file:
-      file.write(exported)
-    os.replace(partial, _OUT.value)
+    try:
+      with open(partial, 'wb') as file:
+        file.write(exported)
+      os.replace(partial, _OUT.value)
+    finally:
+      if os.path.exists(partial):
+        os.remove(partial)
     print(f'{_OUT.value}: the sampler of {what} in {run.schedule.num_timesteps} steps, for '
           f'{", ".join(_PLATFORMS.value)}, {len(exported) / 2**20:,.1f} MiB.')
 

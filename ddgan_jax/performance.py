@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -23,11 +22,13 @@ _NAMES = {False: 'plain', True: 'r1'}
 
 
 class RandomImages(sources.Source):
-  """Random uint8 images of a config's shape, which the pipeline treats like any other source."""
+  """Random uint8 images of a config's size, grey where it stacks them, which the pipeline treats like other sources."""
 
   def __init__(self, config: Config, count: int = 2048):
-    super().__init__('random images', '', config.image_shape)
-    self._images = np.random.default_rng(0).integers(0, 256, (count, *config.image_shape), np.uint8)
+    height, width, channels = config.image_shape
+    shape = (height, width, 1 if config.data.stack == 3 else channels)
+    super().__init__('random images', '', shape)
+    self._images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
 
   def __len__(self) -> int:
     return len(self._images)
@@ -100,19 +101,16 @@ class Programs:
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       run = functools.partial(_sample, config, int(name.removeprefix('sample_')))
       return jax.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
-    several = (config.train.steps_per_call,) if name == 'call' else ()
-    batch = jax.ShapeDtypeStruct(
-        (*several, config.data.batch_size, *config.image_shape), jnp.float32,
-        sharding=sharding.by_rows(self.mesh, stacked=bool(several)))
+    several = name == 'call'
     step_fn = (train_step.make_steps_fn(config, self.mesh) if several
                else train_step.make_step_fn(config, self.mesh, name == 'r1'))
-    return step_fn.lower(self._state, batch)
+    return step_fn.lower(self._state, *train_step.inputs(config, self.mesh, stacked=several).values())
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
   generator_fn, schedule = train_state.make_sampler(config, ema_params)
-  shape = (batch_size, *config.image_shape)
-  return sampling.sample(jax.random.key(seed), generator_fn, schedule, shape, config.generator.nz)
+  return sampling.sample_many(
+      seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 
 
 @contextlib.contextmanager
@@ -144,7 +142,7 @@ def measure_training(
 
   def run(name: str) -> Any:
     nonlocal state
-    state, metrics = programs[name](state, batch)
+    state, metrics = programs[name](state, *batch)
     return metrics
 
   timings = timing.interleaved({name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
@@ -198,7 +196,7 @@ def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) 
       before = time.perf_counter()
       batch = next(batches)
       waited += time.perf_counter() - before
-      state, metrics = programs[programs.of_step(step)](state, batch['image'])
+      state, metrics = programs[programs.of_step(step)](state, *_inputs(programs, batch))
       if step == 0:  # by now the pipeline runs
         jax.block_until_ready(metrics)
         waited, begun = 0.0, time.perf_counter()
@@ -246,7 +244,7 @@ def take_profile(programs: Programs, source: sources.Source, folder: str, num_st
       for name in programs.steps:
         for step in range(num_steps if traced else 1):
           with jax.profiler.StepTraceAnnotation(name, step_num=step):
-            state, metrics = programs[name](state, batch)
+            state, metrics = programs[name](state, *batch)
             jax.block_until_ready(metrics)
 
 
@@ -270,6 +268,11 @@ def _batches(programs: Programs, source: sources.Source, num_steps: int) -> Iter
   return pipeline.device_batches(on_host, sharding.by_rows(programs.mesh, stacked=several > 1))
 
 
-def _first_batch(programs: Programs, source: sources.Source) -> jax.Array:
+def _first_batch(programs: Programs, source: sources.Source) -> list[jax.Array]:
   with contextlib.closing(_batches(programs, source, programs.config.train.steps_per_call)) as batches:
-    return next(batches)['image']
+    return _inputs(programs, next(batches))
+
+
+def _inputs(programs: Programs, batch: dict[str, jax.Array]) -> list[jax.Array]:
+  """What the step takes of a batch."""
+  return [batch[name] for name in train_step.inputs(programs.config, programs.mesh)]

@@ -129,6 +129,28 @@ def sample_each(
   return sample_given_noise(generator_fn, schedule, *jax.vmap(draw, out_axes=(0, 1, 1))(keys))
 
 
+def sample_many(
+    seed: int,
+    indices: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int],
+    latent_dim: int,
+) -> jax.Array:
+  """The images of `sample_each`, in one program of as many parts as their noise needs (see `most_at_once`).
+
+  generator_fn is called with the rows of a part, so it must not depend on which images they are.
+  """
+  count = len(indices)
+  parts = -(-count // most_at_once(schedule.num_timesteps, shape, latent_dim))
+  if parts == 1:
+    return sample_each(seed, indices, generator_fn, schedule, shape, latent_dim)
+  size = -(-count // parts)
+  rows = jnp.resize(jnp.asarray(indices), (parts, size))
+  images = jax.lax.map(lambda part: sample_each(seed, part, generator_fn, schedule, shape, latent_dim), rows)
+  return images.reshape(-1, *shape)[:count]
+
+
 def to_uint8(images: jax.Array) -> jax.Array:
   """Quantises [-1, 1] float images to 0 … 255 uint8, rounding to nearest and clipping, as a PNG stores them."""
   return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddgan_jax import hardware, operations, sharding, timing, train_state, train_step
+from ddgan_jax import config as config_lib
+from ddgan_jax import hardware, operations, performance, sharding, timing, train_state, train_step
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
+from tests.conftest import quick_config_dict
 from tests.test_main import CONFIG
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -93,6 +95,24 @@ def test_takes_turns():
   assert order == list('aabb' + 'ab' * 3)
   assert {name: len(found.seconds) for name, found in timings.items()} == {'a': 3, 'b': 3}
   assert timing.Timing((3.0, 1.0, 2.0)).median == 2.0
+
+
+@pytest.mark.parametrize('data, generator, channels', [
+    ({}, {'num_classes': 10}, 1), ({'num_channels': 3, 'stack': 3}, {}, 3),
+    ({'num_channels': 3, 'stack': 3}, {'num_classes': 10}, 3)])
+def test_programs_of_labels_and_stacks(data, generator, channels):
+  """What the step takes is what the pipeline of random images gives, alone and several to a call."""
+  fields = quick_config_dict(**data)
+  fields['generator'].update(generator)
+  for several in (1, 2):
+    fields['train']['steps_per_call'] = several
+    config = config_lib.from_config_dict(fields)
+    programs = performance.Programs(config)
+    lowered = programs._lower(programs.steps[0])
+    batch = performance._first_batch(programs, performance.RandomImages(config))
+    image = (32, 8, 8, channels)
+    assert batch[0].shape == (image if several == 1 else (2, *image))
+    assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
 
 
 def benchmark(*arguments):

@@ -1,5 +1,9 @@
 """The trilemma: what each method is trained as, and the table and figures of what came out."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +11,8 @@ from PIL import Image
 from ddgan_jax import comparison, train_state
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import ConfigError
-from tests.conftest import tiny_config_dict
+from tests.conftest import command_environment, tiny_config_dict
+from tests.test_toy_run import ROOT, SMALL
 
 
 @pytest.fixture
@@ -31,10 +36,12 @@ def test_methods_share_data_network_and_budget(base):
 
 def rows(shape):
   entry = {'features': 'x', 'of_reference': 998, 'n_reference': 2000}
+  out_of = 25 if shape == (1, 1, 2) else 10 ** shape[-1]
   return [
       {'title': title, 'evaluations': evaluations, 'seconds': seconds, 'n': 2000, 'biased': True,
        'samples': np.random.default_rng(0).uniform(-1, 1, (100, *shape)).astype(np.float32),
-       'metrics': {'modes': {**entry, 'value': modes}, 'mode_kl': {**entry, 'value': 0.5, 'of_reference': 0.25},
+       'metrics': {'modes': {**entry, 'value': modes, 'out_of': out_of},
+                   'mode_kl': {**entry, 'value': 0.5, 'of_reference': 0.25},
                    'fd_classifier': {'value': 3.25, 'features': 'x'},
                    **({'in_mode': {'value': 0.5, 'features': 'x'}} if shape == (1, 1, 2) else {})}}
       for title, evaluations, seconds, modes in (('DDGAN', 4, 0.21, 1000), ('Gaussian diffusion', 1000, 80.5, 1))]
@@ -65,7 +72,30 @@ def test_figures(tmp_path, shape):
 def test_what_cannot_be_compared_is_refused():
   with pytest.raises(ConfigError, match="--methods: found 'vae', must be some of gan, ddpm, ddgan_2"):
     comparison.choose(['gan', 'vae'])
-  config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': ('is', 'pr')}})
-  with pytest.raises(ConfigError, match=r"eval.metrics: found \('is', 'pr'\), must have fid, kid or modes"):
-    comparison.check_metrics(config)
+  for metrics, message in ((('is', 'pr'), 'fid, kid or modes for quality'), (('fid',), 'modes, pr or dc for coverage')):
+    config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': metrics}})
+    with pytest.raises(ConfigError, match=rf'eval.metrics: found \({metrics[0]!r}.*\), must have {message}'):
+      comparison.check_metrics(config)
   assert comparison.choose(None) == list(comparison.METHODS)
+
+
+def test_the_command(tmp_path):
+  """Two methods on points, trained, measured, timed and drawn; again, nothing is trained or measured twice."""
+  command = [
+      sys.executable, '-m', 'ddgan_jax.compare', '--config', 'configs/gaussians25.py', '--workdir', tmp_path,
+      '--methods', 'gan,ddgan_2', '--num', '50', '--force', *SMALL]
+  results = [
+      subprocess.run(list(map(str, command)), cwd=ROOT, env=command_environment(tensorflow=False), capture_output=True,
+                     text=True) for _ in range(2)]
+  for result in results:
+    assert result.returncode == 0, result.stderr
+  first, second = (result.stdout for result in results)
+  assert first.count('Sampling 50 of') == 2 and 'Sampling 50 of' not in second
+  assert 'has finished its 20 steps' in second
+  found = json.loads((tmp_path / 'comparison.json').read_text())
+  assert [(row['name'], row['evaluations'], row['n'], row['biased']) for row in found] == [
+      ('gan', 1, 50, True), ('ddgan_2', 2, 50, True)]
+  assert all(0 < row['seconds'] < 60 and 0 <= row['metrics']['modes']['value'] <= 25 for row in found)
+  assert (tmp_path / 'table.md').read_text().strip() in second
+  for name in ('trilemma.png', 'samples.png'):
+    assert Image.open(tmp_path / name).size > (400, 200)

@@ -19,7 +19,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import labels, models, outputs, sampling, sharding, train, train_state, train_step
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
-from ddgan_jax.interop import pytorch
+from ddgan_jax.interop import pytorch, safetensors_file
 from ddgan_jax.metrics import evaluation, image_sets, modes
 from tests.conftest import tiny_config_dict
 from tests.test_ablations import filled, normal, state_of, toy_config
@@ -369,6 +369,20 @@ def test_one_label_for_all_or_one_for_each(finished):
   for i, label in enumerate((4, 7, 4, 7, 4)):
     alone = outputs.generate(run, 5, seed=3, label=np.array([label])).astype(int)
     assert np.abs(in_turn[i] - alone[i]).max() <= 1
+
+
+def test_a_label_of_an_exported_run(finished, tmp_path):
+  """Of safetensors as of a workdir: the generator of that label, and the same refusal."""
+  run = lively(finished)
+  file = tmp_path / 'ema.safetensors'
+  safetensors_file.write(file, run.params, run.config, run.step)
+  x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
+  t = np.array([0, 1])
+  for label in (None, 4):
+    expected, _ = train_state.make_sampler(run.config, run.params, label=label)
+    np.testing.assert_array_equal(ddgan_jax.load(file, label=label).generator_fn(x, t, z), expected(x, t, z))
+  with pytest.raises(ConfigError, match='12'):
+    ddgan_jax.load(file, label=12)
 
 
 def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):

@@ -18,6 +18,7 @@ import ddgan_jax
 from ddgan_jax import config as config_lib
 from ddgan_jax import outputs, train_state
 from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.config import DiscriminatorConfig
 from ddgan_jax.interop import architecture, pytorch, resume_file, torch_file, torch_writer
 from ddgan_jax.interop.pytorch import InteropError
 from tests.conftest import GOLDEN, generator_config, golden, nhwc, recipe, relative_error
@@ -374,3 +375,8 @@ def test_pytorch_reads_what_is_written(resumed, tmp_path):
   expected = optax.apply_updates(state.g_params, updates)
   found = to_g({name: tensor.detach().numpy() for name, tensor in tensors.items()})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found, expected)
+
+
+def test_a_discriminator_that_the_original_does_not_have():
+  with pytest.raises(InteropError, match="the original has no discriminator with kind='tiny'"):
+    list(pytorch.discriminator_rows(DiscriminatorConfig(image_size=8, kind='tiny')))

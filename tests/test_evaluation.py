@@ -185,3 +185,27 @@ def test_stacks_by_number():
   np.testing.assert_array_equal(
       np.concatenate([endless.rows(0, 16), endless.rows(16, 16)]), endless.rows(0, 32))
   assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch
+
+
+def test_distances_of_the_features(small_inception, monkeypatch):
+  """kid, pr and dc are those functions of the reference's and the images' features; dc and pr have as many of each."""
+  from ddgan_jax.metrics import kid, precision_recall, vgg
+
+  params = {'kernel': np.random.default_rng(1).standard_normal((64, 8), np.float32)}
+  read = lambda params, images: images.reshape(len(images), -1).astype(jnp.float32) / 255 @ params['kernel']
+  monkeypatch.setattr(vgg, 'load', lambda path, allow_any: params)
+  monkeypatch.setattr(vgg, 'features', read)
+  ours, others = pictures(0, 60), pictures(1, 97)
+  evaluator = evaluation.Evaluator(
+      ('kid', 'pr', 'dc', 'fid'), image_sets.of_array(others, 'others'), sharding.make_mesh(), 10_000, 16,
+      say=lambda text: None)
+  metrics = evaluator.evaluate(image_sets.of_array(ours, 'ours'))['metrics']
+  value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
+  assert metrics['kid']['value'] == pytest.approx(value, rel=1e-4)
+  assert metrics['kid']['deviation'] == pytest.approx(deviation, rel=1e-3, abs=1e-6)
+  real, fake = (np.asarray(read(params, x)) for x in (others[:60], ours))
+  for names, function in ((('precision', 'recall'), precision_recall.precision_recall),
+                          (('density', 'coverage'), precision_recall.density_coverage)):
+    for name, value in zip(names, function(real, fake)):
+      assert metrics[name]['value'] == pytest.approx(value) and metrics[name]['n_reference'] == 60
+  assert metrics['recall']['value'] != metrics['precision']['value']

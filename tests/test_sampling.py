@@ -66,3 +66,19 @@ def test_to_uint8():
   np.testing.assert_array_equal(sampling.to_uint8(images), np.array([0, 0, 1, 128, 255, 255], np.uint8))
   exact = np.arange(256, dtype=np.uint8)
   np.testing.assert_array_equal(sampling.to_uint8(exact / np.float32(127.5) - 1), exact)
+
+
+def test_many_images_in_parts(monkeypatch):
+  """In one program, as many together as their noise allows, each the image of its number."""
+  schedule, indices = diffusion.make_schedule(2), np.array([5, 0, 3, 8, 1])
+  batches = []
+
+  def generator_fn(x_tp1, t, z):
+    batches.append(len(t))
+    return fake_generator(x_tp1, t, z)
+
+  expected = sampling.sample_each(7, indices, generator_fn, schedule, (4, 4, 1), 3)
+  monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 2 * (16 + 3))
+  found = jax.jit(lambda: sampling.sample_many(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+  assert batches == [5, 2]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddgan_jax.config_checks import SHARED
-from ddgan_jax.interop.pytorch import InteropError
+from ddgan_jax.interop.pytorch import DISCRIMINATORS, InteropError
 from ddgan_jax.models.discriminator import BLOCKS
 
 
@@ -67,7 +67,7 @@ def discriminator_fields(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]
   """
   tensors = _without_prefix(state_dict)
   count = len({name.split('.')[0] for name in tensors if re.match(r'conv\d+\.', name)})
-  kinds = {len(blocks): kind for kind, blocks in BLOCKS.items()}
+  kinds = {len(BLOCKS[kind]): kind for kind in DISCRIMINATORS}
   if not is_discriminator(tensors) or count not in kinds:
     raise InteropError('holds tensors that are not those of a discriminator of the original '
                        f'({next(iter(tensors), "nothing")}, …)')

@@ -23,6 +23,8 @@ from ddgan_jax.models.discriminator import BLOCKS
 Params = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
+DISCRIMINATORS = ('small', 'large')  # of the original
+
 # (name there, path here, layout): 'same', 'linear' (transposed), 'conv' (OIHW ↔ HWIO), 'conv1x1' (OI11 ↔ in × out).
 # 'unused' is a tensor that the original carries and never reads, with its shape in place of the path.
 Row = tuple[str, tuple, str]
@@ -172,7 +174,7 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
 def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
   """Every tensor of the discriminator in the original's order. Raises InteropError where there is no such one."""
   _check_no_labels('discriminator', config)
-  if config.kind not in BLOCKS:
+  if config.kind not in DISCRIMINATORS:
     raise InteropError(f'discriminator.kind: the original has no discriminator with kind={config.kind!r}')
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from ddgan_jax import agreement, sharding
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config_checks import ENOUGH_SAMPLES, METRICS
+from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception, inception_score, kid, modes, precision_recall, vgg
 from ddgan_jax.metrics import points as points_lib
@@ -163,6 +164,7 @@ class Evaluator:
       counted, counted_real = (modes.count_modes(each['mode'], self._num_modes) for each in (rows, of_real))
       for name, value, real in zip(('modes', 'mode_kl'), counted, counted_real):
         put(name, 'judge', value=value, of_reference=real, n_reference=n_reference)
+      report['metrics']['modes']['out_of'] = self._num_modes
       put('certain', 'judge', value=float(rows['certain'].mean()), of_reference=float(of_real['certain'].mean()),
           n_reference=n_reference)
       put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
@@ -192,7 +194,9 @@ class Evaluator:
     known = _from_main(load_cached(key) if jax.process_index() == 0 else None)
     if known is None:
       self._say(f'Reading {size:,} images of {self._reference.name} by {network.name}, once.')
-      moments = self._reference_collected(name, size).moments
+      # With the rows that KID wants: the images need to be read but once.
+      rows = ('pool3',) if name == 'inception' and 'kid' in self._metrics else ()
+      moments = self._reference_collected(name, size, rows).moments
       known = Statistics(self._reference.name, moments.mean, moments.covariance(), size)
       store(key, known)
     return known
@@ -292,9 +296,10 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
   agreement.meet(f'features {next(_meetings)}')
   found = points_lib.modes_of_points(_gathered(blocks)[:num])
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
-  return {
-      'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
-      'metrics': {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}}
+  metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
+  metrics['modes']['out_of'] = len(data_points.CENTRES)
+  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+          'metrics': metrics}
 
 
 def against_data(
@@ -344,6 +349,8 @@ def table(report: dict[str, Any]) -> str:
     text = f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
     if 'deviation' in entry:
       text += f' ± {entry["deviation"]:.2g}'
+    if 'out_of' in entry:
+      text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:
       other = entry['of_reference']
       text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'

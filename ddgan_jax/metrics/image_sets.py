@@ -125,13 +125,18 @@ def of_files(path: str) -> ImageSet:
   try:
     reader = readers.open_reader(DataConfig(name=kind, path=path))
     size, channels = _size_of_first(reader)
-    with tempfile.TemporaryDirectory() as cache:  # samples are not worth keeping twice
+    # Samples are not worth keeping twice; what is mapped from the folder stays readable when it is gone.
+    with tempfile.TemporaryDirectory() as cache:
       data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=channels, cache_dir=cache)
       source = sources.load_source(data_config, say=lambda text: None)
-      images, _ = source.gather(np.arange(len(source)))
   except DataError as error:
     raise DataError(str(error).removeprefix('data.path: ')) from error
-  return of_array(images, path)
+
+  def local(first: int, count: int) -> np.ndarray:
+    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    return source.gather(np.minimum(np.arange(first, first + count)[block], len(source) - 1))[0]
+
+  return ImageSet(path, '', len(source), source.image_shape, local)
 
 
 def _size_of_first(reader: readers.Reader) -> tuple[int, int]:
