@@ -127,9 +127,3 @@ def compile_step(config: Any, mesh: Any, with_r1: bool) -> Any:
   state = train_state.abstract(config, sharding.of_state(mesh))
   inputs = train_step.inputs(config, mesh).values()
   return train_step.make_step_fn(config, mesh, with_r1).lower(state, *inputs).compile()
-
-
-def peak_bytes(memory: Any) -> int:
-  """Bytes that a device needs for a program: arguments, results that do not reuse them, and temporaries."""
-  return (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-          + memory.temp_size_in_bytes)

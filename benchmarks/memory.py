@@ -27,10 +27,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 
-from benchmarks.collectives import compile_step, peak_bytes
+from benchmarks.collectives import compile_step
 from configs import celebahq_256, cifar10
+from ddgan_jax import compilation, sharding
 from ddgan_jax import config as config_lib
-from ddgan_jax import sharding
 
 RUNS = (('cifar10', cifar10, (64, 256)), ('celebahq_256', celebahq_256, (4, 32)))
 VARIANTS = (
@@ -66,9 +66,9 @@ def _step_mib(recipe: Any, batch_size: int, parallel: dict[str, Any]) -> float:
   fields.data.batch_size = batch_size
   fields.parallel.update(parallel)
   mesh = sharding.make_mesh(jax.devices()[:1])
-  memory = compile_step(config_lib.from_config_dict(fields), mesh, with_r1=True).memory_analysis()
+  compiled = compile_step(config_lib.from_config_dict(fields), mesh, with_r1=True)
   jax.clear_caches()
-  return peak_bytes(memory) / 2**20
+  return compilation.memory_bytes(compiled)[0] / 2**20
 
 
 def main() -> None:
@@ -97,9 +97,8 @@ def main() -> None:
         except config_lib.ConfigError:
           continue  # fewer rows than devices times the group of the minibatch standard deviation
         begun = time.perf_counter()
-        memory = compile_step(
-            config, sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp), with_r1=True).memory_analysis()
-        total, temporary = peak_bytes(memory), memory.temp_size_in_bytes
+        total, temporary = compilation.memory_bytes(compile_step(
+            config, sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp), with_r1=True))
         print(f'| {name} | {batch_size} | {variant} | {devices} | {(total - temporary) / 2**20:,.0f} | '
               f'{temporary / 2**20:,.0f} | {total / 2**20:,.0f} | {time.perf_counter() - begun:.0f} s |', flush=True)
         jax.clear_caches()

@@ -52,6 +52,7 @@ def load(
   from ddgan_jax import train_state
   from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 
+  workdir = os.path.expanduser(workdir)
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   if str(workdir).endswith('.safetensors'):
     from ddgan_jax.interop import safetensors_file

@@ -5,6 +5,7 @@ Every function here is called by all processes at the same place; with a single 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ddgan_jax.config import UserError
 
 _BYTES = 2048  # of a text that is passed on
 _MEETING = 3600  # seconds that the others may take to compile
+_asked = itertools.count(1)  # JAX's pre-emption service wants questions by number, one after the other from 1
 
 
 def shared_text(text: str) -> str:
@@ -112,9 +114,9 @@ class Stop:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def after_step(self, step: int) -> bool:
-    """Whether to leave after `step`; the same on every process, which all ask after every step."""
-    if self._together and not self.signal and multihost_utils.reached_preemption_sync_point(step):
+  def after_step(self) -> bool:
+    """Whether to leave after this step; the same on every process, which all ask after every call of a step."""
+    if self._together and not self.signal and multihost_utils.reached_preemption_sync_point(next(_asked)):
       self.signal = 'SIGINT' if self._interrupted else 'SIGTERM'
     return self.signal is not None
 

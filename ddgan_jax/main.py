@@ -16,7 +16,8 @@ from ddgan_jax import command, distributed
 from ddgan_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder; by default runs/<name of the config file>.")
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, "The run's folder; by default runs/<config>, with _<name of data.path> if there is one.")
 distributed.define_flags()
 
 
@@ -26,7 +27,9 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value
   if workdir is None:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-    workdir = os.path.join('runs', os.path.splitext(os.path.basename(file))[0])
+    names = [os.path.splitext(os.path.basename(path.rstrip('/')))[0] for path in (file, config.data.path)]
+    workdir = os.path.join('runs', '_'.join(filter(None, names)))  # each folder of images has a run of its own
+  workdir = os.path.expanduser(workdir)
 
   # Before any other call of JAX.
   distributed.initialize_from_flags()

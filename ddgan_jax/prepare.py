@@ -29,18 +29,19 @@ def main(argv: list[str]) -> None:
 
   # After the config is checked: these take a second to import.
   from ddgan_jax import writers
-  from ddgan_jax.data import pipeline, preparation, sources
+  from ddgan_jax.data import buckets, pipeline, preparation, sources
 
-  source = sources.load_source(config.data, anew=_ANEW.value)
+  data = buckets.localized(config.data, print)
+  source = sources.load_source(data, anew=_ANEW.value)
   height, width, channels = source.image_shape
   size = len(source) * height * width * channels / 2**20
-  kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.folder_of(config.data)}'
+  kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.folder_of(data)}'
   print(preparation.printable(
       f'{source.name}: {len(source):,} images of {height}x{width}x{channels}, {size:,.1f} MiB as uint8, {kept}.'))
   if config.data.num_stacks:
     print(f'Stacked: {config.data.num_stacks:,} fixed triples.')
   print(preparation.printable(_histogram(source)))
-  preview = _PREVIEW.value or str(preparation.folder_of(config.data) / 'preview.png')
+  preview = _PREVIEW.value or str(preparation.folder_of(data) / 'preview.png')
   writers.save_png(preview, writers.make_grid(pipeline.preview(source, config.data, config.seed)))
   print(preparation.printable(f'Preview: {preview}'))
 

@@ -155,8 +155,19 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         writers.save_png(grid_path(workdir, step), grid)
         writer.image(step, 'samples', grid)
 
-    def measure(state: train_state.TrainState, step: int) -> dict[str, float]:
-      report = evaluate(images_of(state.ema_params, f'step {step:,}'))
+    def measure(state: train_state.TrainState, step: int) -> dict[str, float] | None:
+      """What `eval` asks for; None if a signal came first, which several processes heed only after it."""
+      images = images_of(state.ema_params, f'step {step:,}')
+
+      def rows(first: int, count: int) -> np.ndarray:
+        if stop.signal:
+          raise InterruptedError
+        return images.rows(first, count)
+
+      try:
+        report = evaluate(images._replace(rows=rows))
+      except InterruptedError:
+        return None
       progress.note(evaluation.table(report))
       measured = {f'eval/{name}': entry['value'] for name, entry in report['metrics'].items()}
       writer.scalars(step, measured)
@@ -215,13 +226,13 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           sample_now = step % config.train.sample_every == 0 or last
           save_now = step % config.train.checkpoint_every == 0 or last
           eval_now = bool(config.train.eval_every) and (step % config.train.eval_every == 0 or last)
-          # Asked once: a signal that comes later is for the next step. Several processes must not miss a number.
-          stopping = stop.after_step(step // several)
+          stopping = stop.after_step()  # asked once: a signal that comes later is for the next step
           if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
             if sample_now and (sample_fn := _wait_for(sample_future, stop)):
               save_samples(sample_fn, state, step)
             measured = measure(state, step) if eval_now and not stopping else None
+            stopping = stopping or eval_now and stop.signal is not None
             if save_now or stopping or measured:
               save(measured)
             progress.start(step)

@@ -114,11 +114,13 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
       probe.write_text('x' * 4096)
     finally:
       probe.unlink(missing_ok=True)
-  except OSError as error:
+  except Exception as error:  # every kind of bucket has errors of its own
+    if '://' not in str(workdir) and not isinstance(error, OSError):
+      raise
     if is_disk_full(error):
       raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
-    raise WorkdirError(
-        f'{workdir}: cannot be written to ({error.strerror or error}); choose another --workdir') from error
+    reason = getattr(error, 'strerror', None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise WorkdirError(f'{workdir}: cannot be written to ({reason}); choose another --workdir') from error
   if '://' in str(workdir):
     return  # a bucket has no free space to speak of
   free = shutil.disk_usage(workdir).free

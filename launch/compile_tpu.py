@@ -27,8 +27,8 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import collectives
+from ddgan_jax import compilation, sharding
 from ddgan_jax import config as config_lib
-from ddgan_jax import sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run.', lock_config=True)
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'The slice, as `get_topology_desc` names it.')
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
   seconds = time.perf_counter() - started
   print(f'{config.data.name}, global batch {config.data.batch_size}, {config.parallel}, step {_VARIANT.value}, on '
         f'{len(devices)} x {devices[0].device_kind} ({_TOPOLOGY.value}): compiled in {seconds:.0f} s')
-  memory = compiled.memory_analysis()
-  print(f'bytes on each chip: {collectives.peak_bytes(memory):,} at the peak: {memory.argument_size_in_bytes:,} of '
+  memory, total = compiled.memory_analysis(), compilation.memory_bytes(compiled)[0]
+  print(f'bytes on each chip: {total:,} at the peak: {memory.argument_size_in_bytes:,} of '
         f'state and images, {memory.temp_size_in_bytes:,} temporary, {memory.generated_code_size_in_bytes:,} of code')
   print(f'operations on each chip by XLA\'s count: {compiled.cost_analysis()["flops"]:,.0f}')
   print(collectives.table(collectives.collectives(compiled.as_text())))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.collectives import collectives, compile_step, peak_bytes
+from benchmarks.collectives import collectives, compile_step
+from ddgan_jax import compilation, sharding, train, train_state
 from ddgan_jax import config as config_lib
-from ddgan_jax import sharding, train, train_state
 from ddgan_jax.config import ConfigError
 from tests.conftest import tiny_config_dict
 
@@ -107,7 +107,7 @@ def test_fsdp_samples(tiny_config):
 
 @pytest.mark.parametrize('with_r1', [False, True])
 def test_data_parallel_communicates_gradients_once(tiny_config, with_r1):
-  """An all-reduce of each network's gradient, scalars, and nothing else."""
+  """An all-reduce of each network's gradient, scalars, and nothing else; compiled with the tests' fewer passes."""
   config = run_config() if with_r1 else tiny_config
   _, step = compiled_step(config, 8, with_r1)
   state = train_state.abstract(config, None)
@@ -164,7 +164,7 @@ ENTRY %main.2 (a: f32[2]) -> f32[] {
 
 
 def test_accumulation_and_remat_need_less_memory():
-  memory = [peak_bytes(compiled_step(run_config(**parallel), 8)[1].memory_analysis())
+  memory = [compilation.memory_bytes(compiled_step(run_config(**parallel), 8)[1])[0]
             for parallel in ({}, {'accumulation': 4, 'remat': True})]
   assert memory[1] < memory[0]
 
@@ -174,6 +174,18 @@ def test_bfloat16_keeps_a_float32_state():
   state = jax.eval_shape(lambda: train_state.create(config))
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(dataclasses.replace(state, rng=None))}
   assert dtypes == {jnp.dtype('float32'), jnp.dtype('int32')}
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_remat_computes_blocks_again(remat):
+  """In the backward passes of both networks."""
+  config = run_config(remat=remat)
+  for network, args in zip(train_state.make_networks(config), (
+      (np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), np.zeros((4, 4), np.float32)),
+      (np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), np.zeros((4, 8, 8, 1), np.float32)))):
+    params = jax.eval_shape(network.init, jax.random.key(0), *args)
+    loss = lambda params, network=network, args=args: network.apply(params, *args).sum()
+    assert ('remat' in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
 
 
 @pytest.mark.parametrize('parallel, batch_size, message', [

@@ -1,6 +1,11 @@
 """Tests of data.pipeline: what is in a global batch, and in which order."""
 
+import contextlib
 import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
@@ -183,3 +188,15 @@ def test_device_batches_look_ahead_and_close():
   assert closed == [True, True]
 
 
+
+
+def test_workers_outlive_signals_to_the_group():
+  """A Ctrl-C reaches them too; the run that they serve has yet to save."""
+  with contextlib.closing(pipeline._iterate(functools.partial(np.full, 4), 0, 200, 2, 1)) as found:
+    next(found)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+      os.kill(worker.pid, number)
+    assert [batch[0] for batch in found] == list(range(1, 200))
+  worker.join(20)
+  assert not worker.is_alive()

@@ -142,6 +142,19 @@ def test_moved_from_eight_devices_to_two_processes_and_to_one_device(never_moved
   np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)
 
 
+def test_stopped_before_the_first_step(never_moved, start, tmp_path):
+  """A run that goes on and is pre-empted while it compiles leaves after the step that it can take."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(never_moved, workdir, ignore=shutil.ignore_patterns('20', '30', '40', '50', '60', 'events*'))
+  group = start(workdir, 2, 1)
+  wait_for(group, 'Compiling')
+  group[1][0].send_signal(signal.SIGTERM)
+  statuses, outputs = finish(group)
+  assert statuses == [0, 0], outputs
+  stopped = Checkpoints(workdir).latest_step()
+  assert 10 < stopped < 20 and f'SIGTERM: saved step {stopped} in' in outputs[0], outputs
+
+
 def test_a_second_run_is_refused_on_all_processes(start, tmp_path):
   (tmp_path / 'run').mkdir()
   with workdir_lib.locked(str(tmp_path / 'run')):

@@ -98,7 +98,22 @@ def test_data_in_a_bucket(bucket, tmp_path):
   assert len(sources.load_source(dataclasses.replace(data, name='npz', path='gs://bucket/images.npz'))) == 5
   with pytest.raises(DataError, match='data.path: gs://bucket/none cannot be copied to .*No such file'):
     sources.load_source(dataclasses.replace(data, path='gs://bucket/none'))
+  with pytest.raises(DataError, match="data.cache_dir: found 'gs://bucket/cache', must be a folder of this machine"):
+    sources.load_source(dataclasses.replace(data, cache_dir='gs://bucket/cache'))
   assert sorted(os.listdir(tmp_path)) == ['bucket', 'cache']  # and nothing in a local folder named gs:
+
+
+def test_a_bucket_that_cannot_be_written_to(quick_config, monkeypatch):
+  """Whatever kind of error its library has."""
+  class Closed(Bucket):
+    def __getattr__(self, name):
+      def call(*arguments, **options):
+        raise RuntimeError('PermissionDenied: no such right\nlong trace')
+      return call
+
+  monkeypatch.setattr(gpath._GPath, '_backend', Closed('/nowhere'))
+  with pytest.raises(workdir.WorkdirError, match=r'^gs://bucket/run: cannot be written to \(PermissionDenied: no such'):
+    workdir.check_space('gs://bucket/run', quick_config, None, None)
 
 
 def test_which_batch_a_step_sees(tmp_path):

@@ -106,6 +106,7 @@ class LmdbReader(Reader):
     self.title = self._path = path
 
     try:
+      self._stamp = stamp(self._file())  # once: a file that is touched later is the same
       env = self._open()
       # LMDB maps the file and dies of SIGBUS where it ends too early.
       file = self._file()
@@ -129,7 +130,8 @@ class LmdbReader(Reader):
     self._side = side if is_raw else 0
 
   def _open(self) -> Any:
-    return _open_lmdb(os.path.realpath(self._file()), self.fingerprint(), os.getpid())
+    with _OPENING:
+      return _open_lmdb(os.path.realpath(self._file()), self._stamp, os.getpid())
 
   def _file(self) -> str:
     return os.path.join(self._path, 'data.mdb') if os.path.isdir(self._path) else self._path
@@ -158,7 +160,10 @@ class LmdbReader(Reader):
     return np.frombuffer(value, np.uint8).reshape(self._side, self._side, 3), 0
 
   def fingerprint(self) -> str:
-    return stamp(self._file())
+    return self._stamp
+
+
+_OPENING = threading.Lock()  # two threads that both miss the cache would both open
 
 
 @functools.lru_cache(maxsize=4)

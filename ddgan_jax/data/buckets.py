@@ -51,7 +51,8 @@ def localized(data_config: DataConfig, say: Callable[[str], None]) -> DataConfig
 
 
 def _update(source: epath.Path, copy: pathlib.Path, say: Callable[[str], None]) -> None:
-  wanted = dict(_files(source, copy))
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    wanted = dict(_files(source, copy, pool))
   if not wanted:
     raise DataError('there is nothing')
   stale = [(file, at, info) for at, (file, info) in wanted.items() if not _is_current(at, info)]
@@ -66,15 +67,15 @@ def _update(source: epath.Path, copy: pathlib.Path, say: Callable[[str], None]) 
 
 
 def _files(
-    source: epath.Path, copy: pathlib.Path
+    source: epath.Path, copy: pathlib.Path, pool: concurrent.futures.Executor
 ) -> Iterator[tuple[pathlib.Path, tuple[epath.Path, epath.StatResult]]]:
-  """Where each file of the tree goes, the file and what it is like."""
-  info = source.stat()
-  if not info.is_directory:
-    yield copy, (source, info)
-    return
-  for entry in source.iterdir():
-    yield from _files(entry, copy / entry.name)
+  """Where each file of the tree goes, the file and what it is like; asked for level by level, many at a time."""
+  level = [(source, copy)]
+  while level:
+    infos = list(pool.map(lambda item: item[0].stat(), level))
+    yield from ((at, (entry, info)) for (entry, at), info in zip(level, infos) if not info.is_directory)
+    folders = [item for item, info in zip(level, infos) if info.is_directory]
+    level = [(entry, at / entry.name) for folder, at in folders for entry in folder.iterdir()]
 
 
 def _is_current(at: pathlib.Path, info: epath.StatResult) -> bool:

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -215,12 +216,20 @@ def _iterate(
     # Workers copy the parsed flags, which outside `absl.app.run` (a notebook, a test) nobody has parsed.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_ignore_signals)
   iterator = iter(dataset)
   try:
     yield from iterator
   finally:
     iterator.close()
+
+
+def _ignore_signals(index: int, count: int) -> None:
+  """The run ends its workers: a Ctrl-C or SIGTERM to the whole group must not take its data before it has saved."""
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
 
 
 def stacked(iterator: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:

@@ -71,9 +71,6 @@ class Prepared:
 
 def folder_of(data_config: DataConfig) -> pathlib.Path:
   """Where the prepared set of these fields lies. Raises DataError if that would be a bucket."""
-  if '://' in data_config.cache_dir:
-    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
-                    'prepared array is mapped into memory from it')
   identity = _identity(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
@@ -82,7 +79,10 @@ def folder_of(data_config: DataConfig) -> pathlib.Path:
 
 
 def cache_folder(data_config: DataConfig) -> pathlib.Path:
-  """Where prepared sets lie."""
+  """Where prepared sets lie. Raises DataError if that would be a bucket."""
+  if '://' in data_config.cache_dir:
+    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
+                    'prepared array is mapped into memory from it')
   base = data_config.cache_dir or os.path.join(
       os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'ddgan_jax', 'data')
   return pathlib.Path(base).expanduser()
@@ -270,9 +270,9 @@ def _write(
           found[k] = e
     return found
 
-  chunk = max(16, min(1024, 2**24 // size))
   # PIL decodes and resizes without holding the interpreter.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  chunk = max(16, 8 * workers, min(1024, 2**24 // size))
   with concurrent.futures.ThreadPoolExecutor(workers) as pool, tqdm.tqdm(
       total=total, initial=work.done, desc=f'Preparing {reader.title}', unit=' images', delay=1.0,
       mininterval=0.5, dynamic_ncols=True) as bar:
@@ -280,7 +280,8 @@ def _write(
       if len(work.bad) >= _ENOUGH_BAD and not data_config.skip_bad:
         break
       numbers = range(work.done, min(work.done + chunk, total))
-      parts = [numbers[k:k + 32] for k in range(0, len(numbers), 32)]
+      part = max(4, min(32, -(-len(numbers) // (2 * workers))))
+      parts = [numbers[k:k + part] for k in range(0, len(numbers), part)]
       work.append(numbers, [item for part in pool.map(read, parts) for item in part], reader.name)
       bar.update(len(numbers))
   if work.bad and not data_config.skip_bad:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable
 
+import filelock
 import numpy as np
 
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
@@ -209,4 +211,10 @@ def _open_reader(data_config: DataConfig) -> readers.Reader:
     return readers.open_reader(data_config)
   from ddgan_jax.data import tfds_reader  # TFDS takes seconds to import.
 
-  return tfds_reader.TfdsReader(data_config)
+  with contextlib.ExitStack() as exits:
+    # Processes that begin together on one machine download once.
+    folder = preparation.cache_folder(data_config)
+    with contextlib.suppress(OSError):
+      folder.mkdir(parents=True, exist_ok=True)
+      exits.enter_context(filelock.FileLock(folder / 'tfds.lock'))
+    return tfds_reader.TfdsReader(data_config)
