@@ -105,12 +105,10 @@ def damage_metadata(folder):
 
 
 def damage_bits(folder):
-  """Inverts the middle third of the largest file."""
+  """Inverts the largest file, where the arrays are, but for its beginning."""
   file = max((f for f in (folder / 'state').rglob('*') if f.is_file()), key=lambda f: f.stat().st_size)
   data = bytearray(file.read_bytes())
-  third = len(data) // 3
-  data[third:2 * third] = bytes(255 - byte for byte in data[third:2 * third])
-  file.write_bytes(bytes(data))
+  file.write_bytes(bytes(data[:64]) + bytes(255 - byte for byte in data[64:]))
 
 
 def damage_digests(folder):

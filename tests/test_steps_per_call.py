@@ -92,7 +92,7 @@ def losses(printed):
 def test_a_run_logs_saves_and_resumes_as_with_one(tmp_path):
   one = run(train(tmp_path, '--workdir', tmp_path / 'one', '--config.train.steps_per_call=1'))
   assert one.returncode == 0, one.stderr
-  status, printed, _ = interrupt(train(tmp_path, '--workdir', tmp_path / 'three'), 'step 3/', signal.SIGTERM)
+  status, printed = interrupt(train(tmp_path, '--workdir', tmp_path / 'three'), 'step 3/', signal.SIGTERM)
   stopped = int(re.search(r'SIGTERM: saved step (\d+)', printed)[1]) if 'SIGTERM' in printed else 12
   assert status == 0 and stopped % 3 == 0, printed
   three = run(train(tmp_path, '--workdir', tmp_path / 'three'))

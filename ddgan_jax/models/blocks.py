@@ -130,7 +130,7 @@ class LabelEmbedding(nn.Module):
     tables = self.param('tables', init, (self.stack, self.num_classes + 1, self.features))
     label = jnp.full(batch, labels.NONE) if label is None else label
     rows = jnp.where(label[:, None] < 0, self.num_classes, labels.digits(label, self.stack))
-    return tables[jnp.arange(self.stack), rows].sum(1)
+    return jnp.asarray(tables)[jnp.arange(self.stack), rows].sum(1)  # also of NumPy's arrays
 
 
 def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:
