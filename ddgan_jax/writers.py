@@ -27,12 +27,13 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   Images smaller than 48 pixels are enlarged by a whole factor (bicubic), so that an 8x8 digit can be read.
 
   Args:
-    images: [n, H, W, C] uint8, C is 1 or 3.
+    images: [n, H, W, C] uint8, of NumPy or JAX, C is 1 or 3.
     columns: images per row; by default about the square root of n.
 
   Returns:
     [H', W', C] uint8.
   """
+  images = np.asarray(images)
   count, height, width, channels = images.shape
   columns = columns or int(np.ceil(np.sqrt(count)))
   rows = -(-count // columns)
