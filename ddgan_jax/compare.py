@@ -30,11 +30,11 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where all goes; by default runs/compare_<name of the config file>, with --quick and _quick.')
 _METHODS = flags.DEFINE_list('methods', None, 'Some of them; by default all.')
 _NUM = flags.DEFINE_integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
-_QUICK = flags.DEFINE_boolean('quick', False, 'At most 1,500 steps each and 2,000 samples: a look, not a result.')
+_QUICK = flags.DEFINE_boolean('quick', False, 'At most 1,000 steps each and 1,000 samples: a look, not a result.')
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns in which each method is timed, all in turn.', lower_bound=1)
 
-_QUICK_STEPS, _QUICK_NUM = 1500, 2000
+_QUICK_STEPS, _QUICK_NUM = 1000, 1000
 _TIMED = 100  # images, as in the paper's table
 _POINTS = 2_000  # of a scatter picture
 _TURN = 1.0  # seconds of a turn, or one call if that takes longer
