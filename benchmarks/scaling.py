@@ -1,16 +1,17 @@
 """Scaling on paper: what 8 to 256 chips would lose to the gradients' all-reduce, and how many days a recipe takes.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py [--utilisation 0.2 0.4]
 
 Per step a chip computes `rows * operations / (peak * utilisation)` seconds, and takes part in what the compiled step
 sends (`benchmarks/collectives.py`): each gradient once, in float32. A ring of n moves 2 (n-1)/n times the bytes
 through each member's link; several H100 machines reduce inside first, then each GPU sends its eighth to its peers. The
 efficiency is compute / (compute + communication): nothing overlaps. Latency, stragglers and the input are left out.
-Nothing here was measured.
+Nothing here was measured; `--utilisation` takes what `python -m ddgan_jax.benchmark` says of a chip.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import pathlib
@@ -51,7 +52,7 @@ CHIPS = (
     Chip('TPU v4, all six links', 275e12, 300e9, 4096, 0),
     Chip('TPU v4, one link', 275e12, 50e9, 4096, 0),
 )
-UTILISATION = 0.4  # of the peak: an assumption; 32x32 convolutions of 128 channels may be below it
+UTILISATIONS = (0.2, 0.4)  # of the peak: assumptions; 32x32 convolutions of 128 channels may be below the second
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
 # Operations per image of a step without R1, multiply and add counted as 2; R1 steps compute more for the same bytes.
 # (config, operations)
@@ -63,7 +64,7 @@ SYSTEMS = (('1 H100', 0, 1), ('8 H100', 0, 8), ('v4-8', 3, 4), ('v5e-64', 1, 64)
 
 
 def efficiency(
-    chip: Chip, num_chips: int, rows: float, operations: float, gradient_bytes: int, utilisation: float = UTILISATION
+    chip: Chip, num_chips: int, rows: float, operations: float, gradient_bytes: int, utilisation: float
 ) -> float:
   """Compute time over compute and communication time, without overlap."""
   compute = rows * operations / (chip.peak * utilisation)
@@ -78,9 +79,8 @@ def _ring(members: int, size: float) -> float:
   return 2 * (members - 1) / members * size
 
 
-def budget_table() -> None:
-  """Images a second, and days for the images that a recipe trains on, at two utilisations that are assumed."""
-  utilisations = (0.2, 0.4)
+def budget_table(utilisations: list[float]) -> None:
+  """Images a second, and days for the images that a recipe trains on, at each utilisation."""
   cells = [f'images/s at {u:.0%} | days' for u in utilisations]
   print(f'| recipe | images | system | global batch | {" | ".join(cells)} |\n|{"---|" * (4 + 2 * len(utilisations))}')
   for name, plain, with_r1 in BUDGETS:
@@ -101,7 +101,11 @@ def budget_table() -> None:
 
 
 def main() -> None:
-  budget_table()
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--utilisation', type=float, nargs='+', default=list(UTILISATIONS),
+                      help='shares of the bf16 peak; the tables of efficiency take the last')
+  utilisations = parser.parse_args().utilisation
+  budget_table(utilisations)
   for name, operations in RUNS:
     config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
     state = train_state.abstract(config, None)
@@ -114,9 +118,9 @@ def main() -> None:
         (f'{rows_a_chip} rows a chip', lambda n, rows=rows_a_chip: rows)):
       print(f'| {title} | ' + ' | '.join(f'{n} chips' for n in NUM_CHIPS) + ' |\n|---|' + '---|' * len(NUM_CHIPS))
       for chip in CHIPS:
-        cells = [
-            f'{efficiency(chip, n, rows_of(n), operations, sum(gradient_bytes)):.0%}' if rows_of(n) >= group else '–'
-            for n in NUM_CHIPS]
+        share = lambda n, chip=chip, rows_of=rows_of, operations=operations, size=sum(gradient_bytes): efficiency(
+            chip, n, rows_of(n), operations, size, utilisations[-1])
+        cells = [f'{share(n):.0%}' if rows_of(n) >= group else '–' for n in NUM_CHIPS]
         print(f'| {chip.name} | ' + ' | '.join(cells) + ' |')
       print()
 
