@@ -118,9 +118,8 @@ def main() -> None:
         (f'{rows_a_chip} rows a chip', lambda n, rows=rows_a_chip: rows)):
       print(f'| {title} | ' + ' | '.join(f'{n} chips' for n in NUM_CHIPS) + ' |\n|---|' + '---|' * len(NUM_CHIPS))
       for chip in CHIPS:
-        share = lambda n, chip=chip, rows_of=rows_of, operations=operations, size=sum(gradient_bytes): efficiency(
-            chip, n, rows_of(n), operations, size, utilisations[-1])
-        cells = [f'{share(n):.0%}' if rows_of(n) >= group else '–' for n in NUM_CHIPS]
+        shares = [efficiency(chip, n, rows_of(n), operations, sum(gradient_bytes), utilisations[-1]) for n in NUM_CHIPS]
+        cells = [f'{share:.0%}' if rows_of(n) >= group else '–' for n, share in zip(NUM_CHIPS, shares)]
         print(f'| {chip.name} | ' + ' | '.join(cells) + ' |')
       print()
 
