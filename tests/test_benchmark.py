@@ -14,8 +14,7 @@ import pytest
 from ddgan_jax import config as config_lib
 from ddgan_jax import hardware, operations, performance, sharding, timing, train_state, train_step
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
-from tests.conftest import quick_config_dict, tiny_config_dict
-from tests.test_main import CONFIG
+from tests.conftest import config_text, quick_config_dict, tiny_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
@@ -124,7 +123,7 @@ def benchmark(*arguments):
 
 
 def test_command(tmp_path):
-  (tmp_path / 'tiny.py').write_text(CONFIG)
+  (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
   result = benchmark(
       '--config', tmp_path / 'tiny.py', '--out', tmp_path / 'b.json', '--profile', tmp_path / 'trace', '--repeats', 2,
       '--seconds', 0, '--data_steps', 2, '--sample_batches', '1,4')
@@ -154,6 +153,6 @@ def test_command(tmp_path):
     (('--config.data.batch_size=20',), 'data.batch_size: found 20, must be a multiple of 8'),
 ])
 def test_mistakes_are_one_sentence(tmp_path, arguments, message):
-  (tmp_path / 'tiny.py').write_text(CONFIG)
+  (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
   result = benchmark('--config', tmp_path / 'tiny.py', *arguments)
   assert result.returncode == 2 and result.stderr.startswith(f'Error: {message}') and result.stderr.count('\n') == 1

@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.conftest import tiny_config_dict
+from tests.conftest import quick_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / 'launch' / 'colab.ipynb'
@@ -42,14 +42,14 @@ def flags(fields, prefix='--config'):
 
 def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, data_dir):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  tiny = tiny_config_dict(data_dir=data_dir)
-  tiny['train'].update(num_steps=20, sample_every=10)
+  quick = quick_config_dict(data_dir=data_dir)
+  quick['train'].update(num_steps=20, sample_every=10)
   for name in ('attn_resolutions', 'ch_mult'):  # an empty tuple cannot be said in a flag; the recipe's own fit together
-    tiny['generator'].pop(name)
+    quick['generator'].pop(name)
   cell = parameters_of(notebook)
   names = re.findall(r'^(\w+) =', cell.source, re.MULTILINE)
   assert set(names) >= {'WORKDIR', 'OVERRIDES'}
-  cell.source += f'\nWORKDIR = {str(tmp_path / "run")!r}\nOVERRIDES = {" ".join(flags(tiny))!r}\n'
+  cell.source += f'\nWORKDIR = {str(tmp_path / "run")!r}\nOVERRIDES = {" ".join(flags(quick))!r}\n'
   client = nbclient.NotebookClient(
       notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(NOTEBOOK.parent)}})
   client.execute()  # raises where a cell does
