@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from ddgan_jax import sharding, train, train_state, workdir, writers
 from ddgan_jax.checkpoints import Checkpoints
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
+from ddgan_jax.metrics import evaluation
 from tests.conftest import command_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,6 +71,19 @@ def poison(monkeypatch, is_bad):
 
   monkeypatch.setattr(pipeline, 'global_batch', poisoned)
   return lambda: monkeypatch.setattr(pipeline, 'global_batch', clean)
+
+
+def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
+  """It is given up, the step is saved, and the same command goes on."""
+  def measure(images):
+    os.kill(os.getpid(), signal.SIGTERM)
+    images.rows(0, 4)
+    pytest.fail('measured all the same')
+
+  monkeypatch.setattr(evaluation, 'against_data', lambda *args: measure)
+  said = run(tmp_path / 'run', eval_every=15)
+  assert 'SIGTERM: saved step 15 in' in said and Checkpoints(tmp_path / 'run').latest_step() == 15
+  assert 'Finished 30 steps' in run(tmp_path / 'run')
 
 
 def test_a_rollback_skips_what_led_there(run, tmp_path, monkeypatch, quick_config):
