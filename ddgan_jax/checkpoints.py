@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
+# Of a file of Orbax' own that only its other way of saving writes.
+logging.getLogger('absl').addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
 _NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
 
 
