@@ -95,7 +95,7 @@ def main() -> int:
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--steps', type=int, default=2_000)
   parser.add_argument('--checkpoint_every', type=int, default=10)
-  parser.add_argument('--most_minutes', type=float, default=60, help='after which it is left to finish')
+  parser.add_argument('--most_minutes', type=float, default=120, help='after which it is left to finish')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--data_dir', default='')
   parser.add_argument('flags', nargs='*', help='more flags of ddgan_jax.main, after --')
