@@ -3,7 +3,7 @@
 Each is a small program of its own, at sizes of the CIFAR-10 networks (or of a G of half the width and half the blocks,
 where it takes a whole one). Within a tactic the forms take turns; the table has medians over `--rounds`. The ratio is
 to the first form: of processor time on a CPU, which other work on the machine disturbs less, otherwise of the clock.
-`--only fir norm` chooses. Results and what follows from them: benchmarks/tactics.md.
+`--only fir norm` chooses.
 """
 
 from __future__ import annotations
