@@ -190,6 +190,8 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
     for process in workers.values():
       process.communicate()
     rows = [row for row in rows if row not in failed]
+    if not rows:
+      return
     found = {row: np.load(outs[row]) for row in rows}
   medians = {row: np.median(answers, axis=0) for row, answers in seconds.items() if answers}
   ours = medians[rows[0]]
