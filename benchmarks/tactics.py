@@ -103,6 +103,22 @@ def norm(batch: int) -> list[Forms]:
   return [with_gradient({'two passes': (two_passes, (x, scale, shift)), 'folded': (folded, (x, scale, shift))})]
 
 
+def channels(batch: int) -> list[Forms]:
+  """A group's statistics for each of its channels: repeated, or by a product with ones, in AdaGN and SiLU."""
+  args = normal(0, batch, 32, 32, 128), normal(1, batch, 256), normal(2, 256, 256) / 16, normal(3, 256)
+
+  def norm(to_channels, x, latent, kernel, bias):
+    kept, blocks._to_channels = blocks._to_channels, to_channels
+    try:
+      return jax.nn.silu(blocks.normalise(x, *jnp.split(latent @ kernel + bias, 2, axis=1)))
+    finally:
+      blocks._to_channels = kept
+
+  repeat = lambda per_group, width: jnp.repeat(per_group, width // per_group.shape[1], axis=1)
+  return [with_gradient({'repeated': (functools.partial(norm, repeat), args),
+                         'as here': (functools.partial(norm, blocks._to_channels), args)})]
+
+
 def shortcut(batch: int) -> list[Forms]:
   """1x1 convolution after the upsampling or before it."""
   x, kernel = normal(0, batch, 16, 16, 256), normal(1, 256, 256) / 16
@@ -276,7 +292,7 @@ def calls(batch: int) -> list[Forms]:
 
 
 TACTICS = {function.__name__: function for function in (
-    fir, norm, shortcut, attention, tiny_maps, layout, d_half, wasted_gradient, update, sampler, calls)}
+    fir, norm, channels, shortcut, attention, tiny_maps, layout, d_half, wasted_gradient, update, sampler, calls)}
 
 
 def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:

@@ -178,6 +178,12 @@ def test_normalise_against_flax():
   np.testing.assert_allclose(blocks.normalise(x, scale, shift), expected, atol=1e-5)
 
 
+def test_statistics_reach_the_channels_of_their_group_exactly():
+  """On a CPU by a product with ones and zeros, which must not round."""
+  per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)
+  np.testing.assert_array_equal(jax.jit(lambda x: blocks._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
+
+
 def test_dropout_acts_only_while_training():
   config = dataclasses.replace(SMALL, dropout=0.5)
   generator = models.Generator(config)

@@ -49,6 +49,21 @@ def num_groups(channels: int) -> int:
   return groups
 
 
+def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
+  """[B, groups] float32 → [B, channels], each value for all channels of its group."""
+  repeats = channels // per_group.shape[1]
+
+  def repeat(per_group):
+    return jnp.repeat(per_group, repeats, axis=1)
+
+  def product(per_group):
+    # XLA's CPU compiler would fuse the repetition into the loop over all pixels, which it then cannot vectorise.
+    one_of_each = np.repeat(np.eye(per_group.shape[1], dtype=np.float32), repeats, axis=1)
+    return jnp.matmul(per_group, one_of_each, precision=jax.lax.Precision.HIGHEST)
+
+  return jax.lax.platform_dependent(per_group, cpu=product, default=repeat)
+
+
 def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
   """scale * group_norm(x) + shift, folded into one multiply-add per pixel.
 
@@ -74,9 +89,8 @@ def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-
   mean = group_mean(x_32)
   variance = jnp.maximum(group_mean(x_32 * x_32) - mean * mean, 0.0)
   inverse_std = jax.lax.rsqrt(variance + eps)
-  per_group = channels // groups
-  gain = jnp.repeat(inverse_std, per_group, axis=1) * scale
-  offset = shift - jnp.repeat(mean, per_group, axis=1) * gain
+  gain = _to_channels(inverse_std, channels) * scale
+  offset = shift - _to_channels(mean, channels) * gain
   return (x_32 * gain[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
 
 
