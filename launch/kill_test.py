@@ -122,8 +122,9 @@ def main() -> int:
     before = max(complete_steps(workdir), default=0)
     run = Run(workdir, arguments)
     if kills < arguments.kills and time.monotonic() - begun < 60 * arguments.most_minutes:
-      # A third of the kills fall anywhere in the start-up, the others after the first step, so that the run lasts.
-      if chance.random() < 1 / 3:
+      # A third of the kills fall anywhere in the start-up, the others after the first step, so that the run lasts. The
+      # first is one of those, because until then only the start of the run in peace is known, which had to compile.
+      if kills and chance.random() < 1 / 3:
         delay = chance.uniform(0, start_up)
       else:
         while run.first_step_at is None and run.process.poll() is None:
