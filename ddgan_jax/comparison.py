@@ -47,8 +47,12 @@ METHODS = {
 
 
 def config_of(base: Config, method: Method, num_steps: int) -> Config:
-  """`base` with the fields of a method, for `num_steps`, without measuring in between."""
+  """`base` with the fields of a method, for `num_steps`, without measuring in between.
+
+  The EMA reaches back a tenth of the steps at most: a short run's would otherwise hold the first weights still.
+  """
   nested = config_lib.to_dict(base)
+  nested['optim']['ema_decay'] = min(nested['optim']['ema_decay'], max(0.0, 1 - 10 / num_steps))
   for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
     section, _, field = name.rpartition('.')
     (nested[section] if section else nested)[field] = value
@@ -127,9 +131,6 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   coverage = [row['metrics'][covering]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
   figure.colorbar(points, label=_NAMES[covering])
-  for i, row in enumerate(rows):
-    text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
-    axes.annotate(text, (seconds[i], values[i]), xytext=(6, 6), textcoords='offset points', fontsize=8)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
     axes.set_yscale('log')
@@ -138,7 +139,26 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   axes.set(xlabel='seconds per 100 samples', ylabel=f'{_NAMES[quality]} ({better} is better), n = {rows[0]["n"]:,}',
            title='Method, network evaluations')
   axes.grid(alpha=0.3)
+  middle = np.sqrt(min(seconds) * max(seconds))
+  texts = []
+  for i, row in enumerate(rows):
+    side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
+    texts.append(axes.annotate(
+        f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}', (seconds[i], values[i]), textcoords='offset points',
+        fontsize=8, **side))
+  _keep_apart(figure, texts)
   figure.savefig(path)
+
+
+def _keep_apart(figure: Any, texts: Sequence[Any]) -> None:
+  """Moves each annotation up until it covers none of those below."""
+  figure.draw_without_rendering()
+  placed = []
+  for text in sorted(texts, key=lambda text: text.get_window_extent().y0):
+    while any(text.get_window_extent().overlaps(other) for other in placed):
+      x, y = text.xyann
+      text.xyann = x, y + 2
+    placed.append(text.get_window_extent())
 
 
 def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
@@ -165,4 +185,4 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
       axes.set(xticks=[], yticks=[])
       axes.set_ylabel(label(row), rotation=0, ha='right', va='center', fontsize=8)
-  figure.savefig(path)
+  figure.savefig(path, bbox_inches='tight')  # or long names are cut off
