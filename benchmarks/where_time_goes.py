@@ -1,0 +1,127 @@
+"""Which operations of a compiled program take its time: `python benchmarks/where_time_goes.py --config cifar10`.
+
+Runs G's forward pass, or a training step (`--what plain`, `--what r1`), once under JAX's profiler, and adds up what the
+trace says of each operation of the compiled program: convolutions, matrix products, reductions, all else. The longest
+ones are listed by the module that they come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import glob
+import gzip
+import importlib
+import json
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+
+from ddgan_jax import compilation, sharding, train_state, train_step
+from ddgan_jax import config as config_lib
+
+_KINDS = (('convolutions', (' convolution(', '__cudnn$conv')), ('matrix products', (' dot(', '__cublas')),
+          ('reductions', (' reduce(', ' reduce-window(')))
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = ')
+
+
+def program(config: config_lib.Config, what: str) -> tuple[Any, Callable[[], Any]]:
+  """The compiled program, and a call of it that waits for its end."""
+  state = jax.jit(lambda: train_state.create(config))()
+  batch = config.data.batch_size
+  x = jax.random.normal(jax.random.key(0), (batch, *config.image_shape))
+  if what == 'forward':
+    generator, _ = train_state.make_networks(config)
+    z = jax.random.normal(jax.random.key(1), (batch, config.generator.nz))
+    args = state.ema_params, x, jnp.zeros(batch, jnp.int32), z
+    compiled = jax.jit(lambda params, x, t, z: generator.apply({'params': params}, x, t, z)).lower(*args).compile()
+    return compiled, lambda: jax.block_until_ready(compiled(*args))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  compiled = train_step.make_step_fn(config, mesh, what == 'r1').lower(state, x).compile()
+  states = [state]  # donated to each call
+
+  def step() -> None:
+    states[0], metrics = compiled(states[0], x)
+    jax.block_until_ready(metrics)
+
+  return compiled, step
+
+
+def microseconds(run: Callable[[], Any]) -> collections.Counter:
+  """Name of an operation of the compiled program → time in one run."""
+  run()
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      run()
+    [path] = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
+    with gzip.open(path) as file:
+      events = json.load(file)['traceEvents']
+  found: collections.Counter = collections.Counter()
+  for event in events:
+    if event.get('ph') == 'X' and 'hlo_op' in event.get('args', {}):
+      found[event['args']['hlo_op']] += event['dur']
+  return found
+
+
+def instructions(hlo: str) -> dict[str, str]:
+  """Name of an instruction → its line, followed by the computation that it calls."""
+  bodies: dict[str, list[str]] = {}
+  current: list[str] = []
+  for line in hlo.splitlines():
+    if line.endswith('{') and (name := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(', line)):
+      current = bodies.setdefault(name[1], [])
+    current.append(line)
+  lines = {}
+  for line in hlo.splitlines():
+    if name := _INSTRUCTION.match(line):
+      called = re.search(r'calls=%([\w.\-]+)', line)
+      lines[name[1]] = '\n'.join([line, *(bodies.get(called[1], ()) if called else ())])
+  return lines
+
+
+def kind_of(text: str) -> str:
+  return next((kind for kind, marks in _KINDS if any(mark in text for mark in marks)), 'all else')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--config', default='cifar10', help='a recipe of configs/')
+  parser.add_argument('--batch_size', type=int, default=8)
+  parser.add_argument('--what', default='forward', choices=('forward', 'plain', 'r1'))
+  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+  parser.add_argument('--longest', type=int, default=10, help='operations that are listed')
+  args = parser.parse_args()
+  compilation.use_persistent_cache()
+  fields = importlib.import_module(f'configs.{args.config}').get_config()
+  fields.data.batch_size, fields.parallel.dtype = args.batch_size, args.dtype
+  compiled, run = program(config_lib.from_config_dict(fields), args.what)
+  times, lines = microseconds(run), instructions(compiled.as_text())
+  total = sum(times.values())
+  kinds: collections.Counter = collections.Counter()
+  counts: collections.Counter = collections.Counter()
+  for name, time in times.items():
+    kind = kind_of(lines.get(name, ''))
+    kinds[kind] += time
+    counts[kind] += 1
+  print(f'{args.config}, batch {args.batch_size}, {args.what}, {args.dtype}, on {jax.devices()[0].device_kind}: '
+        f'{1e-3 * total:,.1f} ms in all operations\n')
+  print('| operations | how many | ms | share |\n|---|---|---|---|')
+  for kind, time in kinds.most_common():
+    print(f'| {kind} | {counts[kind]} | {1e-3 * time:,.1f} | {time / total:.1%} |')
+  print('\n| the longest | kind | ms |\n|---|---|---|')
+  for name, time in times.most_common(args.longest):
+    text = lines.get(name, '')
+    source = re.search(r'op_name="([^"]*)"', text)
+    print(f'| {source[1].split("/", 1)[-1] if source else name} | {kind_of(text)} | {1e-3 * time:,.2f} |')
+
+
+if __name__ == '__main__':
+  main()
