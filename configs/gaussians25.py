@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.update(name='gaussians25', image_size=1, num_channels=2, batch_size=512, flip=False)
   c.generator.update(kind='mlp', num_channels_dae=512, nz=2, not_use_tanh=True)
   c.discriminator.update(kind='mlp', ngf=512, t_emb_dim=32)
-  c.optim.update(lr_g=5e-4, lr_d=1e-3, ema_decay=0.995, r1_gamma=0.01, lazy_reg=1)
+  c.optim.update(lr_g=5e-4, lr_d=1e-3, ema_decay=0.995, r1_gamma=1.0, lazy_reg=1)
   c.train.update(num_steps=50_000, log_every=500, sample_every=5_000, checkpoint_every=5_000, num_samples=5_000)
   c.eval.update(metrics=('modes',), batch_size=5_000)
   return c
