@@ -147,12 +147,13 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
         f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}', (seconds[i], values[i]), textcoords='offset points',
         fontsize=8, **side))
   _keep_apart(figure, texts)
-  figure.savefig(path)
+  figure.savefig(path, bbox_inches='tight')
 
 
 def _keep_apart(figure: Any, texts: Sequence[Any]) -> None:
-  """Moves each annotation up until it covers none of those below."""
+  """Moves each annotation up until it covers none of those below, and fixes the layout, which would follow them."""
   figure.draw_without_rendering()
+  figure.set_layout_engine('none')
   placed = []
   for text in sorted(texts, key=lambda text: text.get_window_extent().y0):
     while any(text.get_window_extent().overlaps(other) for other in placed):

@@ -1,12 +1,14 @@
 """The trilemma: what each method is trained as, and the table and figures of what came out."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ddgan_jax import comparison, train_state
@@ -71,6 +73,21 @@ def test_figures(tmp_path, shape):
   for name in ('trilemma', 'samples'):
     picture = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
     assert min(picture.shape) > 100 and picture.std() > 10
+
+
+def test_names_in_the_figure_keep_apart():
+  figure = Figure(layout='constrained')
+  axes = figure.add_subplot()
+  points = [(0.5, 0.1), (0.5, 0.11), (0.51, 0.12), (0.5, 0.9)]
+  axes.scatter(*np.transpose(points))
+  texts = [axes.annotate('two\nlines', point, xytext=(6, 6), textcoords='offset points') for point in points]
+  figure.draw_without_rendering()
+  apart = lambda: not any(
+      a.get_window_extent().overlaps(b.get_window_extent()) for a, b in itertools.combinations(texts, 2))
+  assert not apart()
+  comparison._keep_apart(figure, texts)
+  figure.draw_without_rendering()
+  assert apart()
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -182,6 +182,8 @@ def test_statistics_reach_the_channels_of_their_group_exactly():
   """On a CPU by a product with ones and zeros, which must not round."""
   per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)
   np.testing.assert_array_equal(jax.jit(lambda x: blocks._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
+  elsewhere = jax.jit(lambda x: blocks._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
+  assert 'dot_general' not in elsewhere.as_text()
 
 
 def test_dropout_acts_only_while_training():

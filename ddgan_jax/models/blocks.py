@@ -50,7 +50,7 @@ def num_groups(channels: int) -> int:
 
 
 def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
-  """[B, groups] float32 → [B, channels], each value for all channels of its group."""
+  """[B, groups] float32 → [B, channels], each value, if all are finite, for all channels of its group."""
   repeats = channels // per_group.shape[1]
 
   def repeat(per_group):
