@@ -12,7 +12,6 @@ import argparse
 import collections
 import glob
 import gzip
-import importlib
 import json
 import pathlib
 import re
@@ -26,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import jax.numpy as jnp
 
+from benchmarks.beside_pytorch import make_config
 from ddgan_jax import compilation, sharding, train_state, train_step
 from ddgan_jax import config as config_lib
 
@@ -104,9 +104,7 @@ def main() -> None:
   parser.add_argument('--longest', type=int, default=10, help='operations that are listed')
   args = parser.parse_args()
   compilation.use_persistent_cache()
-  fields = importlib.import_module(f'configs.{args.config}').get_config()
-  fields.data.batch_size, fields.parallel.dtype = args.batch_size, args.dtype
-  compiled, run = program(config_lib.from_config_dict(fields), args.what)
+  compiled, run = program(make_config(args.config, args.batch_size, args.dtype), args.what)
   lines = instructions(compiled.as_text())
   # What holds others would count them twice.
   times = collections.Counter({

@@ -8,7 +8,8 @@ With `--config.diffusion.num_timesteps=1` it is the one-shot GAN, and with `--co
 
 Hardware and time: 5,000 steps in 6 minutes on one CPU core (2026-11-26); all 50,000 have not been run. After 5,000
 steps T = 4 has all 25 modes with 90% of 10,000 points in one, the one-shot GAN 6 modes (README, "Measuring"). With
-R1's weight at 0.01, T = 4 had 16 modes after 4,000 steps; at 0.2, 24 after 2,000; at 1.0, 25 after 1,000.
+R1's weight at 0.01, T = 4 had 16 modes after 4,000 steps; at 0.2, 24 after 2,000; at 1.0, 25 after 1,000. `python -m
+ddgan_jax.evaluate --workdir runs/gaussians25` counts the modes of a run.
 """
 
 import ml_collections
