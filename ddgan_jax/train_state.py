@@ -14,6 +14,7 @@ import optax
 
 from ddgan_jax import diffusion, labels, models
 from ddgan_jax.config import Config, ConfigError, OptimConfig
+from ddgan_jax.models import initial
 from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
@@ -147,8 +148,8 @@ def create(config: Config) -> TrainState:
   x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
   t = jnp.ones((1,), jnp.int32)
   z = jnp.zeros((1, config.generator.nz))
-  g_params = generator.init(g_key, x, t, z)['params']
-  d_params = discriminator.init(d_key, x, t, x)['params'] if discriminator else {}
+  g_params = initial.draw(g_key, lambda key: generator.init(key, x, t, z))['params']
+  d_params = initial.draw(d_key, lambda key: discriminator.init(key, x, t, x))['params'] if discriminator else {}
   g_optimizer, d_optimizer = make_optimizers(config.optim, config.train.num_steps)
   return TrainState(
       step=jnp.zeros((), jnp.int32),

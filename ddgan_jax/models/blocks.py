@@ -16,13 +16,9 @@ import numpy as np
 from ddgan_jax import labels
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import resample
+from ddgan_jax.models.initial import default_init
 
 INV_SQRT_2 = float(1 / np.sqrt(2))
-
-
-def default_init(scale: float = 1.0):
-  """Variance scaling, fan_avg, uniform; `scale=0` gives the near-zero 1e-10 of the original."""
-  return nn.initializers.variance_scaling(scale or 1e-10, 'fan_avg', 'uniform')
 
 
 def sinusoids(t: jax.Array, width: int) -> jax.Array:

@@ -10,7 +10,8 @@ import numpy as np
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import blocks
-from ddgan_jax.models.blocks import conv3x3, default_init
+from ddgan_jax.models.blocks import conv3x3
+from ddgan_jax.models.initial import default_init
 
 
 class Generator(nn.Module):

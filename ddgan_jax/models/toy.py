@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig
-from ddgan_jax.models.blocks import LabelEmbedding, default_init, sinusoids
+from ddgan_jax.models.blocks import LabelEmbedding, sinusoids
 from ddgan_jax.models.discriminator import leaky_relu, score
+from ddgan_jax.models.initial import default_init
 
 _HIDDEN_LAYERS = 3
 _TIME_FEATURES = 32
