@@ -6,7 +6,7 @@ import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -74,9 +74,14 @@ class Programs:
     return name if name in self.steps else self.steps[0]
 
   def __getitem__(self, name: str) -> Any:
-    if name not in self._compiled:
-      self._compiled[name] = self._lower(name).compile()
+    self.compile([name])
     return self._compiled[name]
+
+  def compile(self, names: Iterable[str]) -> None:
+    """Compiles those programs that are not yet, side by side."""
+    lowered = {name: self._lower(name) for name in names if name not in self._compiled}
+    futures = {name: compilation.in_background(program.compile) for name, program in lowered.items()}
+    self._compiled |= {name: future.result() for name, future in futures.items()}
 
   def measure_compiling(self, name: str) -> None:
     """Compiles a program with an empty persistent cache, and again from that cache; keeps it for the other numbers."""
