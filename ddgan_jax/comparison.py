@@ -13,11 +13,12 @@ from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.scatter import LIMIT
 
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
-_COVERAGE = ('modes', 'recall', 'coverage')
+_COVERAGE = ('modes_certain', 'modes', 'recall', 'coverage')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
     'certain': 'share read with certainty', 'precision': 'precision', 'modes': 'modes found',
-    'mode_kl': 'KL to uniform', 'recall': 'recall', 'coverage': 'coverage'}
+    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL to uniform', 'recall': 'recall',
+    'coverage': 'coverage'}
 
 
 class Method(NamedTuple):
@@ -99,7 +100,7 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
     num_steps: steps of each training.
   """
   quality, n = quality_of(rows), rows[0]['n']
-  others = ('certain', 'precision', 'modes', 'mode_kl', 'recall', 'coverage')
+  others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
   head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from ddgan_jax import sharding
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import sources
-from ddgan_jax.metrics import modes
+from ddgan_jax.metrics import evaluation, image_sets, modes
 
 DIGITS = DataConfig(image_size=8, num_channels=1)
 
@@ -38,6 +39,20 @@ def test_a_stack_is_its_channels(judge):
   np.testing.assert_allclose(
       stacked['features'], np.moveaxis(np.asarray(single['features']).reshape(3, 10, -1), 0, 1).reshape(10, -1),
       rtol=1e-5, atol=1e-5)
+
+
+def test_noise_has_modes_but_not_with_certainty(judge):
+  found, source = judge
+  stacks = image_sets.of_data(source, DataConfig(image_size=8, num_channels=3, stack=3))
+  evaluator = evaluation.Evaluator(
+      ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), say=lambda text: None)
+  noise = np.random.default_rng(0).normal(60, 40, (500, 8, 8, 3)).clip(0, 255).astype(np.uint8)
+  of_noise, of_data = (
+      evaluator.evaluate(images)['metrics'] for images in (image_sets.of_array(noise, 'noise'), stacks))
+  assert of_noise['modes']['value'] > 10 * of_noise['modes_certain']['value']
+  assert 0.95 * of_data['modes']['value'] < of_data['modes_certain']['value'] <= of_data['modes']['value']
+  for name in ('modes', 'modes_certain'):
+    assert of_data[name]['value'] == of_noise[name]['of_reference'] and of_noise[name]['out_of'] == 1000
 
 
 def test_kept_for_the_next_time(judge, monkeypatch):

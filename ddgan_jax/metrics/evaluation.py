@@ -162,9 +162,15 @@ class Evaluator:
       rows, of_real = found['judge'].rows, self._reference_rows('judge', ('mode', 'certain'), num)
       n_reference = len(of_real['mode'])
       counted, counted_real = (modes.count_modes(each['mode'], self._num_modes) for each in (rows, of_real))
-      for name, value, real in zip(('modes', 'mode_kl'), counted, counted_real):
+      # Noise has labels too; of what it is read as with certainty there is little.
+      certain, certain_real = (
+          modes.count_modes(each['mode'][each['certain']], self._num_modes)[0] for each in (rows, of_real))
+      for name, value, real in zip(
+          ('modes', 'modes_certain', 'mode_kl'), (counted[0], certain, counted[1]),
+          (counted_real[0], certain_real, counted_real[1])):
         put(name, 'judge', value=value, of_reference=real, n_reference=n_reference)
-      report['metrics']['modes']['out_of'] = self._num_modes
+        if name != 'mode_kl':
+          report['metrics'][name]['out_of'] = self._num_modes
       put('certain', 'judge', value=float(rows['certain'].mean()), of_reference=float(of_real['certain'].mean()),
           n_reference=n_reference)
       put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
@@ -333,7 +339,8 @@ def best_metric(config: Config) -> str | None:
 
 
 _NAMES = {
-    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found', 'mode_kl': 'KL of modes to uniform',
+    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
+    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL of modes to uniform',
     'certain': 'share read with certainty', 'fd_classifier': 'Fréchet distance, not FID',
     'in_mode': 'share of points in a mode', 'label_accuracy': 'asked label seen',
     'digit_accuracy': 'asked label seen in a channel'}
