@@ -1,12 +1,12 @@
 """Scaling on paper: what 8 to 256 chips would lose to the gradients' all-reduce, and how many days a recipe takes.
 
-    python benchmarks/scaling.py [--utilisation 0.2 0.4]
+    python benchmarks/scaling.py [--utilisation 0.31 0.45]
 
 Per step a chip computes `rows * operations / (peak * utilisation)` seconds, and takes part in what the compiled step
 sends (`benchmarks/collectives.py`): each gradient once, in float32. A ring of n moves 2 (n-1)/n times the bytes
 through each member's link; several H100 machines reduce inside first, then each GPU sends its eighth to its peers. The
 efficiency is compute / (compute + communication): nothing overlaps. Latency, stragglers and the input are left out.
-Nothing here was measured; `--utilisation` takes what `python -m ddgan_jax.benchmark` says of a chip.
+`--utilisation` takes what `python -m ddgan_jax.benchmark` says of a chip.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ CHIPS = (
     Chip('TPU v4, all six links', 275e12, 300e9, 4096, 0),
     Chip('TPU v4, one link', 275e12, 50e9, 4096, 0),
 )
-UTILISATIONS = (0.2, 0.4)  # of the peak: assumptions; 32x32 convolutions of 128 channels may be below the second
+# Of the bf16 peak: that of CIFAR-10's step on an H100 (benchmarks/gpu.md), taken for all; and one that was not reached.
+UTILISATIONS = (0.31, 0.45)
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
 # Operations per image of a step without R1, multiply and add counted as 2; R1 steps compute more for the same bytes.
 # (config, operations)
