@@ -29,7 +29,7 @@ import optax
 from configs import cifar10
 from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, losses, models, sampling, sharding, timing, train_state, train_step
-from ddgan_jax.models import blocks, resample
+from ddgan_jax.models import blocks, convolution, resample
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
 KERNEL = (1.0, 3.0, 3.0, 1.0)
@@ -151,6 +151,25 @@ def tiny_maps(batch: int) -> list[Forms]:
     return columns @ k.reshape(-1, k.shape[-1])
 
   return [with_gradient({'convolution': (convolve, (x, kernel)), 'patches': (patches, (x, kernel))})]
+
+
+def weight_gradient(batch: int) -> list[Forms]:
+  """A 3x3 kernel's gradient: as XLA's convolution, as nine products of shifted images, as here."""
+
+  def nine(x, g):
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = lambda i, j: padded[:, i:i + height, j:j + width].reshape(-1, channels)
+    g = g.reshape(-1, g.shape[-1])
+    return jnp.stack([jnp.stack([shifted(i, j).T @ g for j in range(3)]) for i in range(3)])
+
+  forms = []
+  for size, width in ((32, 128), (32, 256), (16, 256)):
+    args = normal(0, batch, size, size, width), normal(1, batch, size, size, width)
+    forms.append({f'{size}x{size}, {width}: convolution': (convolution._by_convolution, args),
+                  f'{size}x{size}, {width}: nine products': (nine, args),
+                  f'{size}x{size}, {width}: as here': (convolution.weight_gradient, args)})
+  return forms
 
 
 def layout(batch: int) -> list[Forms]:
@@ -292,7 +311,8 @@ def calls(batch: int) -> list[Forms]:
 
 
 TACTICS = {function.__name__: function for function in (
-    fir, norm, channels, shortcut, attention, tiny_maps, layout, d_half, wasted_gradient, update, sampler, calls)}
+    fir, norm, channels, shortcut, attention, tiny_maps, weight_gradient, layout, d_half, wasted_gradient, update,
+    sampler, calls)}
 
 
 def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:
