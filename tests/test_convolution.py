@@ -31,7 +31,7 @@ def penalty(convolve, x, kernel):
   return jnp.square(by_x).sum() + 1e-3 * jnp.square(by_kernel).sum()
 
 
-SHAPES = [(1, 64, 32, 16, 4), (9, 17, 19, 17, 5), (8, 16, 16, 16, 24), (2, 31, 37, 16, 3)]  # B, H, W, C, F
+SHAPES = [(1, 64, 32, 48, 4), (9, 17, 19, 49, 5), (8, 16, 16, 48, 24), (2, 31, 37, 48, 3)]  # B, H, W, C, F
 
 
 @pytest.mark.parametrize('function', [loss, penalty])
@@ -47,7 +47,7 @@ def test_against_xla(function, shape):
 
 
 def test_bfloat16_is_summed_in_float32():
-  x, g = (normal(*shape).astype(jnp.bfloat16) for shape in [(8, 16, 16, 16), (8, 16, 16, 8)])
+  x, g = (normal(*shape).astype(jnp.bfloat16) for shape in [(8, 16, 16, 48), (8, 16, 16, 8)])
   expected = convolution._by_convolution(x.astype(np.float32), g.astype(np.float32))
   for gradient in (convolution._by_convolution, convolution._by_products):
     found = gradient(x, g)
@@ -60,7 +60,7 @@ def test_bfloat16_is_summed_in_float32():
 def test_each_platform_is_compiled_with_its_own_form():
   """On CPUs no convolution; elsewhere the operations that JAX's own gradient has."""
   x, g, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in [
-      (8, 16, 16, 16), (8, 16, 16, 8), (3, 3, 16, 8)])
+      (8, 16, 16, 48), (8, 16, 16, 8), (3, 3, 48, 8)])
 
   def convolutions(function, platform, *args):
     text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
@@ -75,7 +75,7 @@ def test_each_platform_is_compiled_with_its_own_form():
 
 
 @pytest.mark.parametrize('shape, changed', [
-    ((8, 16, 16, 16), True), ((2, 32, 32, 128), True), ((4, 16, 16, 16), False), ((8, 16, 16, 8), False),
+    ((8, 16, 16, 48), True), ((2, 32, 32, 128), True), ((4, 16, 16, 48), False), ((8, 16, 16, 16), False),
     ((128, 8, 8, 64), False)], ids=str)
 def test_used_where_xla_is_slow(shape, changed):
   jaxpr = jax.make_jaxpr(convolution.same_size)(np.zeros(shape, np.float32), np.zeros((3, 3, shape[-1], 4), np.float32))
@@ -85,7 +85,7 @@ def test_used_where_xla_is_slow(shape, changed):
 @pytest.mark.parametrize('argnum', [0, 1])
 def test_the_same_number_of_operations(argnum):
   """Without the gradient of the argument that is a constant, which ours is asked for but nobody needs."""
-  x, kernel = normal(8, 16, 16, 16), normal(3, 3, 16, 8)
+  x, kernel = normal(8, 16, 16, 48), normal(3, 3, 48, 8)
   ours, theirs = (
       operations.count(jax.grad(lambda *args, f=f: loss(f, *args), argnum), x, kernel)
       for f in (convolution.same_size, xla))
@@ -93,7 +93,7 @@ def test_the_same_number_of_operations(argnum):
 
 
 def test_in_a_loop_with_remat():
-  x, kernel = normal(2, 8, 16, 16, 16), normal(3, 3, 16, 16) / 12
+  x, kernel = normal(2, 8, 16, 16, 48), normal(3, 3, 48, 48) / 20
 
   def summed(convolve, kernel):
     step = jax.checkpoint(lambda total, x: (total + loss(lambda *args: convolve(*args), x, kernel), None))
@@ -105,7 +105,7 @@ def test_in_a_loop_with_remat():
 
 
 def test_on_eight_devices_nothing_more_is_communicated():
-  x, kernel = normal(64, 16, 16, 16), normal(3, 3, 16, 8) / 12
+  x, kernel = normal(64, 16, 16, 48), normal(3, 3, 48, 8) / 20
   mesh = sharding.make_mesh()
   gradients = []
   for convolve in (convolution.same_size, xla):
@@ -121,7 +121,7 @@ def test_on_eight_devices_nothing_more_is_communicated():
 
 
 def test_r1_of_a_discriminator(monkeypatch):
-  config = DiscriminatorConfig(kind='tiny', ngf=8, t_emb_dim=8, image_size=32, num_channels=3)
+  config = DiscriminatorConfig(kind='tiny', ngf=24, t_emb_dim=8, image_size=32, num_channels=3)
   discriminator = models.Discriminator(config)
   x_t, fake, x_tp1 = (normal(4, 32, 32, 3) * scale for scale in (1, 0.5, 2))
   t = np.arange(4)

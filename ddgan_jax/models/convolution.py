@@ -28,7 +28,7 @@ def same_size(x: jax.Array, kernel: jax.Array, *unused, **unused_too) -> jax.Arr
   del unused, unused_too
   batch, height, width, channels = x.shape
   # Where XLA's own weight gradient is as fast, or there are too few channels for a product, nothing is changed.
-  slow = height * width >= _PIECE and batch * height * width >= 8 * _PIECE and channels >= 16
+  slow = height * width >= _PIECE and batch * height * width >= 8 * _PIECE and channels >= 48
   return (convolve if slow else _convolve)(x, kernel)
 
 
