@@ -110,7 +110,8 @@ def channels(batch: int) -> list[Forms]:
   def norm(to_channels, x, latent, kernel, bias):
     kept, blocks._to_channels = blocks._to_channels, to_channels
     try:
-      return jax.nn.silu(blocks.normalise(x, *jnp.split(latent @ kernel + bias, 2, axis=1)))
+      style = jnp.split(latent @ kernel + bias, 2, axis=1)
+      return jax.nn.silu(blocks.normalise.__wrapped__(x, *style))  # the jitted one would be traced but once
     finally:
       blocks._to_channels = kept
 

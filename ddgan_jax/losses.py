@@ -67,7 +67,7 @@ def discriminator_loss(
   """
 
   def score(x):
-    logits = discriminator.apply({'params': d_params}, x, t, x_tp1, **_told(label))
+    logits = models.apply(discriminator, d_params, x, t, x_tp1, **_told(label))
     return logits.sum(), logits
 
   parts = {}
@@ -106,7 +106,7 @@ def generator_loss(
   """Non-saturating loss of G, through the posterior (paper, section 3.2): mean softplus(-D(x_t_fake, t, x_{t+1}))."""
   make_pairs = augmented_real_and_fake if augmented else real_and_fake
   _, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places, label)
-  logits = discriminator.apply({'params': d_params}, x_t_fake, draws.t, x_tp1, **_told(label))
+  logits = models.apply(discriminator, d_params, x_t_fake, draws.t, x_tp1, **_told(label))
   return jax.nn.softplus(-logits).mean()
 
 

@@ -247,8 +247,9 @@ def test_augmentation_diffuses_what_comes_from_noise():
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
-  loss = losses.generator_loss(
-      None, None, generator, types.SimpleNamespace(apply=judge), schedule, x_0, draws, np.arange(3), augmented=True)
+  with jax.disable_jit():  # so that the arguments can be looked at
+    loss = losses.generator_loss(
+        None, None, generator, types.SimpleNamespace(apply=judge), schedule, x_0, draws, np.arange(3), augmented=True)
   assert float(loss) == pytest.approx(np.log(2))
   (x_t_fake, levels, x_tp1), = seen
   np.testing.assert_array_equal(x_tp1, np.zeros_like(x_0))

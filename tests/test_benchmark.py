@@ -67,6 +67,7 @@ def test_agrees_with_the_compiler(monkeypatch):
       discriminator=dataclasses.replace(tiny_config.discriminator, ngf=16))
   count = operations.of_step(config, False)
   monkeypatch.setattr(models.convolution, 'convolve', models.convolution._convolve)
+  jax.clear_caches()  # the networks have been traced with ours
   x_0 = jax.ShapeDtypeStruct((32, 32, 32, 1), jnp.float32)
   step = train_step.make_step_fn(config, sharding.make_mesh(jax.devices()[:1]), with_r1=False)
   compiled = step.lower(train_state.abstract(config, None), x_0).compile()
@@ -117,6 +118,15 @@ def test_programs_of_labels_and_stacks(data, generator, channels):
     image = (32, 8, 8, channels)
     assert batch[0].shape == (image if several == 1 else (2, *image))
     assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
+
+
+def test_programs_compile_ahead(monkeypatch):
+  programs = performance.Programs(config_lib.from_config_dict(quick_config_dict()))
+  lowered = []
+  monkeypatch.setattr(programs, '_lower', lambda name: lowered.append(name) or jax.jit(lambda: len(name)).lower())
+  programs.compile(['plain', 'sample_1'])
+  assert lowered == ['plain', 'sample_1']
+  assert (int(programs['plain']()), int(programs['sample_1']())) == (5, 8) and lowered == ['plain', 'sample_1']
 
 
 def benchmark(*arguments):

@@ -1,9 +1,11 @@
 """Flax modules for G and D. The only package that imports flax.linen."""
 
+from ddgan_jax.models.application import apply
 from ddgan_jax.models.classifier import Classifier
 from ddgan_jax.models.discriminator import Discriminator
 from ddgan_jax.models.generator import Generator, generator_fn, output_fn
 from ddgan_jax.models.toy import MlpDiscriminator, MlpGenerator
 
 __all__ = [
-    'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'generator_fn', 'output_fn']
+    'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'apply', 'generator_fn',
+    'output_fn']

@@ -60,6 +60,7 @@ def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
   return jax.lax.platform_dependent(per_group, cpu=product, default=repeat)
 
 
+@functools.partial(jax.jit, static_argnames='eps')  # traced and differentiated once for each shape
 def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
   """scale * group_norm(x) + shift, folded into one multiply-add per pixel.
 
@@ -144,9 +145,10 @@ class LabelEmbedding(nn.Module):
 
 
 def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:
-  """A 3x3 convolution with bias; unless `strides` or `padding` are given it keeps H and W."""
+  """A 3x3 convolution with bias, zero-padded unless told otherwise."""
   if not kwargs:
-    kwargs = {'padding': 1, 'conv_general_dilated': convolution.same_size}
+    kwargs['conv_general_dilated'] = convolution.same_size
+  kwargs.setdefault('padding', 1)
   return nn.Conv(features, (3, 3), kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import blocks
+from ddgan_jax.models import application, blocks
 from ddgan_jax.models.blocks import conv3x3
 from ddgan_jax.models.initial import default_init
 
@@ -171,7 +171,7 @@ def output_fn(generator, params, schedule, **apply_kwargs):
 
   def apply(x_tp1, t, z):
     time = jnp.asarray(schedule.sigma_bar)[t + 1] if generator.config.embedding_type == 'fourier' else t
-    return generator.apply({'params': params}, x_tp1, time, z, **apply_kwargs)
+    return application.apply(generator, params, x_tp1, time, z, **apply_kwargs)
 
   return apply
 

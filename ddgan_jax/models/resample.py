@@ -14,6 +14,7 @@ function is *compiled for* decides, so a TPU program compiled ahead of time else
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -33,12 +34,7 @@ def fir_down(x: jax.Array, kernel: Kernel) -> jax.Array:
   Returns:
     [B, H/2, W/2, C], dtype of x.
   """
-  left, right = _padding(kernel, up=1)
-  return _per_platform(
-      lambda x: _filter_shifts(_filter_shifts(x, kernel, 1, 2, left, right), kernel, 2, 2, left, right),
-      lambda x: _filter_conv(x, kernel, stride=2, dilation=1, left=left, right=right),
-      x,
-  )
+  return _per_platform(_down_by_shifts, _down_by_conv, x, tuple(kernel))
 
 
 def fir_up(x: jax.Array, kernel: Kernel) -> jax.Array:
@@ -51,12 +47,7 @@ def fir_up(x: jax.Array, kernel: Kernel) -> jax.Array:
   Returns:
     [B, 2H, 2W, C], dtype of x.
   """
-  left, right = _padding(kernel, up=2)
-  return _per_platform(
-      lambda x: _up_shifts(_up_shifts(x, kernel, 1, left), kernel, 2, left),
-      lambda x: _filter_conv(x, 2 * _taps(kernel), stride=1, dilation=2, left=left, right=right, normalise=False),
-      x,
-  )
+  return _per_platform(_up_by_shifts, _up_by_conv, x, tuple(kernel))
 
 
 def fir_before_strided_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
@@ -69,13 +60,7 @@ def fir_before_strided_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
   Returns:
     [B, H+1, W+1, C], dtype of x.
   """
-  total = len(kernel)  # H + total - (taps - 1) = H + 1
-  left, right = (total + 1) // 2, total // 2
-  return _per_platform(
-      lambda x: _filter_shifts(_filter_shifts(x, kernel, 1, 1, left, right), kernel, 2, 1, left, right),
-      lambda x: _filter_conv(x, kernel, stride=1, dilation=1, left=left, right=right),
-      x,
-  )
+  return _per_platform(_same_by_shifts, _same_by_conv, x, tuple(kernel))
 
 
 def mean_down(x: jax.Array) -> jax.Array:
@@ -89,8 +74,41 @@ def nearest_up(x: jax.Array) -> jax.Array:
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
-def _per_platform(shifts: Callable, conv: Callable, x: jax.Array) -> jax.Array:
-  return jax.lax.platform_dependent(x, tpu=conv, default=shifts)
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))  # traced and differentiated once for each shape
+def _per_platform(shifts: Callable, conv: Callable, x: jax.Array, kernel: tuple[float, ...]) -> jax.Array:
+  """`shifts(x, kernel)`, or for TPUs `conv(x, kernel)`."""
+  return jax.lax.platform_dependent(
+      x, tpu=functools.partial(conv, kernel=kernel), default=functools.partial(shifts, kernel=kernel))
+
+
+def _down_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
+  padding = _padding(kernel, up=1)
+  return _filter_shifts(_filter_shifts(x, kernel, 1, 2, *padding), kernel, 2, 2, *padding)
+
+
+def _down_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
+  left, right = _padding(kernel, up=1)
+  return _filter_conv(x, kernel, stride=2, dilation=1, left=left, right=right)
+
+
+def _up_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
+  left, _ = _padding(kernel, up=2)
+  return _up_shifts(_up_shifts(x, kernel, 1, left), kernel, 2, left)
+
+
+def _up_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
+  left, right = _padding(kernel, up=2)
+  return _filter_conv(x, 2 * _taps(kernel), stride=1, dilation=2, left=left, right=right, normalise=False)
+
+
+def _same_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
+  padding = _padding_to_one_more(kernel)
+  return _filter_shifts(_filter_shifts(x, kernel, 1, 1, *padding), kernel, 2, 1, *padding)
+
+
+def _same_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
+  left, right = _padding_to_one_more(kernel)
+  return _filter_conv(x, kernel, stride=1, dilation=1, left=left, right=right)
 
 
 def _taps(kernel: Kernel) -> np.ndarray:
@@ -101,6 +119,11 @@ def _taps(kernel: Kernel) -> np.ndarray:
 def _padding(kernel: Kernel, up: int) -> tuple[int, int]:
   total = len(kernel) - 2
   return (total + 1) // 2 + (up - 1), total // 2
+
+
+def _padding_to_one_more(kernel: Kernel) -> tuple[int, int]:
+  total = len(kernel)  # H + total - (taps - 1) = H + 1
+  return (total + 1) // 2, total // 2
 
 
 def _filter_shifts(x: jax.Array, kernel: Kernel, axis: int, stride: int, left: int, right: int) -> jax.Array:
