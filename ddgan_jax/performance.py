@@ -98,7 +98,7 @@ class Programs:
 
   def create_state(self) -> train_state.TrainState:
     """The state at step 0, as the run lays it over its devices."""
-    return jax.jit(lambda: train_state.create(self.config), out_shardings=sharding.of_tree(self._state))()
+    return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=sharding.of_tree(self._state))()
 
   def _lower(self, name: str) -> Any:
     config = self.config

@@ -105,7 +105,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       steps[variant] = compilation.in_background(compilation.timed, lowered.compile)
 
     def create() -> train_state.TrainState:
-      return jax.jit(lambda: train_state.create(config), out_shardings=sharding.of_tree(abstract_state))()
+      return jax.jit(lambda: train_state.create(config, mesh), out_shardings=sharding.of_tree(abstract_state))()
 
     if state is None:
       state = create()

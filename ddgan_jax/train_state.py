@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from ddgan_jax import diffusion, labels, models
+from ddgan_jax import sharding as sharding_lib
 from ddgan_jax.config import Config, ConfigError, OptimConfig
 from ddgan_jax.models import initial
 from ddgan_jax.sampling import GeneratorFn
@@ -137,19 +138,19 @@ def learning_rate(initial: float, final: float, num_steps: int) -> optax.Schedul
   return optax.cosine_decay_schedule(initial, num_steps, alpha=final / initial)
 
 
-def create(config: Config) -> TrainState:
+def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
   """The state at step 0, a pure function of `config.seed`; jit it with the wanted `out_shardings`.
 
   The EMA starts as a copy of G, and its first update replaces it.
+
+  Args:
+    config: the run.
+    mesh: where `out_shardings` split arrays: each of its devices draws all weights and keeps its part, without
+      communication.
   """
-  generator, discriminator = make_networks(config)
-  g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
-  data = config.data
-  x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
-  t = jnp.ones((1,), jnp.int32)
-  z = jnp.zeros((1, config.generator.nz))
-  g_params = initial.draw(g_key, lambda key: generator.init(key, x, t, z))['params']
-  d_params = initial.draw(d_key, lambda key: discriminator.init(key, x, t, x))['params'] if discriminator else {}
+  g_params, d_params, root = _initial(config)
+  if mesh is not None:
+    g_params, d_params = sharding_lib.gather((g_params, d_params), mesh)
   g_optimizer, d_optimizer = make_optimizers(config.optim, config.train.num_steps)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -160,6 +161,20 @@ def create(config: Config) -> TrainState:
       g_opt_state=g_optimizer.init(g_params),
       d_opt_state=d_optimizer.init(d_params),
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once, for its shapes and for its numbers
+def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
+  """Parameters of G and D, and the root of a run's draws."""
+  generator, discriminator = make_networks(config)
+  g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
+  data = config.data
+  x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
+  t = jnp.ones((1,), jnp.int32)
+  z = jnp.zeros((1, config.generator.nz))
+  g_params = initial.draw(g_key, lambda key: generator.init(key, x, t, z))['params']
+  d_params = initial.draw(d_key, lambda key: discriminator.init(key, x, t, x))['params'] if discriminator else {}
+  return g_params, d_params, root
 
 
 def abstract(

@@ -142,6 +142,17 @@ def test_fsdp_communicates_parts():
   assert all(shape == () for c in norms for _, shape in c.arrays)
 
 
+def test_a_state_over_devices_is_drawn_without_communication():
+  config = run_config(fsdp=8)
+  mesh = sharding.make_mesh(jax.devices(), fsdp=8)
+  lay = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay).lower().compile()
+  assert collectives(create.as_text()) == []
+  alone = jax.jit(lambda: train_state.create(config))()
+  jax.tree.map(np.testing.assert_array_equal, create().g_params, alone.g_params)
+  assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(create().g_params))
+
+
 def test_collectives_are_read_from_the_compilers_text():
   """Tuples, asynchronous forms, layouts, loops: lines as the compilers for CPU, GPU and TPU write them."""
   found = collectives('''
