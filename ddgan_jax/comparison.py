@@ -13,7 +13,7 @@ from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.scatter import LIMIT
 
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
-_COVERAGE = ('modes_certain', 'modes', 'recall', 'coverage')
+_COVERAGE = ('modes', 'recall', 'coverage')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
     'certain': 'share read with certainty', 'precision': 'precision', 'modes': 'modes found',
@@ -144,8 +144,11 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   texts = []
   for i, row in enumerate(rows):
     side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
+    text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
+    if 'modes_certain' in row['metrics']:
+      text += f', {row["metrics"]["modes_certain"]["value"]:,} with certainty'
     texts.append(axes.annotate(
-        f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}', (seconds[i], values[i]), textcoords='offset points',
+        text, (seconds[i], values[i]), textcoords='offset points',
         fontsize=8, **side))
   _keep_apart(figure, texts)
   figure.savefig(path, bbox_inches='tight')
