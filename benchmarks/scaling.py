@@ -55,11 +55,12 @@ CHIPS = (
 # Of the bf16 peak: that of CIFAR-10's step on an H100 (benchmarks/gpu.md), taken for all; and one that was not reached.
 UTILISATIONS = (0.31, 0.45)
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
-# Operations per image of a step without R1, multiply and add counted as 2; R1 steps compute more for the same bytes.
+# Operations per image of a step without R1, by ddgan_jax/operations.py, multiply and add counted as 2; R1 steps compute
+# more for the same bytes.
 # (config, operations)
-RUNS = (('cifar10', 79.8e9), ('celebahq_256', 1772e9))
+RUNS = (('cifar10', 79.3e9), ('celebahq_256', 1767e9))
 # With R1, which is in one step of optim.lazy_reg; the networks of LSUN are those of CelebA-HQ.
-BUDGETS = (('cifar10', 79.8e9, 88.7e9), ('celebahq_256', 1772e9, 2225e9), ('lsun_church_256', 1772e9, 2225e9))
+BUDGETS = (('cifar10', 79.3e9, 88.2e9), ('celebahq_256', 1767e9, 2221e9), ('lsun_church_256', 1767e9, 2221e9))
 # (name, index in CHIPS, chips): a v4-8 has 8 cores on 4 chips.
 SYSTEMS = (('1 H100', 0, 1), ('8 H100', 0, 8), ('v4-8', 3, 4), ('v5e-64', 1, 64))
 
