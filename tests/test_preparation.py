@@ -269,7 +269,7 @@ def test_a_killed_command_goes_on(tmp_path):
   assert 0 < done < 400  # killed in the middle
   result = subprocess.run(command(256, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
   assert f'going on at image {done} of 400' in result.stdout
-  folder, = (tmp_path / 'cache').glob('photos*[!.lock]')
+  folder, = (path for path in (tmp_path / 'cache').glob('photos*') if path.suffix != '.lock')
   images = np.load(folder / 'images.npy')
   assert images.shape == (400, 256, 256, 3)
   for k in (0, done - 1, done, 399):
