@@ -29,13 +29,14 @@ from ddgan_jax.config import Config
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Data, network and budget.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where all goes; by default runs/compare_<name of the config file>, with --quick and _quick.')
-_METHODS = flags.DEFINE_list('methods', None, 'Some of them; by default all.')
+_METHODS = flags.DEFINE_list('methods', None, 'Some of them; by default all, with --quick three.')
 _NUM = flags.DEFINE_integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
-_QUICK = flags.DEFINE_boolean('quick', False, 'At most 1,000 steps each and 1,000 samples: a look, not a result.')
+_QUICK = flags.DEFINE_boolean(
+    'quick', False, 'At most 3,000 steps and 1,000 samples each, by default of gan, ddpm, ddgan_4: a look, no result.')
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns in which each method is timed, all in turn.', lower_bound=1)
 
-_QUICK_STEPS, _QUICK_NUM = 1000, 1000
+_QUICK_STEPS, _QUICK_NUM, _QUICK_METHODS = 3000, 1000, ['gan', 'ddpm', 'ddgan_4']
 _TIMED = 100  # images, as in the paper's table
 _POINTS = 2_000  # of a scatter picture
 _REPORTS = 2  # raised when the same samples would give another report
@@ -45,7 +46,7 @@ _TURN = 1.0  # seconds of a turn, or one call if that takes longer
 def main(argv: list[str]) -> None:
   del argv
   base = config_lib.from_config_dict(_CONFIG.value)
-  names = comparison.choose(_METHODS.value)
+  names = comparison.choose(_METHODS.value or (_QUICK_METHODS if _QUICK.value else None))
   comparison.check_metrics(base)
   num = min(_NUM.value, _QUICK_NUM) if _QUICK.value else _NUM.value
   config_checks.check_enough('--num', num, _FORCE.value or _QUICK.value, '--force')
