@@ -131,7 +131,8 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   covering = coverage_of(rows)
   coverage = [row['metrics'][covering]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
-  figure.colorbar(points, label=_NAMES[covering])
+  brackets = ' (in brackets: with certainty)' if 'modes_certain' in rows[0]['metrics'] else ''
+  figure.colorbar(points, label=_NAMES[covering] + brackets)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
     axes.set_yscale('log')
@@ -146,7 +147,7 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
     side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
     text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
     if 'modes_certain' in row['metrics']:
-      text += f', {row["metrics"]["modes_certain"]["value"]:,} with certainty'
+      text += f' ({row["metrics"]["modes_certain"]["value"]:,})'
     texts.append(axes.annotate(
         text, (seconds[i], values[i]), textcoords='offset points',
         fontsize=8, **side))
