@@ -160,19 +160,12 @@ class Evaluator:
           put(name, 'vgg16', value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
       rows, of_real = found['judge'].rows, self._reference_rows('judge', ('mode', 'certain'), num)
-      n_reference = len(of_real['mode'])
-      counted, counted_real = (modes.count_modes(each['mode'], self._num_modes) for each in (rows, of_real))
-      # Noise has labels too; of what it is read as with certainty there is little.
-      certain, certain_real = (
-          modes.count_modes(each['mode'][each['certain']], self._num_modes)[0] for each in (rows, of_real))
-      for name, value, real in zip(
-          ('modes', 'modes_certain', 'mode_kl'), (counted[0], certain, counted[1]),
-          (counted_real[0], certain_real, counted_real[1])):
-        put(name, 'judge', value=value, of_reference=real, n_reference=n_reference)
-        if name != 'mode_kl':
-          report['metrics'][name]['out_of'] = self._num_modes
-      put('certain', 'judge', value=float(rows['certain'].mean()), of_reference=float(of_real['certain'].mean()),
-          n_reference=n_reference)
+      counted, counted_real = (
+          modes.summary(each['mode'], each['certain'], self._num_modes) for each in (rows, of_real))
+      for name, value in counted.items():
+        put(name, 'judge', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
+      for name in ('modes', 'modes_certain'):
+        report['metrics'][name]['out_of'] = self._num_modes
       put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
     if 'label_accuracy' in self._metrics:
       for name, value in modes.label_accuracy(

@@ -133,6 +133,18 @@ def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
   return int((counts > 0).sum()), float((p * np.log(p * num_modes)).sum())
 
 
+def summary(labels: np.ndarray, certain: np.ndarray, num_modes: int) -> dict[str, float]:
+  """What a report says of `mode` and `certain` [n] of `read`.
+
+  Returns:
+    `modes` and `mode_kl` of all; `modes_certain`, of those that are read with certainty, for noise has labels too; and
+    `certain`, the share of those.
+  """
+  found, kl = count_modes(labels, num_modes)
+  return {'modes': found, 'modes_certain': count_modes(labels[certain], num_modes)[0], 'mode_kl': kl,
+          'certain': float(certain.mean())}
+
+
 def label_accuracy(found: np.ndarray, asked: np.ndarray, num_classes: int, stack: int) -> dict[str, float]:
   """Share of images that the classifier takes for what they were asked to be.
 
