@@ -93,10 +93,10 @@ def our_run(task: str, variant: str, config):
   params = jax.device_put(pytorch.generator_params(weights(config), config.generator))
   schedule = train_state.make_schedule(config)
   if task == 'forward':
-    forward = jax.jit(lambda params, *args: generator.apply({'params': params}, *args))
+    forward = compilation.jit(lambda params, *args: generator.apply({'params': params}, *args))
     return lambda: np.asarray(forward(params, *inputs(config, config.data.batch_size)))
   shape = (config.data.batch_size, *config.image_shape)
-  sample = jax.jit(lambda params: sampling.sample(
+  sample = compilation.jit(lambda params: sampling.sample(
       jax.random.key(0), models.generator_fn(generator, params, schedule), schedule, shape, config.generator.nz))
   return lambda: np.asarray(sample(params))
 

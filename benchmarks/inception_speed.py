@@ -162,10 +162,11 @@ def worker(row: str, batch_size: int, threads: int, out: str) -> None:
   if row == 'ddgan_jax':
     import jax
 
+    from ddgan_jax import compilation
     from ddgan_jax.metrics import inception
 
     params = jax.device_put(inception.params_from_state_dict(weights))
-    features = jax.jit(inception.features)
+    features = compilation.jit(inception.features)
     run = lambda: [np.asarray(x) for x in features(params, images)]
   else:
     import torch

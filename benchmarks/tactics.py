@@ -2,8 +2,7 @@
 
 Each is a small program of its own, at sizes of the CIFAR-10 networks (or of a G of half the width and half the blocks,
 where it takes a whole one). Within a tactic the forms take turns; the table has medians over `--rounds`. The ratio is
-to the first form: of processor time on a CPU, which other work on the machine disturbs less, otherwise of the clock.
-`--only fir norm` chooses.
+that of the clock to the first form. `--only fir norm` chooses.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ import numpy as np
 import optax
 
 from configs import cifar10
+from ddgan_jax import compilation, diffusion, losses, models, sampling, sharding, timing, train_state, train_step
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, losses, models, sampling, sharding, timing, train_state, train_step
-from ddgan_jax.models import blocks, convolution, resample
+from ddgan_jax.models import blocks, resample
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
 KERNEL = (1.0, 3.0, 3.0, 1.0)
+_BY_DEFAULT = "jaxlib's defaults"
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -154,23 +154,21 @@ def tiny_maps(batch: int) -> list[Forms]:
   return [with_gradient({'convolution': (convolve, (x, kernel)), 'patches': (patches, (x, kernel))})]
 
 
-def weight_gradient(batch: int) -> list[Forms]:
-  """A 3x3 kernel's gradient: as XLA's convolution, as nine products of shifted images, as here."""
+def convolutions(batch: int) -> list[Forms]:
+  """3x3 convolutions by jaxlib's defaults, which on CPUs is YNNPACK, and with the options of `compilation.jit`."""
 
-  def nine(x, g):
-    height, width, channels = x.shape[1:]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = lambda i, j: padded[:, i:i + height, j:j + width].reshape(-1, channels)
-    g = g.reshape(-1, g.shape[-1])
-    return jnp.stack([jnp.stack([shifted(i, j).T @ g for j in range(3)]) for i in range(3)])
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
-  forms = []
-  for size, width in ((32, 128), (32, 256), (16, 256)):
-    args = normal(0, batch, size, size, width), normal(1, batch, size, size, width)
-    forms.append({f'{size}x{size}, {width}: convolution': (convolution._by_convolution, args),
-                  f'{size}x{size}, {width}: nine products': (nine, args),
-                  f'{size}x{size}, {width}: as here': (convolution.weight_gradient, args)})
-  return forms
+  def kernel_gradient(x, kernel):
+    return jax.grad(lambda kernel: jnp.square(convolve(x, kernel)).sum())(kernel)
+
+  return [
+      {f'{size}x{size}, {width}{what}: {how}': (function, (normal(0, batch, size, size, width),
+                                                           normal(1, 3, 3, width, width) / 34))
+       for how in (_BY_DEFAULT, 'as here')}
+      for size, width in ((32, 128), (32, 256), (16, 256), (8, 256))
+      for what, function in (('', convolve), (', kernel gradient', kernel_gradient))]
 
 
 def layout(batch: int) -> list[Forms]:
@@ -312,7 +310,7 @@ def calls(batch: int) -> list[Forms]:
 
 
 TACTICS = {function.__name__: function for function in (
-    fir, norm, channels, shortcut, attention, tiny_maps, weight_gradient, layout, d_half, wasted_gradient, update,
+    fir, norm, channels, shortcut, attention, tiny_maps, convolutions, layout, d_half, wasted_gradient, update,
     sampler, calls)}
 
 
@@ -321,7 +319,8 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
   if name in ('one step a call', 'eight'):
     return functools.partial(function, *args), float('nan')
   begun = time.perf_counter()
-  run = jax.jit(function).lower(*args).compile()
+  jit = jax.jit if name.endswith(_BY_DEFAULT) else compilation.jit
+  run = jit(function).lower(*args).compile()
   return functools.partial(run, *args), time.perf_counter() - begun
 
 
@@ -339,7 +338,6 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=15)
   args = parser.parse_args()
-  by_processor = jax.devices()[0].platform == 'cpu'
   print(f'{jax.device_count()} {jax.devices()[0].device_kind}, batch {args.batch_size}, {args.rounds} rounds; load '
         f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
   print('| tactic | form | ms, median | processor ms | ratio | compiled in, s | difference |')
@@ -352,10 +350,10 @@ def main() -> None:
       timings = timing.interleaved(runs, args.rounds)
       for form in runs:
         base = next(b for b in runs if ('with gradient' in b) == ('with gradient' in form))
-        processor = {key: statistics.median(timings[key].processor_seconds) for key in (base, form)}
-        ratio = processor[form] / processor[base] if by_processor else timings[form].median / timings[base].median
-        print(f'| {name} | {form} | {1e3 * timings[form].median:,.2f} | {1e3 * processor[form]:,.2f} | {ratio:.2f} | '
-              f'{compile_seconds[form]:.1f} | {difference(runs[base](), runs[form]()):.0e} |', flush=True)
+        processor = statistics.median(timings[form].processor_seconds)
+        print(f'| {name} | {form} | {1e3 * timings[form].median:,.2f} | {1e3 * processor:,.2f} | '
+              f'{timings[form].median / timings[base].median:.2f} | {compile_seconds[form]:.1f} | '
+              f'{difference(runs[base](), runs[form]()):.0e} |', flush=True)
 
 
 if __name__ == '__main__':

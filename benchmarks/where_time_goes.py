@@ -44,7 +44,8 @@ def program(config: config_lib.Config, what: str) -> tuple[Any, Callable[[], Any
     generator, _ = train_state.make_networks(config)
     z = jax.random.normal(jax.random.key(1), (batch, config.generator.nz))
     args = state.ema_params, x, jnp.zeros(batch, jnp.int32), z
-    compiled = jax.jit(lambda params, x, t, z: generator.apply({'params': params}, x, t, z)).lower(*args).compile()
+    forward = compilation.jit(lambda params, x, t, z: generator.apply({'params': params}, x, t, z))
+    compiled = forward.lower(*args).compile()
     return compiled, lambda: jax.block_until_ready(compiled(*args))
   mesh = sharding.make_mesh(jax.devices()[:1])
   compiled = train_step.make_step_fn(config, mesh, what == 'r1').lower(state, x).compile()

@@ -126,7 +126,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   import jax
   import numpy as np
 
-  from ddgan_jax import outputs, sampling, train_state
+  from ddgan_jax import compilation, outputs, sampling, train_state
 
   def make(config, num_timesteps):
     def sample(params, first):
@@ -134,7 +134,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
       return sampling.sample_many(
           0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
-    return jax.jit(sample)
+    return compilation.jit(sample)
 
   samplers = [make(row['run'].config, row['num_timesteps']) for row in rows]
   times: list[list[float]] = [[] for _ in rows]

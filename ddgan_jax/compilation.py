@@ -1,8 +1,9 @@
-"""Getting to the first step soon: a persistent cache, and programs compiled side by side."""
+"""How programs are compiled: with which options, with a persistent cache, and side by side."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import threading
 import time
@@ -10,6 +11,37 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
+# What XLA's CPU compiler gives to the YNNPACK library: products and sums. By default jaxlib 0.10.2 also gives it
+# convolutions, which Eigen computes faster on several cores, and their kernels' gradients on any (benchmarks/speed.md).
+_CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
+  """`jax.jit` with the compiler options that suit this package's networks; not to be called inside another jit.
+
+  Args:
+    function: to be compiled.
+    platform: that it is compiled for, by default that of `jax.devices()`.
+    **kwargs: as of `jax.jit`.
+  """
+  return jax.jit(function, compiler_options=options(platform or jax.default_backend()), **kwargs)
+
+
+def options(platform: str) -> dict[str, str]:
+  """The `compiler_options` of `jit`; none where $XLA_FLAGS has a say in it, or this jaxlib does not know them."""
+  if platform != 'cpu' or any(name in os.environ.get('XLA_FLAGS', '') for name in _CPU_OPTIONS):
+    return {}
+  return _known(tuple(_CPU_OPTIONS.items()))
+
+
+@functools.cache
+def _known(chosen: tuple[tuple[str, str], ...]) -> dict[str, str]:
+  try:
+    jax.jit(lambda: 0, compiler_options=dict(chosen)).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return dict(chosen)
 
 
 def use_persistent_cache() -> None:

@@ -118,11 +118,11 @@ def _interpolate(run: ddgan_jax.Run) -> tuple[np.ndarray, np.ndarray]:
   if _IMAGE.value:
     images = np.stack([_read_image(flag, run.config.data) for flag in (_IMAGE, _IMAGE2)])
     level = _level(run, share=2)
-    frames = jax.jit(lambda: interpolation.interpolate_images(
+    frames = compilation.jit(lambda: interpolation.interpolate_images(
         root, run.generator_fn, run.schedule, _to_float(images), nz, level, _NUM.value))()
     return np.asarray(sampling.to_uint8(frames)), images
   key_a, key_b = (jax.random.fold_in(root, int(number)) for number in _BETWEEN.value)
-  frames = jax.jit(lambda: interpolation.interpolate(
+  frames = compilation.jit(lambda: interpolation.interpolate(
       key_a, key_b, run.generator_fn, run.schedule, run.config.image_shape, nz, _NUM.value))()
   return np.asarray(sampling.to_uint8(frames)), np.zeros((0, *run.config.image_shape), np.uint8)
 
@@ -157,7 +157,7 @@ def _from_keys(run: ddgan_jax.Run, edit: Callable[[jax.Array], jax.Array], noise
   most = sampling.most_at_once(noise, run.config.image_shape, run.config.generator.nz)
   batch_size = min(_BATCH_SIZE.value, _NUM.value, most)
 
-  @jax.jit
+  @compilation.jit
   def edit_batch(first):
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(_SEED.value)))(first + jnp.arange(batch_size))
     return sampling.to_uint8(jax.vmap(edit)(keys)[:, 0])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import ddgan_jax
-from ddgan_jax import sampling, train_state, writers
+from ddgan_jax import compilation, sampling, train_state, writers
 from ddgan_jax.config import ConfigError
 
 _COLUMNS = 10  # of a grid that begins with its inputs
@@ -32,7 +31,7 @@ def generate(
   most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
   batch_size = min(batch_size, num, most)
 
-  @jax.jit
+  @compilation.jit
   def sample_batch(first):
     indices, generator_fn = first + np.arange(batch_size), run.generator_fn
     if label is not None:

@@ -105,7 +105,7 @@ class Programs:
     if name.startswith('sample_'):
       here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       run = functools.partial(_sample, config, int(name.removeprefix('sample_')))
-      return jax.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
+      return compilation.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
     several = name == 'call'
     step_fn = (train_step.make_steps_fn(config, self.mesh) if several
                else train_step.make_step_fn(config, self.mesh, name == 'r1'))

@@ -281,7 +281,7 @@ def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
     images = sampling.sample(jax.random.key(config.seed), generator_fn, schedule, shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  return jax.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
+  return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:

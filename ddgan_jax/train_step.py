@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import diffusion, labels, losses, models, sharding, train_state
+from ddgan_jax import compilation, diffusion, labels, losses, models, sharding, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.losses import HalfDraws, Metrics
 from ddgan_jax.train_state import TrainState
@@ -241,8 +241,9 @@ def _step_of_run(config: Config, mesh: Mesh) -> Callable:
 def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:
   state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
   rows = sharding.of_tree(inputs(config, mesh, stacked)).values()
-  return jax.jit(
-      function, in_shardings=(state, *rows), out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
+  return compilation.jit(
+      function, mesh.devices.flat[0].platform, in_shardings=(state, *rows),
+      out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
 
 
 def has_r1(optim: OptimConfig, step: int) -> bool:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddgan_jax import agreement, sharding
+from ddgan_jax import agreement, compilation, sharding
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config_checks import ENOUGH_SAMPLES, METRICS
 from ddgan_jax.data import points as data_points
@@ -215,8 +215,8 @@ class Evaluator:
     network = self._networks[name]
     if name not in self._features:
       rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
-      self._features[name] = (
-          jax.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows), jax.device_put(network.params, whole))
+      apply = compilation.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
+      self._features[name] = apply, jax.device_put(network.params, whole)
     apply, params = self._features[name]
     moments = None
     kept: dict[str, list[np.ndarray]] = {output: [] for output in keep}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddgan_jax import labels, sampling, sharding, train_state
+from ddgan_jax import compilation, labels, sampling, sharding, train_state
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
@@ -67,7 +67,7 @@ def of_generator(
     return images if config.data.is_points else sampling.to_uint8(images)
 
   rows = sharding.by_rows(mesh)
-  compiled = jax.jit(sample, out_shardings=rows)
+  compiled = compilation.jit(sample, out_shardings=rows)
   _, schedule = train_state.make_sampler(config, None, num_timesteps)
   most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 

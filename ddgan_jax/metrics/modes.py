@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from ddgan_jax import agreement, labels, models
+from ddgan_jax import agreement, compilation, labels, models
 from ddgan_jax.config import UserError
 from ddgan_jax.data.sources import Source
 
@@ -178,7 +178,7 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
     logits, _ = classifier.apply({'params': params}, x)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-  @jax.jit
+  @compilation.jit
   def step(params, moments, key, images, labels):
     shift_key, noise_key = jax.random.split(key)
     shifts = jax.random.randint(shift_key, (images.shape[0], 2), 0, 2 * reach + 1)
@@ -196,7 +196,7 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
   for i in range(_STEPS):
     images, labels = source.gather(np.sort(rng.choice(train, _BATCH)))
     params, moments = step(params, moments, jax.random.key(i), images, labels)
-  predict = jax.jit(lambda images: read(params, images, num_classes, stacked=False)['mode'])
+  predict = compilation.jit(lambda images: read(params, images, num_classes, stacked=False)['mode'])
   right = 0
   for first in range(0, len(held_out), 1000):
     images, labels = source.gather(held_out[first:first + 1000])

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddgan_jax import labels
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import convolution, resample
+from ddgan_jax.models import resample
 from ddgan_jax.models.initial import default_init
 
 INV_SQRT_2 = float(1 / np.sqrt(2))
@@ -146,8 +146,6 @@ class LabelEmbedding(nn.Module):
 
 def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:
   """A 3x3 convolution with bias, zero-padded unless told otherwise."""
-  if not kwargs:
-    kwargs['conv_general_dilated'] = convolution.same_size
   kwargs.setdefault('padding', 1)
   return nn.Conv(features, (3, 3), kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
 
