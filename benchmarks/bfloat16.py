@@ -25,8 +25,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import digits_quality
+from ddgan_jax import compilation, diffusion, models, sampling, sharding, train_state, train_step
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, models, sampling, sharding, train_state, train_step
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.interop import pytorch
 from tests.conftest import generator_config, golden, nhwc, state_dict
@@ -43,7 +43,7 @@ def golden_errors(name: str) -> dict[str, float]:
   config = generator_config(options)
   params = pytorch.generator_params(state_dict(arrays['param_names']), config)
   outs = [
-      np.asarray(jax.jit(models.Generator(config, jnp.dtype(dtype)).apply)(
+      np.asarray(compilation.jit(models.Generator(config, jnp.dtype(dtype)).apply)(
           {'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])) for dtype in _DTYPES]
   expected = nhwc(arrays['out'])
   norm = np.linalg.norm
@@ -67,7 +67,7 @@ def train(config: config_lib.Config, num_steps: int) -> tuple[dict[str, np.ndarr
   log = jax.device_get(log)
   schedule = diffusion.make_schedule(**vars(config.diffusion))
   generator, _ = train_state.make_networks(config)
-  sample = jax.jit(lambda params: sampling.to_uint8(sampling.sample(
+  sample = compilation.jit(lambda params: sampling.to_uint8(sampling.sample(
       jax.random.key(1), models.generator_fn(generator, params, schedule), schedule, (2000, *config.image_shape),
       config.generator.nz)))
   names = ('loss_d_real', 'loss_d_fake', 'loss_g', 'grad_norm_d', 'grad_norm_g')

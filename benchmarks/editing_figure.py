@@ -58,7 +58,7 @@ def picture(run: ddgan_jax.Run, digits: np.ndarray) -> np.ndarray:
   rows = []
   for k, (image, mask) in enumerate(zip(digits, (LOWER_HALF, LOWER_HALF, RIGHT_HALF))):
     inpaint = functools.partial(matching.inpaint, generator_fn=generator_fn, schedule=schedule, latent_dim=nz)
-    results = jax.jit(inpaint)(jax.random.key(k), image=repeated(to_float(image), 8), mask=mask)
+    results = compilation.jit(inpaint)(jax.random.key(k), image=repeated(to_float(image), 8), mask=mask)
     rows.append([image, np.where(mask, np.uint8(128), image), *sampling.to_uint8(results)])
   for k, image in enumerate(drawings()):
     results = editing.image_to_image(
@@ -70,7 +70,7 @@ def picture(run: ddgan_jax.Run, digits: np.ndarray) -> np.ndarray:
         *keys, generator_fn, schedule, run.config.image_shape, nz, num_frames=10)))
   for k, image in enumerate(digits[3:5]):
     small = editing.block_means(to_float(image), 2)
-    results = jax.jit(lambda key, small: matching.super_resolve(key, generator_fn, schedule, small, nz, 2))(
+    results = compilation.jit(lambda key, small: matching.super_resolve(key, generator_fn, schedule, small, nz, 2))(
         jax.random.key(k), repeated(small, 9))
     rows.append([sampling.to_uint8(editing.enlarge(small, 2)), *sampling.to_uint8(results)])
   return writers.make_grid(np.concatenate([np.asarray(row) for row in rows]), columns=10)
@@ -84,9 +84,9 @@ def print_numbers(run: ddgan_jax.Run, num: int) -> None:
   x = jnp.asarray(to_float(held_out.reshape(-1, 8, 8, 1)))
   known = (jax.random.key(0), run.generator_fn, run.schedule, x, LOWER_HALF, run.config.generator.nz)
   filled = {
-      'matching, 100 steps': jax.jit(lambda: matching.inpaint(*known)),
-      'replacing, 1 pass': jax.jit(lambda: editing.inpaint(*known, num_resamples=1)),
-      'replacing, 10 passes': jax.jit(lambda: editing.inpaint(*known, num_resamples=10)),
+      'matching, 100 steps': compilation.jit(lambda: matching.inpaint(*known)),
+      'replacing, 1 pass': compilation.jit(lambda: editing.inpaint(*known, num_resamples=1)),
+      'replacing, 10 passes': compilation.jit(lambda: editing.inpaint(*known, num_resamples=10)),
       "another digit's lower half": lambda: jnp.where(LOWER_HALF, jnp.roll(x, 1, axis=0), x),
       'the true lower half': lambda: x,
   }

@@ -160,15 +160,17 @@ def convolutions(batch: int) -> list[Forms]:
   def convolve(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
-  def kernel_gradient(x, kernel):
-    return jax.grad(lambda kernel: jnp.square(convolve(x, kernel)).sum())(kernel)
+  def kernel_gradient(x, g):
+    kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
+    return jax.grad(lambda kernel: (convolve(x, kernel) * g).sum())(kernel)
 
-  return [
-      {f'{size}x{size}, {width}{what}: {how}': (function, (normal(0, batch, size, size, width),
-                                                           normal(1, 3, 3, width, width) / 34))
-       for how in (_BY_DEFAULT, 'as here')}
-      for size, width in ((32, 128), (32, 256), (16, 256), (8, 256))
-      for what, function in (('', convolve), (', kernel gradient', kernel_gradient))]
+  forms = []
+  for size, width in ((32, 128), (32, 256), (16, 256), (8, 256)):
+    x, g, kernel = (normal(0, batch, size, size, width), normal(1, batch, size, size, width),
+                    normal(2, 3, 3, width, width) / 34)
+    for what, function, args in (('', convolve, (x, kernel)), (', kernel gradient', kernel_gradient, (x, g))):
+      forms.append({f'{size}x{size}, {width}{what}: {how}': (function, args) for how in (_BY_DEFAULT, 'as here')})
+  return forms
 
 
 def layout(batch: int) -> list[Forms]:

@@ -14,11 +14,14 @@ import jax
 
 # What XLA's CPU compiler gives to the YNNPACK library: products and sums. By default jaxlib 0.10.2 also gives it
 # convolutions, which Eigen computes faster on several cores, and their kernels' gradients on any (benchmarks/speed.md).
-_CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'}
+_CPU_OPTION = 'xla_cpu_experimental_ynn_fusion_type'
+_CPU_VALUE = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
 
 
 def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
-  """`jax.jit` with the compiler options that suit this package's networks; not to be called inside another jit.
+  """`jax.jit` with the compiler options that suit this package's networks.
+
+  On a CPU JAX refuses to use what it gives inside another transformation (jit, scan, grad, `make_jaxpr`).
 
   Args:
     function: to be compiled.
@@ -30,18 +33,21 @@ def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Calla
 
 def options(platform: str) -> dict[str, str]:
   """The `compiler_options` of `jit`; none where $XLA_FLAGS has a say in it, or this jaxlib does not know them."""
-  if platform != 'cpu' or any(name in os.environ.get('XLA_FLAGS', '') for name in _CPU_OPTIONS):
+  if platform != 'cpu' or _CPU_OPTION in os.environ.get('XLA_FLAGS', '') or not _is_known(_CPU_OPTION, _CPU_VALUE):
     return {}
-  return _known(tuple(_CPU_OPTIONS.items()))
+  return {_CPU_OPTION: _CPU_VALUE}
 
 
 @functools.cache
-def _known(chosen: tuple[tuple[str, str], ...]) -> dict[str, str]:
-  try:
-    jax.jit(lambda: 0, compiler_options=dict(chosen)).lower().compile()
-  except jax.errors.JaxRuntimeError:
-    return {}
-  return dict(chosen)
+def _is_known(option: str, value: str) -> bool:
+  """Whether XLA's CPU compiler knows an option."""
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    try:
+      jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+      return False
+  return True
+
 
 
 def use_persistent_cache() -> None:

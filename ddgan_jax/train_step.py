@@ -191,7 +191,8 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
   """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
 
   The state lies as `sharding.of_state` says and is donated, `inputs` are split by rows, and so is the noise, which is
-  drawn for the global batch: a run does not depend on the number of devices.
+  drawn for the global batch: a run does not depend on the number of devices. Not to be called inside another jit
+  (`compilation.jit`); `train_step` may be.
   """
   step = _step_of_run(config, mesh)
   return _jit(lambda state, *batch: step(state, with_r1, *batch), config, mesh, stacked=False)

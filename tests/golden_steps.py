@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import diffusion, models, train_state, train_step
+from ddgan_jax import compilation, diffusion, models, train_state, train_step
 from ddgan_jax.config import DiscriminatorConfig, OptimConfig
 from ddgan_jax.interop import pytorch
 from tests.conftest import generator_config, golden, nhwc, state_dict
@@ -29,7 +29,7 @@ class GoldenSteps:
         ema_decay=options['ema_decay'], r1_gamma=options['r1_gamma'], lazy_reg=options['lazy_reg'])
     schedule = diffusion.make_schedule(
         options['num_timesteps'], beta_min=options['beta_min'], beta_max=options['beta_max'])
-    self._step = jax.jit(functools.partial(
+    self._step = compilation.jit(functools.partial(
         train_step.train_step, generator=models.Generator(self.g_config, remat=remat),
         discriminator=models.Discriminator(self.d_config, remat=remat), schedule=schedule, optim=self.optim,
         num_steps=FOREVER, accumulation=accumulation), static_argnames='with_r1')

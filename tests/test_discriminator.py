@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import celebahq_256, cifar10
+from ddgan_jax import compilation, models
 from ddgan_jax import config as config_lib
-from ddgan_jax import models
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.interop import pytorch
 from ddgan_jax.models.discriminator import leaky_relu, minibatch_stddev
@@ -35,7 +35,7 @@ def test_golden(kind):
   order = np.arange(batch).reshape(4, batch // 4).T.ravel()
   undo = np.argsort(order)
 
-  @jax.jit
+  @compilation.jit
   def run(x):
     def summed(x):
       logits = models.Discriminator(config).apply(

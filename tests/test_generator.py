@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from configs import celebahq_256, cifar10
+from ddgan_jax import compilation, diffusion, models
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, models
 from ddgan_jax.config import ConfigError, GeneratorConfig
 from ddgan_jax.interop import pytorch, torch_file
 from ddgan_jax.models import blocks
@@ -39,7 +39,7 @@ def test_golden(case):
   shapes = jax.eval_shape(generator.init, jax.random.key(0), x, t, z)['params']
   assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, params)
 
-  @jax.jit
+  @compilation.jit
   def run(params, x, z):
     def objective(x, z):
       out = generator.apply({'params': params}, x, t, z)
@@ -63,7 +63,7 @@ def test_golden_checkpoint():
   tensors = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
   assert all(name.startswith('module.') for name in tensors)
   params = pytorch.generator_params(tensors, config)
-  out = jax.jit(models.Generator(config).apply)({'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])
+  out = compilation.jit(models.Generator(config).apply)({'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])
   assert relative_error(out, nhwc(arrays['out'])) < 1e-4
 
 

@@ -3,10 +3,10 @@
 import json
 import zlib
 
-import jax
 import numpy as np
 import pytest
 
+from ddgan_jax import compilation
 from ddgan_jax.config import UserError
 from ddgan_jax.metrics import inception, weights
 from tests.conftest import golden, relative_error
@@ -36,7 +36,7 @@ def state_dict(arrays):
 @pytest.fixture(scope='module')
 def features(state_dict):
   params = inception.params_from_state_dict(state_dict)
-  compiled = jax.jit(inception.features)
+  compiled = compilation.jit(inception.features)
   return lambda images: compiled(params, images)
 
 

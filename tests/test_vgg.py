@@ -3,10 +3,10 @@
 import json
 import zlib
 
-import jax
 import numpy as np
 import pytest
 
+from ddgan_jax import compilation
 from ddgan_jax.metrics import vgg, weights
 from tests.conftest import golden, relative_error
 
@@ -29,7 +29,7 @@ def state_dict(arrays):
 
 @pytest.mark.parametrize('case', ['small', 'large'])  # than the network's 224 x 224
 def test_golden(arrays, state_dict, case):
-  found = jax.jit(vgg.features)(vgg.params_from_state_dict(state_dict), arrays[f'{case}/images'])
+  found = compilation.jit(vgg.features)(vgg.params_from_state_dict(state_dict), arrays[f'{case}/images'])
   assert found.dtype == np.float32
   assert relative_error(found, arrays[f'{case}/fc2']) < 1e-5
 

@@ -7,6 +7,7 @@ stay in float32.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -144,10 +145,11 @@ class LabelEmbedding(nn.Module):
     return jnp.asarray(tables)[jnp.arange(self.stack), rows].sum(1)  # also of NumPy's arrays
 
 
-def conv3x3(features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, **kwargs) -> nn.Conv:
+def conv3x3(
+    features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, padding: Any = 1, **kwargs) -> nn.Conv:
   """A 3x3 convolution with bias, zero-padded unless told otherwise."""
-  kwargs.setdefault('padding', 1)
-  return nn.Conv(features, (3, 3), kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
+  return nn.Conv(
+      features, (3, 3), padding=padding, kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
 
 
 class Downsample(nn.Module):
