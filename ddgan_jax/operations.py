@@ -15,20 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
 from ddgan_jax import models, train_state, train_step
 from ddgan_jax.config import Config
 
 
 def count(function: Callable, *args: Any) -> int:
-  """Operations of one call; the arguments may be `jax.ShapeDtypeStruct`s. Of alternatives (`lax.cond`), the fewest.
-
-  What no result needs is not counted, such as the gradients of constants that a `jax.custom_vjp` gives unasked.
-  """
-  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _of_jaxpr(jaxpr)
+  """Operations of one call; the arguments may be `jax.ShapeDtypeStruct`s. Of alternatives (`lax.cond`), the fewest."""
+  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @functools.lru_cache(maxsize=8)
