@@ -288,27 +288,27 @@ def sampler(batch: int) -> list[Forms]:
 
 
 def calls(batch: int) -> list[Forms]:
-  """Eight steps of configs/digits.py, whose step is so short that dispatching might show, in eight programs or one."""
+  """Ten steps of configs/digits.py, whose step is so short that dispatching might show, in ten programs or one."""
   from configs import digits
 
   del batch
   config = config_lib.from_config_dict(digits.get_config())
-  config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=8))
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=10))
   mesh = sharding.make_mesh(jax.devices()[:1])
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (True, False)}
   steps_fn = train_step.make_steps_fn(config, mesh)
-  images = normal(0, 8, config.data.batch_size, *config.image_shape)
+  images = normal(0, 10, config.data.batch_size, *config.image_shape)
   copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # the steps are given their state to keep
   state = jax.jit(lambda: train_state.create(config))()
 
   def one_by_one(state, images):
     state = copy(state)
-    for i in range(8):
+    for i in range(10):
       state, metrics = step_fns[train_step.has_r1(config.optim, i)](state, images[i])
     return metrics['loss_g']
 
   return [{'one step a call': (one_by_one, (state, list(images))),
-           'eight': (lambda state, images: steps_fn(copy(state), images)[1]['loss_g'][-1], (state, images))}]
+           'ten': (lambda state, images: steps_fn(copy(state), images)[1]['loss_g'][-1], (state, images))}]
 
 
 TACTICS = {function.__name__: function for function in (
@@ -318,7 +318,7 @@ TACTICS = {function.__name__: function for function in (
 
 def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:
   """The call to be timed, and the seconds that compiling took."""
-  if name in ('one step a call', 'eight'):
+  if name in ('one step a call', 'ten'):
     return functools.partial(function, *args), float('nan')
   begun = time.perf_counter()
   jit = jax.jit if name.endswith(_BY_DEFAULT) else compilation.jit
