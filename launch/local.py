@@ -77,12 +77,16 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
   """Starts all, waits for all; the status of the first that failed, as a shell would give it."""
   processes: list[subprocess.Popen] = []
   events: queue.Queue = queue.Queue()  # the index of a process that has ended
-  received: list[int] = []
+  early: list[int] = []  # signals that came while they were being started
+  started = False
 
   def pass_on(number, frame):
     del frame
-    received.append(number)
-    send(processes, signal.SIGTERM if number == signal.SIGHUP else number)
+    number = signal.SIGTERM if number == signal.SIGHUP else number
+    if started:
+      send(processes, number)
+    else:
+      early.append(number)
 
   before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
   readers = []
@@ -96,7 +100,8 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         readers.append(threading.Thread(target=copy, args=(stream, target, f'[{i}] '), daemon=True))
         readers[-1].start()
       threading.Thread(target=lambda i=i, process=process: (process.wait(), events.put(i)), daemon=True).start()
-    for number in received:  # a signal that came while they were being started
+    started = True
+    for number in early:
       send(processes, number)
     status, deadline, running = 0, None, len(processes)
     while running:

@@ -105,10 +105,10 @@ def damage_metadata(folder):
 
 
 def damage_bits(folder):
-  """Inverts the largest file, where the arrays are, but for its beginning."""
-  file = max((f for f in (folder / 'state').rglob('*') if f.is_file()), key=lambda f: f.stat().st_size)
-  data = bytearray(file.read_bytes())
-  file.write_bytes(bytes(data[:64]) + bytes(255 - byte for byte in data[64:]))
+  """Inverts the files where the arrays are, but for their beginnings; which lies in which is a matter of chance."""
+  for file in (folder / 'state').rglob('d/*'):
+    data = file.read_bytes()
+    file.write_bytes(data[:64] + bytes(255 - byte for byte in data[64:]))
 
 
 def damage_digests(folder):
