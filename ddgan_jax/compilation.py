@@ -49,7 +49,6 @@ def _is_known(option: str, value: str) -> bool:
   return True
 
 
-
 def use_persistent_cache() -> None:
   """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
   if not jax.config.jax_compilation_cache_dir:
