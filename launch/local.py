@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import queue
 import re
@@ -140,10 +141,15 @@ def send(processes: list[subprocess.Popen], number: int) -> None:
 
 
 def copy(stream, target, prefix: str) -> None:
-  for line in stream:
-    if not line.startswith('[Gloo] Rank '):  # says of each connection of simulated devices that it stands
-      target.write(prefix + line)  # one write, so that lines do not mix
+  """Lines with a prefix, without Gloo's, which say of each connection of simulated devices that it stands."""
+  started = ''
+  for line in itertools.chain(stream, ['']):
+    text, gloo, _ = line.partition('[Gloo] Rank ')
+    started += text
+    if started and not gloo:  # else Gloo may have come in the middle of another's line, the rest of which follows
+      target.write(prefix + started.removesuffix('\n') + '\n')  # one write, so that lines do not mix
       target.flush()
+      started = ''
 
 
 def say(text: str) -> None:

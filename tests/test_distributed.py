@@ -180,11 +180,17 @@ def test_processes_that_were_told_different_numbers(monkeypatch):
     initialize('localhost:1', 2, 1)
 
 
+# What it prints goes to a file: Gloo, which connects simulated devices, writes to stdout, even amid another's line.
 PROGRAM = '''
+import contextlib
 import sys
 from ddgan_jax import command, distributed
 
 def main(argv):
+  with open(sys.argv[5], 'w') as file, contextlib.redirect_stdout(file):
+    join_and_sum()
+
+def join_and_sum():
   distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=int(sys.argv[4]))
   import jax
   from jax.experimental import multihost_utils
@@ -195,33 +201,33 @@ command._guarded(main, [])
 '''
 
 
-def start(port, count, index, timeout):
+def start(port, count, index, timeout, printed):
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'http_proxy': 'http://127.0.0.1:9',
          'https_proxy': 'http://127.0.0.1:9', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
   return subprocess.Popen(
-      [sys.executable, '-c', PROGRAM, f'localhost:{port}', str(count), str(index), str(timeout)],
+      [sys.executable, '-c', PROGRAM, f'localhost:{port}', str(count), str(index), str(timeout),
+       str(printed)],
       cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_find_each_other():
+def test_two_processes_find_each_other(tmp_path):
   """On localhost, with a proxy in the environment that reaches nothing; each sees all devices."""
   port = free_port()
-  processes = [start(port, 2, index, timeout=300) for index in (0, 1)]
+  printed = [tmp_path / '0', tmp_path / '1']
+  processes = [start(port, 2, index, 300, printed[index]) for index in (0, 1)]
   outputs = [process.communicate(timeout=600) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
-  # Gloo, which connects simulated devices, writes lines of its own, anywhere.
-  first, second = ([line for line in output.splitlines() if 'rank' not in line.lower()] for output, _ in outputs)
-  assert first == ['2 processes with 8 cpu device(s), 4 each.', '0 2 4 8 21.0']
-  assert second == ['1 2 4 8 21.0']
+  assert printed[0].read_text() == '2 processes with 8 cpu device(s), 4 each.\n0 2 4 8 21.0\n'
+  assert printed[1].read_text() == '1 2 4 8 21.0\n'
 
 
 @pytest.mark.parametrize('index, reason', [
     (0, 'process 0 of 2 has waited 2 s for the others, which did not all come'),
     (1, 'process 0 has not answered at localhost:{port} for 2 s (Connection refused)'),
 ])
-def test_a_process_that_waits_in_vain(index, reason):
+def test_a_process_that_waits_in_vain(index, reason, tmp_path):
   port = free_port()
-  process = start(port, 2, index, timeout=2)
+  process = start(port, 2, index, 2, tmp_path / 'printed')
   _, errors = process.communicate(timeout=300)
   said = [line for line in errors.splitlines() if line.startswith('Error: ')]
   assert process.returncode == 2 and len(said) == 1 and reason.format(port=port) in said[0], errors

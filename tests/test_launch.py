@@ -351,6 +351,12 @@ def test_local_passes_signals_on_to_all(number):
   assert sorted(output.splitlines()) == [f'[{i}] stopped by {int(number)}' for i in range(2)]
 
 
+def test_local_removes_gloos_lines_even_from_amid_others():
+  program = r"import sys; sys.stdout.write('a\n[Gloo] Rank 0 is\nb[Gloo] Rank 1 is\nc\n[Gloo] Rank 2 is\nd')"
+  assert sorted(local('--processes', '2', '--', sys.executable, '-c', program).stdout.splitlines()) == [
+      '[0] a', '[0] bc', '[0] d', '[1] a', '[1] bc', '[1] d']
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['--processes', '2'], 'no command: put it after --'),
     (['--processes', '0', '--', 'true'], '--processes: found 0, must be at least 1'),
