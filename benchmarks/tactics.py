@@ -28,11 +28,12 @@ import optax
 from configs import cifar10
 from ddgan_jax import compilation, diffusion, losses, models, sampling, sharding, timing, train_state, train_step
 from ddgan_jax import config as config_lib
-from ddgan_jax.models import blocks, resample
+from ddgan_jax.models import blocks, convolution, resample
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
 KERNEL = (1.0, 3.0, 3.0, 1.0)
 _BY_DEFAULT = "jaxlib's defaults"
+_JAX_LAYOUTS = "JAX's layouts"
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -170,6 +171,20 @@ def convolutions(batch: int) -> list[Forms]:
                     normal(2, 3, 3, width, width) / 34)
     for what, function, args in (('', convolve, (x, kernel)), (', kernel gradient', kernel_gradient, (x, g))):
       forms.append({f'{size}x{size}, {width}{what}: {how}': (function, args) for how in (_BY_DEFAULT, 'as here')})
+  return forms
+
+
+def loops(batch: int) -> list[Forms]:
+  """Gradients of a 3x3 convolution in a loop of two, as those of microbatches are, in JAX's layouts and in Eigen's."""
+  x, kernel = normal(0, 2, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
+  convolve = lambda x, kernel: jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  forms = []
+  for what, argument in (('kernel gradient', 1), ('input gradient', 0)):
+    gradient = jax.grad(lambda x, kernel: jnp.square(convolve(x, kernel)).sum(), argument)
+    mapped = lambda gradient=gradient: lambda x, kernel: jax.lax.map(lambda one: gradient(one, kernel), x)
+    # A function each, since JAX keeps what it has traced and lowered.
+    forms.append({f'{what}: {how}': (mapped(), (x, kernel)) for how in (_JAX_LAYOUTS, 'as here')})
   return forms
 
 
@@ -312,7 +327,7 @@ def calls(batch: int) -> list[Forms]:
 
 
 TACTICS = {function.__name__: function for function in (
-    fir, norm, channels, shortcut, attention, tiny_maps, convolutions, layout, d_half, wasted_gradient, update,
+    fir, norm, channels, shortcut, attention, tiny_maps, convolutions, loops, layout, d_half, wasted_gradient, update,
     sampler, calls)}
 
 
@@ -322,6 +337,7 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
     return functools.partial(function, *args), float('nan')
   begun = time.perf_counter()
   jit = jax.jit if name.endswith(_BY_DEFAULT) else compilation.jit
+  convolution.use_one_layout_on_cpus(not name.endswith(_JAX_LAYOUTS))
   run = jit(function).lower(*args).compile()
   return functools.partial(run, *args), time.perf_counter() - begun
 

@@ -13,8 +13,10 @@ _RULES = getattr(jax._src.interpreters.mlir, '_platform_specific_lowerings', {})
 _JAX_LOWER = getattr(_RULES.get(lax.conv_general_dilated_p), 'rule', None)
 
 
-def use_one_layout_on_cpus() -> None:
+def use_one_layout_on_cpus(enabled: bool = True) -> None:
   """From now on JAX writes every convolution for a CPU as one of [N, spatial, C] by [spatial, I, O], with transposes.
+
+  Importing `ddgan_jax.models` calls this, and False goes back to JAX's own way, for what is traced after it.
 
   That is the form that XLA hands to Eigen. It brings others, such as the gradients of those with respect to inputs and
   kernels, into it by itself, but not in the body of a loop or a conditional, where they then take up to a hundred times
@@ -25,7 +27,7 @@ def use_one_layout_on_cpus() -> None:
   Does nothing with a JAX that does not keep its lowering rules where 0.10 does.
   """
   if _JAX_LOWER is not None:
-    mlir.register_lowering(lax.conv_general_dilated_p, _lower, platform='cpu')
+    mlir.register_lowering(lax.conv_general_dilated_p, _lower if enabled else _JAX_LOWER, platform='cpu')
 
 
 def _lower(ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
