@@ -140,13 +140,18 @@ def send(processes: list[subprocess.Popen], number: int) -> None:
       process.send_signal(number)  # does nothing once it has ended
 
 
+# Says of each connection of simulated devices that it stands, amid another's line at times.
+GLOO = re.compile(r'\[Gloo\] Rank \d+ is connected to \d+ peer ranks\. '
+                  r'Expected number of connected peer ranks is : \d+\n')
+
+
 def copy(stream, target, prefix: str) -> None:
-  """Lines with a prefix, without Gloo's, which say of each connection of simulated devices that it stands."""
+  """Lines with a prefix, without Gloo's."""
   started = ''
   for line in itertools.chain(stream, ['']):
-    text, gloo, _ = line.partition('[Gloo] Rank ')
+    text, removed = GLOO.subn('', line)
     started += text
-    if started and not gloo:  # else Gloo may have come in the middle of another's line, the rest of which follows
+    if started and not removed:  # else the rest of what Gloo interrupted follows
       target.write(prefix + started.removesuffix('\n') + '\n')  # one write, so that lines do not mix
       target.flush()
       started = ''

@@ -351,10 +351,15 @@ def test_local_passes_signals_on_to_all(number):
   assert sorted(output.splitlines()) == [f'[{i}] stopped by {int(number)}' for i in range(2)]
 
 
-def test_local_removes_gloos_lines_even_from_amid_others():
-  program = r"import sys; sys.stdout.write('a\n[Gloo] Rank 0 is\nb[Gloo] Rank 1 is\nc\n[Gloo] Rank 2 is\nd')"
-  assert sorted(local('--processes', '2', '--', sys.executable, '-c', program).stdout.splitlines()) == [
-      '[0] a', '[0] bc', '[0] d', '[1] a', '[1] bc', '[1] d']
+def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
+  gloo = '[Gloo] Rank {} is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n'.format
+  (tmp_path / 'said').write_text(
+      'a\n' + gloo(0) + 'b' + gloo(1) + 'c\nError: [Gloo] Rank 3: timed out\n' + gloo(12) + 'd')
+  for descriptor in (1, 2):
+    program = f'import os; os.write({descriptor}, open("{tmp_path / "said"}", "rb").read())'
+    result = local('--processes', '2', '--', sys.executable, '-c', program)
+    assert sorted((result.stdout + result.stderr).splitlines()) == [
+        f'[{i}] {line}' for i in range(2) for line in ('Error: [Gloo] Rank 3: timed out', 'a', 'bc', 'd')]
 
 
 @pytest.mark.parametrize('arguments, message', [

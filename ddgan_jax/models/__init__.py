@@ -9,6 +9,6 @@ from ddgan_jax.models.toy import MlpDiscriminator, MlpGenerator
 
 __all__ = [
     'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'apply', 'generator_fn',
-    'output_fn']
+    'output_fn', 'use_one_layout_on_cpus']
 
 use_one_layout_on_cpus()

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 from jax import lax
 from jax.interpreters import mlir
 
-# JAX's own rule, which has no public way to it.
-_RULES = getattr(jax._src.interpreters.mlir, '_platform_specific_lowerings', {}).get('cpu', {})
-_JAX_LOWER = getattr(_RULES.get(lax.conv_general_dilated_p), 'rule', None)
-
 
 def use_one_layout_on_cpus(enabled: bool = True) -> None:
-  """From now on JAX writes every convolution for a CPU as one of [N, spatial, C] by [spatial, I, O], with transposes.
-
-  Importing `ddgan_jax.models` calls this, and False goes back to JAX's own way, for what is traced after it.
+  """From now on JAX writes convolutions for CPUs as those of [N, spatial, C] by [spatial, I, O], with transposes.
 
   That is the form that XLA hands to Eigen. It brings others, such as the gradients of those with respect to inputs and
-  kernels, into it by itself, but not in the body of a loop or a conditional, where they then take up to a hundred times
-  as long (jaxlib 0.10.2): the gradients of several steps in one program, of accumulation, or through the sampler. The
-  results are the same, and so are programs without loops. Other platforms are left as they are, and so is where XLA
-  exchanges the two arguments, with less to compute: if the kernel is larger than the input.
+  kernels, into it by itself, but not in the body of a loop or a conditional, where kernel gradients then take more than
+  a hundred times as long (jaxlib 0.10.2): those of several steps in one program, of accumulation, or through the
+  sampler. Results are the same up to rounding, and programs without loops as fast. Left as they are: other platforms,
+  grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the input, where XLA
+  exchanges the two.
 
-  Does nothing with a JAX that does not keep its lowering rules where 0.10 does.
+  This holds for all of the process, and for what is lowered after it; `jax.clear_caches()` forgets what was before.
+  Importing `ddgan_jax.models` calls it. Does nothing with a JAX that keeps its lowering rules elsewhere than 0.10.
+
+  Args:
+    enabled: False goes back to JAX's own way.
   """
   if _JAX_LOWER is not None:
     mlir.register_lowering(lax.conv_general_dilated_p, _lower if enabled else _JAX_LOWER, platform='cpu')
@@ -35,8 +35,11 @@ def _lower(ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
   rank = len(given.lhs_spec)
   batched = (0, rank - 1, *range(1, rank - 1))  # where N, C and the spatial dimensions are
   wanted = lax.ConvDimensionNumbers(batched, (rank - 1, rank - 2, *range(rank - 2)), batched)
-  sharded = any(getattr(params.get('out_sharding'), 'spec', ()))  # by an explicit mesh
-  if given == wanted or params['batch_group_count'] != 1 or sharded:
+  spatial_sizes = [
+      math.prod(aval.shape[i] for i in spec[2:]) for aval, spec in zip(ctx.avals_in, (given.lhs_spec, given.rhs_spec))]
+  if (given == wanted or params['feature_group_count'] != 1 or params['batch_group_count'] != 1
+      or spatial_sizes[1] > spatial_sizes[0]
+      or any(any(aval.sharding.spec) for aval in (*ctx.avals_in, *ctx.avals_out))):
     return _JAX_LOWER(ctx, x, kernel, **params)
 
   def convolve(x, kernel):
@@ -51,3 +54,15 @@ def _lower(ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
 def _order(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
   """The permutation that takes dimensions at the places `before` to the places `after`."""
   return [before[after.index(place)] for place in range(len(before))]
+
+
+def _jax_lower() -> Any:
+  """JAX's own rule, to which there is no public way; None if it is not where it was."""
+  try:
+    rule = jax._src.interpreters.mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
+  except (AttributeError, KeyError):
+    return None
+  return getattr(rule, 'jax_rule', rule)  # of this module, when it is loaded again
+
+
+_JAX_LOWER = _lower.jax_rule = _jax_lower()
