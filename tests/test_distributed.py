@@ -205,8 +205,7 @@ def start(port, count, index, timeout, printed):
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'http_proxy': 'http://127.0.0.1:9',
          'https_proxy': 'http://127.0.0.1:9', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
   return subprocess.Popen(
-      [sys.executable, '-c', PROGRAM, f'localhost:{port}', str(count), str(index), str(timeout),
-       str(printed)],
+      [sys.executable, '-c', PROGRAM, f'localhost:{port}', str(count), str(index), str(timeout), str(printed)],
       cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
