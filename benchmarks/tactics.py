@@ -40,6 +40,10 @@ def normal(seed: int, *shape: int) -> jax.Array:
   return jax.random.normal(jax.random.key(seed), shape)
 
 
+def convolve(x: jax.Array, kernel: jax.Array, layouts: tuple[str, str, str] = ('NHWC', 'HWIO', 'NHWC')) -> jax.Array:
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=layouts)
+
+
 def small_config(batch_size: int) -> config_lib.Config:
   fields = cifar10.get_config()
   fields.generator.update(num_channels_dae=64, num_res_blocks=1)
@@ -142,10 +146,8 @@ def attention(batch: int) -> list[Forms]:
 
 
 def tiny_maps(batch: int) -> list[Forms]:
-  """3x3 convolution of 256 channels at 4x4: as a convolution, as a product of patches; and with channels first."""
+  """3x3 convolution of 256 channels at 4x4: as a convolution, as a product of patches."""
   x, kernel = normal(0, batch, 4, 4, 256), normal(1, 3, 3, 256, 256) / 48
-  convolve = lambda x, k: jax.lax.conv_general_dilated(
-      x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
   def patches(x, k):
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -157,9 +159,6 @@ def tiny_maps(batch: int) -> list[Forms]:
 
 def convolutions(batch: int) -> list[Forms]:
   """3x3 convolutions by jaxlib's defaults, which on CPUs is YNNPACK, and with the options of `compilation.jit`."""
-
-  def convolve(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
   def kernel_gradient(x, g):
     kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
@@ -177,13 +176,13 @@ def convolutions(batch: int) -> list[Forms]:
 def loops(batch: int) -> list[Forms]:
   """Gradients of a 3x3 convolution in a loop of two, as those of microbatches are, in JAX's layouts and in Eigen's."""
   x, kernel = normal(0, 2, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
-  convolve = lambda x, kernel: jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   forms = []
   for what, argument in (('kernel gradient', 1), ('input gradient', 0)):
-    gradient = jax.grad(lambda x, kernel: jnp.square(convolve(x, kernel)).sum(), argument)
-    mapped = lambda gradient=gradient: lambda x, kernel: jax.lax.map(lambda one: gradient(one, kernel), x)
-    # A function each, since JAX keeps what it has traced and lowered.
+
+    def mapped(argument=argument):  # a function each, since JAX keeps what it has traced and lowered
+      gradient = jax.grad(lambda x, kernel: jnp.square(convolve(x, kernel)).sum(), argument)
+      return lambda x, kernel: jax.lax.map(lambda one: gradient(one, kernel), x)
+
     forms.append({f'{what}: {how}': (mapped(), (x, kernel)) for how in (_JAX_LAYOUTS, 'as here')})
   return forms
 
@@ -191,10 +190,8 @@ def loops(batch: int) -> list[Forms]:
 def layout(batch: int) -> list[Forms]:
   """3x3 convolution of 128 channels at 32x32 with channels last and first."""
   x, kernel = normal(0, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
-  convolve = lambda x, k, numbers: jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers=numbers)
-  first = lambda x, k: convolve(x, k, ('NCHW', 'HWIO', 'NCHW'))
-  last = lambda x, k: convolve(x, k, ('NHWC', 'HWIO', 'NHWC'))
-  return [{'NCHW': (first, (x.transpose(0, 3, 1, 2), kernel)), 'NHWC': (last, (x, kernel))}]
+  first = functools.partial(convolve, layouts=('NCHW', 'HWIO', 'NCHW'))
+  return [{'NCHW': (first, (x.transpose(0, 3, 1, 2), kernel)), 'NHWC': (convolve, (x, kernel))}]
 
 
 def d_half(batch: int) -> list[Forms]:
