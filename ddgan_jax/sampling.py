@@ -141,14 +141,30 @@ def sample_many(
 
   generator_fn is called with the rows of a part, so it must not depend on which images they are.
   """
-  count = len(indices)
-  parts = -(-count // most_at_once(schedule.num_timesteps, shape, latent_dim))
+  return in_parts(
+      lambda part: sample_each(seed, part, generator_fn, schedule, shape, latent_dim),
+      most_at_once(schedule.num_timesteps, shape, latent_dim), indices)
+
+
+def in_parts(function: Callable[..., jax.Array], most: int, *rows: jax.Array) -> jax.Array:
+  """`function(*rows)`, computed for at most `most` rows at a time, in equal parts one after the other.
+
+  Args:
+    function: arrays of n rows → [n, …], row i a function of the rows i alone.
+    most: rows of a part, at least 1.
+    *rows: arrays [n, …].
+
+  Returns:
+    [n, …].
+  """
+  count = len(rows[0])
+  parts = -(-count // most)
   if parts == 1:
-    return sample_each(seed, indices, generator_fn, schedule, shape, latent_dim)
+    return function(*rows)
   size = -(-count // parts)
-  rows = jnp.resize(jnp.asarray(indices), (parts, size))
-  images = jax.lax.map(lambda part: sample_each(seed, part, generator_fn, schedule, shape, latent_dim), rows)
-  return images.reshape(-1, *shape)[:count]
+  split = [jnp.resize(jnp.asarray(row), (parts, size, *row.shape[1:])) for row in rows]
+  found = jax.lax.map(lambda part: function(*part), split)
+  return found.reshape(-1, *found.shape[2:])[:count]
 
 
 def to_uint8(images: jax.Array) -> jax.Array:

@@ -270,15 +270,27 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
 def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
   """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare.
 
-  Points stay float32. A conditional run shows one row a class.
+  Points stay float32. A conditional run shows one row per class. Where drawing the noise of all steps for all images
+  would take too much memory, the images are those of `ddgan_jax.sample` for the run's seed, sampled a few at a time.
   """
   label, _ = _grid_labels(config)
+  shape, latent_dim = config.image_shape, config.generator.nz
 
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
-    shape = (config.train.num_samples, *config.image_shape)
     generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
-    images = sampling.sample(jax.random.key(config.seed), generator_fn, schedule, shape, config.generator.nz)
+    most = sampling.most_at_once(schedule.num_timesteps, shape, latent_dim)
+    if config.train.num_samples <= most:
+      images = sampling.sample(
+          jax.random.key(config.seed), generator_fn, schedule, (config.train.num_samples, *shape), latent_dim)
+    else:
+
+      def part(indices, label=None):
+        generator_fn, _ = train_state.make_sampler(config, ema_params, label=label)
+        return sampling.sample_each(config.seed, indices, generator_fn, schedule, shape, latent_dim)
+
+      rows = [np.arange(config.train.num_samples, dtype=np.int32), *([] if label is None else [label])]
+      images = sampling.in_parts(part, most, *rows)
     return images if config.data.is_points else sampling.to_uint8(images)
 
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()

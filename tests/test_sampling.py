@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from ddgan_jax import diffusion, models, sampling
+import ddgan_jax
+from ddgan_jax import compilation, diffusion, labels, models, outputs, sampling, sharding, train, train_state
+from ddgan_jax import config as config_lib
 from ddgan_jax.interop import pytorch
-from tests.conftest import generator_config, golden, nhwc, relative_error, state_dict
+from tests.conftest import generator_config, golden, nhwc, quick_config_dict, relative_error, state_dict
 
 
 def test_golden():
@@ -82,3 +84,38 @@ def test_many_images_in_parts(monkeypatch):
   found = jax.jit(lambda: sampling.sample_many(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
   assert batches == [5, 2]
+
+
+def grid_config(num_timesteps, num_samples, **data):
+  """A conditional run of Gaussian diffusion."""
+  fields = {**quick_config_dict(**data), 'method': 'gaussian', 'diffusion': {'num_timesteps': num_timesteps}}
+  fields['generator'] |= {'num_classes': 10}
+  fields['train'] |= {'num_samples': num_samples}
+  return config_lib.from_config_dict(fields)
+
+
+def test_the_grid_of_a_thousand_steps_fits_into_memory():
+  """256 images of 16x16: the noise of all their steps is 0.8 GB, of which a part has at most half a GiB.
+
+  XLA keeps up to four arrays of that size at a time.
+  """
+  config = grid_config(1000, 256, image_size=16, num_channels=3)
+  abstract = train_state.abstract(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
+  compiled = train.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
+  assert compilation.memory_bytes(compiled)[1] < 4 * 4 * sampling._MOST_NOISE
+
+
+def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
+  """Those of `ddgan_jax.sample`, with the label that each place of the grid has."""
+  config = grid_config(8, 23)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  abstract = train_state.abstract(config, sharding.replicated(mesh)).ema_params
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), abstract)
+  label, _ = labels.for_grid(config.generator, 23)
+  run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
+  expected = outputs.generate(run, 23, config.seed, label=label).astype(int)
+  monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))
+  found = train.make_sample_fn(config, mesh, abstract)(params)
+  assert np.abs(found - expected).max() <= 1  # rounding
+  assert len(np.unique(expected[:22].reshape(22, -1), axis=0)) == 22
