@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
 from ddgan_jax import agreement
 from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
+# What checkpoints are ranked by, lower being better: the first of these that was measured.
+_DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 # Of a file of Orbax' own that only its other way of saving writes.
 logging.getLogger('absl').addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
 _NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
@@ -47,11 +50,11 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder; `checkpoints/` is made in it by the first save.
-    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete.
-    best: a metric's name; the checkpoint with the lowest one stays as well.
+    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete. The best one
+      that was measured stays as well (see `record_metrics`).
   """
 
-  def __init__(self, workdir: str, keep: int = 2, best: str | None = None):
+  def __init__(self, workdir: str, keep: int = 2):
     # Absolute: with a relative path Orbax reports success and fails in a background thread. A bucket's is so already,
     # and epath would resolve it to a local one.
     folder = epath.Path(workdir)
@@ -59,7 +62,6 @@ class Checkpoints:
     if self.folder.exists() and not self.folder.is_dir():
       raise CheckpointError(f'{self.folder}: is a file, must be a folder of checkpoints or absent')
     self._keep = keep
-    self._best = best
     self._manager: ocp.CheckpointManager | None = None
 
   def steps(self) -> list[int]:
@@ -73,12 +75,10 @@ class Checkpoints:
     """The newest checkpoint's step, or None."""
     return max(self.steps(), default=None)
 
-  def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-    """Saves in the background; returns when the state is copied and may be donated. A step saved already is kept.
+  def save(self, state: TrainState) -> None:
+    """Saves under `state.step` in the background; returns when the state is copied and may be donated.
 
-    Args:
-      state: saved under `state.step`.
-      metrics: what is known of its quality, for `best`.
+    A step that is already saved is kept as it is.
 
     Raises:
       NotFiniteError: names the arrays with NaN or infinity.
@@ -93,12 +93,64 @@ class Checkpoints:
     if broken:
       raise NotFiniteError(f'{broken} not finite at step {step:,}, which was not saved')
     try:
-      saved = self._open().save(step, metrics=metrics, args=ocp.args.Composite(
+      saved = self._open().save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)))
       if not saved:
         raise RuntimeError(f'Orbax refused step {step}')
     except Exception as error:
       raise self._write_error(error) from error
+
+  def record_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Stores in a saved checkpoint what was measured of it, and deletes checkpoints that need not be kept any longer.
+
+    For each metric by which checkpoints were ranked (FID, or else KID, or else a distance of modes), the best
+    checkpoint is kept beside the newest ones, also when the run continues with other metrics or with none.
+
+    Args:
+      step: one of `steps()`, or of a save under way.
+      metrics: name → value, such as `eval/fid`; replaces what was recorded before.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    self.wait()
+
+    def write():
+      file = self._metrics_file(step)
+      file.parent.mkdir(exist_ok=True)
+      partial = file.parent / f'.{file.name}.partial'
+      partial.write_text(json.dumps(metrics))
+      partial.replace(file)
+
+    agreement.on_main(write)
+    while (surplus := agreement.from_main(min(set(self.steps()) - self._preserved(self.steps()), default=-1))) >= 0:
+      self._open().delete(surplus)
+
+  def metrics(self, step: int) -> dict[str, float]:
+    """What `record_metrics` stored of a checkpoint; empty if nothing can be read."""
+    try:
+      return dict(json.loads(self._metrics_file(step).read_text()))
+    except (OSError, ValueError, TypeError):
+      return {}
+
+  def _metrics_file(self, step: int) -> epath.Path:
+    return self.folder / str(step) / 'metrics' / 'metrics'  # where Orbax would store them, but only during a save
+
+  def _preserved(self, steps: Sequence[int]) -> set[int]:
+    """Those of `steps` that stay: the newest, and the best by each metric that ranks some of them."""
+    best: dict[str, tuple[float, int]] = {}
+    for step in sorted(steps):
+      metrics = self.metrics(step)
+      name = next((name for name in _DISTANCES if math.isfinite(metrics.get(name, math.nan))), None)
+      if name and (name not in best or metrics[name] <= best[name][0]):
+        best[name] = metrics[name], step
+    return {*sorted(steps)[-self._keep:], *(step for _, step in best.values())}
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Orbax's `PreservationPolicy`."""
+    del context
+    preserved = self._preserved([info.step for info in checkpoints])
+    return [info.step in preserved for info in checkpoints]
 
   def wait(self) -> None:
     """Returns when the last save is complete on disk."""
@@ -111,9 +163,12 @@ class Checkpoints:
   def close(self) -> None:
     """Waits and releases the background threads."""
     if self._manager is not None:
-      self.wait()
-      self._manager.close()
-      self._manager = None
+      manager, self._manager = self._manager, None
+      try:
+        manager.wait_until_finished()
+        manager.close()  # may report another error of the same save
+      except Exception as error:
+        raise self._write_error(error) from error
 
   def restore(self, target: TrainState, step: int) -> TrainState:
     """Reads a whole state.
@@ -201,17 +256,10 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
-      policy = checkpoint_managers.LatestN(self._keep)
-      rank = None
-      if self._best:
-        # Without best_fn Orbax stores no metrics; with max_to_keep beside it, it would delete the newest.
-        rank = lambda metrics: -metrics[self._best]
-        policy = checkpoint_managers.AnyPreservationPolicy([policy, checkpoint_managers.BestN(
-            get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)])
       self._manager = ocp.CheckpointManager(
           self.folder,
           options=ocp.CheckpointManagerOptions(
-              create=True, preservation_policy=policy, best_fn=rank, cleanup_tmp_directories=True))
+              create=True, preservation_policy=self, cleanup_tmp_directories=True))
     return self._manager
 
   def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:

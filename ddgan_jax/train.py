@@ -51,8 +51,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   is_main = jax.process_index() == 0
   agreement.check_same('the config', _digest(config))
   config_lib.check_devices(config, jax.device_count())
-  checkpoints = Checkpoints(
-      workdir, config.train.keep_checkpoints, evaluation.best_metric(config) if config.train.eval_every else None)
+  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
   mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
@@ -90,7 +89,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       workdir_lib.describe_data(workdir, config, source, progress.note)
 
     stop = exits.enter_context(agreement.Stop())
-    progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
+    trained = first_step >= config.train.num_steps  # and only what comes after the last step is missing
+    if not trained:
+      progress.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
     inputs = train_step.inputs(config, mesh, stacked=several > 1)
     # Traced one after the other, because tracing holds the interpreter, and compiled side by side; what the first step
     # needs comes first, TensorFlow's import only after it.
@@ -98,7 +99,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     optim = config.optim if abstract_state.d_params else dataclasses.replace(config.optim, r1_gamma=0.0)
     # A program of several steps knows by itself which have R1.
     variant_of = lambda step: train_step.has_r1(optim, step) if several == 1 else None
-    for variant in train_step.variants(optim, first_step) if several == 1 else (None,):
+    for variant in () if trained else train_step.variants(optim, first_step) if several == 1 else (None,):
       step_fn = (train_step.make_steps_fn(config, mesh) if variant is None
                  else train_step.make_step_fn(config, mesh, variant))
       lowered = step_fn.lower(abstract_state, *inputs.values())
@@ -121,8 +122,8 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       rows = sharding.by_rows(mesh, stacked=several > 1)
       return pipeline.device_batches(on_host() if several == 1 else pipeline.stacked(on_host(), several), rows)
 
-    first_compiled = _wait_for(steps[variant_of(first_step)], stop)
-    if first_compiled is None:
+    first_compiled = None if trained else _wait_for(steps[variant_of(first_step)], stop)
+    if first_compiled is None and not trained:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
       return
     writer = writers.EventWriter(workdir, is_main)
@@ -173,6 +174,13 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
       writer.scalars(step, measured)
       return measured
 
+    def show(state: train_state.TrainState, step: int, sample_now: bool, eval_now: bool) -> None:
+      """The grid of a state, and what is measured of it, which goes into its checkpoint."""
+      if sample_now and (sample_fn := _wait_for(sample_future, stop)):
+        save_samples(sample_fn, state, step)
+      if eval_now and (measured := measure(state, step)):
+        checkpoints.record_metrics(step, measured)
+
     def train_from(state: train_state.TrainState, step: int) -> int:
       """Trains until the end or a signal; returns the last step, which is saved. Raises Diverged."""
       pending: collections.deque = collections.deque()
@@ -195,9 +203,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
         if most == 0 and window:
           _finite_means(window)
 
-      def save(metrics: dict[str, float] | None = None) -> None:
+      def save() -> None:
         try:
-          checkpoints.save(state, metrics)
+          checkpoints.save(state)
         except NotFiniteError as error:
           raise Diverged(str(error).partition(' not finite')[0], step) from error
 
@@ -229,18 +237,29 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
           stopping = stop.after_step()  # asked once: a signal that comes later is for the next step
           if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
-            if sample_now and (sample_fn := _wait_for(sample_future, stop)):
-              save_samples(sample_fn, state, step)
-            measured = measure(state, step) if eval_now and not stopping else None
+            # Saved first: what goes wrong in sampling or measuring must not take the steps with it.
+            if save_now or stopping or eval_now:
+              save()
+            if sample_now or eval_now:
+              checkpoints.wait()
+              try:
+                show(state, step, sample_now, eval_now and not stopping)
+              except Exception:
+                if jax.process_count() == 1:  # the others would not save with this one
+                  save()
+                  checkpoints.wait()
+                raise
             stopping = stopping or eval_now and stop.signal is not None
-            if save_now or stopping or measured:
-              save(measured)
             progress.start(step)
           if stopping:
             break
       checkpoints.wait()
       return step
 
+    if trained:
+      missing = _missing(config, workdir, checkpoints)
+      progress.note(f'All {first_step:,} steps are done; still missing: {_missing_names(missing)}.')
+      show(state, first_step, *missing)
     step = first_step
     while True:
       try:
@@ -263,6 +282,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     writer.flush(progress.note)
     if step < config.train.num_steps:
       progress.note(f'{stop.signal}: saved step {step:,} in {workdir}; the same command goes on from there.')
+    elif any(missing := _missing(config, workdir, checkpoints)):
+      progress.note(f'{stop.signal}: saved the last step, {step:,}, in {workdir}; the same command adds what is '
+                    f'missing: {_missing_names(missing)}.')
     else:
       progress.note(f'Finished {step:,} steps in {workdir}{_last_grid(workdir, step)}.')
 
@@ -337,9 +359,23 @@ def _has_finished(
   good = checkpoints.restore_newest_ema(abstract_ema, say)
   if good is None or good[1] < config.train.num_steps:
     return False
+  if good[1] == config.train.num_steps and any(_missing(config, workdir, checkpoints)):
+    return False
   say(f'{workdir} has finished its {good[1]:,} steps{_last_grid(workdir, good[1])}. '
       'To train longer set --config.train.num_steps, to start anew choose another --workdir.')
   return True
+
+
+def _missing(config: Config, workdir: str, checkpoints: Checkpoints) -> tuple[bool, bool]:
+  """Whether the last step still lacks its sample grid, and its evaluation: a signal or a fault came between."""
+  step = config.train.num_steps
+  grid = not epath.Path(grid_path(workdir, step)).exists()
+  evaluation_ = config.train.eval_every > 0 and not checkpoints.metrics(step)
+  return bool(agreement.from_main(grid)), bool(agreement.from_main(evaluation_))
+
+
+def _missing_names(missing: tuple[bool, bool]) -> str:
+  return ' and '.join(name for name, lacks in zip(('its sample grid', 'its evaluation'), missing) if lacks)
 
 
 def _last_grid(workdir: str, step: int) -> str:

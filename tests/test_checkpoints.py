@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -161,20 +162,50 @@ def test_no_good_one_is_left(saved, quick_config):
   assert files_of(saved) == before
 
 
-def test_the_best_stays_and_the_newest_too(tmp_path, state):
-  """Also over a restart, and for checkpoints without a metric."""
+@pytest.fixture
+def save(tmp_path, state):
+  """Saves steps, each with what was measured of it; returns the steps that are kept."""
   def save(steps):
-    checkpoints = Checkpoints(tmp_path, keep=2, best='fid')
+    checkpoints = Checkpoints(tmp_path, keep=2)
     for step, metrics in steps.items():
-      checkpoints.save(state.replace(step=np.int32(step)), metrics)
+      checkpoints.save(state.replace(step=np.int32(step)))
+      if metrics:
+        checkpoints.record_metrics(step, {f'eval/{name}': value for name, value in metrics.items()})
       checkpoints.wait()
       assert step in checkpoints.steps()
     checkpoints.close()
     return checkpoints.steps()
 
+  return save
+
+
+def test_the_best_stays_and_the_newest_too(save, tmp_path):
+  """Also over a restart, and for checkpoints without a metric."""
   assert save({1: {'fid': 9.0}, 2: {'fid': 5.0}, 3: {'fid': 7.0}, 4: None, 5: {'fid': 8.0}}) == [2, 4, 5]
+  assert Checkpoints(tmp_path).metrics(2) == {'eval/fid': 5.0} and Checkpoints(tmp_path).metrics(4) == {}
   assert save({6: {'fid': 6.0}, 7: {'fid': 6.5}}) == [2, 6, 7]
-  assert save({8: {'fid': 1.0}, 9: None, 10: None}) == [8, 9, 10]
+  assert save({8: {'fid': 1.0}}) == [7, 8]  # at once, and not only at the next save
+  assert save({9: None, 10: None}) == [8, 9, 10]
+
+
+def test_the_best_stays_whatever_is_measured_later(save):
+  """A resumed run may measure another metric, or nothing; a value that is not finite ranks nothing."""
+  assert save({1: {'fid': 5.0, 'is': 2.0}, 2: {'fid': 9.0}, 3: {'fid': 7.0}}) == [1, 2, 3]
+  assert save({4: None, 5: {'is': 3.0}, 6: None}) == [1, 5, 6]
+  assert save({7: {'kid': 0.2}, 8: {'fd_classifier': 3.0, 'mode_kl': 0.1}, 9: {'kid': 0.3}, 10: {'kid': np.nan}}) == [
+      1, 7, 8, 9, 10]
+  assert save({11: {'fid': 4.0}, 12: None}) == [7, 8, 11, 12]
+
+
+def test_metrics_that_orbax_stored_count(save, tmp_path, state):
+  """As runs of the first versions have them."""
+  with ocp.CheckpointManager(
+      tmp_path / 'checkpoints', options=ocp.CheckpointManagerOptions(best_fn=lambda metrics: -metrics['eval/fid'])
+  ) as manager:
+    manager.save(1, metrics={'eval/fid': 2.0, 'eval/is': 3.0}, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave({})))
+  assert Checkpoints(tmp_path).metrics(1) == {'eval/fid': 2.0, 'eval/is': 3.0}
+  assert save({2: {'fid': 9.0}, 3: None, 4: None}) == [1, 3, 4]
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

@@ -73,6 +73,82 @@ def poison(monkeypatch, is_bad):
   return lambda: monkeypatch.setattr(pipeline, 'global_batch', clean)
 
 
+def measured(**values):
+  """A report, as `evaluation` makes it."""
+  return {'images': 'samples', 'n': 100, 'reference': None, 'n_reference': None, 'biased': True,
+          'metrics': {name: {'value': value, 'features': 'none'} for name, value in values.items()}}
+
+
+@pytest.fixture
+def evaluate(monkeypatch):
+  """Lets runs be measured by the given function of images."""
+  return lambda function: monkeypatch.setattr(evaluation, 'against_data', lambda *args: function)
+
+
+def test_resuming_with_other_metrics_or_none(run, tmp_path, evaluate):
+  """Both best checkpoints stay: a distance of one kind says nothing about another."""
+  evaluate(lambda images: measured(fid={'step 6': 5.0, 'step 12': 9.0}[images.name]))
+  run(tmp_path / 'run', num_steps=12, eval_every=6)
+  evaluate(lambda images: measured(kid={'step 18': 0.1, 'step 24': 0.2}[images.name]))
+  assert 'Finished 24 steps' in run(tmp_path / 'run', num_steps=24, eval_every=6, checkpoint_every=3)
+  assert Checkpoints(tmp_path / 'run').steps() == [6, 18, 21, 24]
+  assert 'Finished 30 steps' in run(tmp_path / 'run', checkpoint_every=3)
+  assert Checkpoints(tmp_path / 'run').steps() == [6, 18, 27, 30]
+
+
+def test_a_measurement_that_fails_loses_no_step(run, tmp_path, evaluate, quick_config):
+  """At each start again: the run gets further all the same, and only its last evaluation is still missing."""
+  def out_of_memory(images):
+    raise MemoryError('RESOURCE_EXHAUSTED: no memory for the features')
+
+  evaluate(out_of_memory)
+  for step in (15, 30, 30):
+    with pytest.raises(MemoryError, match='no memory for the features'):
+      run(tmp_path / 'run', eval_every=15, checkpoint_every=100)
+    assert Checkpoints(tmp_path / 'run').latest_step() == step
+  assert 'All 30 steps are done; still missing: its evaluation.' in run.printed
+  evaluate(lambda images: measured(fid=3.0))
+  run(tmp_path / 'whole', eval_every=15)
+  assert_same_end(tmp_path / 'run', tmp_path / 'whole', quick_config)
+
+
+def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
+  """Neither where the step is saved anyway, nor where it would not be."""
+  def no_memory(*args):
+    def sample(ema_params):
+      raise RuntimeError('RESOURCE_EXHAUSTED: no memory for the noise')
+
+    return sample
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'make_sample_fn', no_memory)
+    for step in (15, 30):
+      with pytest.raises(RuntimeError, match='no memory for the noise'):
+        run(tmp_path / 'run', sample_every=15)
+      assert Checkpoints(tmp_path / 'run').latest_step() == step
+  printed = run(tmp_path / 'run', sample_every=15)
+  assert 'All 30 steps are done; still missing: its sample grid.' in printed and 'Compiling' not in printed
+  assert f'Finished 30 steps in {tmp_path / "run"}; its last sample grid is' in printed
+  assert os.listdir(tmp_path / 'run' / 'samples') == ['step_00000030.png']
+
+
+def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
+  """The same command measures what has not been measured yet, once."""
+  def interrupted(images):
+    os.kill(os.getpid(), signal.SIGTERM)
+    images.rows(0, 4)
+
+  evaluate(interrupted)
+  said = run(tmp_path / 'run', eval_every=30)
+  assert 'SIGTERM: saved the last step, 30, in' in said and 'what is missing: its evaluation.' in said
+  assert 'Finished' not in said and Checkpoints(tmp_path / 'run').metrics(30) == {}
+  evaluate(lambda images: measured(fid=3.0))
+  assert 'Finished 30 steps' in run(tmp_path / 'run', eval_every=30)
+  assert Checkpoints(tmp_path / 'run').metrics(30) == {'eval/fid': 3.0}
+  evaluate(lambda images: pytest.fail('measured again'))
+  assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
+
+
 def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
   """It is given up, the step is saved, and the same command goes on."""
   def measure(images):
