@@ -54,7 +54,8 @@ def main(argv: list[str]) -> None:
   configs = {name: comparison.config_of(base, METHODS[name], num_steps) for name in names}
   base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
   workdir = _WORKDIR.value
-  if workdir is None:
+  is_default = workdir is None
+  if is_default:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     # A quick run is not what a long one begins with: its learning rates have ended.
     quick = '_quick' if _QUICK.value else ''
@@ -67,24 +68,34 @@ def main(argv: list[str]) -> None:
 
   compilation.use_persistent_cache()
   mesh = sharding.make_mesh()
-  evaluate = evaluation.against_data(base, sources.load_source(base.data), mesh)  # what is missing is missed now
+  source = sources.load_source(base.data)
+  evaluate = evaluation.against_data(base, source, mesh)  # what is missing is missed now
   for name, config in configs.items():
     decay = config.optim.ema_decay
     print(f'--- {METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'
           f'{f", ema_decay {decay:.4g} for so few" if decay != base.optim.ema_decay else ""}', flush=True)
-    train.train_and_evaluate(config, os.path.join(workdir, name))
+    train.train_and_evaluate(config, os.path.join(workdir, name), may_change_data=not is_default)
     if (Checkpoints(os.path.join(workdir, name)).latest_step() or 0) < num_steps:
       print('Stopped; the same command goes on from there.', flush=True)
       return
-  rows = measure(evaluate, base, names, workdir, mesh)
+  rows = measure(evaluate, base, names, workdir, mesh, source.checksum)
   time_samplers(rows, _REPEATS.value)
   write(rows, workdir, base, num_steps)
 
 
 def measure(
-    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any
+    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any, checksum: str
 ) -> list[dict[str, Any]]:
-  """One row a sampler: its run, title, evaluations, and its report, which is kept beside the run."""
+  """One row per sampler: its run, title, evaluations, and its report, which is kept beside the run.
+
+  Args:
+    evaluate: images → report, with the data as reference.
+    base: the config whose `eval` says what is measured.
+    names: of `METHODS`.
+    workdir: the comparison's.
+    mesh: the devices that sample.
+    checksum: of the data; a report on other data is not used again.
+  """
   import ddgan_jax
   from ddgan_jax import sharding
   from ddgan_jax.metrics import image_sets
@@ -97,7 +108,7 @@ def measure(
       evaluations = run.schedule.num_timesteps
       path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
       report = _kept(path)
-      asked = [_REPORTS, run.step, *base.eval.metrics]
+      asked = [_REPORTS, run.step, *base.eval.metrics, checksum]
       if report is None or report.get('asked') != asked:
         print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
         images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)

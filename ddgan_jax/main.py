@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
   del argv
   config = config_lib.from_config_dict(_CONFIG.value)
   workdir = _WORKDIR.value
-  if workdir is None:
+  is_default = workdir is None
+  if is_default:
     file = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
     names = [os.path.splitext(os.path.basename(path.rstrip('/')))[0] for path in (file, config.data.path)]
     workdir = os.path.join('runs', '_'.join(filter(None, names)))  # each folder of images has a run of its own
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> None:
   from ddgan_jax import compilation, train
 
   compilation.use_persistent_cache()
-  train.train_and_evaluate(config, workdir)
+  # A name that nobody chose must not continue another folder of images, whose name is the same.
+  train.train_and_evaluate(config, workdir, may_change_data=not is_default)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ from ddgan_jax.workdir import grid_path
 _IN_FLIGHT = 2
 
 
-def train_and_evaluate(config: Config, workdir: str) -> None:
+def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = True) -> None:
   """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
   The workdir receives config.json, parameters.txt, data.png and data.json (what the run sees), checkpoints/,
@@ -43,6 +43,7 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   Args:
     config: the run, checked.
     workdir: its folder, made if needed; the same for all processes.
+    may_change_data: whether a run of `workdir` may continue on other data than it began with.
 
   Raises:
     UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
@@ -56,6 +57,10 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
   workdir_lib.check_workdir(workdir, config, checkpoints)
+  source = None
+  if not may_change_data and agreement.from_main(workdir_lib.has_other_path(workdir, config)):
+    source = _load_source(config, print if is_main else lambda text: None)  # even a finished run may be of other data
+    agreement.on_main(lambda: workdir_lib.check_data(workdir, config, source))
   if _has_finished(config, workdir, checkpoints, abstract_state.ema_params, print if is_main else lambda text: None):
     return
 
@@ -68,7 +73,9 @@ def train_and_evaluate(config: Config, workdir: str) -> None:
     agreement.on_main(take_workdir)
     workdir_lib.check_shared(workdir)
     progress = writers.Progress(config.train.num_steps, config.data.batch_size, quiet=not is_main)
-    source = _load_source(config, progress.note)
+    source = source or _load_source(config, progress.note)
+    if not may_change_data:
+      agreement.on_main(lambda: workdir_lib.check_data(workdir, config, source))
     progress.note(
         f'{config.data.name}: {len(source):,} {_things(config)}, on {jax.device_count()} {jax.devices()[0].platform} '
         f'device(s). G has {train_state.count_parameters(abstract_state.g_params):,} parameters'

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from clu import parameter_overview
@@ -169,15 +170,49 @@ def _write_whole(path: epath.Path, text: str) -> None:
   partial.replace(path)
 
 
+def has_other_path(workdir: str, config: Config) -> bool:
+  """Whether a run has begun in `workdir` with another `data.path`, which may still hold the same data."""
+  stored = epath.Path(workdir) / 'config.json'
+  if _described(workdir) is None or not stored.exists():
+    return False
+  before = config_lib.from_json(stored.read_text(), str(stored)).data.path
+  return before != config.data.path
+
+
+def check_data(workdir: str, config: Config, source: Source) -> None:
+  """Refuses to continue the run of `workdir` on other data than it began with; changes nothing.
+
+  Raises:
+    WorkdirError: one sentence, with what to do for either intention.
+  """
+  before, now = _described(workdir), _description(source)
+  if before in (None, now):
+    return
+  path = f' at {config.data.path}' if config.data.path else ''
+  raise WorkdirError(
+      f'{workdir}: holds a run on other data ({before["images"]:,} images with checksum {before["checksum"]}) than '
+      f'{config.data.name}{path} ({now["images"]:,} images with checksum {now["checksum"]}); set --workdir to another '
+      f'folder to start a new run, or set --workdir={workdir} to continue this one with the other data')
+
+
+def _description(source: Source) -> dict[str, Any]:
+  return {'images': len(source), 'checksum': source.checksum}
+
+
+def _described(workdir: str) -> dict[str, Any] | None:
+  """What data.json says of the data that the run of `workdir` began with; None if it says nothing."""
+  try:
+    before = json.loads((epath.Path(workdir) / 'data.json').read_text())
+    return {name: before[name] for name in ('images', 'checksum')}
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
 def describe_data(workdir: str, config: Config, source: Source, say: Callable[[str], None]) -> None:
   """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
-  found = {'images': len(source), 'checksum': source.checksum}
+  found = _description(source)
   path = epath.Path(workdir) / 'data.json'
-  try:
-    before = json.loads(path.read_text())
-    before = {name: before[name] for name in found}
-  except (OSError, ValueError, KeyError, TypeError):
-    before = None
+  before = _described(workdir)
   if before == found:
     return
   if before:

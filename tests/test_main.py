@@ -1,6 +1,8 @@
 """The commands as a user types them: train, stop, kill, resume, sample; and every mistake gets one sentence."""
 
+import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -309,6 +311,37 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
   assert 'Resumed at step 150' in result.stdout and 'Finished 201 steps' in result.stdout
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
       '151.damaged', '200', '200.damaged', '201']
+
+
+def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path):
+  """cats/images and dogs/images have the same default workdir: the second is refused, unless it is named."""
+  rng = np.random.default_rng(0)
+  for animal in ('cats', 'dogs'):
+    (tmp_path / animal / 'images').mkdir(parents=True)
+    for i in range(4):
+      Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / animal / 'images' / f'{i}.png')
+  env = {**ENVIRONMENT, 'PYTHONPATH': os.pathsep.join([str(ROOT), ENVIRONMENT['PYTHONPATH']])}
+
+  def train(animal, *flags):
+    return subprocess.run(
+        [sys.executable, '-m', 'ddgan_jax.main', '--config', str(config_file), '--config.data.name=folder',
+         f'--config.data.path={animal}/images', '--config.train.num_steps=2', *flags],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+
+  first = train('cats')
+  assert first.returncode == 0 and 'Finished 2 steps in runs/tiny_images' in first.stdout, first.stderr
+  before = files_of(tmp_path / 'runs')
+  for flags in ([], ['--config.train.num_steps=4']):  # finished, or to be continued
+    refused = train('dogs', *flags)
+    assert refused.returncode == 2 and files_of(tmp_path / 'runs') == before
+    assert re.fullmatch(
+        r'Error: runs/tiny_images: holds a run on other data \(4 images with checksum \w{16}\) than folder at '
+        r'dogs/images \(4 images with checksum \w{16}\); set --workdir to another folder to start a new run, or set '
+        r'--workdir=runs/tiny_images to continue this one with the other data\n', refused.stderr), refused.stderr
+  (tmp_path / 'cats').rename(tmp_path / 'felines')
+  assert 'runs/tiny_images has finished its 2 steps' in train('felines').stdout  # the same data elsewhere
+  continued = train('dogs', '--workdir=runs/tiny_images', '--config.train.num_steps=4')
+  assert continued.returncode == 0 and 'The data are not those that this run began with' in continued.stdout
 
 
 def test_a_workdir_that_cannot_be_written(command, tmp_path):
