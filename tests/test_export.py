@@ -1,5 +1,6 @@
 """What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
 
+import importlib
 import os
 import pathlib
 import subprocess
@@ -17,7 +18,10 @@ from ddgan_jax import compilation, outputs, sampling, train_state
 from ddgan_jax import config as config_lib
 from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 from ddgan_jax.config import UserError
+from ddgan_jax.interop import stablehlo
 from tests.conftest import tiny_config_dict
+from tests.test_ablations import filled
+from tests.test_config import RECIPES
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
@@ -91,6 +95,54 @@ def test_the_exported_sampler_is_for_all_platforms_and_batches(files):
   assert [str(aval) for aval in exported.out_avals] == ['uint8[batch,8,8,1]']
   # The FIR filters: weighted sums, and a depthwise convolution for TPUs, chosen where the program is compiled.
   assert 'stablehlo.case' in exported.mlir_module()
+
+
+def all_recipes():
+  """`name`, or `name:size` of a recipe that comes in several sizes, as --config takes them."""
+  for name in RECIPES:
+    sizes = getattr(importlib.import_module(f'configs.{name}'), '_SIZES', None)
+    yield from [name] if sizes is None else [f'{name}:{size}' for size in sizes]
+
+
+def recipe_run(recipe, label=None, num_timesteps=None, **fields):
+  """A run of a recipe, with a narrow G of at most two levels that is filled with random numbers."""
+  name, *size = recipe.split(':')
+  config_dict = importlib.import_module(f'configs.{name}').get_config(*size)
+  config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
+  generator = config_dict.generator
+  generator.update(
+      num_channels_dae=8, ch_mult=generator.ch_mult[:2], num_res_blocks=1, nz=4, z_emb_dim=8, n_mlp=1,
+      attn_resolutions=(config_dict.data.image_size // 2,) if generator.attn_resolutions else ())
+  config_dict.update_from_flattened_dict(fields)
+  config = config_lib.from_config_dict(config_dict)
+  module, _ = train_state.make_networks(config)
+  x, z = jnp.zeros((1, *config.image_shape)), jnp.zeros((1, config.generator.nz))
+  params = filled(jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1, jnp.int32), z)['params'])
+  return ddgan_jax.Run(*train_state.make_sampler(config, params, num_timesteps, label), config, 0, params)
+
+
+@pytest.mark.parametrize('recipe', list(all_recipes()))
+def test_every_recipe_can_be_exported(recipe):
+  run = recipe_run(recipe)
+  (images,) = stablehlo.export_sampler(run, ['cpu']).out_avals
+  assert str(images.shape[0]) == 'batch' and images.shape[1:] == run.config.image_shape
+
+
+@pytest.mark.parametrize('recipe, fields', [
+    ('digits_conditional', {'label': 3, 'generator.ch_mult': (1,), 'generator.attn_resolutions': ()}),
+    ('gaussians25', {}),
+    ('stacked_digits', {'label': 314, 'num_timesteps': 4, 'method': 'gaussian', 'diffusion.num_timesteps': 20,
+                        'generator.kind': 'mlp', 'generator.num_classes': 10}),
+], ids=['a label', 'points', 'a label of three digits in fewer steps'])
+def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
+  run = recipe_run(recipe, **fields)
+  sample = jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
+  expected = outputs.generate(run, 5, seed=7)
+  assert expected.std() > 0.1
+  for indices in ([0, 1, 2, 3, 4], [4, 2]):
+    found = np.asarray(sample(np.uint32(7), np.array(indices, np.int32)))
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found.astype(float), expected[indices], atol=1 if found.dtype == np.uint8 else 1e-5)
 
 
 def test_safetensors_hold_the_parameters_and_the_config(run, files):

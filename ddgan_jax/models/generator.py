@@ -58,14 +58,14 @@ class Generator(nn.Module):
     if config.num_classes:
       # As Dhariwal and Nichol (2021) add the class to the embedding of t: each adaptive norm has its own map of both.
       of_label = blocks.LabelEmbedding(
-          config.num_classes, config.stack, config.z_emb_dim, name='label_embedding')(label, len(x_tp1))
+          config.num_classes, config.stack, config.z_emb_dim, name='label_embedding')(label, x_tp1.shape[0])
       zemb = of_label if zemb is None else zemb + of_label
     temb = nn.silu(self._time_embedding(t)) if config.conditional else None
 
     if deterministic:
       places = None
     elif places is None:
-      places = jnp.arange(len(z))
+      places = jnp.arange(z.shape[0])
     # nn.remat renames a class and with it the parameters, unless their module has a name, as every block here has.
     block_class = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
 

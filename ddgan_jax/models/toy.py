@@ -10,6 +10,8 @@ paper does not mention.
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,9 +61,9 @@ class MlpGenerator(nn.Module):
       inputs.append(sinusoids(t, _TIME_FEATURES))
     if config.num_classes:
       inputs.append(LabelEmbedding(
-          config.num_classes, config.stack, _LABEL_FEATURES, name='label_embedding')(label, len(x_tp1)))
+          config.num_classes, config.stack, _LABEL_FEATURES, name='label_embedding')(label, x_tp1.shape[0]))
     h = _hidden_layers(inputs, config.num_channels_dae, self.dtype)
-    size = x_tp1[0].size
+    size = math.prod(x_tp1.shape[1:])
     out = nn.Dense(size, kernel_init=default_init(), dtype=self.dtype, name='dense_out')(h).astype(jnp.float32)
     out = out.reshape(x_tp1.shape)
     return jnp.tanh(out) if config.ends_in_tanh else out
@@ -90,7 +92,7 @@ class MlpDiscriminator(nn.Module):
 
 def _of_values(x: jax.Array) -> jax.Array:
   """[B, H, W, C] → [B, 9 H W C], the values and their sinusoids."""
-  x = x.reshape(len(x), -1)
+  x = x.reshape(x.shape[0], -1)
   angles = jnp.concatenate([2 * np.pi / period * x for period in _PERIODS], axis=1)
   return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=1)
 
