@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -143,6 +144,30 @@ def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
     found = np.asarray(sample(np.uint32(7), np.array(indices, np.int32)))
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found.astype(float), expected[indices], atol=1 if found.dtype == np.uint8 else 1e-5)
+
+
+def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeypatch):
+  """The images are those of a program that draws all noise at once; a batch that is one part needs no loop."""
+  run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
+
+  def exported(most):
+    monkeypatch.setattr(sampling, '_MOST_NOISE', most * 30 * (8 * 8 + 4))
+    return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
+
+  def compiled(sample, indices):
+    program = sample.lower(np.uint32(7), indices).compile()
+    shapes = re.findall(r'f32\[([\d,]+)\]', program.as_text())
+    largest = max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
+    return np.asarray(program(np.uint32(7), indices)).astype(int), largest, program.as_text().count(' while(')
+
+  at_once, in_parts = exported(1_000_000), exported(3)
+  indices = np.array([5, 0, 3, 8, 1, 2, 9], np.int32)
+  expected, largest, _ = compiled(at_once, indices)
+  assert largest >= 7 * 30 * 8 * 8 and expected.std() > 10
+  found, largest, _ = compiled(in_parts, indices)
+  assert largest <= 3 * 30 * 8 * 8
+  assert np.abs(found - expected).max() <= 1
+  assert compiled(in_parts, indices[:3])[2] == compiled(at_once, indices[:3])[2]
 
 
 def test_safetensors_hold_the_parameters_and_the_config(run, files):

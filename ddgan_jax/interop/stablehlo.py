@@ -12,10 +12,14 @@ import ddgan_jax
 from ddgan_jax import sampling
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+_LARGE_BATCH = 1_000  # images; a program that can hold the noise of so many draws a batch's noise at once
 
 
 def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
   """Exports what `outputs.generate` computes.
+
+  With so many steps that the noise of a large batch would not fit in memory, the program samples a batch in parts
+  (see `sampling.most_at_once`).
 
   Args:
     run: as `ddgan_jax.load` gives it.
@@ -26,12 +30,27 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
     of points float32. `.serialize()` gives the bytes of a file.
   """
   config = run.config
+  most = sampling.most_at_once(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
 
   def sample(seed, indices):
     images = sampling.sample_each(
         seed, indices, run.generator_fn, run.schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
+  def sample_in_parts(seed, indices):
+    count = indices.shape[0]
+    num_parts = -(-count // most)
+    size = jax.core.min_dim(count, -(-count // num_parts))
+
+    # Slices are clamped, so the last part begins earlier where it would end beyond the batch.
+    def sample_part(part, images):
+      of_part = sample(seed, jax.lax.dynamic_slice_in_dim(indices, part * size, size))
+      return jax.lax.dynamic_update_slice_in_dim(images, of_part, part * size, axis=0)
+
+    dtype = jnp.float32 if config.data.is_points else jnp.uint8
+    return jax.lax.fori_loop(0, num_parts, sample_part, jnp.zeros((count, *config.image_shape), dtype))
+
   (batch,) = jax.export.symbolic_shape('batch')
-  return jax.export.export(jax.jit(sample), platforms=tuple(platforms))(
-      jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((batch,), jnp.int32))
+  return jax.export.export(
+      jax.jit(sample if most >= _LARGE_BATCH else sample_in_parts), platforms=tuple(platforms))(
+          jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((batch,), jnp.int32))
