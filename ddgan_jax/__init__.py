@@ -26,6 +26,24 @@ class Run(NamedTuple):
   params: Any
 
 
+def load_config(workdir: str | os.PathLike) -> Any:
+  """Reads the `config.Config` of a run, in its folder or a `.safetensors` file of it. Raises config.UserError."""
+  from etils import epath
+
+  from ddgan_jax import config as config_lib
+  from ddgan_jax.checkpoints import CheckpointError
+
+  workdir = os.path.expanduser(workdir)
+  if str(workdir).endswith('.safetensors'):
+    from ddgan_jax.interop import safetensors_file
+
+    return safetensors_file.read_config(workdir)
+  file = epath.Path(workdir) / 'config.json'
+  if not file.exists():
+    raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
+  return config_lib.from_json(file.read_text(), str(file))
+
+
 def load(
     workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None, sharding: Any = None,
     label: Any = None) -> Run:
@@ -36,7 +54,9 @@ def load(
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
     num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
     sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
-    label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label.
+    label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label. A
+      run with `generator.label_dropout=0` can be loaded without one, but its `generator_fn` then raises
+      config.ConfigError; `outputs.generate` and `train_state.make_sampler` take a label later.
 
   Returns:
     A `Run`.
@@ -46,9 +66,7 @@ def load(
       steps or knows no such label; one sentence.
   """
   import jax
-  from etils import epath
 
-  from ddgan_jax import config as config_lib
   from ddgan_jax import train_state
   from ddgan_jax.checkpoints import CheckpointError, Checkpoints
 
@@ -63,10 +81,7 @@ def load(
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
     return Run(*train_state.make_sampler(config, params, num_timesteps, label), config, saved_step, params)
 
-  file = epath.Path(workdir) / 'config.json'
-  if not file.exists():
-    raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
-  config = config_lib.from_json(file.read_text(), str(file))
+  config = load_config(workdir)
   train_state.make_sampler(config, None, num_timesteps, label)  # refuses what is wrong before anything is read
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()

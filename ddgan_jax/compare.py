@@ -137,11 +137,12 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   import jax
   import numpy as np
 
-  from ddgan_jax import compilation, outputs, sampling, train_state
+  from ddgan_jax import compilation, labels, outputs, sampling, train_state
 
   def make(config, num_timesteps):
     def sample(params, first):
-      generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps)
+      generator_fn, schedule = train_state.make_sampler(
+          config, params, num_timesteps, labels.for_timing(config.generator))
       return sampling.sample_many(
           0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
@@ -160,8 +161,11 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
       left -= times[i][-1]
   for row, measured in zip(rows, times):
     row['seconds'] = statistics.median(measured)
-    if row['run'].config.data.is_points:
-      row['samples'] = outputs.generate(row['run'], _POINTS, seed=0, batch_size=_POINTS)
+    generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
+    num = _POINTS if is_points else _TIMED
+    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.required(generator) else None
+    if is_points or label is not None:  # whose timed samples are too few, or all of one label
+      row['samples'] = outputs.generate(row['run'], num, seed=0, batch_size=num, label=label)
 
 
 def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int) -> None:

@@ -186,7 +186,8 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
     figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
     for i, row in enumerate(rows):
       axes = figure.add_subplot(len(rows), 1, i + 1)
-      images = np.asarray(sampling.to_uint8(row['samples'][:12]))
+      images = np.asarray(row['samples'][:12])
+      images = images if images.dtype == np.uint8 else np.asarray(sampling.to_uint8(images))
       strip = writers.make_grid(images, columns=len(images))
       axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
       axes.set(xticks=[], yticks=[])

@@ -120,7 +120,8 @@ class GeneratorConfig:
     dropout: rate inside the blocks while training.
     num_classes: classes of the data's labels, 0 … num_classes - 1, which G and D are then told; 0 tells them none. With
       data.stack=3 classes of each of the three images.
-    label_dropout: share of training rows whose label is withheld, so that the same network samples without one too.
+    label_dropout: share of training rows whose label is dropped, so that the same network samples without one too; with
+      0 it samples with a label only.
     stack: images that one label speaks of, each with a digit of it (`labels`).
   """
 

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 import ddgan_jax
-from ddgan_jax import command, compilation, editing, interpolation, matching, outputs, sampling
+from ddgan_jax import command, compilation, editing, interpolation, labels, matching, outputs, sampling
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 
@@ -67,17 +67,21 @@ _RESIZE = flags.DEFINE_enum(
     'resize', None, ['none', 'crop', 'cover', 'pad'], "How pictures are fitted; by default the run's data.resize.")
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time; fewer take less memory.', lower_bound=1)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
-_LABEL = flags.DEFINE_integer('label', None, 'Of a run with labels: which the results are to have; by default any.')
+_LABEL = flags.DEFINE_integer(
+    'label', None, 'Of a run with labels: which the results are to have; by default any, unless '
+    'generator.label_dropout is 0.')
 
 
 def main(argv: list[str]) -> None:
   del argv
   _check_flags()
   outputs.check_out(_OUT.value)
+  config = ddgan_jax.load_config(_WORKDIR.value)
+  if config.data.is_points:
+    raise ConfigError(f'{_WORKDIR.value}: is a run on points, and only images can be edited')
+  labels.check_asked(_LABEL.value, config.generator, '--label')
   compilation.use_persistent_cache()
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value, label=_LABEL.value)
-  if run.config.data.is_points:
-    raise ConfigError(f'{_WORKDIR.value}: is a run on points, and only images can be edited')
   make = {'inpaint': _inpaint, 'stroke': _image_to_image, 'variations': _image_to_image,
           'interpolate': _interpolate, 'superres': _super_resolve}[_TASK.value]
   results, inputs = make(run)

@@ -20,7 +20,8 @@ _SAFETENSORS = flags.DEFINE_string('safetensors', None, 'The safetensors file to
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
-_LABEL = flags.DEFINE_integer('label', None, 'Of a run with labels: which --out makes; by default any.')
+_LABEL = flags.DEFINE_integer(
+    'label', None, 'Of a run with labels: which --out makes; by default any, unless generator.label_dropout is 0.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
 
 
@@ -35,12 +36,15 @@ def main(argv: list[str]) -> None:
       raise ConfigError(f'--{name}: {os.path.dirname(file)!r} is not a folder')
   # After the flags are checked: these take seconds to import.
   import ddgan_jax
+  from ddgan_jax import labels
   from ddgan_jax.interop import safetensors_file, stablehlo
 
   unknown = sorted(set(_PLATFORMS.value) - set(stablehlo.PLATFORMS))
   if unknown or not _PLATFORMS.value:
     raise ConfigError(f'--platforms: found {",".join(unknown) or "none"}, must be some of '
                       f'{",".join(stablehlo.PLATFORMS)}')
+  if _OUT.value:
+    labels.check_asked(_LABEL.value, ddgan_jax.load_config(_WORKDIR.value).generator, '--label')
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value, label=_LABEL.value)
   what = f'step {run.step:,} of {_WORKDIR.value}'
   if _SAFETENSORS.value:

@@ -61,23 +61,47 @@ def draw(seed: int, indices: jax.Array, generator: GeneratorConfig) -> jax.Array
 def for_grid(generator: GeneratorConfig, num: int) -> tuple[np.ndarray, int | None]:
   """Labels for a grid of `num` images, one row a class, and its columns.
 
-  What is left over has no label. Fewer images than labels show some of these, spread evenly; the columns are None then.
+  What is left over has no label, or the first labels again where one is `required`. Fewer images than labels show some
+  of these, spread evenly; the columns are None then.
   """
   known = every(generator)
   if num < len(known):
     return known[np.linspace(0, len(known) - 1, num).round().astype(int)], None
   columns = num // len(known)
-  return np.append(known.repeat(columns), np.full(num % len(known), NONE, np.int32)), columns
+  rest = known[:num % len(known)]
+  return np.append(known.repeat(columns), rest if required(generator) else np.full_like(rest, NONE)), columns
 
 
-def check_asked(label: int | np.ndarray | jax.Array, generator: GeneratorConfig, name: str = 'label') -> None:
+def required(generator: GeneratorConfig) -> bool:
+  """Whether a run samples with a label only, because `label_dropout=0` never trained it without one."""
+  return generator.num_classes > 0 and not generator.label_dropout
+
+
+def for_timing(generator: GeneratorConfig) -> int | None:
+  """What to sample where only the time counts: no label, or label 0 where one is `required`."""
+  return 0 if required(generator) else None
+
+
+def check_asked(
+    label: int | np.ndarray | jax.Array | None, generator: GeneratorConfig, name: str = 'label', others: str = ''
+) -> None:
   """Raises ConfigError, beginning with `name`, for a label that a run cannot be asked for; tracers pass.
 
   Args:
-    label: one or an array; `NONE` is no label, which any conditional run can do without.
+    label: one or an array; `NONE`, or None for all, is no label, which a run can do without unless one is `required`.
     generator: the run's.
     name: of the argument or flag.
+    others: what else the argument takes, such as `'all' or `.
   """
+  known = f'0 … {generator.num_classes - 1}'
+  if generator.stack > 1:
+    known = f'100a + 10b + c with a, b and c in {known}'
+  unlabelled = label is None or not isinstance(label, jax.core.Tracer) and (np.asarray(label) == NONE).any()
+  if unlabelled and required(generator):
+    raise ConfigError(f"{name}: found {'none' if label is None else NONE}, but this run was trained with labels only "
+                      f'(generator.label_dropout=0); use {others}a label: {known}')
+  if label is None:
+    return
   if not generator.num_classes:
     shown = '' if isinstance(label, jax.core.Tracer) else f'found {label}, but '
     raise ConfigError(f'{name}: {shown}this run knows no labels (generator.num_classes=0), so none can be asked for')
@@ -88,14 +112,14 @@ def check_asked(label: int | np.ndarray | jax.Array, generator: GeneratorConfig,
     raise ConfigError(f'{name}: found {label}, must be an integer or an array of integers')
   wrong = label[(label != NONE) & ~np.isin(label, every(generator))]
   if wrong.size:
-    right = f'0 … {generator.num_classes - 1}'
-    if generator.stack > 1:
-      right = f'100a + 10b + c with a, b and c in {right}'
-    raise ConfigError(f'{name}: found {wrong.ravel()[0]}, but the labels of this run are {right}')
+    raise ConfigError(f'{name}: found {wrong.ravel()[0]}, but the labels of this run are {known}')
 
 
-def parse(text: str, generator: GeneratorConfig, name: str = '--label') -> np.ndarray:
-  """`3`, `3,1,4` or `all` as labels [k] int32. Raises ConfigError, beginning with `name`, for anything else."""
+def parse(text: str, generator: GeneratorConfig, name: str = '--label') -> np.ndarray | None:
+  """`3`, `3,1,4` or `all` as labels [k] int32, `none` as None. Raises ConfigError, beginning with `name`, otherwise."""
+  if text == 'none':
+    check_asked(None, generator, name, others="'all' or ")
+    return None
   if text != 'all' and not re.fullmatch(r'\d{1,9}(,\d{1,9})*', text):
     raise ConfigError(f"{name}: found {text!r}, must be a label such as 3, some of them as 3,1,4, 'all' or 'none'")
   found = every(generator) if text == 'all' else np.array(text.split(','), np.int32)

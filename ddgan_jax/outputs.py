@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ddgan_jax
-from ddgan_jax import compilation, sampling, train_state, writers
+from ddgan_jax import compilation, labels, sampling, train_state, writers
 from ddgan_jax.config import ConfigError
 
 _COLUMNS = 10  # of a grid that begins with its inputs
@@ -27,7 +27,12 @@ def generate(
 
   Returns:
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
+
+  Raises:
+    ConfigError: the run knows no such label, or needs one.
   """
+  if label is not None:
+    labels.check_asked(label, run.config.generator)
   most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
   batch_size = min(batch_size, num, most)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddgan_jax import compilation, hardware, operations, sampling, sharding, timing, train_state, train_step
+from ddgan_jax import compilation, hardware, labels, operations, sampling, sharding, timing, train_state, train_step
 from ddgan_jax.config import Config
 from ddgan_jax.data import pipeline, sources
 
@@ -113,7 +113,7 @@ class Programs:
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
-  generator_fn, schedule = train_state.make_sampler(config, ema_params)
+  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.for_timing(config.generator))
   return sampling.sample_many(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 

@@ -6,7 +6,7 @@ Image i depends on the seed and i alone, not on the batch size or on how many ar
 
 A run that was trained with labels (generator.num_classes) is asked for one by `--label 3`, for several in turn by
 `--label 3,1,4` or `--label all` (image i gets the next one; a grid has a column for each), and without the flag, or by
-`--label none`, for images of any class.
+`--label none`, for images of any class, which a run with generator.label_dropout=0 cannot make.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ _LABEL = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   del argv
   outputs.check_out(_OUT.value)
-  compilation.use_persistent_cache()
-  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
-  label = None if _LABEL.value == 'none' else labels.parse(_LABEL.value, run.config.generator)
-  things = 'points' if run.config.data.is_points else 'images'
+  config = ddgan_jax.load_config(_WORKDIR.value)
+  label = labels.parse(_LABEL.value, config.generator)
+  things = 'points' if config.data.is_points else 'images'
   if things == 'points' and not os.path.splitext(_OUT.value)[1]:
     raise ConfigError(f'--out: found {_OUT.value!r}, but points go to a .png (a scatter picture) or .npz (an array)')
+  compilation.use_persistent_cache()
+  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
   images = outputs.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value, label)
   outputs.save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}', label)
   asked = '' if label is None else f', label {_LABEL.value}'

@@ -79,7 +79,8 @@ def make_sampler(
     params: G's parameters, such as the EMA.
     num_timesteps: steps to sample in; by default those of the run.
     label: of a conditional run: what to sample, one label for all images or [B] int32, one each; by default no label,
-      which samples them all.
+      which samples them all, unless `generator.label_dropout=0` trained the run with labels only: `generator_fn` then
+      raises ConfigError.
 
   Returns:
     (generator_fn, schedule), as `sampling.sample` takes them.
@@ -89,7 +90,9 @@ def make_sampler(
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
-  if label is None:
+  if label is None and labels.required(config.generator):
+    predict = _without_label(config)
+  elif label is None:
     predict = models.generator_fn(generator, params, schedule)
   else:
     labels.check_asked(label, config.generator)
@@ -114,6 +117,11 @@ def make_sampler(
 def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: jax.Array) -> GeneratorFn:
   return lambda x_tp1, t, z: models.generator_fn(
       generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
+
+
+def _without_label(config: Config) -> GeneratorFn:
+  """Refuses when it is called, because a run may be loaded before it is known what to sample."""
+  return lambda x_tp1, t, z: labels.check_asked(None, config.generator)
 
 
 def _without_latent(predict: GeneratorFn, bound: float) -> GeneratorFn:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddgan_jax import comparison, train_state
+from ddgan_jax import comparison, sampling, train_state
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import ConfigError
 from tests.conftest import command_environment, tiny_config_dict
@@ -73,6 +73,14 @@ def test_figures(tmp_path, shape):
   for name in ('trilemma', 'samples'):
     picture = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
     assert min(picture.shape) > 100 and picture.std() > 10
+
+
+def test_samples_that_are_quantised_already_look_the_same(tmp_path):
+  floats = rows((8, 8, 1))
+  comparison.draw_samples(floats, str(tmp_path / 'floats.png'))
+  quantised = [{**row, 'samples': np.asarray(sampling.to_uint8(row['samples']))} for row in floats]
+  comparison.draw_samples(quantised, str(tmp_path / 'quantised.png'))
+  np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('floats', 'quantised')))
 
 
 def test_names_in_the_figure_keep_apart():

@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import labels, models, outputs, sampling, sharding, train, train_state, train_step
+from ddgan_jax import labels, models, outputs, performance, sampling, sharding, train, train_state, train_step
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
 from ddgan_jax.metrics import evaluation, image_sets, modes
-from tests.conftest import tiny_config_dict
+from tests.conftest import quick_config_dict, tiny_config_dict
 from tests.test_ablations import filled, normal, state_of, toy_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -205,6 +206,8 @@ def test_labels_and_digits():
   ten = GeneratorConfig(num_classes=10)
   grid, columns = labels.for_grid(ten, 25)
   assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), *5 * [-1]]
+  grid, columns = labels.for_grid(dataclasses.replace(ten, label_dropout=0.0), 25)
+  assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), 0, 1, 2, 3, 4]
   grid, columns = labels.for_grid(GeneratorConfig(num_classes=1000), 3)
   assert columns is None and list(grid) == [0, 500, 999]
 
@@ -243,6 +246,12 @@ def test_configs_that_are_refused(fields, message):
     config_lib.from_config_dict(nested)
 
 
+def quick_config(**generator):
+  nested = quick_config_dict()
+  nested['generator'] |= {'num_classes': 10, **generator}
+  return config_lib.from_config_dict(nested)
+
+
 def digits_config(**generator):
   nested = tiny_config_dict()
   nested['generator'] |= {'num_classes': 10, **generator}
@@ -278,6 +287,8 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
     (1.0, {}, 'label: found 1.0, must be an integer or an array of integers'),
     (3, {'num_classes': 0}, r'label: found 3, but this run knows no labels \(generator.num_classes=0\)'),
     (340, {'num_classes': 4, 'stack': 3}, r'label: found 340, but .* are 100a \+ 10b \+ c with a, b and c in 0 … 3'),
+    (None, {'label_dropout': 0.0}, r'label: found none, but .* only \(generator.label_dropout=0\); use a label: 0 … 9'),
+    ([3, -1], {'label_dropout': 0.0}, r'label: found -1, but this run was trained with labels only'),
 ], ids=str)
 def test_labels_that_cannot_be_asked_for(asked, fields, message):
   with pytest.raises(ConfigError, match=message):
@@ -287,7 +298,9 @@ def test_labels_that_cannot_be_asked_for(asked, fields, message):
 def test_labels_from_the_command_line():
   config = dataclasses.replace(U_NET, num_classes=10)
   assert list(labels.parse('3', config)) == [3] and list(labels.parse('3,1,4', config)) == [3, 1, 4]
-  assert list(labels.parse('all', config)) == list(range(10))
+  assert list(labels.parse('all', config)) == list(range(10)) and labels.parse('none', config) is None
+  with pytest.raises(ConfigError, match=r"--label: found none, but .*; use 'all' or a label: 0 … 9"):
+    labels.parse('none', dataclasses.replace(config, label_dropout=0.0))
   for text in ('three', '-1', '3,', '', '3,none'):
     with pytest.raises(ConfigError, match=f"--label: found '{text}', must be a label such as 3, some of them as 3,1,"):
       labels.parse(text, config)
@@ -411,6 +424,71 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   assert 'asked label seen' in evaluation.table(report) and 'held out: 0.9' in evaluation.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not asked for by label; a --workdir whose'):
     evaluate(image_sets.of_array(pictures, 'digits'))
+
+
+def always_labelled(config=None):
+  """A run that was never trained without a label."""
+  config = config or quick_config(label_dropout=0.0)
+  params = filled(train_state.abstract(config, None).ema_params)
+  return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
+
+
+def test_a_run_that_was_never_without_a_label_needs_one():
+  run = always_labelled()
+  untrained = r'label: found none, but this run was trained with labels only \(generator.label_dropout=0\)'
+  x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
+  with pytest.raises(ConfigError, match=untrained):
+    run.generator_fn(x, np.zeros(2, np.int32), z)
+  with pytest.raises(ConfigError, match=untrained):
+    outputs.generate(run, 2, seed=0)
+  for asked in (np.array([3, -1]), np.array([3, 12])):
+    with pytest.raises(ConfigError, match=f'label: found {asked[1]}, but'):
+      outputs.generate(run, 2, seed=0, label=asked)
+  assert outputs.generate(run, 2, seed=0, label=np.array([3])).std() > 10
+
+
+@pytest.fixture
+def compare():
+  """The command's module without its flags, so that a test may import another command."""
+  from ddgan_jax import compare
+
+  for flag in flags.FLAGS.flags_by_module_dict().get(compare.__name__, ()):
+    delattr(flags.FLAGS, flag.name)
+  return compare
+
+
+def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monkeypatch):
+  """The grid of a training, the pictures of a comparison, and the programs of a benchmark."""
+  run = always_labelled()
+  config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
+  assert np.asarray(train.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
+
+  monkeypatch.setattr(compare, '_TURN', 1e-9)
+  monkeypatch.setattr(compare, '_POINTS', 40)
+  toy = always_labelled(conditional(label_dropout=0.0))
+  rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
+  compare.time_samplers(rows, repeats=1)
+  drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
+  np.testing.assert_array_equal(rows[0]['samples'], outputs.generate(run, 100, 0, label=drawn))
+  assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)
+
+  sample = performance.Programs(config)['sample_3']
+  assert sample(run.params, 0).shape == (3, *config.image_shape)
+
+
+@pytest.mark.parametrize('name, arguments, others', [
+    ('sample', ['--out', 'x.npz'], "'all' or "), ('export', ['--out', 'x.stablehlo'], ''),
+    ('edit', ['--task', 'interpolate', '--out', 'x.npz'], '')])
+def test_commands_ask_for_a_label_before_they_load_the_run(name, arguments, others, tmp_path):
+  (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # and no checkpoint
+  result = subprocess.run(
+      [sys.executable, '-m', f'ddgan_jax.{name}', '--workdir', str(tmp_path), *arguments], cwd=tmp_path,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+  assert result.returncode == 2 and result.stderr == (
+      'Error: --label: found none, but this run was trained with labels only (generator.label_dropout=0); use '
+      f'{others}a label: 0 … 9\n')
 
 
 def test_the_command(finished, tmp_path):

@@ -6,6 +6,7 @@ A tensor's name is its path, `down_0_block_0.conv_0.kernel`, as in `parameters.t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,14 +55,7 @@ def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
     UserError: the file cannot be read, is damaged, or is not of a run; one sentence.
   """
   path = os.fspath(path)
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      metadata = file.metadata() or {}
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f'{path}: cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
-  if metadata.get('format') != 'ddgan_jax' or not {'config', 'step'} <= set(metadata):
-    raise UserError(f'{path}: has no config of ddgan_jax in its metadata, so ddgan_jax.export did not write it')
+  metadata, tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
   config = config_lib.from_json(metadata['config'], path)
 
   def take(keys, shape):
@@ -73,6 +67,25 @@ def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
 
   params = jax.tree_util.tree_map_with_path(take, train_state.abstract(config, None).ema_params)
   return params, config, int(metadata['step'])
+
+
+def read_config(path: str | os.PathLike) -> Config:
+  """The run's config alone. Raises UserError as `read` does."""
+  path = os.fspath(path)
+  metadata, _ = _read(path, lambda file: None)
+  return config_lib.from_json(metadata['config'], path)
+
+
+def _read(path: str, take: Callable[[Any], Any]) -> tuple[dict[str, str], Any]:
+  """The metadata of a run, and what `take` makes of the open file."""
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      metadata, taken = file.metadata() or {}, take(file)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'{path}: cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
+  if metadata.get('format') != 'ddgan_jax' or not {'config', 'step'} <= set(metadata):
+    raise UserError(f'{path}: has no config of ddgan_jax in its metadata, so ddgan_jax.export did not write it')
+  return metadata, taken
 
 
 def _name(keys: tuple) -> str:
