@@ -29,7 +29,8 @@ _STEP = flags.DEFINE_integer('step', None, 'With --to_pytorch: which checkpoint;
 _RESUME_FILE = flags.DEFINE_boolean(
     'resume_file', False, 'With --to_pytorch: write a content.pth, with both networks, both Adam states and the EMA.')
 _STEPS_PER_EPOCH = flags.DEFINE_integer(
-    'steps_per_epoch', None, "With --resume_file: by default of the images in the run's data.json.", lower_bound=1)
+    'steps_per_epoch', None, "With --resume_file: by default of the images in the run's data.json, or of its "
+    'data.num_stacks.', lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -174,7 +175,9 @@ def _check_method(config: Config) -> None:
 
 
 def _steps_per_epoch(workdir: str, config: Config) -> int:
-  """As the original counts, which drops the last partial batch."""
+  """As the original counts, which drops the last partial batch; of the images, or of the stacks made of them."""
+  if config.data.num_stacks:
+    return max(1, config.data.num_stacks // config.data.batch_size)
   try:
     with open(os.path.join(workdir, 'data.json'), encoding='utf-8') as data:
       return max(1, json.load(data)['images'] // config.data.batch_size)

@@ -21,7 +21,7 @@ from ddgan_jax.checkpoints import Checkpoints
 from ddgan_jax.config import DiscriminatorConfig
 from ddgan_jax.interop import architecture, pytorch, resume_file, torch_file, torch_writer
 from ddgan_jax.interop.pytorch import InteropError
-from tests.conftest import GOLDEN, generator_config, golden, nhwc, recipe, relative_error
+from tests.conftest import GOLDEN, generator_config, golden, nhwc, recipe, relative_error, tiny_config_dict
 from tests.golden_steps import FOREVER, GoldenSteps
 from tests.test_generator import CRASHES_THERE, SMALL
 
@@ -204,6 +204,26 @@ def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
                                                 config_lib.from_json((workdir / 'config.json').read_text()))
   assert has_ema
   jax.tree.map(np.testing.assert_array_equal, again.replace(rng=0), state.replace(rng=0))
+
+
+@pytest.mark.parametrize('num_stacks, steps_per_epoch', [(0, 2), (43, 5)])
+def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoch, tmp_path):
+  """Of the images, or of the fixed stacks that are made of them; without the last partial batch."""
+  config = config_lib.from_config_dict(
+      tiny_config_dict(num_channels=3, stack=3, num_stacks=num_stacks, batch_size=8) | {'train': {'num_steps': 31}})
+  state = jax.tree.map(
+      lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else np.full(leaf.shape, 0 if leaf.ndim else 17, leaf.dtype), train_state.abstract(config, None))
+  (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+  (tmp_path / 'data.json').write_text(json.dumps({'images': 20, 'checksum': 'x'}))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state)
+  checkpoints.close()
+  printed = run('ddgan_jax.convert', '--to_pytorch', tmp_path / 'x.pth', '--resume_file', '--workdir', tmp_path)
+  epoch, num_epochs = 17 // steps_per_epoch, -(-31 // steps_per_epoch)
+  assert f'at step 17, epoch {epoch} of {num_epochs}.' in printed
+  content = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  assert (content['epoch'], content['global_step'], content['schedulerG']['T_max']) == (epoch, 17, num_epochs)
 
 
 def with_steps(optimizer):
