@@ -6,6 +6,8 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -188,8 +190,6 @@ def test_device_batches_look_ahead_and_close():
   assert closed == [True, True]
 
 
-
-
 def test_workers_outlive_signals_to_the_group():
   """A Ctrl-C reaches them too; the run that they serve has yet to save."""
   with contextlib.closing(pipeline._iterate(functools.partial(np.full, 4), 0, 200, 2, 1)) as found:
@@ -200,3 +200,26 @@ def test_workers_outlive_signals_to_the_group():
     assert [batch[0] for batch in found] == list(range(1, 200))
   worker.join(20)
   assert not worker.is_alive()
+
+
+def test_workers_end_with_a_run_that_is_killed():
+  script = """
+import functools, multiprocessing, time
+import numpy as np
+from ddgan_jax.data import pipeline
+if __name__ == '__main__':
+  found = pipeline._iterate(functools.partial(np.full, 4), 0, 10**9, 2, 2)
+  next(found)
+  print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+  time.sleep(600)
+"""
+  run = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
+  workers = [int(pid) for pid in run.stdout.readline().split()]
+  assert len(workers) == 2
+  run.kill()
+  try:
+    run.communicate(timeout=20)  # until nobody holds the pipe any more
+  except subprocess.TimeoutExpired:
+    for pid in workers:
+      os.kill(pid, signal.SIGKILL)
+    pytest.fail('the workers outlived the run')

@@ -11,7 +11,10 @@ import collections
 import dataclasses
 import functools
 import itertools
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -217,7 +220,7 @@ def _iterate(
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_ignore_signals)
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_init_worker)
   iterator = iter(dataset)
   try:
     yield from iterator
@@ -225,11 +228,21 @@ def _iterate(
     iterator.close()
 
 
-def _ignore_signals(index: int, count: int) -> None:
-  """The run ends its workers: a Ctrl-C or SIGTERM to the whole group must not take its data before it has saved."""
+def _init_worker(index: int, count: int) -> None:
+  """Makes a worker ignore signals and end with its run.
+
+  A Ctrl-C or SIGTERM to the whole group must not take the data away from a run that has yet to save. A run that is
+  killed cannot end its workers, hence the thread.
+  """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _exit_after(process: Any) -> None:
+  process.join()
+  os._exit(1)  # not `sys.exit`, which ends this thread alone
 
 
 def stacked(iterator: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
