@@ -8,7 +8,7 @@
 | `interpolate` | two of `--image`, `--image2`, or two numbers `--between` | `--num` frames from one to the other |
 | `superres` | `--image`, smaller than the run's by a whole factor | images of full size with these block means |
 
-Images of any format, mode and orientation are converted to the run's channels and fitted to its size by the run's
+Images of any mode and orientation are converted to the run's channels and fitted to its size by the run's
 data.resize, or `--resize`. `--out x.png` writes one grid that begins with the input, `x.npz` uint8 `images` and
 `inputs`, any other name a folder with one PNG each. Image i depends on the seed and i alone.
 """

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import images
@@ -32,6 +32,21 @@ def decode(raw, size=6, channels=3, **fields):
     ('png', {}), ('webp', {'lossless': True}), ('bmp', {}), ('tiff', {}), ('ppm', {}), ('tga', {})])
 def test_lossless_formats_give_their_pixels(kind, options):
   np.testing.assert_array_equal(decode(encode(RGB, kind, **options)), RGB)
+
+
+@pytest.mark.parametrize('ending', images.EXTENSIONS)
+def test_every_ending_is_decoded(ending, tmp_path):
+  smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
+  path = tmp_path / f'x{ending}'
+  Image.fromarray(smooth).convert({'.pbm': '1', '.pgm': 'L'}.get(ending, 'RGB')).save(path)
+  decoded = decode(path.read_bytes(), 16).astype(int)
+  assert ending == '.pbm' or np.abs(decoded.mean(-1) - smooth.mean(-1)).max() <= 20
+
+
+def test_a_jpeg_of_several_pictures_gives_the_first():
+  first, second = Image.new('RGB', (6, 6), (255, 0, 0)), Image.new('RGB', (6, 6), (0, 0, 255))
+  raw = encode(first, 'mpo', save_all=True, append_images=[second], quality=100)
+  assert np.abs(decode(raw).astype(int) - [255, 0, 0]).max() <= 2
 
 
 def test_jpeg_gives_nearly_its_pixels():
@@ -176,6 +191,25 @@ def test_a_size_that_the_rule_does_not_take(shape, size, resize, reason, hint):
 def test_what_is_no_image_is_refused(raw, reason):
   with pytest.raises(images.BadImage, match=reason):
     decode(raw)
+
+
+NO_IMAGE = r'is not an image \(AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TGA, TIFF or WebP\)$'
+
+
+@pytest.mark.parametrize('raw', [
+    *(encode(RGB, kind) for kind in ('eps', 'pcx', 'ico', 'dds', 'sgi', 'im')),
+    b'8BPS\0\1' + bytes(6) + b'\0\3\0\0\0\6\0\0\0\6\0\10\0\3' + bytes(200),  # Photoshop
+    b'SIMPLE  =                    T'.ljust(80) + bytes(2800),  # FITS
+    b'\xd7\xcd\xc6\x9a' + bytes(200),  # Windows metafile
+    b'%PDF-1.7\n' + bytes(200)])
+def test_other_formats_are_refused_and_run_nothing(raw, monkeypatch):
+  ran = []
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kwargs: ran.append(args))
+  with pytest.raises(images.BadImage, match=NO_IMAGE):
+    decode(raw)
+  with pytest.raises(images.BadImage, match=NO_IMAGE):
+    images.size(raw)
+  assert not images.is_encoded(raw) and not ran
 
 
 def test_no_damage_passes_for_another_error():

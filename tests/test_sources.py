@@ -264,7 +264,7 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
                'b cut.png is truncated', '--config.data.resize=cover', '--config.data.skip_bad=True'):
     assert part in message
   listed = open(message.split('listed in ')[1].split('. ')[0]).read()
-  assert listed.count('\n') == 7 and 'c text.png is not an image\n' in listed and 'd size.png is 5x8' in listed
+  assert listed.count('\n') == 7 and 'c text.png is not an image (' in listed and 'd size.png is 5x8' in listed
   for _ in range(2):  # while it is prepared, and when it has been
     source = load('folder', folder, skip_bad=True)
     check(source, IMAGES, [0] * 7)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +17,9 @@ from ddgan_jax.config import DataConfig
 EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
     '.tga', '.tif', '.tiff', '.webp')
+# Pillow's names of the formats of these files, whatever their endings say. It would also open PostScript, by running
+# Ghostscript on it, and many formats that are rarely tested. TGA has no magic number, so it is last.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'TGA')
 
 # Of odd metadata, and of sizes that are large but below the limit. Once and for all, because `catch_warnings` is not
 # for threads: around each image it would set the filters of the whole process back and forth.
@@ -65,10 +70,41 @@ def size(raw: bytes) -> tuple[int, int]:
 def is_encoded(raw: bytes) -> bool:
   """Whether `raw` begins as an image file does."""
   try:
-    Image.open(io.BytesIO(raw))
-  except Exception:
+    open_image(raw)
+  except BadImage:
     return False
   return True
+
+
+def open_image(raw: bytes) -> Image.Image:
+  """Opens an encoded image of one of the formats that `EXTENSIONS` stands for; its pixels are not decoded yet.
+
+  Raises:
+    BadImage: it is empty, no image, of another format, damaged, or has too many pixels.
+  """
+  if not raw:
+    raise BadImage('is empty (0 bytes)')
+  with _bad_image():
+    return Image.open(io.BytesIO(raw), formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  Image.init()  # An old Pillow has no AVIF.
+  return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _bad_image() -> Iterator[None]:
+  """Turns what Pillow raises into BadImage."""
+  try:
+    yield
+  except UnidentifiedImageError as e:
+    raise BadImage('is not an image (AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TGA, TIFF or WebP)') from e
+  except Image.DecompressionBombError as e:
+    raise BadImage('has more pixels than Pillow takes for harmless', 'enlarge PIL.Image.MAX_IMAGE_PIXELS') from e
+  except Exception as e:  # Each of Pillow's decoders has its own way to fail; `OSError` is a truncated file.
+    raise BadImage(f'is truncated or damaged ({str(e) or type(e).__name__})') from e
 
 
 def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str, str]:
@@ -97,17 +133,9 @@ def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str,
 def _open(raw: bytes | np.ndarray) -> Image.Image:
   if isinstance(raw, np.ndarray):
     return Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-  if not raw:
-    raise BadImage('is empty (0 bytes)')
-  try:
-    image = Image.open(io.BytesIO(raw))
+  image = open_image(raw)
+  with _bad_image():
     image.load()
-  except UnidentifiedImageError as e:
-    raise BadImage('is not an image') from e
-  except Image.DecompressionBombError as e:
-    raise BadImage('has more pixels than Pillow takes for harmless', 'enlarge PIL.Image.MAX_IMAGE_PIXELS') from e
-  except Exception as e:  # Each of Pillow's decoders has its own way to fail; `OSError` is a truncated file.
-    raise BadImage(f'is truncated or damaged ({str(e) or type(e).__name__})') from e
   with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation: there is none to apply.
     ImageOps.exif_transpose(image, in_place=True)
   return image
