@@ -243,8 +243,7 @@ def _size(flag: flags.FlagHolder) -> tuple[int, int]:
 
 
 def _bytes(flag: flags.FlagHolder) -> bytes:
-  with open(flag.value, 'rb') as file:
-    return file.read()
+  return images_lib.read_file(flag.value)
 
 
 def _to_float(image: np.ndarray) -> np.ndarray:

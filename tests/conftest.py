@@ -1,8 +1,10 @@
 """Shared by all tests: eight simulated devices, a compilation cache, golden numbers, and one tiny run."""
 
+import contextlib
 import json
 import os
 import pathlib
+import tracemalloc
 import zlib
 
 # Before JAX is imported, here and in the commands that tests start.
@@ -109,6 +111,18 @@ def command_environment(num_devices=1, tensorflow=True):
     stub = str(pathlib.Path(__file__).parent / 'without_tensorflow')
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, [stub, os.environ.get('PYTHONPATH')]))
   return environment
+
+
+@contextlib.contextmanager
+def little_memory(limit=2**24):
+  """Checks that no more than `limit` bytes are allocated at once, also where something raises."""
+  tracemalloc.start()
+  try:
+    yield
+  finally:
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= limit
 
 
 @pytest.fixture(scope='session')

@@ -1,9 +1,11 @@
 """Measuring sets of images: what must not depend on batches or devices, and every refusal."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.metrics import evaluation, image_sets, inception, statistics
+from tests.conftest import little_memory
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -130,6 +133,29 @@ def test_files_of_statistics_that_are_refused(tmp_path):
       ('nan.npz', 'mu or sigma is not finite'),
       ('torn.npz', 'holds no mu and sigma that can be read')):
     with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      statistics.read(str(tmp_path / name), 12)
+
+
+def test_files_of_statistics_that_would_take_much_memory(tmp_path):
+  good = {'mu': np.zeros(12), 'sigma': np.eye(12)}
+  np.savez_compressed(tmp_path / 'extra.npz', **good, features=np.zeros(2**23))
+  with little_memory():
+    assert statistics.read(str(tmp_path / 'extra.npz'), 12).mean.shape == (12,)
+  np.savez_compressed(tmp_path / 'large.npz', mu=np.zeros(2**23), sigma=good['sigma'])
+  np.savez_compressed(tmp_path / 'wide.npz', mu=np.zeros(12, 'U500000'), sigma=good['sigma'])
+  np.savez_compressed(tmp_path / 'many.npz', **good, n=np.zeros(2**23))
+  head = io.BytesIO()
+  np.lib.format.write_array_header_1_0(head, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+  shape = pickle.dumps((2**26,), 2)[2:-1]
+  for name, body in (
+      ('memo.npy', b'Nr\0\0\0\1'), ('shape.npy', b'cnumpy\nndarray\n' + shape + b'\x85R'),
+      ('rebuilt.npy', b'cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n' + shape + b'U\1b\x87R')):
+    (tmp_path / name).write_bytes(head.getvalue() + b'\x80\x02' + body + b'.')
+  for name, message in (
+      ('large.npz', r'mu is \[8388608\] and sigma \[12, 12\], must be'), ('wide.npz', r'mu is <U500000\[12\]'),
+      ('many.npz', r'n is float64\[8388608\]'), ('memo.npy', 'a pickle that takes more than'),
+      ('shape.npy', 'holds no mu and sigma'), ('rebuilt.npy', 'holds no mu and sigma')):
+    with little_memory(), pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
       statistics.read(str(tmp_path / name), 12)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 
 import lmdb
 import numpy as np
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 
 from ddgan_jax.config import ConfigError, DataConfig
-from ddgan_jax.data import pipeline, readers, sources
+from ddgan_jax.data import arrays, images, pipeline, readers, sources
 from ddgan_jax.data.readers import DataError
+from tests.conftest import little_memory
 
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (7, 8, 8, 3), np.uint8)
@@ -366,6 +368,61 @@ def test_damaged_archives(tmp_path):
   encrypted[whole.rindex(b'PK\x01\x02') + 8] |= 1  # the flag in the central directory
   (tmp_path / 'locked.zip').write_bytes(bytes(encrypted))
   expect('locked.zip is encrypted; unpack it', 'zip', tmp_path / 'locked.zip')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'zip'])
+def test_an_image_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(images, 'MAX_ENCODED_BYTES', 2**20, raising=False)
+  files = {'good.png': png(IMAGES[0]), 'large.png': png(IMAGES[0]) + bytes(2**26)}
+  path = write_tree(tmp_path / 'f', files)
+  if kind == 'zip':
+    path = tmp_path / 'f.zip'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+      for name, content in files.items():
+        archive.writestr(name, content)
+  del files
+  with little_memory():
+    expect('large.png has 67,1.*, must have at most 1,048,576', kind, path)
+
+
+@pytest.mark.parametrize('method', [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_is_unpacked_no_further_than_it_declares(tmp_path, method):
+  image = png(IMAGES[0])
+  with zipfile.ZipFile(tmp_path / 'x.zip', 'w', method) as archive:
+    archive.writestr('honest.png', image)
+    archive.writestr('x.png', image + bytes(2**26))
+    archive.getinfo('x.png').file_size, archive.getinfo('x.png').CRC = len(image), zlib.crc32(image)
+  with little_memory():
+    source = load('zip', tmp_path / 'x.zip')
+  check(source, np.stack([IMAGES[0]] * 2), [0, 0])
+
+
+def npz_with(path, header, content):
+  """An npz of `images` alone, from the bytes of its member."""
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('images.npy', header + content)
+
+
+def test_npz_whose_members_do_not_fit_their_headers(tmp_path):
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+      header, {'descr': '|u1', 'fortran_order': False, 'shape': (2, 6, 6, 3)})
+  npz_with(tmp_path / 'longer.npz', header.getvalue(), bytes(2**26))
+  npz_with(tmp_path / 'shorter.npz', header.getvalue(), bytes(215))
+  npz_with(tmp_path / 'header.npz', b'\x93NUMPY\2\0' + (2**26).to_bytes(4, 'little'), b' ' * 2**26)
+  with little_memory():
+    expect(r'cannot be read as npz \(images.npy has 67,108,992 bytes, but an array uint8\[2, 6, 6, 3\] has 344\)',
+           'npz', tmp_path / 'longer.npz')
+    expect('images.npy has 343 bytes, but an array', 'npz', tmp_path / 'shorter.npz')
+    expect('cannot be read as npz .*header', 'npz', tmp_path / 'header.npz')
+
+
+def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+  np.savez_compressed(tmp_path / 'x.npz', images=np.zeros((2**20, 8, 8), np.uint8))
+  monkeypatch.setattr(arrays, '_available_memory', lambda: 2**25, raising=False)
+  with little_memory():
+    expect("'images' in .*x.npz needs 64 MiB of memory, but 32 MiB are available; use a folder", 'npz',
+           tmp_path / 'x.npz')
 
 
 def test_damaged_lmdb(tmp_path):

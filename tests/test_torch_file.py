@@ -13,7 +13,7 @@ import pytest
 from ddgan_jax.config import UserError
 from ddgan_jax.interop import torch_file, torch_writer
 from ddgan_jax.interop.torch_file import TorchFileError
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, little_memory
 
 BASE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 # What the two golden files were made of; `part` shares its data with `transposed`.
@@ -131,6 +131,46 @@ def test_overwritten_zip(tmp_path):
   damaged[place + 5] ^= 1
   (tmp_path / 'x.pth').write_bytes(damaged)
   with pytest.raises(TorchFileError, match='truncated or damaged'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def test_a_compressed_file_is_refused_unread(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('archive/data.pkl', pickle.dumps({}, 2) + bytes(2**26))
+  with little_memory(), pytest.raises(TorchFileError, match='is compressed, which torch.save never does; load'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('member', ['data.pkl', 'byteorder', 'data/k'])
+def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
+  members = {'byteorder': b'little', 'data.pkl': b'\x80\x02}' + encoded('x') + tensor((2, 3), (3, 1)) + b's.',
+             'data/k': np.arange(6, dtype=np.float32).tobytes()}
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+    for name, data in members.items():
+      archive.writestr(f'archive/{name}', data + bytes(2**26 if name == member else 0))
+  with little_memory(), pytest.raises(TorchFileError, match=rf'damaged \(archive/{member} has 67,.* must have at most'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('data', [
+    b'\x80\x02Nr\0\0\0\1.',  # a memo of 2**24 places
+    b'\x80\x02]' + b']a' * 2**16 + b'.'])
+@pytest.mark.parametrize('form', ['zip', 'legacy'])
+def test_a_pickle_that_takes_much_memory_is_refused(tmp_path, monkeypatch, data, form):
+  monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16, raising=False)
+  path = tmp_path / 'x.pth'
+  in_zip(path, data) if form == 'zip' else path.write_bytes(data)
+  with little_memory(2**20), pytest.raises(TorchFileError, match=r'damaged \(.*65,536'):
+    torch_file.read_state_dict(path)
+
+
+def test_tensors_that_share_their_data_too_often_are_refused(tmp_path):
+  shared = tensor((2**18,), (1,), total=2**18) + b'q\1'
+  names = b''.join(encoded(f'{i}') + b'h\1s' for i in range(99))
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+    archive.writestr('archive/data.pkl', b'\x80\x02}' + encoded('x') + shared + b's' + names + b'.')
+    archive.writestr('archive/data/k', bytes(2**20))
+  with little_memory(), pytest.raises(TorchFileError, match=r'of which tensors of 104,857,600 are made'):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import math
 import os
+import sys
 import threading
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from ddgan_jax import untrusted
 from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
 
@@ -24,11 +27,13 @@ class NpzReader(Reader):
   def __init__(self, path: str):
     self.title = self._path = path
     try:
-      headers = _npz_headers(path)
+      with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix('.npy') for name in archive.namelist()]
+        headers = {name: untrusted.array_header(archive, name) for name in ('images', 'labels') if name in names}
     except Exception as e:  # zipfile and its decompressors fail in many ways
       raise DataError(f'data.path: {path} cannot be read as npz ({e})') from e
     if 'images' not in headers:
-      raise DataError(f"data.path: {path} has no array 'images', only: {', '.join(headers) or 'nothing'}")
+      raise DataError(f"data.path: {path} has no array 'images', only: {', '.join(names) or 'nothing'}")
     shape, dtype = headers['images']
     if dtype != np.uint8:
       raise DataError(f"data.path: 'images' in {path} is {dtype}, must be uint8 (0 to 255)")
@@ -54,10 +59,19 @@ class NpzReader(Reader):
 
   def _array(self, name: str) -> np.ndarray:
     try:
-      with np.load(self._path, allow_pickle=False) as arrays:
-        return arrays[name]
-    except Exception as e:
-      raise DataError(f'data.path: {self._path} is damaged ({e})') from e
+      with zipfile.ZipFile(self._path) as archive:
+        shape, dtype = untrusted.array_header(archive, name)
+        needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
+        if needed > available:
+          raise DataError(
+              f'data.path: {name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
+              f'{available / 2**20:,.0f} MiB are available; use a folder, a zip or an LMDB of images')
+        return untrusted.read_array(archive, name)
+    except DataError:
+      raise
+    except Exception as e:  # zipfile and its decompressors fail in many ways
+      problem = 'does not fit into memory' if isinstance(e, MemoryError) else 'is damaged'
+      raise DataError(f'data.path: {self._path} {problem} ({e})') from e
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
@@ -80,17 +94,18 @@ class NpzReader(Reader):
     return stamp(self._path)
 
 
-def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-  """Shape and dtype of each array, without reading the arrays."""
-  headers = {}
-  with zipfile.ZipFile(path) as archive:
-    for name in archive.namelist():
-      with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        headers[name.removesuffix('.npy')] = (shape, dtype)
-  return headers
+def _available_memory() -> int:
+  """Bytes that this process may still use, about."""
+  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
+    found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  else:
+    found = [sys.maxsize]
+  with contextlib.suppress(OSError), open('/proc/meminfo') as file:
+    found += [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:')]
+  for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):  # of a container
+    with contextlib.suppress(OSError, ValueError), open(path) as file:  # or `max`
+      found.append(int(file.read()))
+  return min(found)
 
 
 class LmdbReader(Reader):

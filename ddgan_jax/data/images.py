@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ EXTENSIONS = (
 # Pillow's names of the formats of these files, whatever their endings say. It would also open PostScript, by running
 # Ghostscript on it, and many formats that are rarely tested. TGA has no magic number, so it is last.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'TGA')
+
+# Larger files are refused unread.
+MAX_ENCODED_BYTES = 256 * 2**20
 
 # Of odd metadata, and of sizes that are large but below the limit. Once and for all, because `catch_warnings` is not
 # for threads: around each image it would set the filters of the whole process back and forth.
@@ -65,6 +69,19 @@ def size(raw: bytes) -> tuple[int, int]:
   """(height, width) of an encoded image, upright. Raises BadImage."""
   width, height = _open(raw).size
   return height, width
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """Reads an encoded image. Raises BadImage if it is larger than MAX_ENCODED_BYTES, and OSError."""
+  with open(path, 'rb') as file:
+    check_encoded_size(os.fstat(file.fileno()).st_size)
+    return file.read()
+
+
+def check_encoded_size(num_bytes: int) -> None:
+  """Raises BadImage if an encoded image of that size is not read."""
+  if num_bytes > MAX_ENCODED_BYTES:
+    raise BadImage(f'has {num_bytes:,} bytes, must have at most {MAX_ENCODED_BYTES:,}')
 
 
 def is_encoded(raw: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Folders and zips of image files, whose class folders become labels."""
+"""Folders and zips of image files of up to 256 MiB each, whose class folders become labels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any
 
+from ddgan_jax import untrusted
 from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
 
@@ -114,8 +115,7 @@ class FolderReader(_TreeReader):
 
   def read(self, i: int) -> tuple[bytes, int]:
     try:
-      with open(os.path.join(self._root, self.names[i]), 'rb') as file:
-        return file.read(), self._labels[i]
+      return images.read_file(os.path.join(self._root, self.names[i])), self._labels[i]
     except OSError as e:
       raise images.BadImage(f'cannot be read ({e.strerror})') from e
 
@@ -150,9 +150,13 @@ class ZipReader(_TreeReader):
     return self._local.opened
 
   def read(self, i: int) -> tuple[bytes, int]:
+    member = self._member[self.names[i]]
     try:
-      return self._archive().read(self._member[self.names[i]]), self._labels[i]
-    except Exception as e:
+      images.check_encoded_size(self._archive().getinfo(member).file_size)
+      return untrusted.read_member(self._archive(), member, images.MAX_ENCODED_BYTES), self._labels[i]
+    except images.BadImage:
+      raise
+    except Exception as e:  # zipfile and its decompressors fail in many ways
       raise images.BadImage(f'cannot be unpacked ({e})') from e
 
   def fingerprint(self) -> str:

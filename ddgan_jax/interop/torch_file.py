@@ -10,6 +10,7 @@ refuses: the `argparse.Namespace` of a resume file, as a dict.
 from __future__ import annotations
 
 import collections
+import io
 import math
 import os
 import pickle
@@ -21,10 +22,13 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
+from ddgan_jax import untrusted
 from ddgan_jax.config import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_MAX_PICKLE = 2**24  # bytes; a tensor takes about 300
+_MAX_SHARING = 16  # times the size of the file that its tensors, which may share their data, have together
 DTYPES = {
     'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16', 'BFloat16Storage': 'bfloat16',
     'LongStorage': 'int64', 'IntStorage': 'int32', 'ShortStorage': 'int16', 'CharStorage': 'int8',
@@ -101,12 +105,16 @@ def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> d
       if len(pickles) != 1:
         raise TorchFileError(f'{path}: is a zip file without data.pkl, so torch.save did not write it')
       root = pickles[0].removesuffix('data.pkl')
-      if f'{root}byteorder' in archive.namelist() and archive.read(f'{root}byteorder') != b'little':
+      if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise TorchFileError(f'{path}: is compressed, which torch.save never does; load it with PyTorch and save it '
+                             'again')
+      byteorder = f'{root}byteorder'
+      if byteorder in archive.namelist() and untrusted.read_member(archive, byteorder, 16) != b'little':
         raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
-      with archive.open(pickles[0]) as stream:
-        found = _unpickle(path, stream)
+      found = _unpickle(path, io.BytesIO(untrusted.read_member(archive, pickles[0], _MAX_PICKLE)))
       check(path, found)
-      _fill(path, found, lambda storage: archive.read(f'{root}data/{storage.key}'))
+      _fill(path, found, lambda storage: untrusted.read_member(
+          archive, f'{root}data/{storage.key}', storage.total * _dtype(storage).itemsize))
       return found
   except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as e:
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
@@ -234,6 +242,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
     return new
 
   try:
+    untrusted.check_pickle(stream, _MAX_PICKLE)
     return plain(Unpickler(stream, encoding='utf-8').load())
   except UserError:
     raise
@@ -281,6 +290,13 @@ def _items(found: dict) -> Iterator[tuple[Any, Any, str, Any]]:
 def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
   """Puts arrays in the place of the tensors."""
   tensors = [item for item in _items(found) if isinstance(item[3], _Tensor)]
+  length = os.path.getsize(path)
+  stored = {tensor.storage.key: tensor.storage.total * _dtype(tensor.storage).itemsize for *_, tensor in tensors}
+  if sum(stored.values()) > length:
+    raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be more than {sum(stored.values()):,})')
+  needed = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for *_, tensor in tensors)
+  if needed > _MAX_SHARING * length:
+    raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, of which tensors of {needed:,} are made)')
   raw: dict[str, np.ndarray] = {}
   uses = collections.Counter(tensor.storage.key for *_, tensor in tensors)
   for container, key, name, (storage, offset, shape, strides) in tensors:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pathlib
 import pickle
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.lib import format as npy
 
+from ddgan_jax import untrusted
 from ddgan_jax.config import UserError
 
 
@@ -45,19 +47,14 @@ def read(path: str, dimension: int = 2048) -> Statistics:
   if not os.path.isfile(path):
     raise StatisticsError(f'{path}: no such file; statistics are an .npz or .npy with mu and sigma')
   try:
-    if path.endswith('.npz'):
-      with np.load(path) as file:
-        found = {name: file[name] for name in file.files}
-    else:
-      with open(path, 'rb') as file:
-        found = _read_dict(file)
+    found = _read_npz(path, dimension) if path.endswith('.npz') else _read_dict(path)
     mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
     count = int(found['n']) if 'n' in found else None
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+  except StatisticsError:
+    raise
+  except Exception as error:  # zipfile, its decompressors and pickles fail in many ways
     raise StatisticsError(f'{path}: holds no mu and sigma that can be read ({error})') from error
-  if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
-    raise StatisticsError(f'{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [{dimension}] '
-                          f'and [{dimension}, {dimension}]')
+  _check_shapes(path, mean.shape, covariance.shape, dimension)
   if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
     raise StatisticsError(f'{path}: mu or sigma is not finite')
   return Statistics(path, mean, covariance, count)
@@ -93,26 +90,66 @@ def _path(key: str) -> pathlib.Path:
   return pathlib.Path(base) / 'ddgan_jax' / 'statistics' / f'{name}.npz'
 
 
+def _check_shapes(path: str, mean: tuple[int, ...], covariance: tuple[int, ...], dimension: int) -> None:
+  if mean != (dimension,) or covariance != (dimension, dimension):
+    raise StatisticsError(f'{path}: mu is {list(mean)} and sigma {list(covariance)}, must be [{dimension}] '
+                          f'and [{dimension}, {dimension}]')
+
+
+def _read_npz(path: str, dimension: int) -> dict[str, np.ndarray]:
+  """mu, sigma and n, read once their shapes are known to be right."""
+  with zipfile.ZipFile(path) as archive:
+    names = ['mu', 'sigma', *(['n'] if 'n.npy' in archive.namelist() else [])]
+    shapes, dtypes = zip(*(untrusted.array_header(archive, name) for name in names))
+    _check_shapes(path, *shapes[:2], dimension)
+    for name, shape, dtype in zip(names, shapes, dtypes):
+      if dtype.kind not in 'fiu' or (name == 'n' and math.prod(shape) != 1):
+        raise ValueError(f'{name} is {dtype}{list(shape)}')
+    return {name: untrusted.read_array(archive, name) for name in names}
+
+
+class _Array:
+  """An array in a pickle, not made yet: NumPy would allocate whatever shape the pickle names."""
+
+  def __init__(self, *unused):
+    self._state = None
+
+  def __setstate__(self, state):
+    self._state = state
+
+  def value(self) -> Any:
+    """The array, or the object of an array of one object."""
+    _, shape, dtype, fortran, data = self._state
+    if dtype.hasobject and shape == ():
+      return data[0]
+    return np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C')
+
+
 class _ArraysOnly(pickle.Unpickler):
   """A dict of arrays needs these names; a pickle may otherwise run anything."""
 
-  _ALLOWED = {('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode')} | {
-      (f'numpy.{core}.multiarray', name) for core in ('core', '_core') for name in ('_reconstruct', 'scalar')}
+  _KNOWN = {
+      'numpy.ndarray': _Array, 'numpy.dtype': np.dtype, '_codecs.encode': str.encode,
+      **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
+      **{f'numpy.{core}.multiarray.scalar': np.float64(0).__reduce__()[0] for core in ('core', '_core')}}
 
   def find_class(self, module: str, name: str):
-    if (module, name) not in self._ALLOWED:
+    if f'{module}.{name}' not in self._KNOWN:
       raise pickle.UnpicklingError(f'it asks for {module}.{name}, which arrays do not need')
-    return super().find_class(module, name)
+    return self._KNOWN[f'{module}.{name}']
 
 
-def _read_dict(file) -> dict:
-  version = npy.read_magic(file)
-  read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-  shape, _, dtype = read_header(file)
-  if not dtype.hasobject or shape != ():
-    raise ValueError(f'it is an array {dtype}{list(shape)}')
-  found = _ArraysOnly(file).load()
-  found = found.item() if isinstance(found, np.ndarray) else found
+def _read_dict(path: str) -> dict:
+  with open(path, 'rb') as file:
+    version = npy.read_magic(file)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if not dtype.hasobject or shape != ():
+      raise ValueError(f'it is an array {dtype}{list(shape)}')
+    untrusted.check_pickle(file, os.path.getsize(path))
+    found = _ArraysOnly(file).load()
+  found = found.value() if isinstance(found, _Array) else found
   if not isinstance(found, dict):
     raise ValueError(f'it is a {type(found).__name__}')
-  return found
+  items = {name: found[name] for name in ('mu', 'sigma', 'n') if name in found}
+  return {name: item.value() if isinstance(item, _Array) else item for name, item in items.items()}
