@@ -213,6 +213,26 @@ def test_stacks_by_number():
   assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch
 
 
+def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
+  """The same numbers in every process, batch and version of NumPy, with their labels."""
+  images = image_sets.of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')
+  images = images._replace(fingerprint='known', asked=lambda num: np.arange(num, dtype=np.int32))
+  chosen = image_sets.subset(images, 6)
+  expected = [33, 65, 68, 86, 94, 99]
+  assert chosen.rows(0, 8).ravel().tolist() == [*expected, 99, 99] and chosen.size == 6
+  assert chosen.asked(5).tolist() == expected[:5]
+  assert chosen.fingerprint == 'known subset 6' and image_sets.subset(images, 7).fingerprint != chosen.fingerprint
+  assert image_sets.subset(images, 100) is images and image_sets.subset(images._replace(size=None), 6).size is None
+  jpeg = image_sets.subset(image_sets.as_jpeg(images), 6)
+  np.testing.assert_array_equal(jpeg.rows(0, 6), image_sets.as_jpeg(chosen).rows(0, 6))
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  parts = []
+  for index in range(2):
+    monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+    parts.append(chosen.rows(0, 6).ravel())
+  assert np.concatenate(parts).tolist() == expected
+
+
 def test_distances_of_the_features(small_inception, monkeypatch):
   """kid, pr and dc are those functions of the reference's and the images' features; dc and pr have as many of each."""
   from ddgan_jax.metrics import kid, precision_recall, vgg
@@ -229,7 +249,8 @@ def test_distances_of_the_features(small_inception, monkeypatch):
   value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
   assert metrics['kid']['value'] == pytest.approx(value, rel=1e-4)
   assert metrics['kid']['deviation'] == pytest.approx(deviation, rel=1e-3, abs=1e-6)
-  real, fake = (np.asarray(read(params, x)) for x in (others[:60], ours))
+  chosen = image_sets.subset(image_sets.of_array(others, 'others'), 60).rows(0, 60)
+  real, fake = (np.asarray(read(params, x)) for x in (chosen, ours))
   for names, function in ((('precision', 'recall'), precision_recall.precision_recall),
                           (('density', 'coverage'), precision_recall.density_coverage)):
     for name, value in zip(names, function(real, fake)):

@@ -7,7 +7,7 @@ import pytest
 from ddgan_jax import sharding
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import sources
-from ddgan_jax.metrics import evaluation, image_sets, modes
+from ddgan_jax.metrics import evaluation, image_sets, modes, vgg
 
 DIGITS = DataConfig(image_size=8, num_channels=1)
 
@@ -53,6 +53,24 @@ def test_noise_has_modes_but_not_with_certainty(judge):
   assert 0.95 * of_data['modes']['value'] < of_data['modes_certain']['value'] <= of_data['modes']['value']
   for name in ('modes', 'modes_certain'):
     assert of_data[name]['value'] == of_noise[name]['of_reference'] and of_noise[name]['out_of'] == 1000
+
+
+def test_data_sorted_by_class_are_sampled_from_all_classes(judge, monkeypatch):
+  """Folders of classes are sorted: 500 of 1,498 digits, as reference and as images, have all ten classes."""
+  found, source = judge
+  monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
+  monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(np.float32))
+  images, labels = source.gather(np.arange(len(source)))
+  by_class = sources.ArraySource(images[np.argsort(labels)], np.sort(labels), 'sorted', num_classes=10)
+  evaluator = evaluation.Evaluator(
+      ('modes', 'pr', 'dc'), image_sets.of_data(by_class, DIGITS), sharding.make_mesh(), 500, 96, (found, False),
+      say=lambda text: None)
+  shuffled = images[np.random.default_rng(0).permutation(len(images))[:500]]
+  metrics = evaluator.evaluate(image_sets.of_array(shuffled, 'shuffled'))['metrics']
+  assert metrics['modes']['of_reference'] == 10 and metrics['mode_kl']['of_reference'] < 0.03
+  assert metrics['precision']['value'] > 0.85 and metrics['coverage']['value'] > 0.95
+  metrics = evaluator.evaluate(image_sets.of_data(by_class, DIGITS))['metrics']
+  assert metrics['modes']['value'] == 10 and metrics['mode_kl']['value'] < 0.03
 
 
 def test_kept_for_the_next_time(judge, monkeypatch):

@@ -60,7 +60,7 @@ class Evaluator:
     metrics: some of `METRICS`.
     reference: images, or statistics read from a file (enough for `fid` alone).
     mesh: the devices; all processes take part in every call.
-    num: how many images of a set are measured.
+    num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
     batch_size: images at a time, over all devices.
     judge: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
     weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
@@ -129,7 +129,8 @@ class Evaluator:
       check_asked(images)
     if isinstance(self._reference, ImageSet):
       image_sets.check_same_shape(images, self._reference)
-    num = self._num if images.size is None else min(self._num, images.size)
+    images = image_sets.subset(images, self._num)
+    num = self._num if images.size is None else images.size
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'n_reference': self._reference_size(), 'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
@@ -207,7 +208,7 @@ class Evaluator:
   def _reference_collected(self, name: str, size: int, outputs: tuple[str, ...] = ()) -> Collected:
     key = f'{name} {size} {outputs}'
     if key not in self._known:
-      self._known[key] = self._collect(name, self._reference, size, outputs)
+      self._known[key] = self._collect(name, image_sets.subset(self._reference, size), size, outputs)
     return self._known[key]
 
   def _collect(self, name: str, images: ImageSet, num: int, keep: Sequence[str]) -> Collected:
@@ -290,7 +291,8 @@ def _from_main(statistics: Statistics | None) -> Statistics | None:
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
   """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  num = num if points.size is None else min(num, points.size)
+  points = image_sets.subset(points, num)
+  num = num if points.size is None else points.size
   blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
   agreement.meet(f'features {next(_meetings)}')
   found = points_lib.modes_of_points(_gathered(blocks)[:num])

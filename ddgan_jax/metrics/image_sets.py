@@ -19,6 +19,9 @@ from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
 from ddgan_jax.data.readers import DataError
 
+# Stream of `pipeline.permutation` that chooses a subset; those of the pipeline are 0 to 6.
+_SUBSET = 7
+
 
 class ImageSet(NamedTuple):
   """Images by number.
@@ -32,6 +35,8 @@ class ImageSet(NamedTuple):
       first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
       `size` is any image.
     asked: number → [number] int32, the labels that the first images were asked for; None where none were.
+    take: [n] numbers below `size`, in any order → uint8 [n, H, W, C], those images, read by this process alone; None
+      for sets without end. `rows` reads the same images.
   """
 
   name: str
@@ -40,6 +45,7 @@ class ImageSet(NamedTuple):
   shape: tuple[int, int, int]
   rows: Callable[[int, int], np.ndarray]
   asked: Callable[[int], np.ndarray] | None = None
+  take: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def of_generator(
@@ -72,8 +78,7 @@ def of_generator(
   most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 
   def local(ema_params: Any, first: int, count: int) -> np.ndarray:
-    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    indices = np.arange(first, first + count, dtype=np.int32)[block]
+    indices = _local_numbers(first, count).astype(np.int32)
     devices = mesh.size // jax.process_count()
     parts = -(-len(indices) // (most * devices))
     size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program does
@@ -94,25 +99,17 @@ def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
   endless = data_config.stack == 3 and not data_config.num_stacks
   height, width, _ = source.image_shape
   shape = (height, width, data_config.num_channels)
-  size = None if endless else pipeline.epoch_size(source, data_config)
-
-  def local(first: int, count: int) -> np.ndarray:
-    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    numbers = np.arange(first, first + count)[block]
-    return pipeline.stored_images(source, data_config, numbers if size is None else np.minimum(numbers, size - 1))
-
   kind = f' stack {data_config.stack} {data_config.num_stacks}' if data_config.stack == 3 else ''
-  return ImageSet(f'{source.name}{kind}', f'{source.checksum}{kind} {shape}', size, shape, local)
+  name, fingerprint = f'{source.name}{kind}', f'{source.checksum}{kind} {shape}'
+  take = functools.partial(pipeline.stored_images, source, data_config)
+  if endless:
+    return ImageSet(name, fingerprint, None, shape, lambda first, count: take(_local_numbers(first, count)))
+  return _finite(name, fingerprint, pipeline.epoch_size(source, data_config), shape, take)
 
 
 def of_array(images: np.ndarray, name: str) -> ImageSet:
   """[n, H, W, C] uint8 that every process has."""
-
-  def local(first: int, count: int) -> np.ndarray:
-    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    return images[np.minimum(np.arange(first, first + count)[block], len(images) - 1)]
-
-  return ImageSet(name, '', len(images), images.shape[1:], local)
+  return _finite(name, '', len(images), images.shape[1:], lambda numbers: images[numbers])
 
 
 def of_files(path: str) -> ImageSet:
@@ -131,12 +128,35 @@ def of_files(path: str) -> ImageSet:
       source = sources.load_source(data_config, say=lambda text: None)
   except DataError as error:
     raise DataError(str(error).removeprefix('data.path: ')) from error
+  return _finite(path, '', len(source), source.image_shape, lambda numbers: source.gather(numbers)[0])
 
-  def local(first: int, count: int) -> np.ndarray:
-    block = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    return source.gather(np.minimum(np.arange(first, first + count)[block], len(source) - 1))[0]
 
-  return ImageSet(path, '', len(source), source.image_shape, local)
+def subset(images: ImageSet, num: int) -> ImageSet:
+  """`num` images of a set, a fixed random choice; the set itself if it is not larger or has no end.
+
+  Folders and archives are often sorted by class, so their first images would miss classes. The choice depends on the
+  set's size and `num` alone, not on the processes or the version of NumPy.
+  """
+  if images.size is None or num >= images.size:
+    return images
+  # Sorted, because the files of neighbours are often neighbours.
+  chosen = np.sort(pipeline.permutation(0, _SUBSET, 0, images.size)[:num])
+  asked = images.asked and (lambda number: images.asked(images.size)[chosen[:number]])
+  fingerprint = images.fingerprint and f'{images.fingerprint} subset {num}'
+  return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), asked)
+
+
+def _finite(
+    name: str, fingerprint: str, size: int, shape: tuple[int, int, int], take: Callable[[np.ndarray], np.ndarray],
+    asked: Callable[[int], np.ndarray] | None = None) -> ImageSet:
+  """The set of `size` images that `take` reads."""
+  rows = lambda first, count: take(np.minimum(_local_numbers(first, count), size - 1))
+  return ImageSet(name, fingerprint, size, shape, rows, asked, take)
+
+
+def _local_numbers(first: int, count: int) -> np.ndarray:
+  """This process's block of first … first + count - 1."""
+  return np.arange(first, first + count)[pipeline.process_rows(count, jax.process_index(), jax.process_count())]
 
 
 def _size_of_first(reader: readers.Reader) -> tuple[int, int]:
@@ -158,11 +178,13 @@ def as_jpeg(images: ImageSet, quality: int = 75) -> ImageSet:
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format='JPEG', quality=quality)
     return np.asarray(Image.open(buffer)).reshape(image.shape)
 
-  def local(first: int, count: int) -> np.ndarray:
-    return np.stack([through(image) for image in images.rows(first, count)])
+  def after(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda *which: np.stack([through(image) for image in read(*which)])
 
   fingerprint = images.fingerprint and f'{images.fingerprint} jpeg {quality}'
-  return images._replace(name=f'{images.name} (JPEG {quality})', fingerprint=fingerprint, rows=local)
+  return images._replace(
+      name=f'{images.name} (JPEG {quality})', fingerprint=fingerprint, rows=after(images.rows),
+      take=images.take and after(images.take))
 
 
 def check_same_shape(images: ImageSet, reference: ImageSet) -> None:

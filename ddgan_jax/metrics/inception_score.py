@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.data import pipeline
 
 _NUM_CLASSES = 1000  # ImageNet's; the network's last 8 outputs were never trained
+_SHUFFLE = 8  # stream of `pipeline.permutation`; 7 chooses subsets
 
 
-def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
-  """exp(E KL(p(y | x) || p(y))) in each of `splits` consecutive parts, whose p(y) is the part's own.
+def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) -> tuple[float, float]:
+  """exp(E KL(p(y | x) || p(y))) in each of `splits` parts, whose p(y) is the part's own.
 
   Args:
     logits: [N, 1008] of `inception.features`, of which the first 1000 count, or [N, K ≤ 1000] of another classifier.
     splits: how many parts; they differ by at most one in size. 10 is usual; with 1 the score is a little higher.
+    shuffle: split a fixed permutation of the samples; otherwise the parts are consecutive, and of samples sorted by
+      class each part would hold few classes.
 
   Returns:
     Mean and standard deviation (over the parts, dividing by their number). From 1 to the number of classes.
@@ -28,6 +32,8 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]
                     'number of samples')
   logits = logits - logits.max(axis=1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  if shuffle and splits > 1:
+    log_p = log_p[pipeline.permutation(0, _SHUFFLE, 0, len(log_p))]
   scores = []
   for part in np.array_split(log_p, splits):
     p = np.exp(part)
