@@ -64,12 +64,13 @@ def main(argv: list[str]) -> None:
   mesh = sharding.make_mesh()
   metrics = ('fid',) if _STATISTICS.value else tuple(_METRICS.value or (config.eval.metrics if config else ('fid',)))
   run = None
+  num_channels = config.data.num_channels if config else 3
   if _WORKDIR.value:
     run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value, sharding.replicated(mesh))
     images = image_sets.of_generator(run.config, _SEED.value, mesh, _NUM_TIMESTEPS.value)(
         run.params, f'{_WORKDIR.value}, step {run.step:,}, seed {_SEED.value}')
   elif _IMAGES.value:
-    images = image_sets.of_files(_IMAGES.value)
+    images = image_sets.of_files(_IMAGES.value, num_channels)
     config_checks.check_enough(f'{_IMAGES.value}: images', images.size, _FORCE.value, '--force')
   if 'label_accuracy' in metrics:
     evaluation.check_asked(images)
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
   reference = None
   if _REFERENCE.value:
     reference = statistics.read(_REFERENCE.value) if _holds_statistics(_REFERENCE.value) else image_sets.of_files(
-        _REFERENCE.value)
+        _REFERENCE.value, num_channels)
   elif source:
     reference = image_sets.of_data(source, config.data)
   if _JPEG.value:

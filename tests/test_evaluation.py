@@ -166,9 +166,45 @@ def test_images_in_files(tmp_path):
     Image.fromarray(image[..., 0]).save(tmp_path / 'folder' / f'{i}.png')
   np.savez(tmp_path / 'images.npz', images=images)
   for name in ('folder', 'images.npz'):
+    for num_channels in (1, 3):
+      found = image_sets.of_files(str(tmp_path / name), num_channels)
+      assert found.size == 5 and found.shape == (8, 8, num_channels)
+      np.testing.assert_array_equal(found.rows(0, 5), images.repeat(num_channels, axis=-1))
+
+
+def test_colours_do_not_depend_on_the_first_file(tmp_path):
+  """Palettes (PNG, GIF) are colours, and so is a folder whose first file is grey; grey files become grey RGB."""
+  colours = np.random.default_rng(0).integers(0, 8, (4, 8, 8, 3), np.uint8) * 32
+  for name, ending in (('palette', 'png'), ('gif', 'gif'), ('mixed', 'png')):
+    (tmp_path / name).mkdir()
+    expected = []
+    for i, pixels in enumerate(colours):
+      image = Image.fromarray(pixels)
+      image = image.convert('L') if (name, i) == ('mixed', 0) else image if name == 'mixed' else image.quantize(64)
+      image.save(tmp_path / name / f'{i}.{ending}')
+      expected.append(np.asarray(image.convert('RGB')))
     found = image_sets.of_files(str(tmp_path / name))
-    assert found.size == 5 and found.shape == (8, 8, 1)
-    np.testing.assert_array_equal(found.rows(0, 5), images)
+    assert found.shape == (8, 8, 3)
+    np.testing.assert_array_equal(found.rows(0, 4), expected)
+
+
+def test_grey_images_are_seen_as_rgb():
+  """The input of Inception and VGG16, bit for bit, also after JPEG."""
+  grey = image_sets.of_array(pictures(0, 8), 'grey')
+  rgb = image_sets.of_array(pictures(0, 8).repeat(3, axis=-1), 'rgb')
+  for change in (lambda images: images, image_sets.as_jpeg):
+    one, three = (jax.jit(inception.resize, static_argnums=1)(change(images).rows(0, 8), 32) for images in (grey, rgb))
+    np.testing.assert_array_equal(one, three)
+
+
+def test_the_size_is_that_of_the_upright_image(tmp_path):
+  """Exif may turn an image, so its stored height is its width."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  (tmp_path / 'turned').mkdir()
+  Image.new('RGB', (8, 6)).save(tmp_path / 'turned' / 'a.png', exif=exif)
+  with pytest.raises(DataError, match='a.png is 8x6, must be square'):
+    image_sets.of_files(str(tmp_path / 'turned'))
 
 
 def test_images_that_are_refused(tmp_path):

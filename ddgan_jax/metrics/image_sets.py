@@ -112,8 +112,12 @@ def of_array(images: np.ndarray, name: str) -> ImageSet:
   return _finite(name, '', len(images), images.shape[1:], lambda numbers: images[numbers])
 
 
-def of_files(path: str) -> ImageSet:
+def of_files(path: str, num_channels: int = 3) -> ImageSet:
   """A folder or zip of square images of one size, or an npz with uint8 `images` [n, H, W, C] or [n, H, W].
+
+  Args:
+    path: of these images.
+    num_channels: 3, or 1 to convert them to grey. Grey images have the same Inception and VGG16 features as RGB.
 
   Raises:
     DataError: it is none of these, is empty, or its images cannot be used.
@@ -121,10 +125,10 @@ def of_files(path: str) -> ImageSet:
   kind = 'folder' if os.path.isdir(path) else 'zip' if path.endswith('.zip') else 'npz'
   try:
     reader = readers.open_reader(DataConfig(name=kind, path=path))
-    size, channels = _size_of_first(reader)
+    size = _size_of_first(reader)
     # Samples are not worth keeping twice; what is mapped from the folder stays readable when it is gone.
     with tempfile.TemporaryDirectory() as cache:
-      data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=channels, cache_dir=cache)
+      data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=num_channels, cache_dir=cache)
       source = sources.load_source(data_config, say=lambda text: None)
   except DataError as error:
     raise DataError(str(error).removeprefix('data.path: ')) from error
@@ -159,16 +163,16 @@ def _local_numbers(first: int, count: int) -> np.ndarray:
   return np.arange(first, first + count)[pipeline.process_rows(count, jax.process_index(), jax.process_count())]
 
 
-def _size_of_first(reader: readers.Reader) -> tuple[int, int]:
-  """(H = W, C) of a reader's first image."""
+def _size_of_first(reader: readers.Reader) -> int:
+  """H = W of a reader's first image."""
   try:
     item, _ = reader.read(0)
-    image = item if isinstance(item, np.ndarray) else np.asarray(Image.open(io.BytesIO(item)))
-  except (images_lib.BadImage, OSError) as error:
+    height, width = item.shape[:2] if isinstance(item, np.ndarray) else images_lib.size(item)
+  except images_lib.BadImage as error:
     raise DataError(f'{reader.title}: {reader.name(0)} {error}') from error
-  if image.shape[0] != image.shape[1]:
-    raise DataError(f'{reader.title}: {reader.name(0)} is {image.shape[0]}x{image.shape[1]}, must be square')
-  return image.shape[0], 1 if image.ndim == 2 or image.shape[-1] == 1 else 3
+  if height != width:
+    raise DataError(f'{reader.title}: {reader.name(0)} is {height}x{width}, must be square')
+  return height
 
 
 def as_jpeg(images: ImageSet, quality: int = 75) -> ImageSet:
