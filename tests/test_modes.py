@@ -82,6 +82,25 @@ def test_kept_for_the_next_time(judge, monkeypatch):
   assert said == [f'The classifier of digits reads {found.accuracy:.1%} of 150 held-out images rightly.']
 
 
+def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
+  """Two arrays of one shape: each has a classifier and a fingerprint of its own, and no statistics are kept."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(modes, '_STEPS', 50)
+  labels = np.arange(200) // 100
+  images = np.broadcast_to(200 * labels[:, None, None, None], (200, 8, 8, 1)).astype(np.uint8)
+  judges = []
+  for known in (labels, 1 - labels):
+    source = sources.ArraySource(images, known, 'array', num_classes=2)
+    judges.append(modes.load_judge(source, say=lambda text: None))
+    np.testing.assert_array_equal(modes.read(judges[-1].params, images, 2, stacked=False)['mode'], known)
+    reference = image_sets.of_data(source, DIGITS)
+    evaluation.Evaluator(
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (judges[-1], False), say=lambda text: None
+    ).evaluate(reference)
+  assert reference.fingerprint == image_sets.as_jpeg(reference).fingerprint == ''
+  assert judges[0].fingerprint != judges[1].fingerprint and not (tmp_path / 'cache').exists()
+
+
 def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(modes, '_STEPS', 5)

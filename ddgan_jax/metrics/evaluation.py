@@ -6,7 +6,6 @@ streamed; rows are kept only for the metrics that need them.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception, inception_score, kid, modes, precision_recall, vgg
 from ddgan_jax.metrics import points as points_lib
 from ddgan_jax.metrics.image_sets import ImageSet
-from ddgan_jax.metrics.statistics import Statistics, load_cached, store
+from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
 
 _meetings = itertools.count()
 
@@ -100,12 +99,12 @@ class Evaluator:
     if {'fid', 'is', 'kid'} & set(metrics):
       params = inception.load(weights.get('inception'), allow_any)
       self._networks['inception'] = Network(
-          'FID Inception', _fingerprint(params), params,
+          'FID Inception', digest(params), params,
           lambda params, x: dict(zip(('pool3', 'logits'), inception.features(params, x))), 'pool3')
     if {'pr', 'dc'} & set(metrics):
       params = vgg.load(weights.get('vgg16'), allow_any)
       self._networks['vgg16'] = Network(
-          'VGG16 fc2', _fingerprint(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
+          'VGG16 fc2', digest(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
     if needs_judge(metrics):
       judge, stacked = judge
       self._judge, self._stack = judge, 3 if stacked else 1
@@ -238,13 +237,6 @@ class Evaluator:
     if moments is not None:
       moments = _merged(moments)
     return Collected(moments, {output: _gathered(blocks)[:num] for output, blocks in kept.items()})
-
-
-def _fingerprint(params: Any) -> str:
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(params):
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()[:16]
 
 
 def _distance(moments: frechet.Moments, reference: Statistics) -> float:

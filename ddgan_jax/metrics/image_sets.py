@@ -100,7 +100,7 @@ def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
   height, width, _ = source.image_shape
   shape = (height, width, data_config.num_channels)
   kind = f' stack {data_config.stack} {data_config.num_stacks}' if data_config.stack == 3 else ''
-  name, fingerprint = f'{source.name}{kind}', f'{source.checksum}{kind} {shape}'
+  name, fingerprint = f'{source.name}{kind}', source.checksum and f'{source.checksum}{kind} {shape}'
   take = functools.partial(pipeline.stored_images, source, data_config)
   if endless:
     return ImageSet(name, fingerprint, None, shape, lambda first, count: take(_local_numbers(first, count)))

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from ddgan_jax import agreement, compilation, labels, models
 from ddgan_jax.config import UserError
 from ddgan_jax.data.sources import Source
+from ddgan_jax.metrics import statistics
 
 REQUIRED_ACCURACY = 0.97
 _CERTAIN = 0.9
@@ -47,7 +48,7 @@ class Judge(NamedTuple):
     num_classes: how many classes.
     accuracy: share of held-out images that it reads rightly.
     num_held_out: how many those are.
-    fingerprint: of the data that it was trained on.
+    fingerprint: of the data that it was trained on; of `params` if the data have no checksum.
   """
 
   params: Any
@@ -58,7 +59,7 @@ class Judge(NamedTuple):
 
 
 def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
-  """The classifier of a source: from the cache, or trained now and kept there.
+  """The classifier of a source: from the cache, or trained now and kept there if the source has a checksum.
 
   Every tenth image is held out. The same on all processes: the first one's is passed on.
 
@@ -71,20 +72,22 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
   """
   if source.labels is None:
     raise ClassifierError(f'{source.name}: has no labels, so its modes cannot be counted')
-  fingerprint = hashlib.sha256(f'{_VERSION} {source.checksum} {source.image_shape}'.encode()).hexdigest()[:16]
-  path = _folder() / f'{fingerprint}.npz'
   names = np.unique(source.labels)
   if names[0] < 0:
     raise ClassifierError(f'{source.name}: has images with unknown labels, so its modes cannot be counted')
   num_classes = int(names[-1]) + 1
   held_out = np.arange(0, len(source), _HELD_OUT)
   shapes = jax.eval_shape(lambda: _initial(num_classes, source.image_shape))
-  found = _read(path, shapes) if jax.process_index() == 0 else None
+  # Without a checksum nothing tells this source from another of the same shape, so nothing is cached.
+  fingerprint = source.checksum and hashlib.sha256(
+      f'{_VERSION} {source.checksum} {source.image_shape}'.encode()).hexdigest()[:16]
+  path = _folder() / f'{fingerprint}.npz'
+  found = _read(path, shapes) if jax.process_index() == 0 and fingerprint else None
   if found is None:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and fingerprint:
       _write(path, *found)
-  agreement.meet(f'classifier {fingerprint} {next(_meetings)}')
+  agreement.meet(f'classifier {next(_meetings)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found
@@ -94,7 +97,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     raise ClassifierError(
         f'{source.name}: the classifier reads only {accuracy:.1%} of {len(held_out):,} held-out images rightly, and '
         f'{REQUIRED_ACCURACY:.0%} are needed to count modes')
-  return Judge(params, num_classes, accuracy, len(held_out), fingerprint)
+  return Judge(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
 
 
 def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:

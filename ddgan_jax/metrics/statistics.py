@@ -69,6 +69,14 @@ def write(path: str | os.PathLike, statistics: Statistics) -> None:
   partial.replace(path)
 
 
+def digest(arrays: Any) -> str:
+  """16 hexadecimal digits of a pytree's numbers, for cache keys."""
+  found = hashlib.sha256()
+  for leaf in jax.tree.leaves(arrays):
+    found.update(np.ascontiguousarray(leaf).data)
+  return found.hexdigest()[:16]
+
+
 def load_cached(key: str) -> Statistics | None:
   """What `store` kept under `key`; None if nothing, or if the key is empty."""
   try:
