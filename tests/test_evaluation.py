@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,23 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
   by_file = evaluation.Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
   assert abs(by_file['metrics']['fid']['value']) < 1e-6
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+  """As a quota would: no file may exceed 1,000 bytes. The cache is best effort, a file of the user's is not."""
+  said, found = [], statistics.Statistics('digits', np.arange(12.0), np.eye(12), 10)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(OSError, match='File too large'):
+      statistics.write(tmp_path / 'mine' / 'digits.npz', found)
+    assert not os.listdir(tmp_path / 'mine')
+    statistics.store('key', found, said.append)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert len(said) == 1 and 'cannot be cached (File too large); the next run computes it again' in said[0]
+  assert statistics.load_cached('key') is None
+  assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
 
 def test_published_files_are_read(tmp_path):

@@ -101,6 +101,34 @@ def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
   assert judges[0].fingerprint != judges[1].fingerprint and not (tmp_path / 'cache').exists()
 
 
+def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, monkeypatch):
+  """A file in the folder's place: one sentence for the classifier and one for the statistics. Then an empty file."""
+  (tmp_path / 'file').write_text('')
+  monkeypatch.setattr(modes, '_STEPS', 50)
+  labels = np.arange(200) // 100
+  images = np.broadcast_to(200 * labels[:, None, None, None], (200, 8, 8, 1)).astype(np.uint8)
+  source = sources.ArraySource(images, labels, 'array', num_classes=2)
+  source.checksum = 'known'
+  reference = image_sets.of_data(source, DIGITS)
+
+  def measure(said):
+    found = modes.load_judge(source, said.append)
+    return evaluation.Evaluator(
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), say=said.append).evaluate(reference)
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  expected = measure(said := [])
+  reasons = [text for text in said if 'cannot be cached (Not a directory); the next run computes it again.' in text]
+  assert len(reasons) == 2 and 'classifiers' in reasons[0] and 'statistics' in reasons[1]
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  assert measure([]) == expected
+  kept = [path for path in (tmp_path / 'cache').rglob('*') if path.is_file()]
+  assert len(kept) == 2
+  for path in kept:
+    path.write_bytes(b'')
+  assert measure([]) == expected and all(path.stat().st_size for path in kept)
+
+
 def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setattr(modes, '_STEPS', 5)

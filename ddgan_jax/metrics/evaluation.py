@@ -197,7 +197,7 @@ class Evaluator:
       rows = ('pool3',) if name == 'inception' and 'kid' in self._metrics else ()
       moments = self._reference_collected(name, size, rows).moments
       known = Statistics(self._reference.name, moments.mean, moments.covariance(), size)
-      store(key, known)
+      store(key, known, self._say)
     return known
 
   def _reference_rows(self, name: str, outputs: tuple[str, ...], num: int | None = None) -> dict[str, np.ndarray]:

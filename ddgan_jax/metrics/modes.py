@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
   if found is None:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
     if jax.process_index() == 0 and fingerprint:
-      _write(path, *found)
+      _write(path, *found, say)
   agreement.meet(f'classifier {next(_meetings)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
@@ -221,12 +220,10 @@ def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
     with np.load(path) as file:
       leaves, tree = jax.tree.flatten(shapes)
       return tree.unflatten([file[f'{i}'].reshape(leaf.shape) for i, leaf in enumerate(leaves)]), file['accuracy'][()]
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or not whole: it is made again
+  except Exception:  # absent or damaged, and zipfile fails in many ways: it is trained again
     return None
 
 
-def _write(path: pathlib.Path, params: Any, accuracy: np.float64) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.stem}.{os.getpid()}.partial.npz')
-  np.savez(partial, accuracy=accuracy, **{f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(params))})
-  partial.replace(path)
+def _write(path: pathlib.Path, params: Any, accuracy: np.float64, say: Callable[[str], None]) -> None:
+  leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(params))}
+  statistics.cache_npz(path, {'accuracy': accuracy, **leaves}, say)

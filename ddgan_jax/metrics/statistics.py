@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import pathlib
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,11 +64,32 @@ def read(path: str, dimension: int = 2048) -> Statistics:
 
 def write(path: str | os.PathLike, statistics: Statistics) -> None:
   """Writes an `.npz` with mu, sigma and n, which `read` and pytorch-fid understand; whole or not at all."""
-  path = pathlib.Path(path)
+  save_npz(pathlib.Path(path), _arrays(statistics))
+
+
+def _arrays(statistics: Statistics) -> dict[str, Any]:
+  return {'mu': statistics.mean, 'sigma': statistics.covariance, 'n': statistics.count, 'name': statistics.name}
+
+
+def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  """Writes an `.npz`, whole or not at all. Raises OSError."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.stem}.{os.getpid()}.partial.npz')
-  np.savez(partial, mu=statistics.mean, sigma=statistics.covariance, n=statistics.count, name=statistics.name)
-  partial.replace(path)
+  try:
+    np.savez(partial, **arrays)
+    partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    raise
+
+
+def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], say: Callable[[str], None]) -> None:
+  """`save_npz` into a cache: a failure costs time in the next run, so it is a sentence and not an error."""
+  try:
+    save_npz(path, arrays)
+  except OSError as error:
+    say(f'{path}: cannot be cached ({error.strerror or error}); the next run computes it again.')
 
 
 def digest(arrays: Any) -> str:
@@ -82,14 +105,17 @@ def load_cached(key: str) -> Statistics | None:
   try:
     with np.load(_path(key)) as file:
       return Statistics(str(file['name']), file['mu'], file['sigma'], int(file['n']))
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+  except Exception:  # absent or damaged, and zipfile fails in many ways
     return None
 
 
-def store(key: str, statistics: Statistics) -> None:
-  """Keeps statistics for the next run, from the first process; nothing for an empty key."""
+def store(key: str, statistics: Statistics, say: Callable[[str], None] = print) -> None:
+  """Keeps statistics for the next run, from the first process; nothing for an empty key.
+
+  A cache that cannot be written to is reported by `say` and is not an error.
+  """
   if key and jax.process_index() == 0:
-    write(_path(key), statistics)
+    cache_npz(_path(key), _arrays(statistics), say)
 
 
 def _path(key: str) -> pathlib.Path:
