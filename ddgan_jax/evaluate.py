@@ -37,6 +37,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.', lower_bound=0, upp
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in, of a run of Gaussian diffusion.', lower_bound=1)
+_SPLITS = flags.DEFINE_integer(
+    'splits', 10, 'Parts that the Inception score is averaged over; 10 is usual, the original published that of 1.',
+    lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 200, 'Images at a time, over all devices.', lower_bound=1)
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')
 _JPEG = flags.DEFINE_boolean(
@@ -100,7 +103,7 @@ def main(argv: list[str]) -> None:
     judge = modes.load_judge(source, say), config.data.stack == 3
   evaluator = evaluation.Evaluator(
       metrics, reference, mesh, _NUM.value, _BATCH_SIZE.value, judge,
-      {'inception': _INCEPTION.value, 'vgg16': _VGG16.value}, _ANY_WEIGHTS.value, say)
+      {'inception': _INCEPTION.value, 'vgg16': _VGG16.value}, _ANY_WEIGHTS.value, say, _SPLITS.value)
   if _STATISTICS.value:
     found = evaluator.reference_statistics()
     if distributed.is_main():

@@ -16,7 +16,7 @@ import scipy.linalg
 from PIL import Image
 
 from ddgan_jax import sharding
-from ddgan_jax.config import ConfigError, DataConfig
+from ddgan_jax.config import ConfigError, DataConfig, UserError
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.metrics import evaluation, image_sets, inception, statistics
@@ -75,6 +75,20 @@ def test_the_report_says_what_it_is_of():
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
   assert 'Biased: fewer than 10,000 images.' in text
   assert json.loads(json.dumps(report)) == report
+
+
+def test_the_report_says_how_many_splits_the_inception_score_has():
+  """More splits than samples are refused before anything is read."""
+  images = image_sets.of_array(pictures(0), 'ours')
+  reports = [
+      evaluation.Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
+      for splits in (10, 1)]
+  ten, one = (report['metrics']['is'] for report in reports)
+  assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
+  assert '(10 splits)' in evaluation.table(reports[0]) and '(1 split)' in evaluation.table(reports[1])
+  unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
+  with pytest.raises(UserError, match='of 100 samples: found 101 splits, must be from 1 to the number of samples'):
+    evaluation.Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
 def test_jpeg_changes_both_sides_alike():

@@ -65,6 +65,7 @@ class Evaluator:
     weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
     allow_any: also weights of another checksum than the published.
     say: gets sentences on what takes time.
+    splits: parts that the Inception score is averaged over.
 
   Raises:
     UserError: a metric cannot be computed with what was given.
@@ -74,7 +75,8 @@ class Evaluator:
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
       judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
       allow_any: bool = False,
-      say: Callable[[str], None] = print):
+      say: Callable[[str], None] = print,
+      splits: int = 10):
     for name in metrics:
       if name not in METRICS:
         raise ConfigError(f'metrics: found {name!r}, must be some of {", ".join(METRICS)}')
@@ -93,6 +95,7 @@ class Evaluator:
     self._num = num
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._say = say
+    self._splits = splits
     self._known: dict[str, Collected] = {}
     weights = weights or {}
     self._networks: dict[str, Network] = {}
@@ -130,6 +133,8 @@ class Evaluator:
       image_sets.check_same_shape(images, self._reference)
     images = image_sets.subset(images, self._num)
     num = self._num if images.size is None else images.size
+    if 'is' in self._metrics:
+      inception_score.check_splits(self._splits, num)
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'n_reference': self._reference_size(), 'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
@@ -144,8 +149,8 @@ class Evaluator:
     if 'fid' in self._metrics:
       put('fid', 'inception', value=_distance(found['inception'].moments, self._reference_moments('inception')))
     if 'is' in self._metrics:
-      mean, deviation = inception_score.inception_score(found['inception'].rows['logits'])
-      put('is', 'inception', value=mean, deviation=deviation)
+      mean, deviation = inception_score.inception_score(found['inception'].rows['logits'], self._splits)
+      put('is', 'inception', value=mean, deviation=deviation, splits=self._splits)
     if 'kid' in self._metrics:
       mean, deviation = kid.kernel_distance(
           self._reference_rows('inception', ('pool3',))['pool3'], found['inception'].rows['pool3'])
@@ -343,6 +348,8 @@ def table(report: dict[str, Any]) -> str:
     text = f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
     if 'deviation' in entry:
       text += f' ± {entry["deviation"]:.2g}'
+    if 'splits' in entry:
+      text += f'  ({entry["splits"]} split{"s" if entry["splits"] > 1 else ""})'
     if 'out_of' in entry:
       text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:

@@ -7,7 +7,10 @@ import numpy as np
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
 
-_NUM_CLASSES = 1000  # ImageNet's; the network's last 8 outputs were never trained
+# Outputs 0 … 999 of the network's 1,008 count, as in the original. Output 0 is a background class and 1 … 1000 are
+# ImageNet's, so the background class is kept and ImageNet's last class is dropped, with 7 outputs that were never
+# trained.
+_NUM_CLASSES = 1000
 _SHUFFLE = 8  # stream of `pipeline.permutation`; 7 chooses subsets
 
 
@@ -16,7 +19,8 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
 
   Args:
     logits: [N, 1008] of `inception.features`, of which the first 1000 count, or [N, K ≤ 1000] of another classifier.
-    splits: how many parts; they differ by at most one in size. 10 is usual; with 1 the score is a little higher.
+    splits: how many parts; they differ by at most one in size. 10 is usual; with 1, as in the original's published
+      figure, the score is a little higher.
     shuffle: split a fixed permutation of the samples; otherwise the parts are consecutive, and of samples sorted by
       class each part would hold few classes.
 
@@ -27,9 +31,7 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
     UserError: fewer samples than parts.
   """
   logits = np.asarray(logits, np.float64)[:, :_NUM_CLASSES]
-  if not 1 <= splits <= len(logits):
-    raise UserError(f'the Inception score of {len(logits)} samples: found {splits} splits, must be from 1 to the '
-                    'number of samples')
+  check_splits(splits, len(logits))
   logits = logits - logits.max(axis=1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   if shuffle and splits > 1:
@@ -41,3 +43,10 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
     log_marginal = np.log(np.maximum(p.mean(axis=0), np.finfo(np.float64).tiny))
     scores.append(np.exp((p * (part - log_marginal)).sum(axis=1).mean()))
   return float(np.mean(scores)), float(np.std(scores))
+
+
+def check_splits(splits: int, num_samples: int) -> None:
+  """Raises UserError unless every part has a sample."""
+  if not 1 <= splits <= num_samples:
+    raise UserError(f'the Inception score of {num_samples} samples: found {splits} splits, must be from 1 to the '
+                    'number of samples')
