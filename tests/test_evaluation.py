@@ -281,6 +281,30 @@ def test_stacks_by_number():
   assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch
 
 
+@pytest.mark.parametrize('num', [60, 97])
+def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
+  """Samples are drawn once for Inception and VGG16; of the reference all images are read once, and a subset once."""
+  from ddgan_jax.metrics import vgg
+
+  monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
+  monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(jnp.float32))
+  pixels, source = pictures(0), sources.ArraySource(pictures(1, 97))
+  drawn, read, gather = [], [], source.gather
+  monkeypatch.setattr(source, 'gather', lambda numbers: (read.extend(numbers), gather(numbers))[1])
+  images = image_sets.ImageSet(
+      'ours', '', None, (8, 8, 1), lambda first, count: (drawn.append(count), pixels[first:first + count])[1])
+  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+
+  def evaluate(*metrics):
+    return evaluation.Evaluator(
+        metrics, reference, sharding.make_mesh(), num, 8, say=lambda text: None).evaluate(images)['metrics']
+
+  together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
+  assert sum(drawn) == -(-num // 8) * 8
+  assert len(read) == 104 + (64 if num < 97 else 0)  # whole batches
+  assert together == evaluate('fid', 'is') | evaluate('kid') | evaluate('pr', 'dc')
+
+
 def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
   """The same numbers in every process, batch and version of NumPy, with their labels."""
   images = image_sets.of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')

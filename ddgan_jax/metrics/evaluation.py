@@ -96,7 +96,9 @@ class Evaluator:
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._say = say
     self._splits = splits
-    self._known: dict[str, Collected] = {}
+    # What is known of the reference: moments of all its images, and rows by network and number of images.
+    self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
+    self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     weights = weights or {}
     self._networks: dict[str, Network] = {}
     if {'fid', 'is', 'kid'} & set(metrics):
@@ -141,22 +143,23 @@ class Evaluator:
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
         'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
-    found = {name: self._collect(name, images, num, wanted[name]) for name in self._networks}
+    found = self._collect(images, num, {name: wanted[name] for name in self._networks})
+    self._read_reference(num)
 
     def put(name: str, network: str, **values) -> None:
       report['metrics'][name] = {**values, 'features': self._networks[network].name}
 
     if 'fid' in self._metrics:
-      put('fid', 'inception', value=_distance(found['inception'].moments, self._reference_moments('inception')))
+      put('fid', 'inception', value=_distance(found['inception'].moments, self._moments['inception']))
     if 'is' in self._metrics:
       mean, deviation = inception_score.inception_score(found['inception'].rows['logits'], self._splits)
       put('is', 'inception', value=mean, deviation=deviation, splits=self._splits)
     if 'kid' in self._metrics:
-      mean, deviation = kid.kernel_distance(
-          self._reference_rows('inception', ('pool3',))['pool3'], found['inception'].rows['pool3'])
+      real = self._rows['inception', self._reference_size()]['pool3']
+      mean, deviation = kid.kernel_distance(real, found['inception'].rows['pool3'])
       put('kid', 'inception', value=mean, deviation=deviation)
     if {'pr', 'dc'} & set(self._metrics):
-      real, fake = self._reference_rows('vgg16', ('fc2',), num)['fc2'], found['vgg16'].rows['fc2']
+      real, fake = self._rows['vgg16', self._num_paired(num)]['fc2'], found['vgg16'].rows['fc2']
       pairs = {'pr': (('precision', 'recall'), precision_recall.precision_recall),
                'dc': (('density', 'coverage'), precision_recall.density_coverage)}
       for metric in [name for name in self._metrics if name in pairs]:
@@ -164,14 +167,14 @@ class Evaluator:
         for name, value in zip(names, function(real, fake)):
           put(name, 'vgg16', value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
-      rows, of_real = found['judge'].rows, self._reference_rows('judge', ('mode', 'certain'), num)
+      rows, of_real = found['judge'].rows, self._rows['judge', self._num_paired(num)]
       counted, counted_real = (
           modes.summary(each['mode'], each['certain'], self._num_modes) for each in (rows, of_real))
       for name, value in counted.items():
         put(name, 'judge', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
       for name in ('modes', 'modes_certain'):
         report['metrics'][name]['out_of'] = self._num_modes
-      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._reference_moments('judge')))
+      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._moments['judge']))
     if 'label_accuracy' in self._metrics:
       for name, value in modes.label_accuracy(
           found['judge'].rows['mode'], images.asked(num), self._judge.num_classes, self._stack).items():
@@ -181,7 +184,8 @@ class Evaluator:
 
   def reference_statistics(self) -> Statistics:
     """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
-    return self._reference_moments('inception')
+    self._read_reference(self._num)
+    return self._moments['inception']
 
   def _reference_size(self) -> int | None:
     """Images that the reference's moments are of; of an endless set 50,000."""
@@ -189,59 +193,82 @@ class Evaluator:
       return self._reference and self._reference.count
     return 50_000 if self._reference.size is None else self._reference.size
 
-  def _reference_moments(self, name: str) -> Statistics:
-    if isinstance(self._reference, Statistics):
-      return self._reference
-    network, size = self._networks[name], self._reference_size()
-    key = f'{network.fingerprint} {self._reference.fingerprint} {size}' if self._reference.fingerprint else ''
-    # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
-    known = _from_main(load_cached(key) if jax.process_index() == 0 else None)
-    if known is None:
-      self._say(f'Reading {size:,} images of {self._reference.name} by {network.name}, once.')
-      # With the rows that KID wants: the images need to be read but once.
-      rows = ('pool3',) if name == 'inception' and 'kid' in self._metrics else ()
-      moments = self._reference_collected(name, size, rows).moments
-      known = Statistics(self._reference.name, moments.mean, moments.covariance(), size)
-      store(key, known, self._say)
-    return known
+  def _num_paired(self, num: int) -> int:
+    """Images of the reference for metrics that compare as many of it as of a set of `num`."""
+    return min(num, self._reference_size())
 
-  def _reference_rows(self, name: str, outputs: tuple[str, ...], num: int | None = None) -> dict[str, np.ndarray]:
-    size = self._reference_size() if num is None else min(num, self._reference_size())
-    return self._reference_collected(name, size, outputs).rows
+  def _read_reference(self, num: int) -> None:
+    """Reads what the metrics of `num` images need of the reference and is not known yet.
 
-  def _reference_collected(self, name: str, size: int, outputs: tuple[str, ...] = ()) -> Collected:
-    key = f'{name} {size} {outputs}'
-    if key not in self._known:
-      self._known[key] = self._collect(name, image_sets.subset(self._reference, size), size, outputs)
-    return self._known[key]
+    That is all its images, a subset, or both; each in one pass.
+    """
+    size = self._reference_size()
+    missing: dict[int, dict[str, Sequence[str]]] = {}
+    new, keys = [], {}
+    for metric, name in (('fid', 'inception'), ('modes', 'judge')):
+      if metric in self._metrics and name not in self._moments:
+        fingerprint = self._reference.fingerprint
+        keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
+        # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
+        known = _from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
+        if known is None:
+          new.append(name)
+          missing.setdefault(size, {})[name] = ()
+        else:
+          self._moments[name] = known
+    for metric, name, outputs in (
+        ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
+        ('modes', 'judge', ('mode', 'certain'))):
+      if metric in self._metrics:
+        count = size if metric == 'kid' else self._num_paired(num)
+        if (name, count) not in self._rows:
+          missing.setdefault(count, {})[name] = outputs
+    if new:
+      networks = ' and '.join(self._networks[name].name for name in new)
+      self._say(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
+    for count, wanted in missing.items():
+      for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
+        if found.rows:
+          self._rows[name, count] = found.rows
+        if count == size and name in new:
+          self._moments[name] = Statistics(self._reference.name, found.moments.mean, found.moments.covariance(), size)
+          store(keys[name], self._moments[name], self._say)
 
-  def _collect(self, name: str, images: ImageSet, num: int, keep: Sequence[str]) -> Collected:
-    """Features of the first `num` images by one network, gathered from all processes."""
-    network = self._networks[name]
-    if name not in self._features:
-      rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
-      apply = compilation.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
-      self._features[name] = apply, jax.device_put(network.params, whole)
-    apply, params = self._features[name]
-    moments = None
-    kept: dict[str, list[np.ndarray]] = {output: [] for output in keep}
+  def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
+    """Features of the first `num` images by the networks of `wanted`, and the outputs kept of each, from all processes.
+
+    Every network sees a batch before the next one is read, so samples are drawn only once.
+    """
+    rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+    for name in wanted:
+      if name not in self._features:
+        network = self._networks[name]
+        apply = compilation.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
+        self._features[name] = apply, jax.device_put(network.params, whole)
+    moments: dict[str, frechet.Moments] = {}
+    kept: dict[str, dict[str, list[np.ndarray]]] = {
+        name: {output: [] for output in outputs} for name, outputs in wanted.items()}
     local = self._batch_size // jax.process_count()
     for first in range(0, num, self._batch_size):
-      batch = jax.make_array_from_process_local_data(
-          sharding.by_rows(self._mesh), images.rows(first, self._batch_size))
-      outputs = apply(params, batch)
+      batch = jax.make_array_from_process_local_data(rows, images.rows(first, self._batch_size))
       begin = first + local * jax.process_index()
       valid = max(0, min(local, num - begin))
-      if network.moments:
-        features = sharding.local_rows(outputs[network.moments])
-        moments = moments or frechet.Moments(features.shape[1])
-        moments.add(features[:valid])
-      for output in keep:
-        kept[output].append(sharding.local_rows(outputs[output]))
+      for name, blocks in kept.items():
+        apply, params = self._features[name]
+        outputs = apply(params, batch)
+        if output := self._networks[name].moments:
+          features = sharding.local_rows(outputs[output])
+          if name not in moments:
+            moments[name] = frechet.Moments(features.shape[1])
+          moments[name].add(features[:valid])
+        for output in blocks:
+          blocks[output].append(sharding.local_rows(outputs[output]))
     agreement.meet(f'features {next(_meetings)}')
-    if moments is not None:
-      moments = _merged(moments)
-    return Collected(moments, {output: _gathered(blocks)[:num] for output, blocks in kept.items()})
+    return {
+        name: Collected(
+            _merged(moments[name]) if name in moments else None,
+            {output: _gathered(blocks)[:num] for output, blocks in kept[name].items()})
+        for name in wanted}
 
 
 def _distance(moments: frechet.Moments, reference: Statistics) -> float:
