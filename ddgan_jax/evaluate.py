@@ -2,7 +2,8 @@
 
 Of a run's EMA generator (`--workdir`) or of images (`--images`, a folder, zip or npz). The reference is the data of the
 run, or of `--config`, or `--reference`: images, or statistics as published (`.npz`, `.npy`). Prints a table and writes
-JSON. `--config configs/cifar10.py --statistics FILE.npz` writes the data's own statistics.
+JSON; metrics measured under the same conditions share a file. `--config configs/cifar10.py --statistics FILE.npz`
+writes the data's own statistics.
 
 `fid` and `is` want the FID Inception weights and `kid` too, `pr` (improved precision and recall) and `dc` (density and
 coverage) VGG16's; `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` asks a run
@@ -44,7 +45,8 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 200, 'Images at a time, over al
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')
 _JPEG = flags.DEFINE_boolean(
     'jpeg', False, 'Put both sides through JPEG (quality 75), as the original does with its samples.')
-_OUT = flags.DEFINE_string('out', None, 'Where the JSON goes; by default into the workdir.')
+_OUT = flags.DEFINE_string(
+    'out', None, 'Where the JSON goes; by default evaluation_<step>.json in the workdir, _2, … for other conditions.')
 _INCEPTION = flags.DEFINE_string(
     'inception', None, 'File of the FID Inception weights; by default found or downloaded.')
 _VGG16 = flags.DEFINE_string('vgg16', None, 'File of the VGG16 weights; by default found or downloaded.')
@@ -115,16 +117,20 @@ def main(argv: list[str]) -> None:
 
 def _finish(report: dict, run: Any, say: Callable[[str], None]) -> None:
   """Prints a report, and writes it."""
-  from ddgan_jax.metrics import evaluation
+  from ddgan_jax.metrics import evaluation, reports, statistics
 
-  report |= {'step': run.step, 'seed': _SEED.value} if run else {}
   say(evaluation.table(report))
-  out = _OUT.value or (os.path.join(_WORKDIR.value, f'evaluation_{run.step:08d}.json') if run else None)
-  if out and distributed.is_main():
+  if not distributed.is_main() or not (run or _OUT.value):
+    return
+  report |= {'jpeg': _JPEG.value}
+  if run:
+    report |= {'step': run.step, 'seed': _SEED.value, 'num_timesteps': run.schedule.num_timesteps,
+               'generator_digest': statistics.digest(run.params)}
+  if _OUT.value:
     from etils import epath
 
-    epath.Path(out).write_text(json.dumps(report, indent=2) + '\n')
-    say(f'As JSON: {out}')
+    epath.Path(_OUT.value).write_text(json.dumps(report, indent=2) + '\n')
+  say(f'As JSON: {_OUT.value or reports.keep(_WORKDIR.value, report)}')
 
 
 def _check_flags() -> config_lib.Config | None:

@@ -68,6 +68,21 @@ def test_the_same_from_two_processes(trained, tmp_path):
       one['metrics']['fd_classifier']['value'], two['metrics']['fd_classifier']['value'], rtol=1e-6)
 
 
+def test_other_conditions_have_another_file(trained):
+  """A second seed does not overwrite the first; a report holds every condition."""
+  workdir, _ = trained
+  for seed in (0, 1):
+    flags = ['--workdir', workdir, '--metrics', 'modes', '--num', '50', '--force', '--seed', seed]
+    result = run('-m', 'ddgan_jax.evaluate', *flags)
+    assert result.returncode == 0, result.stderr
+  reports = {path.name: json.loads(path.read_text()) for path in workdir.glob('evaluation_*')}
+  assert sorted(reports) == ['evaluation_00000030.json', 'evaluation_00000030_2.json']
+  assert [reports[name]['seed'] for name in sorted(reports)] == [0, 1]
+  known = {'images', 'n', 'step', 'seed', 'num_timesteps', 'jpeg', 'reference', 'reference_digest', 'n_reference',
+           'generator_digest', 'biased', 'metrics'}
+  assert all(set(report) == known for report in reports.values())
+
+
 @pytest.mark.parametrize('flags, message', [
     (['--num', '500'], '--num: found 500, and fewer than 10,000 samples bias what is measured; --force measures'),
     (['--metrics', 'sfid'], "--metrics: found 'sfid', must be one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),

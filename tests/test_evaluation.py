@@ -114,6 +114,9 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
   by_file = evaluation.Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
   assert abs(by_file['metrics']['fid']['value']) < 1e-6
+  changed = again._replace(mean=again.mean + 1)
+  other = evaluation.Evaluator(('fid',), changed, sharding.make_mesh(), 2000, 500).evaluate(images)
+  assert other['reference'] == by_file['reference'] and other['reference_digest'] != by_file['reference_digest']
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
@@ -197,11 +200,14 @@ def test_images_in_files(tmp_path):
   for i, image in enumerate(images):
     Image.fromarray(image[..., 0]).save(tmp_path / 'folder' / f'{i}.png')
   np.savez(tmp_path / 'images.npz', images=images)
+  fingerprints = set()
   for name in ('folder', 'images.npz'):
     for num_channels in (1, 3):
       found = image_sets.of_files(str(tmp_path / name), num_channels)
       assert found.size == 5 and found.shape == (8, 8, num_channels)
       np.testing.assert_array_equal(found.rows(0, 5), images.repeat(num_channels, axis=-1))
+      fingerprints.add(found.fingerprint)
+  assert len(fingerprints) == 2 and '' not in fingerprints  # one for each number of channels
 
 
 def test_colours_do_not_depend_on_the_first_file(tmp_path):

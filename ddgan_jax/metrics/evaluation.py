@@ -123,8 +123,9 @@ class Evaluator:
     """Measures a set.
 
     Returns:
-      {'images', 'n', 'reference', 'n_reference', 'biased', 'metrics': {name: {'value', 'features', …}}}; the values are
-      Python numbers, the same on every process.
+      {'images', 'n', 'reference', 'reference_digest', 'n_reference', 'biased', 'metrics': {name: {'value', 'features',
+      'features_digest', …}}}; the values are Python numbers, the same on every process. Digests are equal for equal
+      images or statistics and for equal networks; that of the reference is None if it is not known.
 
     Raises:
       ConfigError: the images do not compare with the reference, or were not asked for by label.
@@ -139,7 +140,8 @@ class Evaluator:
       inception_score.check_splits(self._splits, num)
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
-        'n_reference': self._reference_size(), 'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+        'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
+        'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
         'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
@@ -147,7 +149,8 @@ class Evaluator:
     self._read_reference(num)
 
     def put(name: str, network: str, **values) -> None:
-      report['metrics'][name] = {**values, 'features': self._networks[network].name}
+      used = self._networks[network]
+      report['metrics'][name] = {**values, 'features': used.name, 'features_digest': used.fingerprint}
 
     if 'fid' in self._metrics:
       put('fid', 'inception', value=_distance(found['inception'].moments, self._moments['inception']))
@@ -186,6 +189,11 @@ class Evaluator:
     """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
     self._read_reference(self._num)
     return self._moments['inception']
+
+  def _reference_digest(self) -> str | None:
+    if isinstance(self._reference, Statistics):
+      return digest((self._reference.mean, self._reference.covariance))
+    return self._reference.fingerprint or None if self._reference else None
 
   def _reference_size(self) -> int | None:
     """Images that the reference's moments are of; of an endless set 50,000."""

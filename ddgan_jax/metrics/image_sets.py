@@ -132,7 +132,7 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
       source = sources.load_source(data_config, say=lambda text: None)
   except DataError as error:
     raise DataError(str(error).removeprefix('data.path: ')) from error
-  return _finite(path, '', len(source), source.image_shape, lambda numbers: source.gather(numbers)[0])
+  return of_data(source, data_config)._replace(name=path)
 
 
 def subset(images: ImageSet, num: int) -> ImageSet:
