@@ -359,12 +359,6 @@ def check_asked(images: ImageSet) -> None:
                       'generator.num_classes is above 0 would be right')
 
 
-def best_metric(config: Config) -> str | None:
-  """By which the best checkpoint is kept, lower being better: the first of FID, KID, the classifier's distance."""
-  distances = (('fid', 'fid'), ('kid', 'kid'), ('modes', 'mode_kl' if config.data.is_points else 'fd_classifier'))
-  return next((f'eval/{name}' for metric, name in distances if metric in config.eval.metrics), None)
-
-
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
     'modes_certain': 'modes found with certainty', 'mode_kl': 'KL of modes to uniform',
