@@ -39,7 +39,7 @@ _REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns in which each method is tim
 _QUICK_STEPS, _QUICK_NUM, _QUICK_METHODS = 3000, 1000, ['gan', 'ddpm', 'ddgan_4']
 _TIMED = 100  # images, as in the paper's table
 _POINTS = 2_000  # of a scatter picture
-_REPORTS = 2  # raised when the same samples would give another report
+_REPORTS = 3  # raised when the same samples would give another report
 _TURN = 1.0  # seconds of a turn, or one call if that takes longer
 
 
