@@ -4,8 +4,8 @@
 
 Hardware and time: the authors trained 1,800 epochs on 4 V100 in about 48 hours; not yet measured here.
 Expected: FID 3.75, Inception score 9.63, recall 0.57 with 4 network evaluations (as published; their best
-checkpoint, at epoch 1,200). That Inception score is of 1 split, with TensorFlow 1's resizing of the images; `evaluate`
-averages over 10 splits unless given --splits 1, and resizes as for FID. TFDS downloads CIFAR-10 (163 MiB) on first use.
+checkpoint, at epoch 1,200). That Inception score uses 1 split and TensorFlow 1's bilinear resizing; `evaluate` uses 10
+splits (--splits) and the resizing of FID. TFDS downloads CIFAR-10 (163 MiB) on first use.
 """
 
 import ml_collections

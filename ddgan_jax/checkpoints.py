@@ -50,8 +50,8 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder; `checkpoints/` is made in it by the first save.
-    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete. The best one
-      that was measured stays as well (see `record_metrics`).
+    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete. The best ones
+      that were measured stay as well (see `record_metrics`).
   """
 
   def __init__(self, workdir: str, keep: int = 2):
@@ -101,17 +101,17 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def record_metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """Stores in a saved checkpoint what was measured of it, and deletes checkpoints that need not be kept any longer.
+    """Stores a checkpoint's metrics, then deletes the checkpoints that no longer need to be kept.
 
-    For each metric by which checkpoints were ranked (FID, or else KID, or else a distance of modes), the best
-    checkpoint is kept beside the newest ones, also when the run continues with other metrics or with none.
+    Checkpoints are ranked by FID, by KID where that is missing, or else by a distance of modes. The best by each of
+    these is kept beside the newest, also when the run continues with other metrics or with none.
 
     Args:
       step: one of `steps()`, or of a save under way.
       metrics: name → value, such as `eval/fid`; replaces what was recorded before.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: they cannot be written, or a checkpoint cannot be deleted.
     """
     self.wait()
 
@@ -122,35 +122,52 @@ class Checkpoints:
       partial.write_text(json.dumps(metrics))
       partial.replace(file)
 
-    agreement.on_main(write)
-    while (surplus := agreement.from_main(min(set(self.steps()) - self._preserved(self.steps()), default=-1))) >= 0:
-      self._open().delete(surplus)
+    try:
+      agreement.on_main(write)
+      while (surplus := agreement.from_main(self._first_surplus())) >= 0:
+        self._open().delete(surplus)
+    except OSError as error:
+      raise self._write_error(error) from error
 
   def metrics(self, step: int) -> dict[str, float]:
-    """What `record_metrics` stored of a checkpoint; empty if nothing can be read."""
-    try:
-      return dict(json.loads(self._metrics_file(step).read_text()))
-    except (OSError, ValueError, TypeError):
+    """What `record_metrics` stored of a checkpoint; empty if that is nothing, or damaged."""
+    file = self._metrics_file(step)
+    if not file.exists():
       return {}
+    try:
+      found = json.loads(file.read_text())
+    except ValueError:
+      return {}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))} if found else {}
 
   def _metrics_file(self, step: int) -> epath.Path:
     return self.folder / str(step) / 'metrics' / 'metrics'  # where Orbax would store them, but only during a save
 
+  def _first_surplus(self) -> int:
+    """The oldest checkpoint that need not be kept; -1 if there is none."""
+    steps = self.steps()
+    return min(set(steps) - self._preserved(steps), default=-1)
+
   def _preserved(self, steps: Sequence[int]) -> set[int]:
     """Those of `steps` that stay: the newest, and the best by each metric that ranks some of them."""
+    kept = set(sorted(steps)[-self._keep:])
     best: dict[str, tuple[float, int]] = {}
     for step in sorted(steps):
-      metrics = self.metrics(step)
+      try:
+        metrics = self.metrics(step)
+      except Exception:  # every file system has errors of its own; it may be the best
+        kept.add(step)
+        continue
       name = next((name for name in _DISTANCES if math.isfinite(metrics.get(name, math.nan))), None)
       if name and (name not in best or metrics[name] <= best[name][0]):
         best[name] = metrics[name], step
-    return {*sorted(steps)[-self._keep:], *(step for _, step in best.values())}
+    return kept | {step for _, step in best.values()}
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    """Orbax's `PreservationPolicy`."""
+    """Orbax's `PreservationPolicy`; process 0 decides for all."""
     del context
     preserved = self._preserved([info.step for info in checkpoints])
-    return [info.step in preserved for info in checkpoints]
+    return [bool(agreement.from_main(info.step in preserved)) for info in checkpoints]
 
   def wait(self) -> None:
     """Returns when the last save is complete on disk."""
@@ -165,8 +182,10 @@ class Checkpoints:
     if self._manager is not None:
       manager, self._manager = self._manager, None
       try:
-        manager.wait_until_finished()
-        manager.close()  # may report another error of the same save
+        try:
+          manager.wait_until_finished()
+        finally:
+          manager.close()  # may raise another error of the same save
       except Exception as error:
         raise self._write_error(error) from error
 

@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
     workdir = os.path.join('runs', f'compare_{os.path.splitext(os.path.basename(file))[0]}{quick}')
 
   from ddgan_jax import compilation, sharding, train
+  from ddgan_jax import workdir as workdir_lib
   from ddgan_jax.checkpoints import Checkpoints
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import evaluation
@@ -74,8 +75,10 @@ def main(argv: list[str]) -> None:
     decay = config.optim.ema_decay
     print(f'--- {METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'
           f'{f", ema_decay {decay:.4g} for so few" if decay != base.optim.ema_decay else ""}', flush=True)
-    train.train_and_evaluate(config, os.path.join(workdir, name), may_change_data=not is_default)
-    if (Checkpoints(os.path.join(workdir, name)).latest_step() or 0) < num_steps:
+    folder = os.path.join(workdir, name)
+    if is_default and Checkpoints(folder).latest_step() is not None:
+      workdir_lib.check_data(folder, config, source, workdir)
+    if not train.train_and_evaluate(config, folder):
       print('Stopped; the same command goes on from there.', flush=True)
       return
   rows = measure(evaluate, base, names, workdir, mesh, source.checksum)
@@ -99,6 +102,7 @@ def measure(
   import ddgan_jax
   from ddgan_jax import sharding
   from ddgan_jax.metrics import image_sets
+  from ddgan_jax.workdir import write_whole
 
   num = base.eval.num
   rows = []
@@ -113,8 +117,10 @@ def measure(
         print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
         images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
         report = evaluate(images(run.params, name)) | {'asked': asked}
-        with open(path, 'w', encoding='utf-8') as file:
-          json.dump(report, file, indent=2)
+        try:
+          write_whole(path, json.dumps(report, indent=2))
+        except OSError as error:
+          print(f'{path}: cannot be written ({error.strerror or error}); measured again next time.', flush=True)
       rows.append({
           'name': name, 'title': METHODS[name].title, 'evaluations': evaluations, 'run': run,
           'num_timesteps': num_timesteps, **report})

@@ -121,7 +121,7 @@ class GeneratorConfig:
     num_classes: classes of the data's labels, 0 … num_classes - 1, which G and D are then told; 0 tells them none. With
       data.stack=3 classes of each of the three images.
     label_dropout: share of training rows whose label is dropped, so that the same network samples without one too; with
-      0 it samples with a label only.
+      0, sampling requires a label.
     stack: images that one label speaks of, each with a digit of it (`labels`).
   """
 

@@ -39,7 +39,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the new
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in, of a run of Gaussian diffusion.', lower_bound=1)
 _SPLITS = flags.DEFINE_integer(
-    'splits', 10, 'Parts that the Inception score is averaged over; 10 is usual, the original published that of 1.',
+    'splits', 10, 'Parts that the Inception score is averaged over; 10 is usual, the paper uses 1.',
     lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 200, 'Images at a time, over all devices.', lower_bound=1)
 _FORCE = flags.DEFINE_boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   from ddgan_jax import compilation, train
 
   compilation.use_persistent_cache()
-  # A name that nobody chose must not continue another folder of images, whose name is the same.
+  # Two folders of the same name share the default workdir; a run is not continued on the wrong one by accident.
   train.train_and_evaluate(config, workdir, may_change_data=not is_default)
 
 

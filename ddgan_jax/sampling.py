@@ -77,7 +77,10 @@ def draw_noise(
 
 
 def most_at_once(num_timesteps: int, shape: tuple[int, int, int], latent_dim: int) -> int:
-  """How many images [H, W, C] may be sampled together: `draw_noise` makes the noise of all their steps at once."""
+  """How many images [H, W, C] may be sampled together: `draw_noise` makes the noise of all their steps at once.
+
+  At least one, whose noise takes 4 T (H W C + nz) bytes.
+  """
   return max(1, _MOST_NOISE // (num_timesteps * (math.prod(shape) + latent_dim)))
 
 

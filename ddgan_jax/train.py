@@ -34,7 +34,7 @@ from ddgan_jax.workdir import grid_path
 _IN_FLIGHT = 2
 
 
-def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = True) -> None:
+def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = True) -> bool:
   """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
   The workdir receives config.json, parameters.txt, data.png and data.json (what the run sees), checkpoints/,
@@ -44,6 +44,9 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     config: the run, checked.
     workdir: its folder, made if needed; the same for all processes.
     may_change_data: whether a run of `workdir` may continue on other data than it began with.
+
+  Returns:
+    Whether the run has finished; False after a signal.
 
   Raises:
     UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
@@ -57,12 +60,18 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
   abstract_state = train_state.abstract(config, sharding.of_state(mesh))
 
   workdir_lib.check_workdir(workdir, config, checkpoints)
+  say = print if is_main else lambda text: None
+  last_step = workdir_lib.LastStep(workdir, config, checkpoints)
+  must_check_data = agreement.from_main(not may_change_data and checkpoints.latest_step() is not None)
   source = None
-  if not may_change_data and agreement.from_main(workdir_lib.has_other_path(workdir, config)):
-    source = _load_source(config, print if is_main else lambda text: None)  # even a finished run may be of other data
+  if must_check_data and agreement.from_main(workdir_lib.has_other_path(workdir, config)):
+    source = _load_source(config, say)  # even a finished run may be one on other data
     agreement.on_main(lambda: workdir_lib.check_data(workdir, config, source))
-  if _has_finished(config, workdir, checkpoints, abstract_state.ema_params, print if is_main else lambda text: None):
-    return
+  finished = _finished_step(config, checkpoints, abstract_state.ema_params, say)
+  if finished is not None and not any(last_step.missing()):
+    say(f'{workdir} has finished its {finished:,} steps{_last_grid(workdir, finished)}. '
+        'To train longer set --config.train.num_steps, to start anew choose another --workdir.')
+    return True
 
   with contextlib.ExitStack() as exits:
 
@@ -74,7 +83,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     workdir_lib.check_shared(workdir)
     progress = writers.Progress(config.train.num_steps, config.data.batch_size, quiet=not is_main)
     source = source or _load_source(config, progress.note)
-    if not may_change_data:
+    if must_check_data:
       agreement.on_main(lambda: workdir_lib.check_data(workdir, config, source))
     progress.note(
         f'{config.data.name}: {len(source):,} {_things(config)}, on {jax.device_count()} {jax.devices()[0].platform} '
@@ -93,7 +102,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     skipped = SkippedBatches(workdir, progress.note)
     if is_main:
       workdir_lib.write_description(workdir, config, abstract_state)
-      workdir_lib.describe_data(workdir, config, source, progress.note)
+      workdir_lib.describe_data(workdir, config, source, state is not None, progress.note)
 
     stop = exits.enter_context(agreement.Stop())
     trained = first_step >= config.train.num_steps  # and only what comes after the last step is missing
@@ -132,7 +141,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     first_compiled = None if trained else _wait_for(steps[variant_of(first_step)], stop)
     if first_compiled is None and not trained:
       progress.note(f'{stop.signal} before the first step: nothing to save.')
-      return
+      return False
     writer = writers.EventWriter(workdir, is_main)
     exits.callback(writer.close)
     writer.hparams(config_lib.flatten(config))
@@ -216,7 +225,22 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
         except NotFiniteError as error:
           raise Diverged(str(error).partition(' not finite')[0], step) from error
 
-      with contextlib.closing(data_from(step)) as batches:
+      @contextlib.contextmanager
+      def saved_on_failure():
+        """Keeps the steps that were done, whatever goes wrong after them."""
+        try:
+          yield
+        except Diverged:
+          raise
+        except Exception:
+          if jax.process_count() == 1:  # the others would not save with this one
+            with contextlib.suppress(Exception):
+              settle(most=0)
+              checkpoints.save(state)
+              checkpoints.wait()
+          raise
+
+      with contextlib.closing(data_from(step)) as batches, saved_on_failure():
         while step < config.train.num_steps:
           with progress.waiting():
             batch = next(batches)
@@ -245,17 +269,13 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
           if stopping or sample_now or save_now or eval_now:
             settle(most=0)  # also refuses to sample or save a state that is no longer finite
             # Saved first: what goes wrong in sampling or measuring must not take the steps with it.
+            if last and is_main:
+              last_step.begin()
             if save_now or stopping or eval_now:
               save()
             if sample_now or eval_now:
               checkpoints.wait()
-              try:
-                show(state, step, sample_now, eval_now and not stopping)
-              except Exception:
-                if jax.process_count() == 1:  # the others would not save with this one
-                  save()
-                  checkpoints.wait()
-                raise
+              show(state, step, sample_now, eval_now and not stopping)
             stopping = stopping or eval_now and stop.signal is not None
             progress.start(step)
           if stopping:
@@ -264,7 +284,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
       return step
 
     if trained:
-      missing = _missing(config, workdir, checkpoints)
+      missing = last_step.missing()
       progress.note(f'All {first_step:,} steps are done; still missing: {_missing_names(missing)}.')
       show(state, first_step, *missing)
     step = first_step
@@ -289,11 +309,15 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     writer.flush(progress.note)
     if step < config.train.num_steps:
       progress.note(f'{stop.signal}: saved step {step:,} in {workdir}; the same command goes on from there.')
-    elif any(missing := _missing(config, workdir, checkpoints)):
+    elif any(missing := last_step.missing()):
       progress.note(f'{stop.signal}: saved the last step, {step:,}, in {workdir}; the same command adds what is '
                     f'missing: {_missing_names(missing)}.')
     else:
+      if is_main:
+        last_step.end()
       progress.note(f'Finished {step:,} steps in {workdir}{_last_grid(workdir, step)}.')
+      return True
+    return False
 
 
 def make_sample_fn(config: Config, mesh: Any, abstract_ema: Any):
@@ -357,28 +381,14 @@ def _load_source(config: Config, say: Callable[[str], None]) -> sources.Source:
   return source
 
 
-def _has_finished(
-    config: Config, workdir: str, checkpoints: Checkpoints, abstract_ema: Any, say: Callable[[str], None]) -> bool:
-  """Whether the last checkpoint is there and good; says so."""
+def _finished_step(
+    config: Config, checkpoints: Checkpoints, abstract_ema: Any, say: Callable[[str], None]) -> int | None:
+  """The step of the last checkpoint, if the run ends there and it is good."""
   latest = agreement.from_main(-1 if (found := checkpoints.latest_step()) is None else found)
   if latest < config.train.num_steps:
-    return False
+    return None
   good = checkpoints.restore_newest_ema(abstract_ema, say)
-  if good is None or good[1] < config.train.num_steps:
-    return False
-  if good[1] == config.train.num_steps and any(_missing(config, workdir, checkpoints)):
-    return False
-  say(f'{workdir} has finished its {good[1]:,} steps{_last_grid(workdir, good[1])}. '
-      'To train longer set --config.train.num_steps, to start anew choose another --workdir.')
-  return True
-
-
-def _missing(config: Config, workdir: str, checkpoints: Checkpoints) -> tuple[bool, bool]:
-  """Whether the last step still lacks its sample grid, and its evaluation: a signal or a fault came between."""
-  step = config.train.num_steps
-  grid = not epath.Path(grid_path(workdir, step)).exists()
-  evaluation_ = config.train.eval_every > 0 and not checkpoints.metrics(step)
-  return bool(agreement.from_main(grid)), bool(agreement.from_main(evaluation_))
+  return None if good is None or good[1] < config.train.num_steps else good[1]
 
 
 def _missing_names(missing: tuple[bool, bool]) -> str:

@@ -160,39 +160,87 @@ def write_description(workdir: str, config: Config, state: TrainState) -> None:
   for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
     path = epath.Path(workdir) / name
     if not path.exists() or path.read_text() != text:
-      _write_whole(path, text)
+      write_whole(path, text)
 
 
-def _write_whole(path: epath.Path, text: str) -> None:
-  """Writes under another name first: a killed write must not leave half a file."""
+def write_whole(path: str | os.PathLike, text: str) -> None:
+  """Writes under another name first: a failed or killed write leaves what was there before. Raises OSError."""
+  path = epath.Path(path)
   partial = path.parent / f'.{path.name}.partial'
-  partial.write_text(text)
-  partial.replace(path)
+  try:
+    partial.write_text(text)
+    partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(Exception):
+      partial.unlink()
+    raise
+
+
+class LastStep:
+  """Whether the grid and the evaluation that follow the last step of a run are still missing.
+
+  A file in the workdir says so from before the last save until both are done, so a run that was interrupted in between
+  differs from one whose pictures were moved away.
+
+  Args:
+    workdir: the run's folder.
+    config: the run.
+    checkpoints: its checkpoints.
+  """
+
+  def __init__(self, workdir: str, config: Config, checkpoints: Checkpoints):
+    self._file = epath.Path(workdir) / '.last_step'
+    self._grid = epath.Path(grid_path(workdir, config.train.num_steps))
+    self._config = config.train
+    self._checkpoints = checkpoints
+
+  def begin(self) -> None:
+    """Notes that they are to come; call on process 0."""
+    with contextlib.suppress(OSError):  # the save that follows is worth more
+      self._file.write_text(f'{self._config.num_steps}\n')
+
+  def end(self) -> None:
+    """Notes that they are done; call on process 0."""
+    self._file.unlink(missing_ok=True)
+
+  def missing(self) -> tuple[bool, bool]:
+    """Whether the grid is missing, and the evaluation; the same on all processes."""
+    begun = self._file.exists() and self._file.read_text().strip() == str(self._config.num_steps)
+    grid = begun and not self._grid.exists()
+    evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
+    return bool(agreement.from_main(grid)), bool(agreement.from_main(evaluation))
 
 
 def has_other_path(workdir: str, config: Config) -> bool:
-  """Whether a run has begun in `workdir` with another `data.path`, which may still hold the same data."""
+  """Whether the run of `workdir` last read its data elsewhere, where they may have been the same."""
   stored = epath.Path(workdir) / 'config.json'
-  if _described(workdir) is None or not stored.exists():
+  if not stored.exists():
     return False
-  before = config_lib.from_json(stored.read_text(), str(stored)).data.path
-  return before != config.data.path
+  before = config_lib.from_json(stored.read_text(), str(stored)).data
+  return (before.path, before.data_dir) != (config.data.path, config.data.data_dir)
 
 
-def check_data(workdir: str, config: Config, source: Source) -> None:
+def check_data(workdir: str, config: Config, source: Source, named: str | None = None) -> None:
   """Refuses to continue the run of `workdir` on other data than it began with; changes nothing.
 
+  Args:
+    workdir: holds a checkpoint of the run.
+    config: says where the data are.
+    source: the data.
+    named: what --workdir would have to be; by default `workdir`.
+
   Raises:
-    WorkdirError: one sentence, with what to do for either intention.
+    WorkdirError: one sentence that says how to start another run and how to continue this one.
   """
   before, now = _described(workdir), _description(source)
   if before in (None, now):
     return
+  named = named or workdir
   path = f' at {config.data.path}' if config.data.path else ''
   raise WorkdirError(
       f'{workdir}: holds a run on other data ({before["images"]:,} images with checksum {before["checksum"]}) than '
       f'{config.data.name}{path} ({now["images"]:,} images with checksum {now["checksum"]}); set --workdir to another '
-      f'folder to start a new run, or set --workdir={workdir} to continue this one with the other data')
+      f'folder to start a new run, or set --workdir={named} to continue this one with the other data')
 
 
 def _description(source: Source) -> dict[str, Any]:
@@ -208,18 +256,19 @@ def _described(workdir: str) -> dict[str, Any] | None:
     return None
 
 
-def describe_data(workdir: str, config: Config, source: Source, say: Callable[[str], None]) -> None:
+def describe_data(
+    workdir: str, config: Config, source: Source, is_resumed: bool, say: Callable[[str], None]) -> None:
   """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
   found = _description(source)
   path = epath.Path(workdir) / 'data.json'
   before = _described(workdir)
   if before == found:
     return
-  if before:
+  if before and is_resumed:
     say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
         f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It goes on with these.')
     return
   count = config.train.num_samples if config.data.is_points else 64
   seen = pipeline.preview(source, config.data, config.seed, count)
   writers.save_png(path.parent / 'data.png', writers.make_picture(seen, f'{count:,} points of {config.data.name}'))
-  _write_whole(path, json.dumps(found) + '\n')
+  write_whole(path, json.dumps(found) + '\n')

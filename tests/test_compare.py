@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddgan_jax import comparison, sampling, train_state
+from ddgan_jax import compare, comparison, sampling, sharding, train_state
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import ConfigError
 from tests.conftest import command_environment, tiny_config_dict
@@ -128,3 +128,16 @@ def test_the_command(tmp_path):
   assert (tmp_path / 'table.md').read_text().strip() in second
   for name in ('trilemma.png', 'samples.png'):
     assert Image.open(tmp_path / name).size > (400, 200)
+
+  # On other data it is measured again, once.
+  config = config_lib.from_json((tmp_path / 'gan' / 'config.json').read_text())
+  config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num=50, force=True))
+  measured = []
+
+  def evaluate(images):
+    measured.append(images.name)
+    return {'metrics': {}}
+
+  for checksum in ('other', 'other', 'another'):
+    compare.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
+  assert measured == ['gan', 'gan']

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ddgan_jax import sharding, train, train_state, workdir, writers
 from ddgan_jax.checkpoints import Checkpoints
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
+from ddgan_jax.data.readers import DataError
 from ddgan_jax.metrics import evaluation
 from tests.conftest import command_environment
 
@@ -112,6 +114,21 @@ def test_a_measurement_that_fails_loses_no_step(run, tmp_path, evaluate, quick_c
   assert_same_end(tmp_path / 'run', tmp_path / 'whole', quick_config)
 
 
+def test_data_that_fail_lose_no_step(run, tmp_path, monkeypatch):
+  """The steps before the batch that cannot be read are saved, though none of them was to be."""
+  clean = pipeline.global_batch
+
+  def fail(source, data_config, seed, step, rows=slice(None)):
+    if step >= 17:
+      raise DataError('photos: 17.png is gone')
+    return clean(source, data_config, seed, step, rows)
+
+  monkeypatch.setattr(pipeline, 'global_batch', fail)
+  with pytest.raises(DataError, match='17.png is gone'):
+    run(tmp_path / 'run')
+  assert 10 < Checkpoints(tmp_path / 'run').latest_step() <= 17
+
+
 def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
   """Neither where the step is saved anyway, nor where it would not be."""
   def no_memory(*args):
@@ -146,6 +163,10 @@ def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
   assert 'Finished 30 steps' in run(tmp_path / 'run', eval_every=30)
   assert Checkpoints(tmp_path / 'run').metrics(30) == {'eval/fid': 3.0}
   evaluate(lambda images: pytest.fail('measured again'))
+  assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
+  # A run that was not interrupted has finished, wherever its pictures are and whatever it is to measure now.
+  shutil.rmtree(tmp_path / 'run' / 'samples')
+  (tmp_path / 'run' / 'checkpoints' / '30' / 'metrics' / 'metrics').unlink()
   assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
 
 

@@ -1,6 +1,7 @@
 """Several processes on this machine, by the real command: the same run as one, on any number of devices."""
 
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -102,8 +103,17 @@ def never_moved(start, tmp_path_factory):
 
 
 def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, start, tmp_path):
-  statuses, outputs = finish(start(tmp_path / 'run', 2, 4, events=True))
+  flags = ('eval_every=20', 'checkpoint_every=10', 'keep_checkpoints=1')
+  evaluation = ('metrics=modes', 'num=64', 'batch_size=64', 'force=True')
+  statuses, outputs = finish(start(
+      tmp_path / 'run', 2, 4, *(f'--config.train.{flag}' for flag in flags),
+      *(f'--config.eval.{flag}' for flag in evaluation), events=True))
   assert statuses == [0, 0], outputs
+  checkpoints = Checkpoints(tmp_path / 'run')
+  distances = {step: float(value) for step, value in re.findall(
+      r'step (\d+): n = 64;(?:.*\n)*?  Fréchet distance, not FID +([\d.]+)', outputs[0])}
+  assert [*distances] == ['20', '40', '60'] and '20: n = 64' not in outputs[1]
+  assert {*map(str, checkpoints.steps())} == {'60', min(distances, key=distances.get)}
   expected, found = losses(never_moved), losses(tmp_path / 'run')
   assert sorted(found) == list(range(1, STEPS + 1))
   np.testing.assert_allclose([found[s] for s in range(1, 31)], [expected[s] for s in range(1, 31)], rtol=1e-4)

@@ -29,6 +29,16 @@ def test_metrics_of_the_same_conditions_share_a_file(tmp_path):
       'evaluation_00000030_3.json': {'fid': 5.0}}
 
 
+def test_what_changes_a_number_gives_another_file_and_a_name_does_not(tmp_path):
+  one = report(**{'is': 9.0}) | {'generator_digest': 'a', 'reference_digest': 'b'}
+  path = reports.keep(str(tmp_path), one)
+  assert reports.keep(str(tmp_path), one | {'images': './run', 'reference': 'elsewhere'}) == path
+  others = [one | {'generator_digest': 'c'}, one | {'reference_digest': 'c'},
+            one | {'metrics': {'is': {'value': 9.1, 'splits': 1}}},
+            one | {'metrics': {'is': {'value': 9.1, 'features_digest': 'any weights'}}}]
+  assert len({path, *(reports.keep(str(tmp_path), other) for other in others)}) == 5
+
+
 @pytest.mark.parametrize('text', ['', '{"images": "run", ', '[1]', '{"metrics": 3}', 'ÿ'])
 def test_a_damaged_file_is_left_alone(tmp_path, text):
   damaged = tmp_path / 'evaluation_00000030.json'

@@ -102,7 +102,7 @@ def test_the_grid_of_a_thousand_steps_fits_into_memory():
   config = grid_config(1000, 256, image_size=16, num_channels=3)
   abstract = train_state.abstract(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
   compiled = train.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
-  assert compilation.memory_bytes(compiled)[1] < 4 * 4 * sampling._MOST_NOISE
+  assert compilation.memory_bytes(compiled)[1] < 2 * 2**30
 
 
 def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):

@@ -27,6 +27,8 @@ from ddgan_jax.data.sources import Source
 # choose the images of a fixed set of stacks.
 _FLIP = 3
 _STACKS = 4
+SUBSET = 7  # the permutation that chooses which images of a set are measured
+SPLITS = 8  # the permutation of samples before they are split for the Inception score
 
 
 def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:

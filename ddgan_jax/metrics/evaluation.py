@@ -96,6 +96,8 @@ class Evaluator:
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._say = say
     self._splits = splits
+    if 'is' in metrics:
+      inception_score.check_splits(splits, num)
     # What is known of the reference: moments of all its images, and rows by network and number of images.
     self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
     self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
@@ -206,7 +208,7 @@ class Evaluator:
     return min(num, self._reference_size())
 
   def _read_reference(self, num: int) -> None:
-    """Reads what the metrics of `num` images need of the reference and is not known yet.
+    """Computes the features of the reference that `num` images are compared with, unless they are known.
 
     That is all its images, a subset, or both; each in one pass.
     """
@@ -321,7 +323,7 @@ def _from_main(statistics: Statistics | None) -> Statistics | None:
 
 
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
-  """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`."""
+  """Modes of the 25 Gaussians in a set of points: a report like that of `Evaluator.evaluate`, without digests."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   points = image_sets.subset(points, num)
   num = num if points.size is None else points.size

@@ -19,9 +19,6 @@ from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
 from ddgan_jax.data.readers import DataError
 
-# Stream of `pipeline.permutation` that chooses a subset; those of the pipeline are 0 to 6.
-_SUBSET = 7
-
 
 class ImageSet(NamedTuple):
   """Images by number.
@@ -36,7 +33,7 @@ class ImageSet(NamedTuple):
       `size` is any image.
     asked: number → [number] int32, the labels that the first images were asked for; None where none were.
     take: [n] numbers below `size`, in any order → uint8 [n, H, W, C], those images, read by this process alone; None
-      for sets without end. `rows` reads the same images.
+      for endless sets. `rows` reads the same images.
   """
 
   name: str
@@ -144,7 +141,7 @@ def subset(images: ImageSet, num: int) -> ImageSet:
   if images.size is None or num >= images.size:
     return images
   # Sorted, because the files of neighbours are often neighbours.
-  chosen = np.sort(pipeline.permutation(0, _SUBSET, 0, images.size)[:num])
+  chosen = np.sort(pipeline.permutation(0, pipeline.SUBSET, 0, images.size)[:num])
   asked = images.asked and (lambda number: images.asked(images.size)[chosen[:number]])
   fingerprint = images.fingerprint and f'{images.fingerprint} subset {num}'
   return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), asked)

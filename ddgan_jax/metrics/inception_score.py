@@ -11,7 +11,6 @@ from ddgan_jax.data import pipeline
 # ImageNet's, so the background class is kept and ImageNet's last class is dropped, with 7 outputs that were never
 # trained.
 _NUM_CLASSES = 1000
-_SHUFFLE = 8  # stream of `pipeline.permutation`; 7 chooses subsets
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) -> tuple[float, float]:
@@ -35,7 +34,7 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
   logits = logits - logits.max(axis=1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
   if shuffle and splits > 1:
-    log_p = log_p[pipeline.permutation(0, _SHUFFLE, 0, len(log_p))]
+    log_p = log_p[pipeline.permutation(0, pipeline.SPLITS, 0, len(log_p))]
   scores = []
   for part in np.array_split(log_p, splits):
     p = np.exp(part)
@@ -48,5 +47,5 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
 def check_splits(splits: int, num_samples: int) -> None:
   """Raises UserError unless every part has a sample."""
   if not 1 <= splits <= num_samples:
-    raise UserError(f'the Inception score of {num_samples} samples: found {splits} splits, must be from 1 to the '
-                    'number of samples')
+    raise UserError(f'splits of the Inception score: found {splits}, must be from 1 to the number of samples, '
+                    f'{num_samples:,}')

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 from typing import Any
 
 from etils import epath
+
+from ddgan_jax.workdir import write_whole
 
 
 def keep(workdir: str, report: dict[str, Any]) -> str:
   """Adds a report to the JSON of its step and conditions in a run's folder; returns the file's path.
 
-  The conditions are everything but `metrics`. The file is evaluation_<step>.json or, if that has other conditions or is
-  damaged, the first of evaluation_<step>_2.json, …_3.json, … that is new or has the same conditions. A metric that is
-  measured again replaces its entry; no other file changes.
+  The conditions are everything but `metrics`, except that images and a reference with a digest may have another name;
+  and the features and the number of splits of each metric. The file is evaluation_<step>.json or, if that has other
+  conditions or is damaged, the first of evaluation_<step>_2.json, …_3.json, … that is new or has the same conditions. A
+  metric that is measured again replaces its entry; no other file changes.
 
   Args:
     workdir: the run's folder; may be in a bucket.
@@ -31,15 +32,25 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
     if not path.exists():
       break
     known = _read(path)
-    if known is not None and _conditions(known) == _conditions(json.loads(json.dumps(report))):
+    if known is not None and _are_alike(known, json.loads(json.dumps(report))):
       report = {**report, 'metrics': {**known['metrics'], **report['metrics']}}
       break
-  _write_whole(path, json.dumps(report, indent=2) + '\n')
+  write_whole(path, json.dumps(report, indent=2) + '\n')
   return str(path)
 
 
+def _are_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Whether two reports have the same conditions."""
+  shared = one['metrics'].keys() & other['metrics'].keys()
+  return _conditions(one) == _conditions(other) and all(
+      one['metrics'][name].get(field) == other['metrics'][name].get(field)
+      for name in shared for field in ('features_digest', 'splits'))
+
+
 def _conditions(report: dict[str, Any]) -> dict[str, Any]:
-  return {name: value for name, value in report.items() if name != 'metrics'}
+  named = {'images': 'generator_digest', 'reference': 'reference_digest'}
+  return {name: value for name, value in report.items()
+          if name != 'metrics' and not (name in named and report.get(named[name]))}
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
@@ -49,15 +60,3 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
   except ValueError:
     return None
   return found if isinstance(found, dict) and isinstance(found.get('metrics'), dict) else None
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-  """Writes under another name first, so that a failure leaves the file as it was."""
-  partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
-  try:
-    partial.write_text(text)
-    partial.replace(path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise

@@ -85,7 +85,7 @@ def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], say: Callable[[str], None]) -> None:
-  """`save_npz` into a cache: a failure costs time in the next run, so it is a sentence and not an error."""
+  """`save_npz` into a cache: a failed write is reported and not raised, since the next run computes it again."""
   try:
     save_npz(path, arrays)
   except OSError as error:
