@@ -29,8 +29,8 @@ _STEP = flags.DEFINE_integer('step', None, 'With --to_pytorch: which checkpoint;
 _RESUME_FILE = flags.DEFINE_boolean(
     'resume_file', False, 'With --to_pytorch: write a content.pth, with both networks, both Adam states and the EMA.')
 _STEPS_PER_EPOCH = flags.DEFINE_integer(
-    'steps_per_epoch', None, "With --resume_file: by default of the images in the run's data.json, or of its "
-    'data.num_stacks.', lower_bound=1)
+    'steps_per_epoch', None, 'With --resume_file: by default from data.num_stacks, or from the number of '
+    "images in the run's data.json.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

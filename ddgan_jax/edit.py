@@ -68,8 +68,7 @@ _RESIZE = flags.DEFINE_enum(
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 100, 'Images at a time; fewer take less memory.', lower_bound=1)
 _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
 _LABEL = flags.DEFINE_integer(
-    'label', None, 'Of a run with labels: which the results are to have; by default any, unless '
-    'generator.label_dropout is 0.')
+    'label', None, 'Class label of the results; required if the run was trained with generator.label_dropout=0.')
 
 
 def main(argv: list[str]) -> None:

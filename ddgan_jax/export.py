@@ -21,7 +21,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the new
 _NUM_TIMESTEPS = flags.DEFINE_integer(
     'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
 _LABEL = flags.DEFINE_integer(
-    'label', None, 'Of a run with labels: which --out makes; by default any, unless generator.label_dropout is 0.')
+    'label', None, 'Class label of what --out makes; required if the run was trained with generator.label_dropout=0.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
 
 

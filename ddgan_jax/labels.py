@@ -61,8 +61,8 @@ def draw(seed: int, indices: jax.Array, generator: GeneratorConfig) -> jax.Array
 def for_grid(generator: GeneratorConfig, num: int) -> tuple[np.ndarray, int | None]:
   """Labels for a grid of `num` images, one row a class, and its columns.
 
-  What is left over has no label, or the first labels again where one is `required`. Fewer images than labels show some
-  of these, spread evenly; the columns are None then.
+  The remaining cells have no label, or the first labels again where one is `required`. Fewer images than labels show
+  some of these, spread evenly; the columns are None then.
   """
   known = every(generator)
   if num < len(known):
@@ -73,12 +73,12 @@ def for_grid(generator: GeneratorConfig, num: int) -> tuple[np.ndarray, int | No
 
 
 def required(generator: GeneratorConfig) -> bool:
-  """Whether a run samples with a label only, because `label_dropout=0` never trained it without one."""
+  """Whether sampling requires a label, because the run was trained with `label_dropout=0`."""
   return generator.num_classes > 0 and not generator.label_dropout
 
 
 def for_timing(generator: GeneratorConfig) -> int | None:
-  """What to sample where only the time counts: no label, or label 0 where one is `required`."""
+  """The label to use for timing: none, or 0 where one is `required`."""
   return 0 if required(generator) else None
 
 

@@ -15,7 +15,8 @@ _COLUMNS = 10  # of a grid that begins with its inputs
 
 
 def generate(
-    run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100, label: np.ndarray | None = None) -> np.ndarray:
+    run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100, label: int | np.ndarray | None = None
+) -> np.ndarray:
   """Samples `num` images of a run.
 
   Args:
@@ -23,7 +24,7 @@ def generate(
     num: how many.
     seed: image i is a function of (seed, i).
     batch_size: images at a time.
-    label: [k] integers: image i gets label i mod k; by default all get what the run was loaded with.
+    label: one integer, or [k]: image i gets label i mod k; by default all get what the run was loaded with.
 
   Returns:
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
@@ -33,6 +34,7 @@ def generate(
   """
   if label is not None:
     labels.check_asked(label, run.config.generator)
+    label = np.atleast_1d(label)
   most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
   batch_size = min(batch_size, num, most)
 

@@ -6,7 +6,7 @@ Image i depends on the seed and i alone, not on the batch size or on how many ar
 
 A run that was trained with labels (generator.num_classes) is asked for one by `--label 3`, for several in turn by
 `--label 3,1,4` or `--label all` (image i gets the next one; a grid has a column for each), and without the flag, or by
-`--label none`, for images of any class, which a run with generator.label_dropout=0 cannot make.
+`--label none`, for images of any class; a run that was trained with generator.label_dropout=0 needs a label.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
   assert '(10 splits)' in evaluation.table(reports[0]) and '(1 split)' in evaluation.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
-  with pytest.raises(UserError, match='of 100 samples: found 101 splits, must be from 1 to the number of samples'):
+  with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
     evaluation.Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
@@ -169,6 +169,18 @@ def test_files_of_statistics_that_are_refused(tmp_path):
       ('torn.npz', 'holds no mu and sigma that can be read')):
     with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
       statistics.read(str(tmp_path / name), 12)
+
+
+def test_statistics_whose_pickle_copies_much_are_refused(tmp_path):
+  """A void of a gigabyte, and one text that is encoded again and again."""
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+  scalar = b'cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x0bV1000000000K\0K\1tRC\0tR'
+  encode = b'c_codecs\nencode\nq\1X\0\0\1\0' + bytes(2**16) + b'q\2' + b'X\6\0\0\0latin1q\3' + b'h\1h\2h\3\x86R' * 999
+  for data in (scalar, encode):
+    (tmp_path / 'x.npy').write_bytes(header.getvalue() + b'\x80\2(U\2mu' + data + b'd.')
+    with little_memory(), pytest.raises(statistics.StatisticsError, match='holds no mu and sigma that can be read'):
+      statistics.read(str(tmp_path / 'x.npy'))
 
 
 def test_files_of_statistics_that_would_take_much_memory(tmp_path):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import images
@@ -190,10 +190,10 @@ def test_a_size_that_the_rule_does_not_take(shape, size, resize, reason, hint):
 ])
 def test_what_is_no_image_is_refused(raw, reason):
   with pytest.raises(images.BadImage, match=reason):
-    decode(raw)
+    decode(raw, resize='cover')
 
 
-NO_IMAGE = r'is not an image \(AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TGA, TIFF or WebP\)$'
+NO_IMAGE = r'is not an image of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM,.* TGA\)$'
 
 
 @pytest.mark.parametrize('raw', [
@@ -210,6 +210,16 @@ def test_other_formats_are_refused_and_run_nothing(raw, monkeypatch):
   with pytest.raises(images.BadImage, match=NO_IMAGE):
     images.size(raw)
   assert not images.is_encoded(raw) and not ran
+
+
+def test_an_image_of_a_wrong_size_is_refused_before_it_is_decoded(monkeypatch):
+  monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda self: pytest.fail('decoded'))
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  for raw in (encode(np.zeros((9, 7, 3), np.uint8), 'png'), encode(np.zeros((7, 9, 3), np.uint8), 'jpeg', exif=exif)):
+    assert images.size(raw) == (9, 7)
+    with pytest.raises(images.BadImage, match='is 9x7 and data.image_size is 6'):
+      decode(raw)
 
 
 def test_no_damage_passes_for_another_error():

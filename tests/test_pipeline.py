@@ -215,8 +215,8 @@ if __name__ == '__main__':
 """
   run = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True)
   workers = [int(pid) for pid in run.stdout.readline().split()]
-  assert len(workers) == 2
   run.kill()
+  assert len(workers) == 2
   try:
     run.communicate(timeout=20)  # until nobody holds the pipe any more
   except subprocess.TimeoutExpired:

@@ -148,7 +148,7 @@ def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
   with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
     for name, data in members.items():
       archive.writestr(f'archive/{name}', data + bytes(2**26 if name == member else 0))
-  with little_memory(), pytest.raises(TorchFileError, match=rf'damaged \(archive/{member} has 67,.* must have at most'):
+  with little_memory(), pytest.raises(TorchFileError, match=rf'x.pth: archive/{member} has 67,.* must have at most'):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 
@@ -157,10 +157,10 @@ def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
     b'\x80\x02]' + b']a' * 2**16 + b'.'])
 @pytest.mark.parametrize('form', ['zip', 'legacy'])
 def test_a_pickle_that_takes_much_memory_is_refused(tmp_path, monkeypatch, data, form):
-  monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16, raising=False)
+  monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16)
   path = tmp_path / 'x.pth'
   in_zip(path, data) if form == 'zip' else path.write_bytes(data)
-  with little_memory(2**20), pytest.raises(TorchFileError, match=r'damaged \(.*65,536'):
+  with little_memory(2**20), pytest.raises(TorchFileError, match=r'x.pth: .*65,536'):
     torch_file.read_state_dict(path)
 
 
@@ -170,7 +170,18 @@ def test_tensors_that_share_their_data_too_often_are_refused(tmp_path):
   with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
     archive.writestr('archive/data.pkl', b'\x80\x02}' + encoded('x') + shared + b's' + names + b'.')
     archive.writestr('archive/data/k', bytes(2**20))
-  with little_memory(), pytest.raises(TorchFileError, match=r'of which tensors of 104,857,600 are made'):
+  with little_memory(), pytest.raises(TorchFileError, match=r'its tensors need 104,857,600 bytes, the file has 1,0'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('data', [
+    # One long object is given to many calls, each of which would copy it.
+    b'ctorch\nSize\nq\2' + b'B' + (2**16).to_bytes(4, 'little') + bytes(2**16) + b'q\3' + b'h\2h\3\x85R' * 300,
+    b'ccollections\nOrderedDict\nq\2](' + b'N)\x86' * 2**15 + b'eq\3' + b'h\2h\3\x85R' * 300])
+def test_a_pickle_that_copies_much_is_refused(tmp_path, data, monkeypatch):
+  monkeypatch.setattr(torch_file, '_MAX_ITEMS', 2**16)
+  in_zip(tmp_path / 'x.pth', b'\x80\x02(' + data + b'l.')
+  with little_memory(), pytest.raises(TorchFileError, match=r'damaged \(.*(torch.Size|more than 65,536 items)'):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 

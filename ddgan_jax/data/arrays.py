@@ -7,7 +7,6 @@ import contextlib
 import functools
 import math
 import os
-import sys
 import threading
 import zipfile
 from typing import Any
@@ -65,7 +64,7 @@ class NpzReader(Reader):
         if needed > available:
           raise DataError(
               f'data.path: {name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
-              f'{available / 2**20:,.0f} MiB are available; use a folder, a zip or an LMDB of images')
+              f'there are {available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
         return untrusted.read_array(archive, name)
     except DataError:
       raise
@@ -94,18 +93,15 @@ class NpzReader(Reader):
     return stamp(self._path)
 
 
-def _available_memory() -> int:
-  """Bytes that this process may still use, about."""
-  if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
-    found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
-  else:
-    found = [sys.maxsize]
-  with contextlib.suppress(OSError), open('/proc/meminfo') as file:
-    found += [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:')]
-  for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):  # of a container
-    with contextlib.suppress(OSError, ValueError), open(path) as file:  # or `max`
-      found.append(int(file.read()))
-  return min(found)
+def _available_memory() -> float:
+  """Bytes of memory that this process can have at most: the machine's, or those of its container."""
+  limits = [math.inf]
+  with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
+    limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+  for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+    with contextlib.suppress(OSError, ValueError), open(path) as file:  # ValueError: `max`
+      limits.append(int(file.read()))
+  return min(limits)
 
 
 class LmdbReader(Reader):

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ddgan_jax.config import DataConfig
 
@@ -21,6 +21,8 @@ EXTENSIONS = (
 # Pillow's names of the formats of these files, whatever their endings say. It would also open PostScript, by running
 # Ghostscript on it, and many formats that are rarely tested. TGA has no magic number, so it is last.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'TGA')
+
+_SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that exchange height and width
 
 # Larger files are refused unread.
 MAX_ENCODED_BYTES = 256 * 2**20
@@ -61,13 +63,22 @@ def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
   Raises:
     BadImage: it is empty, no image, damaged, or of a size that data.resize does not take.
   """
-  image = _fit(_convert(_open(raw), 'L' if channels(data_config) == 1 else 'RGB'), data_config)
+  image = _fit(_convert(_open(raw, data_config), 'L' if channels(data_config) == 1 else 'RGB'), data_config)
   return np.asarray(image).reshape(data_config.image_size, data_config.image_size, channels(data_config))
 
 
 def size(raw: bytes) -> tuple[int, int]:
-  """(height, width) of an encoded image, upright. Raises BadImage."""
-  width, height = _open(raw).size
+  """(height, width) of an encoded image, upright, from its header alone. Raises BadImage."""
+  return _upright_size(open_image(raw))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+  width, height = image.size
+  with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation.
+    # Pillow would decode a PNG to look for metadata behind the pixels.
+    has_metadata = image.format != 'PNG' or 'exif' in image.info
+    if has_metadata and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
+      return width, height
   return height, width
 
 
@@ -75,7 +86,7 @@ def read_file(path: str | os.PathLike) -> bytes:
   """Reads an encoded image. Raises BadImage if it is larger than MAX_ENCODED_BYTES, and OSError."""
   with open(path, 'rb') as file:
     check_encoded_size(os.fstat(file.fileno()).st_size)
-    return file.read()
+    return file.read(MAX_ENCODED_BYTES)
 
 
 def check_encoded_size(num_bytes: int) -> None:
@@ -117,7 +128,7 @@ def _bad_image() -> Iterator[None]:
   try:
     yield
   except UnidentifiedImageError as e:
-    raise BadImage('is not an image (AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TGA, TIFF or WebP)') from e
+    raise BadImage(f'is not an image of a supported format ({", ".join(_formats())})') from e
   except Image.DecompressionBombError as e:
     raise BadImage('has more pixels than Pillow takes for harmless', 'enlarge PIL.Image.MAX_IMAGE_PIXELS') from e
   except Exception as e:  # Each of Pillow's decoders has its own way to fail; `OSError` is a truncated file.
@@ -147,10 +158,13 @@ def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str,
   return '', ''
 
 
-def _open(raw: bytes | np.ndarray) -> Image.Image:
+def _open(raw: bytes | np.ndarray, data_config: DataConfig) -> Image.Image:
   if isinstance(raw, np.ndarray):
     return Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
   image = open_image(raw)
+  problem, hint = size_problem(*_upright_size(image), data_config)
+  if problem:
+    raise BadImage(problem, hint)  # before it is decoded, which may take gigabytes
   with _bad_image():
     image.load()
   with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation: there is none to apply.

@@ -261,13 +261,14 @@ def _write(
     say(f'{reader.title}: going on at image {work.done:,} of {total:,}.')
 
   def read(numbers: range) -> list[tuple[np.ndarray, int] | images.BadImage]:
-    found = reader.read_many(numbers)
-    for k, item in enumerate(found):
+    found = []
+    for item in reader.read_many(numbers):
       if not isinstance(item, images.BadImage):
         try:
-          found[k] = images.decode(item[0], data_config), item[1]
+          item = images.decode(item[0], data_config), item[1]
         except images.BadImage as e:
-          found[k] = e
+          item = e
+      found.append(item)
     return found
 
   # PIL decodes and resizes without holding the interpreter.

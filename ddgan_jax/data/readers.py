@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -52,15 +52,15 @@ class Reader:
     """Image i, encoded or as [H, W, C] uint8, and its label. Raises `images.BadImage`."""
     raise NotImplementedError
 
-  def read_many(self, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int] | images.BadImage]:
-    """What `read` gives for each of `indices`, or the BadImage that it raises."""
-    found = []
+  def read_many(self, indices: Sequence[int]) -> Iterable[tuple[bytes | np.ndarray, int] | images.BadImage]:
+    """What `read` returns for each of `indices`, or the BadImage that it raises; read one by one, when it is wanted."""
     for i in indices:
       try:
-        found.append(self.read(int(i)))
+        item = self.read(int(i))
       except images.BadImage as e:
-        found.append(e)
-    return found
+        item = e
+      yield item
+      del item  # may be large
 
   def fingerprint(self) -> str:
     """Changes when the files do."""

@@ -1,4 +1,4 @@
-"""Folders and zips of image files of up to 256 MiB each, whose class folders become labels."""
+"""Folders and zips of images (at most 256 MiB per file), whose class folders become labels."""
 
 from __future__ import annotations
 
@@ -136,6 +136,11 @@ class ZipReader(_TreeReader):
     infos = [info for info in self._archive().infolist() if info.filename and not info.is_dir()]
     if any(info.flag_bits & 1 for info in infos):
       raise DataError(f'data.path: {path} is encrypted; unpack it, and give the folder')
+    try:
+      for info in infos:
+        untrusted.check_method(info)
+    except NotImplementedError as e:
+      raise DataError(f'data.path: {path} cannot be read ({e}); unpack it, and give the folder') from e
     # Some programs write `./cat/1.png`, or `cat\\1.png`.
     self._member = {info.filename.replace('\\', '/').removeprefix('./'): info.filename for info in infos}
     self._set_tree(self._member)

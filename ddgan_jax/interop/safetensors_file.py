@@ -77,7 +77,7 @@ def read_config(path: str | os.PathLike) -> Config:
 
 
 def _read(path: str, take: Callable[[Any], Any]) -> tuple[dict[str, str], Any]:
-  """The metadata of a run, and what `take` makes of the open file."""
+  """The metadata of a run, and `take(file)` of the open file."""
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       metadata, taken = file.metadata() or {}, take(file)

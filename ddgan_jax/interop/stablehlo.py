@@ -12,17 +12,18 @@ import ddgan_jax
 from ddgan_jax import sampling
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_LARGE_BATCH = 1_000  # images; a program that can hold the noise of so many draws a batch's noise at once
+# Images. If the noise of this many fits in memory, the exported program draws the noise of a whole batch at once.
+_LARGE_BATCH = 10_000
 
 
 def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
   """Exports what `outputs.generate` computes.
 
-  With so many steps that the noise of a large batch would not fit in memory, the program samples a batch in parts
-  (see `sampling.most_at_once`).
+  If the noise of all steps of a large batch would not fit in memory, the program samples the batch in parts (see
+  `sampling.most_at_once`).
 
   Args:
-    run: as `ddgan_jax.load` gives it.
+    run: as `ddgan_jax.load` returns it for one label or none.
     platforms: for which the program is; each gets its own form of the FIR filters.
 
   Returns:

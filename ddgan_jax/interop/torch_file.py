@@ -28,7 +28,9 @@ from ddgan_jax.config import UserError
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_PICKLE = 2**24  # bytes; a tensor takes about 300
-_MAX_SHARING = 16  # times the size of the file that its tensors, which may share their data, have together
+_MAX_SHARING = 16  # total size of the tensors / size of the file; tensors may share a storage
+_MAX_DIMENSIONS = 64
+_MAX_ITEMS = 2**20  # of all ordered dicts that a pickle makes of lists
 DTYPES = {
     'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16', 'BFloat16Storage': 'bfloat16',
     'LongStorage': 'int64', 'IntStorage': 'int32', 'ShortStorage': 'int16', 'CharStorage': 'int8',
@@ -116,6 +118,8 @@ def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> d
       _fill(path, found, lambda storage: untrusted.read_member(
           archive, f'{root}data/{storage.key}', storage.total * _dtype(storage).itemsize))
       return found
+  except untrusted.TooLarge as e:
+    raise TorchFileError(f'{path}: {e}') from e
   except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as e:
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
 
@@ -171,10 +175,27 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
   def rebuild(storage, offset, shape, strides, *unused):
     if not isinstance(storage, _Storage):
       raise pickle.UnpicklingError('a tensor without a storage')
+    if max(len(shape), len(strides)) > _MAX_DIMENSIONS:
+      raise pickle.UnpicklingError('a tensor of too many dimensions')
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
       raise pickle.UnpicklingError('a tensor with an impossible shape')
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+  # A pickle may give the same long list to a hundred thousand calls, each of which would copy it.
+  def size(shape):
+    if type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
+      raise pickle.UnpicklingError('an impossible torch.Size')
+    return shape
+
+  num_items = 0
+
+  def ordered_dict(items=()):
+    nonlocal num_items
+    num_items += len(items)
+    if num_items > _MAX_ITEMS:
+      raise pickle.UnpicklingError(f'ordered dicts of more than {_MAX_ITEMS:,} items')
+    return collections.OrderedDict(items)
 
   class Parameter:
     """Made by a call with the tensor, or, before 2018, without one that its state then holds."""
@@ -191,8 +212,8 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
 
   known: dict[str, Any] = {
       'argparse.Namespace': Namespace,
-      'collections.OrderedDict': collections.OrderedDict,
-      'torch.Size': tuple,
+      'collections.OrderedDict': ordered_dict,
+      'torch.Size': size,
       'torch._utils._rebuild_tensor': rebuild,
       'torch._utils._rebuild_tensor_v2': rebuild,
       'torch._utils._rebuild_parameter': lambda data, *unused: data,
@@ -296,7 +317,7 @@ def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
     raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be more than {sum(stored.values()):,})')
   needed = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for *_, tensor in tensors)
   if needed > _MAX_SHARING * length:
-    raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, of which tensors of {needed:,} are made)')
+    raise TorchFileError(f'{path}: {_DAMAGED} (its tensors need {needed:,} bytes, the file has {length:,})')
   raw: dict[str, np.ndarray] = {}
   uses = collections.Counter(tensor.storage.key for *_, tensor in tensors)
   for container, key, name, (storage, offset, shape, strides) in tensors:

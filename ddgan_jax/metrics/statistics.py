@@ -10,7 +10,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -160,17 +160,34 @@ class _Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-  """A dict of arrays needs these names; a pickle may otherwise run anything."""
+  """A dict of arrays needs these names; a pickle may otherwise run anything.
 
-  _KNOWN = {
-      'numpy.ndarray': _Array, 'numpy.dtype': np.dtype, '_codecs.encode': str.encode,
-      **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
-      **{f'numpy.{core}.multiarray.scalar': np.float64(0).__reduce__()[0] for core in ('core', '_core')}}
+  Args:
+    file: of the pickle.
+    length: bytes of the file; text that is encoded has no more, however often the pickle asks for it.
+  """
+
+  def __init__(self, file: BinaryIO, length: int):
+    super().__init__(file)
+    self._left = length
 
   def find_class(self, module: str, name: str):
-    if f'{module}.{name}' not in self._KNOWN:
+    known = {'numpy.ndarray': _Array, 'numpy.dtype': np.dtype, '_codecs.encode': self._encode,
+             **{f'numpy.{core}.multiarray._reconstruct': _Array for core in ('core', '_core')},
+             **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')}}
+    if f'{module}.{name}' not in known:
       raise pickle.UnpicklingError(f'it asks for {module}.{name}, which arrays do not need')
-    return self._KNOWN[f'{module}.{name}']
+    return known[f'{module}.{name}']
+
+  def _encode(self, text: str, encoding: str) -> bytes:
+    self._left -= len(text)
+    if self._left < 0:
+      raise pickle.UnpicklingError('it encodes more text than it holds')
+    return text.encode(encoding)
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+  return np.frombuffer(data, dtype)[0]
 
 
 def _read_dict(path: str) -> dict:
@@ -180,8 +197,9 @@ def _read_dict(path: str) -> dict:
     shape, _, dtype = read_header(file)
     if not dtype.hasobject or shape != ():
       raise ValueError(f'it is an array {dtype}{list(shape)}')
-    untrusted.check_pickle(file, os.path.getsize(path))
-    found = _ArraysOnly(file).load()
+    length = os.path.getsize(path)
+    untrusted.check_pickle(file, length)
+    found = _ArraysOnly(file, length).load()
   found = found.value() if isinstance(found, _Array) else found
   if not isinstance(found, dict):
     raise ValueError(f'it is a {type(found).__name__}')
