@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddgan_jax import compare, comparison, sampling, sharding, train_state
+from ddgan_jax import comparison, sampling, sharding, train_state
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import ConfigError
 from tests.conftest import command_environment, tiny_config_dict
@@ -108,7 +108,7 @@ def test_what_cannot_be_compared_is_refused():
   assert comparison.choose(None) == list(comparison.METHODS)
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, compare):
   """Two methods on points, trained, measured, timed and drawn; again, nothing is trained or measured twice."""
   command = [
       sys.executable, '-m', 'ddgan_jax.compare', '--config', 'configs/gaussians25.py', '--workdir', tmp_path,

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 import ddgan_jax
@@ -445,16 +444,6 @@ def test_a_run_that_was_never_without_a_label_needs_one():
     with pytest.raises(ConfigError, match=f'label: found {asked[1]}, but'):
       outputs.generate(run, 2, seed=0, label=asked)
   assert outputs.generate(run, 2, seed=0, label=np.array([3])).std() > 10
-
-
-@pytest.fixture
-def compare():
-  """The command's module without its flags, so that a test may import another command."""
-  from ddgan_jax import compare
-
-  for flag in flags.FLAGS.flags_by_module_dict().get(compare.__name__, ()):
-    delattr(flags.FLAGS, flag.name)
-  return compare
 
 
 def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monkeypatch):
