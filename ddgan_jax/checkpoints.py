@@ -1,7 +1,8 @@
 """Orbax checkpoints of a run: the only file that imports Orbax.
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
-under `digests`, because Orbax does not notice bytes that changed on disk. Orbax writes to a temporary name and renames
+under `digests`, because Orbax does not notice bytes that changed on disk; what was measured of it is in `metrics.json`.
+Orbax writes to a temporary name and renames
 (in a bucket: writes a marker last), so a killed save leaves nothing that a restart would read.
 """
 
@@ -26,6 +27,7 @@ from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
+_METRICS = 'metrics.json'  # in a checkpoint; the first versions let Orbax write metrics/metrics, during the save
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 # Of a file of Orbax' own that only its other way of saving writes.
@@ -116,8 +118,7 @@ class Checkpoints:
     self.wait()
 
     def write():
-      file = self._metrics_file(step)
-      file.parent.mkdir(exist_ok=True)
+      file = self.folder / str(step) / _METRICS
       partial = file.parent / f'.{file.name}.partial'
       partial.write_text(json.dumps(metrics))
       partial.replace(file)
@@ -131,17 +132,16 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """What `record_metrics` stored of a checkpoint; empty if that is nothing, or damaged."""
-    file = self._metrics_file(step)
-    if not file.exists():
+    folder = self.folder / str(step)
+    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
+    if file is None:
       return {}
     try:
       found = json.loads(file.read_text())
     except ValueError:
       return {}
-    return {name: value for name, value in found.items() if isinstance(value, (int, float))} if found else {}
-
-  def _metrics_file(self, step: int) -> epath.Path:
-    return self.folder / str(step) / 'metrics' / 'metrics'  # where Orbax would store them, but only during a save
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
   def _first_surplus(self) -> int:
     """The oldest checkpoint that need not be kept; -1 if there is none."""

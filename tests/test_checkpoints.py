@@ -197,6 +197,29 @@ def test_the_best_stays_whatever_is_measured_later(save):
   assert save({11: {'fid': 4.0}, 12: None}) == [7, 8, 11, 12]
 
 
+@pytest.mark.parametrize('text', ['', '{"eval/fid": 1', '[1.0]', '3', '{"eval/fid": null}', '{"eval/fid": "1"}'])
+def test_damaged_metrics_rank_nothing(save, tmp_path, text):
+  save({1: {'fid': 5.0}, 2: {'fid': 6.0}})
+  (tmp_path / 'checkpoints' / '2' / 'metrics.json').write_text(text)
+  assert Checkpoints(tmp_path).metrics(2) == {}
+  assert save({3: None, 4: None}) == [1, 3, 4]
+
+
+def test_metrics_that_cannot_be_read_now_may_be_the_best(save, monkeypatch):
+  save({1: {'fid': 5.0}, 2: {'fid': 6.0}})
+  read = Checkpoints.metrics
+
+  def fail(self, step):
+    if step == 1:
+      raise OSError(5, 'Input/output error')
+    return read(self, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, 'metrics', fail)
+    assert save({3: None, 4: None}) == [1, 2, 3, 4]
+  assert save({5: None}) == [1, 4, 5]
+
+
 def test_metrics_that_orbax_stored_count(save, tmp_path, state):
   """As runs of the first versions have them."""
   with ocp.CheckpointManager(

@@ -166,7 +166,7 @@ def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
   assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
   # A run that was not interrupted has finished, wherever its pictures are and whatever it is to measure now.
   shutil.rmtree(tmp_path / 'run' / 'samples')
-  (tmp_path / 'run' / 'checkpoints' / '30' / 'metrics' / 'metrics').unlink()
+  (tmp_path / 'run' / 'checkpoints' / '30' / 'metrics.json').unlink()
   assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
 
 
