@@ -2,8 +2,8 @@
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
 under `digests`, because Orbax does not notice bytes that changed on disk; what was measured of it is in `metrics.json`.
-Orbax writes to a temporary name and renames
-(in a bucket: writes a marker last), so a killed save leaves nothing that a restart would read.
+Orbax writes to a temporary name and renames (in a bucket: writes a marker last), so a killed save leaves nothing that a
+restart would read.
 """
 
 from __future__ import annotations
