@@ -70,7 +70,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
   finished = _finished_step(config, checkpoints, abstract_state.ema_params, say)
   if finished is not None and not any(last_step.missing()):
     say(f'{workdir} has finished its {finished:,} steps{_last_grid(workdir, finished)}. '
-        'To train longer set --config.train.num_steps, to start anew choose another --workdir.')
+        'To train longer set --config.train.num_steps; to start a new run choose another --workdir.')
     return True
 
   with contextlib.ExitStack() as exits:
