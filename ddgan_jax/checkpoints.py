@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: the only file that imports Orbax.
 
 A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
-under `digests`, because Orbax does not notice bytes that changed on disk; what was measured of it is in `metrics.json`.
+under `digests`, because Orbax does not notice bytes that changed on disk; its metrics, if any, are in `metrics.json`.
 Orbax writes to a temporary name and renames (in a bucket: writes a marker last), so a killed save leaves nothing that a
 restart would read.
 """
@@ -27,7 +27,7 @@ from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint; the first versions let Orbax write metrics/metrics, during the save
+_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 # Of a file of Orbax' own that only its other way of saving writes.
@@ -131,7 +131,7 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def metrics(self, step: int) -> dict[str, float]:
-    """What `record_metrics` stored of a checkpoint; empty if that is nothing, or damaged."""
+    """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
     folder = self.folder / str(step)
     file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
     if file is None:
@@ -149,7 +149,7 @@ class Checkpoints:
     return min(set(steps) - self._preserved(steps), default=-1)
 
   def _preserved(self, steps: Sequence[int]) -> set[int]:
-    """Those of `steps` that stay: the newest, and the best by each metric that ranks some of them."""
+    """The steps to keep: the newest, and the best by each ranking metric."""
     kept = set(sorted(steps)[-self._keep:])
     best: dict[str, tuple[float, int]] = {}
     for step in sorted(steps):

@@ -191,7 +191,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
       return measured
 
     def show(state: train_state.TrainState, step: int, sample_now: bool, eval_now: bool) -> None:
-      """The grid of a state, and what is measured of it, which goes into its checkpoint."""
+      """Writes the sample grid of a saved state, measures it, and records the metrics in its checkpoint."""
       if sample_now and (sample_fn := _wait_for(sample_future, stop)):
         save_samples(sample_fn, state, step)
       if eval_now and (measured := measure(state, step)):
@@ -227,7 +227,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
 
       @contextlib.contextmanager
       def saved_on_failure():
-        """Keeps the steps that were done, whatever goes wrong after them."""
+        """Saves the completed steps if anything fails after them."""
         try:
           yield
         except Diverged:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 _HEADER_BYTES = 2**14  # NumPy refuses headers of more than 10,000.
-# `zipfile` unpacks all that it has read of others, however much that becomes.
+# Only for these does `zipfile` bound how much it unpacks at a time.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -82,7 +82,7 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def check_pickle(file: BinaryIO, limit: int) -> None:
-  """Checks that the next pickle has at most `limit` bytes and that its memo is no larger; leaves the position as it is.
+  """Checks that the next pickle has at most `limit` bytes and its memo no more entries; keeps the file's position.
 
   The unpickler sizes its memo by the largest PUT index, so ten bytes can allocate gigabytes.
 

@@ -177,10 +177,10 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
 
 
 class LastStep:
-  """Whether the grid and the evaluation that follow the last step of a run are still missing.
+  """Tracks whether the sample grid and the evaluation of a run's last step are still missing.
 
-  A file in the workdir says so from before the last save until both are done, so a run that was interrupted in between
-  differs from one whose pictures were moved away.
+  A marker file exists from before the last save until both are done. It tells an interrupted run from one whose
+  pictures were moved away.
 
   Args:
     workdir: the run's folder.
@@ -195,12 +195,12 @@ class LastStep:
     self._checkpoints = checkpoints
 
   def begin(self) -> None:
-    """Notes that they are to come; call on process 0."""
+    """Writes the marker; call on process 0."""
     with contextlib.suppress(OSError):  # the save that follows is worth more
       self._file.write_text(f'{self._config.num_steps}\n')
 
   def end(self) -> None:
-    """Notes that they are done; call on process 0."""
+    """Removes the marker; call on process 0."""
     self._file.unlink(missing_ok=True)
 
   def missing(self) -> tuple[bool, bool]:
@@ -212,7 +212,7 @@ class LastStep:
 
 
 def has_other_path(workdir: str, config: Config) -> bool:
-  """Whether the run of `workdir` last read its data elsewhere, where they may have been the same."""
+  """Whether the run of `workdir` last read its data from another path; the data may still be the same."""
   stored = epath.Path(workdir) / 'config.json'
   if not stored.exists():
     return False

@@ -53,7 +53,7 @@ class Reader:
     raise NotImplementedError
 
   def read_many(self, indices: Sequence[int]) -> Iterable[tuple[bytes | np.ndarray, int] | images.BadImage]:
-    """What `read` returns for each of `indices`, or the BadImage that it raises; read one by one, when it is wanted."""
+    """What `read` returns for each of `indices`, or the BadImage that it raises; lazily, one image at a time."""
     for i in indices:
       try:
         item = self.read(int(i))

@@ -1,4 +1,4 @@
-"""Reports beside a run: what was measured under the same conditions shares a file."""
+"""Reports beside a run: metrics measured under the same conditions share a file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ddgan_jax.workdir import write_whole
 
 
 def keep(workdir: str, report: dict[str, Any]) -> str:
-  """Adds a report to the JSON of its step and conditions in a run's folder; returns the file's path.
+  """Merges a report into the JSON of its step and conditions in a run's folder; returns the file's path.
 
-  The conditions are everything but `metrics`, except that images and a reference with a digest may have another name;
-  and the features and the number of splits of each metric. The file is evaluation_<step>.json or, if that has other
-  conditions or is damaged, the first of evaluation_<step>_2.json, …_3.json, … that is new or has the same conditions. A
-  metric that is measured again replaces its entry; no other file changes.
+  The conditions are everything but `metrics`, and the features and splits of each metric. Where a digest identifies
+  the generator or the reference, its name does not count. The file is the first of evaluation_<step>.json,
+  evaluation_<step>_2.json, … that is new or has the same conditions; damaged files are skipped. A metric that is
+  measured again replaces its entry; no other file changes.
 
   Args:
     workdir: the run's folder; may be in a bucket.

@@ -143,7 +143,7 @@ def _read_npz(path: str, dimension: int) -> dict[str, np.ndarray]:
 
 
 class _Array:
-  """An array in a pickle, not made yet: NumPy would allocate whatever shape the pickle names."""
+  """A pickled array, built from its bytes on request; NumPy would allocate any shape that the pickle names."""
 
   def __init__(self, *unused):
     self._state = None
@@ -164,7 +164,7 @@ class _ArraysOnly(pickle.Unpickler):
 
   Args:
     file: of the pickle.
-    length: bytes of the file; text that is encoded has no more, however often the pickle asks for it.
+    length: bytes of the file, a bound for all text that the pickle encodes.
   """
 
   def __init__(self, file: BinaryIO, length: int):
