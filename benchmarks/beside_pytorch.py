@@ -73,8 +73,9 @@ def our_run(task: str, variant: str, config):
   import jax
   import jax.numpy as jnp
 
-  from ddgan_jax import compilation, models, sampling, sharding, train_state, train_step
+  from ddgan_jax import models, sampling, train_state, train_step
   from ddgan_jax.interop import pytorch
+  from ddgan_jax.parallel import compilation, sharding
 
   compilation.use_persistent_cache()
   generator, _ = train_state.make_networks(config)

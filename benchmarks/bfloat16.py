@@ -25,10 +25,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks import digits_quality
-from ddgan_jax import compilation, diffusion, models, sampling, sharding, train_state, train_step
 from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, models, sampling, train_state, train_step
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.interop import pytorch
+from ddgan_jax.parallel import compilation, sharding
 from tests.conftest import generator_config, golden, nhwc, state_dict
 
 _CONFIG = config_flags.DEFINE_config_file('config', str(ROOT / 'configs/digits.py'), 'The run.', lock_config=True)

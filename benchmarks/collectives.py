@@ -14,7 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ddgan_jax import sharding, train_state, train_step
+from ddgan_jax import train_state, train_step
+from ddgan_jax.parallel import sharding
 
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
           'collective-broadcast')

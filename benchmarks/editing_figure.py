@@ -23,7 +23,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import digits_quality
 
 import ddgan_jax
-from ddgan_jax import compilation, editing, interpolation, matching, sampling, writers
+from ddgan_jax import sampling
+from ddgan_jax.editing import interpolation, noise_optimization, replacement
+from ddgan_jax.parallel import compilation
+from ddgan_jax.reporting import grids
 
 LOWER_HALF = np.arange(8)[:, None, None] >= 4
 RIGHT_HALF = np.arange(8)[None, :, None] >= 4
@@ -57,11 +60,11 @@ def picture(run: ddgan_jax.Run, digits: np.ndarray) -> np.ndarray:
   repeated = lambda image, count: np.repeat(image[None], count, axis=0)
   rows = []
   for k, (image, mask) in enumerate(zip(digits, (LOWER_HALF, LOWER_HALF, RIGHT_HALF))):
-    inpaint = functools.partial(matching.inpaint, generator_fn=generator_fn, schedule=schedule, latent_dim=nz)
+    inpaint = functools.partial(noise_optimization.inpaint, generator_fn=generator_fn, schedule=schedule, latent_dim=nz)
     results = compilation.jit(inpaint)(jax.random.key(k), image=repeated(to_float(image), 8), mask=mask)
     rows.append([image, np.where(mask, np.uint8(128), image), *sampling.to_uint8(results)])
   for k, image in enumerate(drawings()):
-    results = editing.image_to_image(
+    results = replacement.image_to_image(
         jax.random.key(k), generator_fn, schedule, repeated(to_float(image), 9), nz, from_level=1)
     rows.append([image, *sampling.to_uint8(results)])
   for pair in ((0, 1), (2, 3)):
@@ -69,11 +72,12 @@ def picture(run: ddgan_jax.Run, digits: np.ndarray) -> np.ndarray:
     rows.append(sampling.to_uint8(interpolation.interpolate(
         *keys, generator_fn, schedule, run.config.image_shape, nz, num_frames=10)))
   for k, image in enumerate(digits[3:5]):
-    small = editing.block_means(to_float(image), 2)
-    results = compilation.jit(lambda key, small: matching.super_resolve(key, generator_fn, schedule, small, nz, 2))(
-        jax.random.key(k), repeated(small, 9))
-    rows.append([sampling.to_uint8(editing.enlarge(small, 2)), *sampling.to_uint8(results)])
-  return writers.make_grid(np.concatenate([np.asarray(row) for row in rows]), columns=10)
+    small = replacement.block_means(to_float(image), 2)
+    super_resolve = compilation.jit(
+        lambda key, small: noise_optimization.super_resolve(key, generator_fn, schedule, small, nz, 2))
+    results = super_resolve(jax.random.key(k), repeated(small, 9))
+    rows.append([sampling.to_uint8(replacement.enlarge(small, 2)), *sampling.to_uint8(results)])
+  return grids.make_grid(np.concatenate([np.asarray(row) for row in rows]), columns=10)
 
 
 def print_numbers(run: ddgan_jax.Run, num: int) -> None:
@@ -84,9 +88,9 @@ def print_numbers(run: ddgan_jax.Run, num: int) -> None:
   x = jnp.asarray(to_float(held_out.reshape(-1, 8, 8, 1)))
   known = (jax.random.key(0), run.generator_fn, run.schedule, x, LOWER_HALF, run.config.generator.nz)
   filled = {
-      'matching, 100 steps': compilation.jit(lambda: matching.inpaint(*known)),
-      'replacing, 1 pass': compilation.jit(lambda: editing.inpaint(*known, num_resamples=1)),
-      'replacing, 10 passes': compilation.jit(lambda: editing.inpaint(*known, num_resamples=10)),
+      'matching, 100 steps': compilation.jit(lambda: noise_optimization.inpaint(*known)),
+      'replacing, 1 pass': compilation.jit(lambda: replacement.inpaint(*known, num_resamples=1)),
+      'replacing, 10 passes': compilation.jit(lambda: replacement.inpaint(*known, num_resamples=10)),
       "another digit's lower half": lambda: jnp.where(LOWER_HALF, jnp.roll(x, 1, axis=0), x),
       'the true lower half': lambda: x,
   }
@@ -108,7 +112,7 @@ def main() -> None:
   compilation.use_persistent_cache()
   run = ddgan_jax.load(arguments.workdir)
   _, (held_out, _) = digits_quality.real_digits()
-  writers.save_png(arguments.out, picture(run, held_out.reshape(-1, 8, 8, 1)))
+  grids.save_png(arguments.out, picture(run, held_out.reshape(-1, 8, 8, 1)))
   print(arguments.out, flush=True)
   print_numbers(run, arguments.num)
 

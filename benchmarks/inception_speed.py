@@ -162,8 +162,8 @@ def worker(row: str, batch_size: int, threads: int, out: str) -> None:
   if row == 'ddgan_jax':
     import jax
 
-    from ddgan_jax import compilation
-    from ddgan_jax.metrics import inception
+    from ddgan_jax.metrics.features import inception
+    from ddgan_jax.parallel import compilation
 
     params = jax.device_put(inception.params_from_state_dict(weights))
     features = compilation.jit(inception.features)

@@ -29,8 +29,8 @@ import jax
 
 from benchmarks.collectives import compile_step
 from configs import celebahq_256, cifar10
-from ddgan_jax import compilation, sharding
 from ddgan_jax import config as config_lib
+from ddgan_jax.parallel import compilation, sharding
 
 RUNS = (('cifar10', cifar10, (64, 256)), ('celebahq_256', celebahq_256, (4, 32)))
 VARIANTS = (

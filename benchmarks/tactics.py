@@ -26,9 +26,12 @@ import numpy as np
 import optax
 
 from configs import cifar10
-from ddgan_jax import compilation, diffusion, losses, models, sampling, sharding, timing, train_state, train_step
 from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, models, sampling, train_state, train_step
+from ddgan_jax.benchmark import timing
 from ddgan_jax.models import blocks, convolution, resample
+from ddgan_jax.objectives import losses
+from ddgan_jax.parallel import compilation, sharding
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
 KERNEL = (1.0, 3.0, 3.0, 1.0)

@@ -26,7 +26,7 @@ import numpy as np
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.runs.checkpoints import Checkpoints
 
 # A batch of 64 is 8 devices x 4 microbatches x groups of 2 rows.
 NETWORK = {

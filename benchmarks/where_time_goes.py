@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.beside_pytorch import make_config
-from ddgan_jax import compilation, sharding, train_state, train_step
 from ddgan_jax import config as config_lib
+from ddgan_jax import train_state, train_step
+from ddgan_jax.parallel import compilation, sharding
 
 _KINDS = (('convolutions', (' convolution(', '__cudnn$conv', '__onednn$conv')),
           ('matrix products', (' dot(', '__cublas', '__onednn$matmul')),

@@ -17,8 +17,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command
 from ddgan_jax import config as config_lib
+from ddgan_jax.cli import app
 from ddgan_jax.config import Config, ConfigError, UserError
 
 _FROM = flags.DEFINE_string('from_pytorch', None, "The original's netG_*.pth or content.pth, to be read.")
@@ -57,8 +57,9 @@ def _read(file: str, workdir: str) -> None:
   config = config_lib.from_config_dict(_CONFIG.value)
   _check_method(config)
   # After the flags are checked: these take seconds to import.
-  from ddgan_jax import compilation, train_state
+  from ddgan_jax import train_state
   from ddgan_jax.interop import pytorch, resume_file, torch_file
+  from ddgan_jax.parallel import compilation
 
   content = torch_file.read_checkpoint(file)
   try:
@@ -71,8 +72,8 @@ def _read(file: str, workdir: str) -> None:
       state, has_ema = resume_file.state_of_generator(content, config), True
   except pytorch.InteropError as error:
     raise UserError(f'{file}: {error}') from error
-  from ddgan_jax import workdir as workdir_lib
-  from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax.runs import workdir as workdir_lib
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   checkpoints = Checkpoints(workdir)
   workdir_lib.check_space(workdir, config, checkpoints, train_state.abstract(config, None))
@@ -157,8 +158,8 @@ def _write(file: str, workdir: str) -> None:
   import jax
 
   from ddgan_jax import train_state
-  from ddgan_jax.checkpoints import Checkpoints
   from ddgan_jax.interop import resume_file
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   steps = _STEPS_PER_EPOCH.value or _steps_per_epoch(workdir, run.config)
   epoch, num_epochs = run.step // steps, -(-run.config.train.num_steps // steps)
@@ -187,4 +188,4 @@ def _steps_per_epoch(workdir: str, config: Config) -> int:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  app.run(main)

@@ -26,9 +26,13 @@ import numpy as np
 from absl import flags
 
 import ddgan_jax
-from ddgan_jax import command, compilation, editing, interpolation, labels, matching, outputs, sampling
+from ddgan_jax import sampling
+from ddgan_jax.cli import app, image_output
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
+from ddgan_jax.editing import interpolation, noise_optimization, replacement
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation
 
 _MOST_TIMESTEPS = 16  # whose backward pass is short enough for --method match
 # What each task needs, and what it takes beside that.
@@ -74,7 +78,7 @@ _LABEL = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
   del argv
   _check_flags()
-  outputs.check_out(_OUT.value)
+  image_output.check_out(_OUT.value)
   config = ddgan_jax.load_config(_WORKDIR.value)
   if config.data.is_points:
     raise ConfigError(f'{_WORKDIR.value}: is a run on points, and only images can be edited')
@@ -84,7 +88,7 @@ def main(argv: list[str]) -> None:
   make = {'inpaint': _inpaint, 'stroke': _image_to_image, 'variations': _image_to_image,
           'interpolate': _interpolate, 'superres': _super_resolve}[_TASK.value]
   results, inputs = make(run)
-  outputs.save(_OUT.value, results, inputs=inputs)
+  image_output.save(_OUT.value, results, inputs=inputs)
   print(f'{_TASK.value}: {len(results)} images by step {run.step:,} of {_WORKDIR.value}, seed {_SEED.value}: '
         f'{_OUT.value}')
 
@@ -94,7 +98,7 @@ def _inpaint(run: ddgan_jax.Run) -> tuple[np.ndarray, np.ndarray]:
   image = _read_image(_IMAGE, run.config.data)
   mask = _read_mask(run.config.data)
   by_matching, num_resamples = _by_matching(run), _NUM_RESAMPLES.value
-  module, passes = (matching, _NUM_STEPS.value) if by_matching else (editing, num_resamples)
+  module, passes = (noise_optimization, _NUM_STEPS.value) if by_matching else (replacement, num_resamples)
 
   def edit(key):
     return module.inpaint(
@@ -110,7 +114,7 @@ def _image_to_image(run: ddgan_jax.Run) -> tuple[np.ndarray, np.ndarray]:
   image = _read_image(_IMAGE, run.config.data)[None]
 
   def edit(key):
-    return editing.image_to_image(
+    return replacement.image_to_image(
         key, run.generator_fn, run.schedule, _to_float(image), run.config.generator.nz, level)
 
   return _from_keys(run, edit, level), image
@@ -139,13 +143,13 @@ def _super_resolve(run: ddgan_jax.Run) -> tuple[np.ndarray, np.ndarray]:
   factor = size // height
   small = _read_image(_IMAGE, dataclasses.replace(run.config.data, image_size=height))[None]
 
-  module, passes = (matching, (_NUM_STEPS.value,)) if _by_matching(run) else (editing, ())
+  module, passes = (noise_optimization, (_NUM_STEPS.value,)) if _by_matching(run) else (replacement, ())
 
   def edit(key):
     return module.super_resolve(
         key, run.generator_fn, run.schedule, _to_float(small), run.config.generator.nz, factor, *passes)
 
-  return _from_keys(run, edit, 2 * run.schedule.num_timesteps), np.asarray(editing.enlarge(small, factor))
+  return _from_keys(run, edit, 2 * run.schedule.num_timesteps), np.asarray(replacement.enlarge(small, factor))
 
 
 def _by_matching(run: ddgan_jax.Run) -> bool:
@@ -250,4 +254,4 @@ def _to_float(image: np.ndarray) -> np.ndarray:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  app.run(main)

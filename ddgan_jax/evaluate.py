@@ -21,9 +21,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import agreement, command, config_checks, distributed
 from ddgan_jax import config as config_lib
-from ddgan_jax.config import ConfigError
+from ddgan_jax.cli import app
+from ddgan_jax.config import ConfigError, checks
+from ddgan_jax.parallel import consensus, processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Whose data is the reference; by default the run\'s.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The run to be measured.')
@@ -51,21 +52,22 @@ _INCEPTION = flags.DEFINE_string(
     'inception', None, 'File of the FID Inception weights; by default found or downloaded.')
 _VGG16 = flags.DEFINE_string('vgg16', None, 'File of the VGG16 weights; by default found or downloaded.')
 _ANY_WEIGHTS = flags.DEFINE_boolean('any_weights', False, 'Also take weights that are not the published ones.')
-distributed.define_flags()
+processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
   del argv
   config = _check_flags()
-  distributed.initialize_from_flags()
+  processes.initialize_from_flags()
   # After the flags are checked: these take seconds to import.
   import ddgan_jax
-  from ddgan_jax import compilation, sharding
   from ddgan_jax.data import sources
-  from ddgan_jax.metrics import evaluation, image_sets, modes, statistics
+  from ddgan_jax.metrics import evaluator, image_sets, modes, statistics
+  from ddgan_jax.metrics.evaluator import Evaluator
+  from ddgan_jax.parallel import compilation, sharding
 
   compilation.use_persistent_cache()
-  say = print if distributed.is_main() else lambda text: None
+  say = print if processes.is_main() else lambda text: None
   mesh = sharding.make_mesh()
   metrics = ('fid',) if _STATISTICS.value else tuple(_METRICS.value or (config.eval.metrics if config else ('fid',)))
   run = None
@@ -76,18 +78,18 @@ def main(argv: list[str]) -> None:
         run.params, f'{_WORKDIR.value}, step {run.step:,}, seed {_SEED.value}')
   elif _IMAGES.value:
     images = image_sets.of_files(_IMAGES.value, num_channels)
-    config_checks.check_enough(f'{_IMAGES.value}: images', images.size, _FORCE.value, '--force')
+    checks.check_enough(f'{_IMAGES.value}: images', images.size, _FORCE.value, '--force')
   if 'label_accuracy' in metrics:
-    evaluation.check_asked(images)
+    evaluator.check_asked(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or _JPEG.value or _REFERENCE.value:
       raise ConfigError(f'{config.data.name}: points have modes alone; --workdir DIR --metrics modes would be right')
-    _finish(evaluation.evaluate_points(images, _NUM.value, _BATCH_SIZE.value, mesh), run, say)
+    _finish(evaluator.evaluate_points(images, _NUM.value, _BATCH_SIZE.value, mesh), run, say)
     return
   source = None
-  if config and (evaluation.needs_judge(metrics) or not _REFERENCE.value):
+  if config and (evaluator.needs_judge(metrics) or not _REFERENCE.value):
     source = sources.load_source(config.data, say)
-    agreement.meet('data')  # which may take one machine much longer than another
+    consensus.meet('data')  # which may take one machine much longer than another
   reference = None
   if _REFERENCE.value:
     reference = statistics.read(_REFERENCE.value) if _holds_statistics(_REFERENCE.value) else image_sets.of_files(
@@ -101,14 +103,14 @@ def main(argv: list[str]) -> None:
     if not _STATISTICS.value:
       images = image_sets.as_jpeg(images)
   judge = None
-  if evaluation.needs_judge(metrics) and source:
+  if evaluator.needs_judge(metrics) and source:
     judge = modes.load_judge(source, say), config.data.stack == 3
-  evaluator = evaluation.Evaluator(
+  evaluator = Evaluator(
       metrics, reference, mesh, _NUM.value, _BATCH_SIZE.value, judge,
       {'inception': _INCEPTION.value, 'vgg16': _VGG16.value}, _ANY_WEIGHTS.value, say, _SPLITS.value)
   if _STATISTICS.value:
     found = evaluator.reference_statistics()
-    if distributed.is_main():
+    if processes.is_main():
       statistics.write(_STATISTICS.value, found)
     say(f'Statistics of {found.count:,} images of {found.name}: {_STATISTICS.value}')
     return
@@ -117,10 +119,10 @@ def main(argv: list[str]) -> None:
 
 def _finish(report: dict, run: Any, say: Callable[[str], None]) -> None:
   """Prints a report, and writes it."""
-  from ddgan_jax.metrics import evaluation, reports, statistics
+  from ddgan_jax.metrics import evaluator, reports, statistics
 
-  say(evaluation.table(report))
-  if not distributed.is_main() or not (run or _OUT.value):
+  say(evaluator.table(report))
+  if not processes.is_main() or not (run or _OUT.value):
     return
   report |= {'jpeg': _JPEG.value}
   if run:
@@ -141,9 +143,9 @@ def _check_flags() -> config_lib.Config | None:
     raise ConfigError(f'{" and ".join(given) or "nothing to measure"}: give one of --workdir, --images and '
                       '--statistics (with --config)')
   if _METRICS.value:
-    config_checks.check_metrics('--metrics', _METRICS.value)
+    checks.check_metrics('--metrics', _METRICS.value)
   if not _STATISTICS.value:
-    config_checks.check_enough('--num', _NUM.value, _FORCE.value, '--force')
+    checks.check_enough('--num', _NUM.value, _FORCE.value, '--force')
   if _CONFIG.value is not None:
     return config_lib.from_config_dict(_CONFIG.value)
   if _STATISTICS.value:
@@ -170,4 +172,4 @@ def _holds_statistics(path: str) -> bool:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  app.run(main)

@@ -11,7 +11,7 @@ import os
 
 from absl import flags
 
-from ddgan_jax import command
+from ddgan_jax.cli import app
 from ddgan_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
       raise ConfigError(f'--{name}: {os.path.dirname(file)!r} is not a folder')
   # After the flags are checked: these take seconds to import.
   import ddgan_jax
-  from ddgan_jax import labels
   from ddgan_jax.interop import safetensors_file, stablehlo
+  from ddgan_jax.models import labels
 
   unknown = sorted(set(_PLATFORMS.value) - set(stablehlo.PLATFORMS))
   if unknown or not _PLATFORMS.value:
@@ -66,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  app.run(main)

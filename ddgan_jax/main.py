@@ -2,7 +2,8 @@
 
 The same command again resumes; a finished run says so. See `--help` for the flags, `configs/` for the recipes.
 On several hosts the same command runs on each: under SLURM, on a TPU slice or a JobSet they find each other, and
-anywhere else by `--coordinator_address`, `--num_processes` and `--process_id` (see ddgan_jax/distributed.py, launch/).
+anywhere else by `--coordinator_address`, `--num_processes` and `--process_id` (see
+ddgan_jax/parallel/processes.py, launch/).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command, distributed
 from ddgan_jax import config as config_lib
+from ddgan_jax.cli import app
+from ddgan_jax.parallel import processes
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; by default runs/<config>, with _<name of data.path> if there is one.")
-distributed.define_flags()
+processes.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -33,15 +35,16 @@ def main(argv: list[str]) -> None:
   workdir = os.path.expanduser(workdir)
 
   # Before any other call of JAX.
-  distributed.initialize_from_flags()
+  processes.initialize_from_flags()
   # After config and flags are checked: these take seconds to import.
-  from ddgan_jax import compilation, train
+  from ddgan_jax.parallel import compilation
+  from ddgan_jax.training import loop
 
   compilation.use_persistent_cache()
   # Two folders of the same name share the default workdir; a run is not continued on the wrong one by accident.
-  train.train_and_evaluate(config, workdir, may_change_data=not is_default)
+  loop.train_and_evaluate(config, workdir, may_change_data=not is_default)
 
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  command.run(main)
+  app.run(main)

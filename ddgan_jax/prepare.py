@@ -11,8 +11,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from ddgan_jax import command
 from ddgan_jax import config as config_lib
+from ddgan_jax.cli import app
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
 _PREVIEW = flags.DEFINE_string(
@@ -28,8 +28,8 @@ def main(argv: list[str]) -> None:
         f'data.name: found {config.data.name!r}, which is drawn at the start of a run; there is nothing to prepare')
 
   # After the config is checked: these take a second to import.
-  from ddgan_jax import writers
   from ddgan_jax.data import buckets, pipeline, preparation, sources
+  from ddgan_jax.reporting import grids
 
   data = buckets.localized(config.data, print)
   source = sources.load_source(data, anew=_ANEW.value)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     print(f'Stacked: {config.data.num_stacks:,} fixed triples.')
   print(preparation.printable(_histogram(source)))
   preview = _PREVIEW.value or str(preparation.folder_of(data) / 'preview.png')
-  writers.save_png(preview, writers.make_grid(pipeline.preview(source, config.data, config.seed)))
+  grids.save_png(preview, grids.make_grid(pipeline.preview(source, config.data, config.seed)))
   print(preparation.printable(f'Preview: {preview}'))
 
 
@@ -61,4 +61,4 @@ def _histogram(source) -> str:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  command.run(main)
+  app.run(main)

@@ -16,8 +16,10 @@ import os
 from absl import flags
 
 import ddgan_jax
-from ddgan_jax import command, compilation, labels, outputs
+from ddgan_jax.cli import app, image_output
 from ddgan_jax.config import ConfigError
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation
 
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
 _NUM = flags.DEFINE_integer('num', 64, 'How many images.', lower_bound=1)
@@ -33,7 +35,7 @@ _LABEL = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   del argv
-  outputs.check_out(_OUT.value)
+  image_output.check_out(_OUT.value)
   config = ddgan_jax.load_config(_WORKDIR.value)
   label = labels.parse(_LABEL.value, config.generator)
   things = 'points' if config.data.is_points else 'images'
@@ -41,11 +43,12 @@ def main(argv: list[str]) -> None:
     raise ConfigError(f'--out: found {_OUT.value!r}, but points go to a .png (a scatter picture) or .npz (an array)')
   compilation.use_persistent_cache()
   run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value)
-  images = outputs.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value, label)
-  outputs.save(_OUT.value, images, f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}', label)
+  images = image_output.generate(run, _NUM.value, _SEED.value, _BATCH_SIZE.value, label)
+  title = f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}'
+  image_output.save(_OUT.value, images, title, label)
   asked = '' if label is None else f', label {_LABEL.value}'
   print(f'{len(images)} {things} of step {run.step:,} of {_WORKDIR.value}{asked}, seed {_SEED.value}: {_OUT.value}')
 
 
 if __name__ == '__main__':
-  command.run(main)
+  app.run(main)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddgan_jax import diffusion, labels, models
-from ddgan_jax import sharding as sharding_lib
+from ddgan_jax import diffusion, models
 from ddgan_jax.config import Config, ConfigError, OptimConfig
-from ddgan_jax.models import initial
+from ddgan_jax.models import initializers, labels
+from ddgan_jax.parallel import sharding as sharding_lib
 from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
@@ -180,8 +180,8 @@ def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
   x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
   t = jnp.ones((1,), jnp.int32)
   z = jnp.zeros((1, config.generator.nz))
-  g_params = initial.draw(g_key, lambda key: generator.init(key, x, t, z))['params']
-  d_params = initial.draw(d_key, lambda key: discriminator.init(key, x, t, x))['params'] if discriminator else {}
+  g_params = initializers.draw(g_key, lambda key: generator.init(key, x, t, z))['params']
+  d_params = initializers.draw(d_key, lambda key: discriminator.init(key, x, t, x))['params'] if discriminator else {}
   return g_params, d_params, root
 
 

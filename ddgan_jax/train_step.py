@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import compilation, diffusion, labels, losses, models, sharding, train_state
+from ddgan_jax import diffusion, models, train_state
 from ddgan_jax.config import Config, OptimConfig
-from ddgan_jax.losses import HalfDraws, Metrics
+from ddgan_jax.models import labels
+from ddgan_jax.objectives import losses
+from ddgan_jax.objectives.losses import HalfDraws, Metrics
+from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.train_state import TrainState
 
 

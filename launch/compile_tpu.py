@@ -27,8 +27,8 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import collectives
-from ddgan_jax import compilation, sharding
 from ddgan_jax import config as config_lib
+from ddgan_jax.parallel import compilation, sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run.', lock_config=True)
 _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'The slice, as `get_topology_desc` names it.')

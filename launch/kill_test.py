@@ -76,7 +76,7 @@ def final_arrays(workdir: pathlib.Path, step: int) -> dict:
 
   from ddgan_jax import config as config_lib
   from ddgan_jax import train_state
-  from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   config = config_lib.from_json((workdir / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -129,7 +129,7 @@ def little_memory(limit=2**24):
 @pytest.fixture
 def compare():
   """The command's module without its flags, so that a test may import another command."""
-  from ddgan_jax import compare
+  from ddgan_jax.compare import __main__ as compare
 
   for flag in flags.FLAGS.flags_by_module_dict().get(compare.__name__, ()):
     delattr(flags.FLAGS, flag.name)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import compilation, diffusion, models, train_state, train_step
+from ddgan_jax import diffusion, models, train_state, train_step
 from ddgan_jax.config import DiscriminatorConfig, OptimConfig
 from ddgan_jax.interop import pytorch
+from ddgan_jax.parallel import compilation
 from tests.conftest import generator_config, golden, nhwc, state_dict
 
 FOREVER = 10**9  # the original steps its cosine once an epoch, so these four steps have constant learning rates

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, losses, models, sampling, sharding, train_state, train_step
+from ddgan_jax import diffusion, models, sampling, train_state, train_step
 from ddgan_jax.config import ConfigError
 from ddgan_jax.interop import pytorch
+from ddgan_jax.objectives import losses
+from ddgan_jax.parallel import sharding
 from tests.conftest import tiny_config_dict
 
 BATCH = 16  # 2 devices x 2 microbatches x groups of 4 rows

@@ -20,7 +20,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddgan_jax.config import DataConfig
-from ddgan_jax.data import pipeline, sources, tfds_reader
+from ddgan_jax.data import pipeline, sources
+from ddgan_jax.data.readers import tfds_reader
 from tests.conftest import command_environment
 
 pytest.importorskip('tensorflow', reason='TFDS unpacks archives with TensorFlow')

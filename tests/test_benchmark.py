@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import hardware, operations, performance, sharding, timing, train_state, train_step
+from ddgan_jax import train_state, train_step
+from ddgan_jax.benchmark import hardware, operations, performance, timing
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
+from ddgan_jax.parallel import sharding
 from tests.conftest import config_text, quick_config_dict, tiny_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import ddgan_jax
-from ddgan_jax import checkpoints as checkpoints_lib
 from ddgan_jax import config as config_lib
-from ddgan_jax import sampling, sharding, train_state
-from ddgan_jax.checkpoints import CheckpointError, Checkpoints, DamagedError, NotFiniteError, is_disk_full
+from ddgan_jax import sampling, train_state
+from ddgan_jax.parallel import sharding
+from ddgan_jax.runs import checkpoints as checkpoints_lib
+from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints, DamagedError, NotFiniteError, is_disk_full
 
 
 def key_data(leaf):

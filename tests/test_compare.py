@@ -11,9 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddgan_jax import comparison, sampling, sharding, train_state
 from ddgan_jax import config as config_lib
+from ddgan_jax import sampling, train_state
+from ddgan_jax.compare import comparison
 from ddgan_jax.config import ConfigError
+from ddgan_jax.parallel import sharding
 from tests.conftest import command_environment, tiny_config_dict
 from tests.test_toy_run import ROOT, SMALL
 

@@ -7,7 +7,8 @@ import jax
 import jaxlib
 import pytest
 
-from ddgan_jax import compilation, sharding, train_state, train_step
+from ddgan_jax import train_state, train_step
+from ddgan_jax.parallel import compilation, sharding
 
 OPTION = 'xla_cpu_experimental_ynn_fusion_type'
 needs_option = pytest.mark.skipif(

@@ -16,11 +16,16 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import labels, models, outputs, performance, sampling, sharding, train, train_state, train_step
+from ddgan_jax import models, sampling, train_state, train_step
+from ddgan_jax.benchmark import performance
+from ddgan_jax.cli import image_output
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
-from ddgan_jax.metrics import evaluation, image_sets, modes
+from ddgan_jax.metrics import evaluator, image_sets, modes
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import sharding
+from ddgan_jax.training import loop
 from tests.conftest import quick_config_dict, tiny_config_dict
 from tests.test_ablations import filled, normal, state_of, toy_config
 
@@ -275,7 +280,7 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, name='npz', path=str(tmp_path / 'x.npz'), cache_dir=str(tmp_path)))
   with pytest.raises(config_lib.UserError, match='generator.num_classes: found 10, but .*x.npz has no labels'):
-    train.train_and_evaluate(config, str(tmp_path / 'run'))
+    loop.train_and_evaluate(config, str(tmp_path / 'run'))
   assert 'Compiling' not in capsys.readouterr().out and not (tmp_path / 'run' / 'config.json').exists()
 
 
@@ -338,20 +343,20 @@ def run_config():
 def finished(run_config, tmp_path_factory):
   """The workdir of a conditional run of 20 steps on digits."""
   workdir = tmp_path_factory.mktemp('conditional') / 'run'
-  train.train_and_evaluate(run_config, str(workdir))
+  loop.train_and_evaluate(run_config, str(workdir))
   return workdir
 
 
 def test_resumed_is_uninterrupted(finished, run_config, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '20')
-  train.train_and_evaluate(run_config, str(tmp_path / 'run'))
+  loop.train_and_evaluate(run_config, str(tmp_path / 'run'))
   expected, found = ddgan_jax.load(finished), ddgan_jax.load(tmp_path / 'run')
   assert expected.step == found.step == 20
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected.params, found.params)
   assert Image.open(finished / 'samples' / 'step_00000020.png').size == (102, 602)  # twelve rows of two: 2 * 10 + 3
   with pytest.raises(config_lib.UserError, match='generator.num_classes was 10, is 11'):
-    train.train_and_evaluate(
+    loop.train_and_evaluate(
         dataclasses.replace(
             run_config, generator=dataclasses.replace(run_config.generator, num_classes=11),
             discriminator=dataclasses.replace(run_config.discriminator, num_classes=11)), str(finished))
@@ -377,9 +382,9 @@ def test_one_label_for_all_or_one_for_each(finished):
     alone = sample(label)
     np.testing.assert_allclose(each[i], alone[i], atol=1e-5)
     assert np.abs(each - alone).max() > 1e-2
-  in_turn = outputs.generate(run, 5, seed=3, batch_size=2, label=np.array([4, 7])).astype(int)
+  in_turn = image_output.generate(run, 5, seed=3, batch_size=2, label=np.array([4, 7])).astype(int)
   for i, label in enumerate((4, 7, 4, 7, 4)):
-    alone = outputs.generate(run, 5, seed=3, label=np.array([label])).astype(int)
+    alone = image_output.generate(run, 5, seed=3, label=np.array([label])).astype(int)
     assert np.abs(in_turn[i] - alone[i]).max() <= 1
 
 
@@ -403,7 +408,7 @@ def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):
   images = image_sets.of_generator(run.config, 5, mesh)(run.params, 'run')
   asked = images.asked(16)
   assert len(set(asked)) > 4
-  expected = outputs.generate(run, 16, seed=5, label=asked)
+  expected = image_output.generate(run, 16, seed=5, label=asked)
   assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
 
 
@@ -411,7 +416,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   """The metric on the data themselves: nearly 1 with their own labels, what chance gives with others."""
   source = sources.load_source(run_config.data)
   pictures, known = source.gather(np.arange(400))
-  evaluate = evaluation.against_data(
+  evaluate = evaluator.against_data(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
       say=lambda text: None)
   found = []
@@ -420,7 +425,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
     report = evaluate(images)
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
-  assert 'asked label seen' in evaluation.table(report) and 'held out: 0.9' in evaluation.table(report)
+  assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not asked for by label; a --workdir whose'):
     evaluate(image_sets.of_array(pictures, 'digits'))
 
@@ -439,11 +444,11 @@ def test_a_run_that_was_never_without_a_label_needs_one():
   with pytest.raises(ConfigError, match=untrained):
     run.generator_fn(x, np.zeros(2, np.int32), z)
   with pytest.raises(ConfigError, match=untrained):
-    outputs.generate(run, 2, seed=0)
+    image_output.generate(run, 2, seed=0)
   for asked in (np.array([3, -1]), np.array([3, 12])):
     with pytest.raises(ConfigError, match=f'label: found {asked[1]}, but'):
-      outputs.generate(run, 2, seed=0, label=asked)
-  assert outputs.generate(run, 2, seed=0, label=np.array([3])).std() > 10
+      image_output.generate(run, 2, seed=0, label=asked)
+  assert image_output.generate(run, 2, seed=0, label=np.array([3])).std() > 10
 
 
 def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monkeypatch):
@@ -452,7 +457,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monk
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
   abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
-  assert np.asarray(train.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
+  assert np.asarray(loop.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
   monkeypatch.setattr(compare, '_TURN', 1e-9)
   monkeypatch.setattr(compare, '_POINTS', 40)
@@ -460,7 +465,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monk
   rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
   compare.time_samplers(rows, repeats=1)
   drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
-  np.testing.assert_array_equal(rows[0]['samples'], outputs.generate(run, 100, 0, label=drawn))
+  np.testing.assert_array_equal(rows[0]['samples'], image_output.generate(run, 100, 0, label=drawn))
   assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)
 
   sample = performance.Programs(config)['sample_3']
@@ -494,7 +499,7 @@ def test_the_command(finished, tmp_path):
   with np.load(tmp_path / 'x.npz') as file:
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)
-  assert np.abs(images - outputs.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
+  assert np.abs(images - image_output.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
   result = sample('--label', '10', '--out', str(tmp_path / 'y.npz'))
   assert result.returncode == 2 and not (tmp_path / 'y.npz').exists()
   assert result.stderr == 'Error: --label: found 10, but the labels of this run are 0 … 9\n'

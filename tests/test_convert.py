@@ -16,11 +16,12 @@ import pytest
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import outputs, train_state
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax import train_state
+from ddgan_jax.cli import image_output
 from ddgan_jax.config import DiscriminatorConfig
 from ddgan_jax.interop import architecture, pytorch, resume_file, torch_file, torch_writer
 from ddgan_jax.interop.pytorch import InteropError
+from ddgan_jax.runs.checkpoints import Checkpoints
 from tests.conftest import GOLDEN, generator_config, golden, nhwc, recipe, relative_error, tiny_config_dict
 from tests.golden_steps import FOREVER, GoldenSteps
 from tests.test_generator import CRASHES_THERE, SMALL
@@ -77,7 +78,7 @@ def test_a_generator_comes_in_and_samples(official):
   assert run.step == 0
   out = jax.jit(run.generator_fn)(nhwc(arrays['x']), arrays['t'].astype(np.int32), arrays['z'])
   assert relative_error(out, nhwc(arrays['out'])) < 1e-4
-  images = outputs.generate(run, 2, seed=0)
+  images = image_output.generate(run, 2, seed=0)
   assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 10
   assert 'The file holds no discriminator' in official[2] and 'diffusion.num_timesteps=4' in official[2]
 

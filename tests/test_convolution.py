@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ddgan_jax import compilation, sharding, train_state, train_step
 from ddgan_jax import config as config_lib
+from ddgan_jax import train_state, train_step
 from ddgan_jax.models import convolution
+from ddgan_jax.parallel import compilation, sharding
 from tests.conftest import tiny_config_dict
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from configs import celebahq_256, cifar10
-from ddgan_jax import compilation, models
 from ddgan_jax import config as config_lib
+from ddgan_jax import models
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.interop import pytorch
 from ddgan_jax.models.discriminator import leaky_relu, minibatch_stddev
+from ddgan_jax.parallel import compilation
 from ddgan_jax.train_state import count_parameters
 from tests.conftest import golden, nhwc, relative_error, state_dict
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from ddgan_jax import distributed
-from ddgan_jax.distributed import DistributedError, Plan, find_plan, initialize
+from ddgan_jax.parallel import processes
+from ddgan_jax.parallel.processes import DistributedError, Plan, find_plan, initialize
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -175,7 +175,7 @@ def test_a_port_that_is_taken():
 
 
 def test_processes_that_were_told_different_numbers(monkeypatch):
-  monkeypatch.setattr(distributed, '_join', lambda plan, timeout: None)
+  monkeypatch.setattr(processes, '_join', lambda plan, timeout: None)
   with pytest.raises(DistributedError, match='2 processes were announced here, but 1 have joined'):
     initialize('localhost:1', 2, 1)
 
@@ -191,7 +191,7 @@ def main(argv):
     join_and_sum()
 
 def join_and_sum():
-  distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=int(sys.argv[4]))
+  processes.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=int(sys.argv[4]))
   import jax
   from jax.experimental import multihost_utils
   total = multihost_utils.process_allgather(jax.numpy.array(10.0 + jax.process_index())).sum()

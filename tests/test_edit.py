@@ -12,8 +12,10 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import editing, outputs, train_state
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax import train_state
+from ddgan_jax.cli import image_output
+from ddgan_jax.editing import replacement
+from ddgan_jax.runs.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 # As where TensorFlow is not installed.
@@ -83,7 +85,7 @@ def test_a_large_picture_and_its_mask_are_fitted_alike(folder):
 
 def test_interpolation_ends_at_samples(folder):
   images, inputs = edited(folder, '--task=interpolate', '--between=2,5', '--num=4', '--seed=3')
-  samples = outputs.generate(ddgan_jax.load(folder / 'run'), 6, 3)
+  samples = image_output.generate(ddgan_jax.load(folder / 'run'), 6, 3)
   np.testing.assert_allclose(images[[0, -1]].astype(int), samples[[2, 5]], atol=1)
   assert len(images) == 4 and len(inputs) == 0
 
@@ -94,7 +96,7 @@ def test_super_resolution_has_the_block_means_of_its_input(folder):
   small = np.asarray(Image.open(folder / 'small.png'))
   assert inside.any()
   np.testing.assert_allclose(
-      np.asarray(editing.block_means(images.astype(np.float32), 2))[..., 0][inside],
+      np.asarray(replacement.block_means(images.astype(np.float32), 2))[..., 0][inside],
       np.broadcast_to(small, (2, 4, 4))[inside], atol=0.5)
   np.testing.assert_array_equal(inputs[0, ::2, ::2, 0], small)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddgan_jax import diffusion, editing, sampling
+from ddgan_jax import diffusion, sampling
+from ddgan_jax.editing import replacement
 from tests.test_sampling import fake_generator
 
 # Images of two pixels, jointly Gaussian; the left one is known.
@@ -70,7 +71,7 @@ def moments_of_inpainting(schedule, num_resamples):
 @pytest.mark.parametrize('num_timesteps, num_resamples', [(3, 1), (8, 4)])
 def test_inpainting_has_the_moments_of_its_chain(num_timesteps, num_resamples):
   schedule, count = diffusion.make_schedule(num_timesteps), 10_000
-  x = editing.inpaint(
+  x = replacement.inpaint(
       jax.random.key(0), gaussian_generator(schedule), schedule, two_pixels(count), MASK, 2, num_resamples)[:, 0, 1, 0]
   mean, std = moments_of_inpainting(schedule, num_resamples)
   assert abs(float(x.mean()) - mean) < 5 * std / np.sqrt(count)
@@ -79,7 +80,7 @@ def test_inpainting_has_the_moments_of_its_chain(num_timesteps, num_resamples):
 
 def test_inpainting_in_many_steps_draws_the_conditional():
   schedule, count = diffusion.make_schedule(128), 1_000
-  x = editing.inpaint(
+  x = replacement.inpaint(
       jax.random.key(0), gaussian_generator(schedule), schedule, two_pixels(count), MASK, 2, 20)[:, 0, 1, 0]
   assert abs(float(x.mean()) - CONDITIONAL_MEAN) < 0.03  # from -0.2, without the known pixel
   assert abs(float(x.std()) - CONDITIONAL_STD) < 0.02  # from 0.5
@@ -98,7 +99,7 @@ def test_known_pixels_are_kept_bit_for_bit(pictures, num_timesteps, num_resample
   images, x, mask = pictures
   schedule = diffusion.make_schedule(num_timesteps)
   out = np.asarray(jax.jit(functools.partial(
-      editing.inpaint, generator_fn=fake_generator, schedule=schedule, latent_dim=5, num_resamples=num_resamples))(
+      replacement.inpaint, generator_fn=fake_generator, schedule=schedule, latent_dim=5, num_resamples=num_resamples))(
           jax.random.key(0), image=x, mask=mask))
   known = np.broadcast_to(~mask, x.shape)
   np.testing.assert_array_equal(out[known].view(np.uint32), x[known].view(np.uint32))
@@ -109,13 +110,13 @@ def test_known_pixels_are_kept_bit_for_bit(pictures, num_timesteps, num_resample
 def test_what_is_below_the_mask_is_not_looked_at(pictures):
   _, x, mask = pictures
   inpaint = functools.partial(
-      editing.inpaint, jax.random.key(0), fake_generator, diffusion.make_schedule(2), mask=mask, latent_dim=5)
+      replacement.inpaint, jax.random.key(0), fake_generator, diffusion.make_schedule(2), mask=mask, latent_dim=5)
   np.testing.assert_array_equal(inpaint(image=np.where(mask, np.nan, x)), inpaint(image=x))
 
 
 def test_nothing_known_is_sampling():
   schedule, shape = diffusion.make_schedule(3), (2, 4, 4, 1)
-  found = editing.inpaint(
+  found = replacement.inpaint(
       jax.random.key(3), fake_generator, schedule, jnp.zeros(shape), jnp.ones((4, 4, 1)), 5, num_resamples=1)
   expected = sampling.sample(jax.random.key(3), fake_generator, schedule, shape, 5)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -131,7 +132,7 @@ def test_going_back_only_between_passes(pictures):
     steps = 2 * num_resamples
     forward = rng.standard_normal((steps, *x.shape)).astype(np.float32)
     forward[unused] = np.nan
-    return editing.inpaint_given_noise(
+    return replacement.inpaint_given_noise(
         fake_generator, schedule, x, mask, draw(*x.shape), draw(steps, 4, 5), draw(steps, *x.shape),
         draw(steps, *x.shape), forward)
 
@@ -143,7 +144,7 @@ def test_going_back_only_between_passes(pictures):
 def test_rows_of_noise_that_do_not_divide(pictures):
   _, x, mask = pictures
   with pytest.raises(ValueError, match='found 3 rows, must be a multiple of T = 2'):
-    editing.inpaint_given_noise(
+    replacement.inpaint_given_noise(
         fake_generator, diffusion.make_schedule(2), x, mask, x, np.zeros((3, 4, 5)), *[np.zeros((3, *x.shape))] * 3)
 
 
@@ -151,7 +152,7 @@ def test_image_to_image_of_a_gaussian():
   """From level 1 a perfect G draws p(x_0 | x_1) with x_1 ~ q(x_1 | image)."""
   schedule, count = diffusion.make_schedule(4), 20_000
   image = np.array([0.8, -0.6])
-  x = editing.image_to_image(
+  x = replacement.image_to_image(
       jax.random.key(0), gaussian_generator(schedule), schedule,
       jnp.broadcast_to(jnp.asarray(image, jnp.float32).reshape(1, 1, 2, 1), (count, 1, 2, 1)), 2, from_level=1)
   gain, offset, covariance = (table[0] for table in denoiser(schedule))
@@ -163,7 +164,7 @@ def test_image_to_image_of_a_gaussian():
 
 def test_image_to_image_from_the_top_is_sampling():
   schedule, shape = diffusion.make_schedule(3), (2, 4, 4, 1)
-  found = editing.image_to_image(jax.random.key(3), fake_generator, schedule, jnp.zeros(shape), 5, from_level=3)
+  found = replacement.image_to_image(jax.random.key(3), fake_generator, schedule, jnp.zeros(shape), 5, from_level=3)
   x_T, z, noise = sampling.draw_noise(jax.random.key(3), shape, 3, 5)
   expected = sampling.sample_given_noise(fake_generator, schedule, schedule.sigma_bar[3] * x_T, z, noise)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -172,32 +173,32 @@ def test_image_to_image_from_the_top_is_sampling():
 @pytest.mark.parametrize('level', [0, 4])
 def test_no_such_level(level):
   with pytest.raises(ValueError, match=f'found {level}, must be 1 … 3'):
-    editing.image_to_image(
+    replacement.image_to_image(
         jax.random.key(0), fake_generator, diffusion.make_schedule(3), jnp.zeros((1, 4, 4, 1)), 5, level)
 
 
 @pytest.mark.parametrize('factor, shape', [(2, (3, 4, 2, 3)), (4, (1, 2, 2, 1))])
 def test_super_resolution_keeps_block_means(factor, shape):
   small = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
-  out = editing.super_resolve(
+  out = replacement.super_resolve(
       jax.random.key(0), fake_generator, diffusion.make_schedule(3), small, latent_dim=5, factor=factor)
   assert out.shape == (shape[0], factor * shape[1], factor * shape[2], shape[3])
-  np.testing.assert_allclose(editing.block_means(out, factor), small, atol=1e-6)
-  assert np.abs(out - editing.enlarge(small, factor)).max() > 0.1
+  np.testing.assert_allclose(replacement.block_means(out, factor), small, atol=1e-6)
+  assert np.abs(out - replacement.enlarge(small, factor)).max() > 0.1
 
 
 def test_low_pass_is_pillows():
   x = np.random.default_rng(0).standard_normal((8, 12)).astype(np.float32)
   small = np.asarray(Image.fromarray(x).resize((6, 4), Image.Resampling.BOX))
-  np.testing.assert_allclose(editing.block_means(x[..., None], 2)[..., 0], small, atol=1e-6)
+  np.testing.assert_allclose(replacement.block_means(x[..., None], 2)[..., 0], small, atol=1e-6)
   large = np.asarray(Image.fromarray(small).resize((12, 8), Image.Resampling.NEAREST))
-  np.testing.assert_array_equal(editing.enlarge(small[..., None], 2)[..., 0], large)
+  np.testing.assert_array_equal(replacement.enlarge(small[..., None], 2)[..., 0], large)
 
 
 def test_super_resolution_to_no_multiple():
   noise = np.zeros((2, 1, 5, 4, 1))
   with pytest.raises(ValueError, match=r'found \(2, 2\), must divide the size \(5, 4\)'):
-    editing.super_resolve_given_noise(
+    replacement.super_resolve_given_noise(
         fake_generator, diffusion.make_schedule(2), np.zeros((1, 2, 2, 1)), noise[0], np.zeros((2, 1, 3)), noise, noise)
 
 
@@ -205,9 +206,9 @@ def test_vmap_over_keys_is_one_at_a_time(pictures):
   _, x, mask = pictures
   schedule, keys = diffusion.make_schedule(2), jax.random.split(jax.random.key(0), 3)
   edits = (
-      lambda key: editing.inpaint(key, fake_generator, schedule, x, mask, 5, num_resamples=2),
-      lambda key: editing.image_to_image(key, fake_generator, schedule, x, 5, from_level=1),
-      lambda key: editing.super_resolve(key, fake_generator, schedule, x, 5, factor=2))
+      lambda key: replacement.inpaint(key, fake_generator, schedule, x, mask, 5, num_resamples=2),
+      lambda key: replacement.image_to_image(key, fake_generator, schedule, x, 5, from_level=1),
+      lambda key: replacement.super_resolve(key, fake_generator, schedule, x, 5, factor=2))
   for edit in edits:
     together = jax.jit(jax.vmap(edit))(keys)
     np.testing.assert_allclose(together, np.stack([edit(key) for key in keys]), rtol=1e-5, atol=1e-5)

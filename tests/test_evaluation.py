@@ -15,11 +15,13 @@ import pytest
 import scipy.linalg
 from PIL import Image
 
-from ddgan_jax import sharding
 from ddgan_jax.config import ConfigError, DataConfig, UserError
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
-from ddgan_jax.metrics import evaluation, image_sets, inception, statistics
+from ddgan_jax.metrics import evaluator, image_sets, statistics
+from ddgan_jax.metrics.evaluator import Evaluator
+from ddgan_jax.metrics.features import inception
+from ddgan_jax.parallel import sharding
 from tests.conftest import little_memory
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,7 +48,7 @@ def pictures(seed, count=150):
 
 
 def fid(mesh, batch_size, images, reference, **changes):
-  evaluator = evaluation.Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
+  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
   return evaluator.evaluate(images)['metrics']
 
 
@@ -68,10 +70,10 @@ def test_fid_of_arrays(small_inception):
 
 def test_the_report_says_what_it_is_of():
   images, reference = image_sets.of_array(pictures(0), 'ours'), image_sets.of_array(pictures(1, 97), 'others')
-  evaluator = evaluation.Evaluator(('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None)
+  evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None)
   report = evaluator.evaluate(images)
   assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
-  text = evaluation.table(report)
+  text = evaluator.table(report)
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
   assert 'Biased: fewer than 10,000 images.' in text
   assert json.loads(json.dumps(report)) == report
@@ -81,14 +83,14 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
   """More splits than samples are refused before anything is read."""
   images = image_sets.of_array(pictures(0), 'ours')
   reports = [
-      evaluation.Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
+      Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
       for splits in (10, 1)]
   ten, one = (report['metrics']['is'] for report in reports)
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
-  assert '(10 splits)' in evaluation.table(reports[0]) and '(1 split)' in evaluation.table(reports[1])
+  assert '(10 splits)' in evaluator.table(reports[0]) and '(1 split)' in evaluator.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
   with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
-    evaluation.Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
+    Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
 def test_jpeg_changes_both_sides_alike():
@@ -104,7 +106,7 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
   said = []
   for _ in range(2):
-    evaluator = evaluation.Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
+    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
     found = evaluator.reference_statistics()
   assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
   statistics.write(tmp_path / 'digits.npz', found)
@@ -112,10 +114,10 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   np.testing.assert_array_equal(again.covariance, found.covariance)
   assert again.count == 1498
   images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
-  by_file = evaluation.Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
+  by_file = Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
   assert abs(by_file['metrics']['fid']['value']) < 1e-6
   changed = again._replace(mean=again.mean + 1)
-  other = evaluation.Evaluator(('fid',), changed, sharding.make_mesh(), 2000, 500).evaluate(images)
+  other = Evaluator(('fid',), changed, sharding.make_mesh(), 2000, 500).evaluate(images)
   assert other['reference'] == by_file['reference'] and other['reference_digest'] != by_file['reference_digest']
 
 
@@ -267,7 +269,7 @@ def test_images_that_are_refused(tmp_path):
   Image.new('L', (8, 6)).save(tmp_path / 'oblong' / 'a.png')
   with pytest.raises(DataError, match='a.png is 6x8, must be square'):
     image_sets.of_files(str(tmp_path / 'oblong'))
-  evaluator = evaluation.Evaluator(('fid',), image_sets.of_array(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
+  evaluator = Evaluator(('fid',), image_sets.of_array(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
   with pytest.raises(ConfigError, match='grey 16: its images are 16x16x1, but those of ours are 8x8x1; a comparison'):
     evaluator.evaluate(image_sets.of_array(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
 
@@ -283,7 +285,7 @@ def test_metrics_that_cannot_be_had(metrics, reference, message):
       None: None, 'images': image_sets.of_array(pictures(0), 'ours'),
       'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
   with pytest.raises(ConfigError, match=message):
-    evaluation.Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
+    Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
 
 
 def test_stacks_by_number():
@@ -302,7 +304,7 @@ def test_stacks_by_number():
 @pytest.mark.parametrize('num', [60, 97])
 def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
   """Samples are drawn once for Inception and VGG16; of the reference all images are read once, and a subset once."""
-  from ddgan_jax.metrics import vgg
+  from ddgan_jax.metrics.features import vgg
 
   monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
   monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(jnp.float32))
@@ -314,7 +316,7 @@ def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
   reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
 
   def evaluate(*metrics):
-    return evaluation.Evaluator(
+    return Evaluator(
         metrics, reference, sharding.make_mesh(), num, 8, say=lambda text: None).evaluate(images)['metrics']
 
   together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
@@ -345,14 +347,15 @@ def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
 
 def test_distances_of_the_features(small_inception, monkeypatch):
   """kid, pr and dc are those functions of the reference's and the images' features; dc and pr have as many of each."""
-  from ddgan_jax.metrics import kid, precision_recall, vgg
+  from ddgan_jax.metrics import kid, precision_recall
+  from ddgan_jax.metrics.features import vgg
 
   params = {'kernel': np.random.default_rng(1).standard_normal((64, 8), np.float32)}
   read = lambda params, images: images.reshape(len(images), -1).astype(jnp.float32) / 255 @ params['kernel']
   monkeypatch.setattr(vgg, 'load', lambda path, allow_any: params)
   monkeypatch.setattr(vgg, 'features', read)
   ours, others = pictures(0, 60), pictures(1, 97)
-  evaluator = evaluation.Evaluator(
+  evaluator = Evaluator(
       ('kid', 'pr', 'dc', 'fid'), image_sets.of_array(others, 'others'), sharding.make_mesh(), 10_000, 16,
       say=lambda text: None)
   metrics = evaluator.evaluate(image_sets.of_array(ours, 'ours'))['metrics']

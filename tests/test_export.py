@@ -15,11 +15,13 @@ import pytest
 import safetensors.numpy
 
 import ddgan_jax
-from ddgan_jax import compilation, outputs, sampling, train_state
 from ddgan_jax import config as config_lib
-from ddgan_jax.checkpoints import CheckpointError, Checkpoints
+from ddgan_jax import sampling, train_state
+from ddgan_jax.cli import image_output
 from ddgan_jax.config import UserError
 from ddgan_jax.interop import stablehlo
+from ddgan_jax.parallel import compilation
+from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 from tests.conftest import tiny_config_dict
 from tests.test_ablations import filled
 from tests.test_config import RECIPES
@@ -84,7 +86,7 @@ def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, file
       cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': ''}, check=True, timeout=600)
   found = np.load(tmp_path / 'x.npz')['images']
   monkeypatch.setattr(compilation, 'options', lambda platform: {})
-  expected = outputs.generate(run, 5, seed, batch_size=3)
+  expected = image_output.generate(run, 5, seed, batch_size=3)
   assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1) and expected.std() > 10
   np.testing.assert_array_equal(found, expected)
 
@@ -138,7 +140,7 @@ def test_every_recipe_can_be_exported(recipe):
 def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
   run = recipe_run(recipe, **fields)
   sample = jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
-  expected = outputs.generate(run, 5, seed=7)
+  expected = image_output.generate(run, 5, seed=7)
   assert expected.std() > 0.1
   for indices in ([0, 1, 2, 3, 4], [4, 2]):
     found = np.asarray(sample(np.uint32(7), np.array(indices, np.int32)))

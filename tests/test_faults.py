@@ -15,12 +15,16 @@ import jax
 import numpy as np
 import pytest
 
-from ddgan_jax import sharding, train, train_state, workdir, writers
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax import train_state
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.readers import DataError
-from ddgan_jax.metrics import evaluation
+from ddgan_jax.metrics import evaluator
+from ddgan_jax.parallel import sharding
+from ddgan_jax.reporting import tensorboard
+from ddgan_jax.runs import workdir
+from ddgan_jax.runs.checkpoints import Checkpoints
+from ddgan_jax.training import loop
 from tests.conftest import command_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,7 +41,7 @@ def run(quick_config, data_dir, capsys, monkeypatch):
   # On one device, because the sums over simulated ones come in the order in which their threads do.
   alone = sharding.make_mesh(jax.devices()[:1])
   monkeypatch.setattr(sharding, 'make_mesh', lambda **_: alone)
-  monkeypatch.setattr(writers, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
+  monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
 
   def run(workdir, **fields):
     fields = {'num_steps': 30, 'checkpoint_every': 10, 'log_every': 5, 'sample_every': 1000, **fields}
@@ -45,7 +49,7 @@ def run(quick_config, data_dir, capsys, monkeypatch):
         quick_config, data=dataclasses.replace(quick_config.data, data_dir=str(data_dir)),
         train=dataclasses.replace(quick_config.train, **fields))
     try:
-      train.train_and_evaluate(config, str(workdir))
+      loop.train_and_evaluate(config, str(workdir))
     finally:
       run.printed = capsys.readouterr().out
     return run.printed
@@ -84,7 +88,7 @@ def measured(**values):
 @pytest.fixture
 def evaluate(monkeypatch):
   """Lets runs be measured by the given function of images."""
-  return lambda function: monkeypatch.setattr(evaluation, 'against_data', lambda *args: function)
+  return lambda function: monkeypatch.setattr(evaluator, 'against_data', lambda *args: function)
 
 
 def test_resuming_with_other_metrics_or_none(run, tmp_path, evaluate):
@@ -138,7 +142,7 @@ def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
     return sample
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, 'make_sample_fn', no_memory)
+    patch.setattr(loop, 'make_sample_fn', no_memory)
     for step in (15, 30):
       with pytest.raises(RuntimeError, match='no memory for the noise'):
         run(tmp_path / 'run', sample_every=15)
@@ -177,7 +181,7 @@ def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
     images.rows(0, 4)
     pytest.fail('measured all the same')
 
-  monkeypatch.setattr(evaluation, 'against_data', lambda *args: measure)
+  monkeypatch.setattr(evaluator, 'against_data', lambda *args: measure)
   said = run(tmp_path / 'run', eval_every=15)
   assert 'SIGTERM: saved step 15 in' in said and Checkpoints(tmp_path / 'run').latest_step() == 15
   assert 'Finished 30 steps' in run(tmp_path / 'run')
@@ -263,7 +267,7 @@ def test_a_clock_that_jumps_and_events_that_cannot_be_written(run, tmp_path, mon
   with monkeypatch.context() as patch:
     patch.setattr(Checkpoints, 'save', jump_and_save)
     patch.setattr(time, 'time', lambda: real() + offset[0])
-    patch.setattr(writers, '_open_writer', lambda workdir: Locked())
+    patch.setattr(tensorboard, '_open_writer', lambda workdir: Locked())
     printed = run(tmp_path / 'run', num_steps=20)
   assert printed.count('TensorBoard events could not be written ([Errno 13] Permission denied); the run') == 1
   for step, when in ((10, 2e9), (20, 1e9)):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs import celebahq_256, cifar10
-from ddgan_jax import compilation, diffusion, models
 from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, models
 from ddgan_jax.config import ConfigError, GeneratorConfig
 from ddgan_jax.interop import pytorch, torch_file
 from ddgan_jax.models import blocks
+from ddgan_jax.parallel import compilation
 from ddgan_jax.train_state import count_parameters
 from tests.conftest import GOLDEN, generator_config, golden, nhwc, relative_error, state_dict
 

@@ -6,9 +6,9 @@ import zlib
 import numpy as np
 import pytest
 
-from ddgan_jax import compilation
 from ddgan_jax.config import UserError
-from ddgan_jax.metrics import inception, weights
+from ddgan_jax.metrics.features import inception, weights
+from ddgan_jax.parallel import compilation
 from tests.conftest import golden, relative_error
 
 

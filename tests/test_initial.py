@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax import train_state
-from ddgan_jax.models import initial
+from ddgan_jax.models import initializers
 
 
 class Two(nn.Module):
@@ -16,8 +16,8 @@ class Two(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(64, kernel_init=initial.default_init(), name='first')(x)
-    return nn.Dense(64, kernel_init=initial.default_init(0.1), name='second')(x)
+    x = nn.Dense(64, kernel_init=initializers.default_init(), name='first')(x)
+    return nn.Dense(64, kernel_init=initializers.default_init(0.1), name='second')(x)
 
 
 def kernels(key, draw):
@@ -29,7 +29,7 @@ def test_spread():
   """Of variance scaling, as of flax's own initializer, whether drawn together or one by one."""
   expected = [np.asarray(nn.initializers.variance_scaling(scale, 'fan_avg', 'uniform')(jax.random.key(1), (64, 64)))
               for scale in (1.0, 0.1)]
-  for draw in (initial.draw, lambda key, init: init(key)):
+  for draw in (initializers.draw, lambda key, init: init(key)):
     found = kernels(jax.random.key(0), draw)
     for kernel, of_flax, scale in zip(found, expected, (1.0, 0.1)):
       bound = math.sqrt(6 * scale / 128)
@@ -37,12 +37,12 @@ def test_spread():
       np.testing.assert_allclose(kernel.std(), of_flax.std(), rtol=0.03)
       assert abs(kernel.mean()) < 4 * bound / math.sqrt(3) / 64
     assert abs(np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1]) < 0.06
-  conv = initial.default_init(0.0)(jax.random.key(0), (3, 3, 8, 16))
+  conv = initializers.default_init(0.0)(jax.random.key(0), (3, 3, 8, 16))
   np.testing.assert_allclose(np.abs(conv).max(), math.sqrt(6e-10 / (9 * 24)), rtol=0.01)
 
 
 def test_from_the_seed():
-  first, again, other = (kernels(jax.random.key(seed), initial.draw)[0] for seed in (0, 0, 1))
+  first, again, other = (kernels(jax.random.key(seed), initializers.draw)[0] for seed in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
   assert np.mean(first == other) < 0.01
 

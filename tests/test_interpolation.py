@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import diffusion, interpolation, sampling
+from ddgan_jax import diffusion, sampling
+from ddgan_jax.editing import interpolation
 from tests.test_sampling import fake_generator
 
 SCHEDULE = diffusion.make_schedule(3)

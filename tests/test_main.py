@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import ddgan_jax
-from ddgan_jax import outputs
+from ddgan_jax.cli import image_output
 from tests import conftest
 from tests.conftest import quick_config_dict, tiny_config_dict
 
@@ -77,7 +77,7 @@ def interrupt(arguments, at, number, env=ENVIRONMENT):
 def restored_state(workdir, step):
   from ddgan_jax import config as config_lib
   from ddgan_jax import train_state
-  from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   config = config_lib.from_json((pathlib.Path(workdir) / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -179,7 +179,7 @@ def test_told_to_stop_saves_and_resumes(finished, command, tmp_path, number):
 
 
 def checkpoint_step(workdir):
-  from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   return Checkpoints(workdir).latest_step()
 
@@ -220,7 +220,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
   files = sorted((tmp_path / 'folder').iterdir())
   assert [file.name for file in files] == [f'{i:06d}.png' for i in range(6)]
   np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], images[..., 0])
-  outputs.save(str(tmp_path / 'grid.png'), images)
+  image_output.save(str(tmp_path / 'grid.png'), images)
   assert np.asarray(Image.open(tmp_path / 'grid.png')).shape == (102, 152)
   again = sample(workdir, '--num', '6', '--out', str(tmp_path / 'folder'))
   assert again.returncode == 2 and 'exists and is not an empty folder' in again.stderr
@@ -228,9 +228,9 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
 
 def test_image_depends_on_seed_and_index_alone(finished):
   loaded = ddgan_jax.load(finished[0])
-  ten = outputs.generate(loaded, 10, seed=5, batch_size=10).astype(int)
-  assert np.abs(outputs.generate(loaded, 7, seed=5, batch_size=3).astype(int) - ten[:7]).max() <= 1  # rounding
-  assert np.abs(outputs.generate(loaded, 10, seed=6, batch_size=10).astype(int) - ten).max() > 10
+  ten = image_output.generate(loaded, 10, seed=5, batch_size=10).astype(int)
+  assert np.abs(image_output.generate(loaded, 7, seed=5, batch_size=3).astype(int) - ten[:7]).max() <= 1  # rounding
+  assert np.abs(image_output.generate(loaded, 10, seed=6, batch_size=10).astype(int) - ten).max() > 10
 
 
 MISTAKES = {
@@ -353,8 +353,10 @@ def test_a_workdir_that_cannot_be_written(command, tmp_path):
 def test_no_space_left(tiny_config, tmp_path, monkeypatch):
   import collections
 
-  from ddgan_jax import sharding, train_state, workdir
-  from ddgan_jax.checkpoints import Checkpoints
+  from ddgan_jax import train_state
+  from ddgan_jax.parallel import sharding
+  from ddgan_jax.runs import workdir
+  from ddgan_jax.runs.checkpoints import Checkpoints
 
   usage = collections.namedtuple('usage', 'total used free')(10**9, 10**9, 10_000)
   monkeypatch.setattr(workdir.shutil, 'disk_usage', lambda path: usage)

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from ddgan_jax import sharding
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import sources
-from ddgan_jax.metrics import evaluation, image_sets, modes, vgg
+from ddgan_jax.metrics import image_sets, modes
+from ddgan_jax.metrics.evaluator import Evaluator
+from ddgan_jax.metrics.features import vgg
+from ddgan_jax.parallel import sharding
 
 DIGITS = DataConfig(image_size=8, num_channels=1)
 
@@ -44,7 +46,7 @@ def test_a_stack_is_its_channels(judge):
 def test_noise_has_modes_but_not_with_certainty(judge):
   found, source = judge
   stacks = image_sets.of_data(source, DataConfig(image_size=8, num_channels=3, stack=3))
-  evaluator = evaluation.Evaluator(
+  evaluator = Evaluator(
       ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), say=lambda text: None)
   noise = np.random.default_rng(0).normal(60, 40, (500, 8, 8, 3)).clip(0, 255).astype(np.uint8)
   of_noise, of_data = (
@@ -62,7 +64,7 @@ def test_data_sorted_by_class_are_sampled_from_all_classes(judge, monkeypatch):
   monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(np.float32))
   images, labels = source.gather(np.arange(len(source)))
   by_class = sources.ArraySource(images[np.argsort(labels)], np.sort(labels), 'sorted', num_classes=10)
-  evaluator = evaluation.Evaluator(
+  evaluator = Evaluator(
       ('modes', 'pr', 'dc'), image_sets.of_data(by_class, DIGITS), sharding.make_mesh(), 500, 96, (found, False),
       say=lambda text: None)
   shuffled = images[np.random.default_rng(0).permutation(len(images))[:500]]
@@ -94,7 +96,7 @@ def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
     judges.append(modes.load_judge(source, say=lambda text: None))
     np.testing.assert_array_equal(modes.read(judges[-1].params, images, 2, stacked=False)['mode'], known)
     reference = image_sets.of_data(source, DIGITS)
-    evaluation.Evaluator(
+    Evaluator(
         ('modes',), reference, sharding.make_mesh(), 200, 200, (judges[-1], False), say=lambda text: None
     ).evaluate(reference)
   assert reference.fingerprint == image_sets.as_jpeg(reference).fingerprint == ''
@@ -113,7 +115,7 @@ def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, monkeypatch):
 
   def measure(said):
     found = modes.load_judge(source, said.append)
-    return evaluation.Evaluator(
+    return Evaluator(
         ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), say=said.append).evaluate(reference)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ddgan_jax import scatter, writers
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, points, sources
 from ddgan_jax.metrics.points import modes_of_points
+from ddgan_jax.reporting import grids, plotting
 
 DATA = DataConfig(name='gaussians25', image_size=1, num_channels=2, batch_size=64)
 
@@ -72,7 +72,7 @@ def ink(picture):
 
 def test_scatter_puts_points_where_they_are():
   for x, y in ((4, 4), (-4, 4), (4, -2)):
-    row, column = ink(scatter.draw(np.full((20, 2), [x, y]), 'title'))
+    row, column = ink(plotting.draw(np.full((20, 2), [x, y]), 'title'))
     # The frame takes a margin of the picture for its labels.
     assert (row < 0.45) == (y > 0) and (column > 0.55) == (x > 0), (x, y, row, column)
-  assert writers.make_picture(np.zeros((3, 1, 1, 2), np.float32), '').shape == (600, 600, 3)
+  assert grids.make_picture(np.zeros((3, 1, 1, 2), np.float32), '').shape == (600, 600, 3)

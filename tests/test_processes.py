@@ -15,8 +15,8 @@ import pytest
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
-from ddgan_jax import workdir as workdir_lib
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax.runs import workdir as workdir_lib
+from ddgan_jax.runs.checkpoints import Checkpoints
 from tests import conftest
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 import ddgan_jax
-from ddgan_jax import compilation, diffusion, labels, models, outputs, sampling, sharding, train, train_state
 from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, models, sampling, train_state
+from ddgan_jax.cli import image_output
 from ddgan_jax.interop import pytorch
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.training import loop
 from tests.conftest import generator_config, golden, nhwc, quick_config_dict, relative_error, state_dict
 
 
@@ -101,7 +105,7 @@ def test_the_grid_of_a_thousand_steps_fits_into_memory():
   """
   config = grid_config(1000, 256, image_size=16, num_channels=3)
   abstract = train_state.abstract(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
-  compiled = train.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
+  compiled = loop.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
   assert compilation.memory_bytes(compiled)[1] < 2 * 2**30
 
 
@@ -114,8 +118,8 @@ def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
   params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), abstract)
   label, _ = labels.for_grid(config.generator, 23)
   run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
-  expected = outputs.generate(run, 23, config.seed, label=label).astype(int)
+  expected = image_output.generate(run, 23, config.seed, label=label).astype(int)
   monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))
-  found = train.make_sample_fn(config, mesh, abstract)(params)
+  found = loop.make_sample_fn(config, mesh, abstract)(params)
   assert np.abs(found - expected).max() <= 1  # rounding
   assert len(np.unique(expected[:22].reshape(22, -1), axis=0)) == 22

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from ddgan_jax.config import ConfigError, DataConfig
-from ddgan_jax.data import arrays, images, pipeline, readers, sources
-from ddgan_jax.data.readers import DataError
+from ddgan_jax.data import images, pipeline, sources
+from ddgan_jax.data.readers import DataError, arrays
+from ddgan_jax.data.readers.open import open_reader
 from tests.conftest import little_memory
 
 RNG = np.random.default_rng(1)
@@ -189,7 +190,7 @@ def test_readers_travel_to_worker_processes(tmp_path):
       'folder': write_tree(tmp_path / 'f', tree_files()), 'zip': write_zip(tmp_path / 'f.zip', tree_files()),
       'lmdb': write_lmdb(tmp_path / 'f.lmdb', [(b'0', png(IMAGES[0]))])}
   for name, path in paths.items():
-    reader = readers.open_reader(DataConfig(name=name, path=str(path)))
+    reader = open_reader(DataConfig(name=name, path=str(path)))
     copy = pickle.loads(pickle.dumps(reader))
     assert copy.read(0) == reader.read(0) and copy.fingerprint() == reader.fingerprint()
 
@@ -232,7 +233,7 @@ def test_a_path_of_another_kind(tmp_path):
   expect(f'is a folder without data.mdb; {inside} would be right', 'lmdb', folder)
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
   with pytest.raises(DataError, match="data.path: found 'gs://b/x', must be a path of this machine"):
-    readers.open_reader(DataConfig(name='folder', path='gs://b/x'))
+    open_reader(DataConfig(name='folder', path='gs://b/x'))
   expect("data.cache_dir: found 'gs://b/x', must be a folder of this machine", 'folder', folder, cache_dir='gs://b/x')
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import sharding, train_state, train_step
+from ddgan_jax import train_state, train_step
 from ddgan_jax.data import pipeline
+from ddgan_jax.parallel import sharding
 from tests.test_main import interrupt, restored_state, run
 
 # Networks without convolutions: what matters here is which step gets what, and they compile in a second.

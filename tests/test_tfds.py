@@ -11,7 +11,8 @@ import pytest
 from sklearn import datasets
 
 from ddgan_jax.config import ConfigError, DataConfig
-from ddgan_jax.data import digits, preparation, sources, tfds_reader
+from ddgan_jax.data import digits, preparation, sources
+from ddgan_jax.data.readers import tfds_reader
 
 DIGITS = DataConfig(name='digits', image_size=8, num_channels=1, batch_size=32)
 

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 import ddgan_jax
-from ddgan_jax import outputs, sampling, train, train_state, writers
+from ddgan_jax import sampling, train_state
+from ddgan_jax.cli import image_output
 from ddgan_jax.config import ConfigError
+from ddgan_jax.reporting import tensorboard
+from ddgan_jax.training import loop
 from tests.conftest import command_environment
 from tests.test_ablations import toy_config
 
@@ -42,30 +45,30 @@ def test_points_from_command_to_picture(tmp_path):
   assert points.shape == (7, 1, 1, 2) and points.dtype == np.float32
   assert len(np.unique(np.round(127.5 * points) / 127.5 - points)) > 10  # not quantised
   loaded = ddgan_jax.load(workdir)
-  np.testing.assert_allclose(outputs.generate(loaded, 7, seed=0, batch_size=3), points, atol=1e-5)
+  np.testing.assert_allclose(image_output.generate(loaded, 7, seed=0, batch_size=3), points, atol=1e-5)
 
-  outputs.save(str(tmp_path / 'x.png'), points, 'title')
+  image_output.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
   result = run('ddgan_jax.sample', '--workdir', workdir, '--out', tmp_path / 'folder')
   assert result.returncode == 2 and 'but points go to a .png' in result.stderr
 
 
 def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(writers, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
+  monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
   config = toy_config('gaussian', 100)
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, batch_size=32),
       train=dataclasses.replace(config.train, num_steps=3))
-  train.train_and_evaluate(config, str(tmp_path))
+  loop.train_and_evaluate(config, str(tmp_path))
   said = capsys.readouterr().out
   assert 'parameters; no D.' in said and 'loss_g' in said and 'loss_d' not in said
   assert 'Discriminator' not in (tmp_path / 'parameters.txt').read_text()
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4))
-  train.train_and_evaluate(longer, str(tmp_path))
+  loop.train_and_evaluate(longer, str(tmp_path))
   assert 'Resumed at step 3; next step done' in capsys.readouterr().out
   long, short = ddgan_jax.load(tmp_path), ddgan_jax.load(tmp_path, num_timesteps=4)
   assert (long.schedule.num_timesteps, short.schedule.num_timesteps) == (100, 4)
-  points = outputs.generate(short, 5, seed=0)
+  points = image_output.generate(short, 5, seed=0)
   assert points.shape == (5, 1, 1, 2) and np.abs(points).max() <= 5 and np.ptp(points) > 1e-3
   with pytest.raises(ConfigError, match='num_timesteps: found 3, must divide the 100 steps'):
     ddgan_jax.load(tmp_path, num_timesteps=3)
@@ -75,7 +78,7 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
   """The noise of all steps is drawn at once, so its size bounds the batch; the images stay the same."""
   config = toy_config('gaussian', 100)
   loaded = ddgan_jax.Run(lambda x_tp1, t, z: 0.5 * x_tp1, train_state.make_schedule(config), config, 0, None)
-  at_once = outputs.generate(loaded, 6, seed=0)
+  at_once = image_output.generate(loaded, 6, seed=0)
   batches = []
   sample_given_noise = sampling.sample_given_noise
 
@@ -85,5 +88,5 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
 
   monkeypatch.setattr(sampling, 'sample_given_noise', counted)
   monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 100 * (2 + config.generator.nz))
-  np.testing.assert_allclose(outputs.generate(loaded, 6, seed=0), at_once, atol=1e-6)
+  np.testing.assert_allclose(image_output.generate(loaded, 6, seed=0), at_once, atol=1e-6)
   assert batches == [2]  # traced once

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import sharding, train_state, train_step
+from ddgan_jax import train_state, train_step
 from ddgan_jax.config import OptimConfig
 from ddgan_jax.interop import pytorch
+from ddgan_jax.parallel import sharding
 from tests.golden_steps import GoldenSteps
 
 

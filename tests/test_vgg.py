@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import pytest
 
-from ddgan_jax import compilation
-from ddgan_jax.metrics import vgg, weights
+from ddgan_jax.metrics.features import vgg, weights
+from ddgan_jax.parallel import compilation
 from tests.conftest import golden, relative_error
 
 

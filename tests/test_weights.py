@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from ddgan_jax.metrics import inception, vgg, weights
-from ddgan_jax.metrics.weights import Published, WeightsError
+from ddgan_jax.metrics.features import inception, vgg, weights
+from ddgan_jax.metrics.features.weights import Published, WeightsError
 from tests.conftest import GOLDEN
 
 CONTENT = b'weights' * 1000

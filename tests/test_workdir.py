@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from etils.epath import backend, gpath
 
-from ddgan_jax import sharding, train_state, workdir, writers
-from ddgan_jax.checkpoints import Checkpoints
+from ddgan_jax import train_state
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
-from ddgan_jax.divergence import Diverged, SkippedBatches
-from ddgan_jax.train import grid_path
+from ddgan_jax.parallel import sharding
+from ddgan_jax.reporting import grids
+from ddgan_jax.runs import workdir
+from ddgan_jax.runs.checkpoints import Checkpoints
+from ddgan_jax.training.loop import grid_path
+from ddgan_jax.training.rollback import Diverged, SkippedBatches
 
 
 class Bucket:
@@ -53,7 +56,7 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
     workdir.write_description(run, tiny_config, state)
     workdir.check_workdir(run, tiny_config, checkpoints)
     assert grid_path(run, 7) == run + '/samples/step_00000007.png'
-    writers.save_png(grid_path(run, 7), np.zeros((4, 4, 3), np.uint8))
+    grids.save_png(grid_path(run, 7), np.zeros((4, 4, 3), np.uint8))
     sentence = SkippedBatches(run).roll_back(10, Diverged('loss_d', 14), write=True)
   assert sentence == ('loss_d not finite at step 14: back to step 10, skipping global batches 10 to 13 '
                       f'(rollback 1 of 3 to this step; {run}/skipped.json).')
@@ -76,7 +79,7 @@ def test_data_in_a_bucket(bucket, tmp_path):
   """Copied once; what is new, changed or gone in the bucket is so here, and what it cannot give is one sentence."""
   colours, said = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}, []
   for number, (name, colour) in enumerate(colours.items()):
-    writers.save_png(bucket / 'photos' / name / '1.png', np.full((8, 8, 3), colour, np.uint8))
+    grids.save_png(bucket / 'photos' / name / '1.png', np.full((8, 8, 3), colour, np.uint8))
     os.utime(bucket / 'photos' / name / '1.png', (1e9 + number, 1e9 + number))
   data = DataConfig(name='folder', path='gs://bucket/photos', image_size=8, cache_dir=str(tmp_path / 'cache'))
 
@@ -89,7 +92,7 @@ def test_data_in_a_bucket(bucket, tmp_path):
   assert load() == [('blue', 0, 0, 255), ('green', 0, 255, 0), ('red', 255, 0, 0)]
   assert said[0].startswith('Copying 3 of 3 files (0.0 MiB) of gs://bucket/photos to ')
   assert len(load()) == 3 and not any(text.startswith('Copying') for text in said)
-  writers.save_png(bucket / 'photos' / 'green' / '1.png', np.full((8, 8, 3), (0, 128, 0), np.uint8))
+  grids.save_png(bucket / 'photos' / 'green' / '1.png', np.full((8, 8, 3), (0, 128, 0), np.uint8))
   (bucket / 'photos' / 'blue' / '1.png').unlink()
   assert load() == [('green', 0, 128, 0), ('red', 255, 0, 0)]
   assert said[0].startswith('Copying 1 of 2 files')

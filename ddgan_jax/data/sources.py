@@ -12,6 +12,7 @@ import numpy as np
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
 from ddgan_jax.data import buckets, images, points, preparation, readers
 from ddgan_jax.data.readers import DataError
+from ddgan_jax.data.readers.open import open_reader
 
 # Read into memory up to this size, mapped beyond it. 4 GiB is what a small host (12 to 16 GiB, as in Colab) can spare
 # beside the run itself.
@@ -169,7 +170,7 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
-    reader = _open_reader(data_config)
+    reader = _reader_of(data_config)
     _check_stack(data_config, reader.num_classes)
     prepared = preparation.prepare(reader, data_config, lambda text: say(preparation.printable(text)), anew)
   _check_stack(data_config, prepared.num_classes)
@@ -206,10 +207,10 @@ def _check_stack(data_config: DataConfig, num_classes: int | None) -> None:
                       '100a + 10b + c has room for ten')
 
 
-def _open_reader(data_config: DataConfig) -> readers.Reader:
+def _reader_of(data_config: DataConfig) -> readers.Reader:
   if data_config.name in FILE_SOURCES:
-    return readers.open_reader(data_config)
-  from ddgan_jax.data import tfds_reader  # TFDS takes seconds to import.
+    return open_reader(data_config)
+  from ddgan_jax.data.readers import tfds_reader
 
   with contextlib.ExitStack() as exits:
     # Processes that begin together on one machine download once.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddgan_jax.config_checks import SHARED
+from ddgan_jax.config.checks import SHARED
 from ddgan_jax.interop.pytorch import DISCRIMINATORS, InteropError
 from ddgan_jax.models.discriminator import BLOCKS
 

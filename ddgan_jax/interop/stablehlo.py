@@ -17,7 +17,7 @@ _LARGE_BATCH = 10_000
 
 
 def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
-  """Exports what `outputs.generate` computes.
+  """Exports what `image_output.generate` computes.
 
   If the noise of all steps of a large batch would not fit in memory, the program samples the batch in parts (see
   `sampling.most_at_once`).

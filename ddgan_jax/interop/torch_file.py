@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
-from ddgan_jax import untrusted
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import untrusted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

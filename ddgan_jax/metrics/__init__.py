@@ -3,6 +3,7 @@
 `frechet`, `kid`, `inception_score` and `precision_recall` take arrays, whichever network they come from.
 """
 
-from ddgan_jax.metrics import frechet, inception, inception_score, kid, precision_recall, vgg, weights
+from ddgan_jax.metrics import frechet, inception_score, kid, precision_recall
+from ddgan_jax.metrics.features import inception, vgg, weights
 
 __all__ = ['frechet', 'inception', 'inception_score', 'kid', 'precision_recall', 'vgg', 'weights']

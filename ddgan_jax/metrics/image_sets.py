@@ -13,11 +13,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddgan_jax import compilation, labels, sampling, sharding, train_state
+from ddgan_jax import sampling, train_state
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
 from ddgan_jax.data.readers import DataError
+from ddgan_jax.data.readers.open import open_reader
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation, sharding
 
 
 class ImageSet(NamedTuple):
@@ -121,7 +124,7 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
   """
   kind = 'folder' if os.path.isdir(path) else 'zip' if path.endswith('.zip') else 'npz'
   try:
-    reader = readers.open_reader(DataConfig(name=kind, path=path))
+    reader = open_reader(DataConfig(name=kind, path=path))
     size = _size_of_first(reader)
     # Samples are not worth keeping twice; what is mapped from the folder stays readable when it is gone.
     with tempfile.TemporaryDirectory() as cache:

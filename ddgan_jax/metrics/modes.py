@@ -21,10 +21,12 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from ddgan_jax import agreement, compilation, labels, models
+from ddgan_jax import models
 from ddgan_jax.config import UserError
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import statistics
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation, consensus
 
 REQUIRED_ACCURACY = 0.97
 _CERTAIN = 0.9
@@ -86,7 +88,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
     if jax.process_index() == 0 and fingerprint:
       _write(path, *found, say)
-  agreement.meet(f'classifier {next(_meetings)}')
+  consensus.meet(f'classifier {next(_meetings)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from ddgan_jax.workdir import write_whole
+from ddgan_jax.runs.workdir import write_whole
 
 
 def keep(workdir: str, report: dict[str, Any]) -> str:

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from numpy.lib import format as npy
 
-from ddgan_jax import untrusted
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import untrusted
 
 
 class StatisticsError(UserError):

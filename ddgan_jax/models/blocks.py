@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddgan_jax import labels
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import resample
-from ddgan_jax.models.initial import default_init
+from ddgan_jax.models import labels, resample
+from ddgan_jax.models.initializers import default_init
 
 INV_SQRT_2 = float(1 / np.sqrt(2))
 

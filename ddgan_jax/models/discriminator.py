@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.models import resample
 from ddgan_jax.models.blocks import INV_SQRT_2, LabelEmbedding, conv3x3, sinusoids
-from ddgan_jax.models.initial import default_init
+from ddgan_jax.models.initializers import default_init
 
 _FIR_KERNEL = (1.0, 3.0, 3.0, 1.0)
 

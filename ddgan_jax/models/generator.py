@@ -11,7 +11,7 @@ from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import application, blocks
 from ddgan_jax.models.blocks import conv3x3
-from ddgan_jax.models.initial import default_init
+from ddgan_jax.models.initializers import default_init
 
 
 class Generator(nn.Module):

@@ -1,0 +1,1 @@
+"""What all commands share: their start, their errors, their picture files."""

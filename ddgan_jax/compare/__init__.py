@@ -1,0 +1,1 @@
+"""Trains methods and numbers of steps on the same data, and compares them."""

@@ -1,0 +1,196 @@
+"""What `compare` compares, and its table and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import sampling
+from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.reporting import grids
+from ddgan_jax.reporting.plotting import LIMIT
+
+_QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
+_COVERAGE = ('modes', 'recall', 'coverage')
+_NAMES = {
+    'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
+    'certain': 'share read with certainty', 'precision': 'precision', 'modes': 'modes found',
+    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL to uniform', 'recall': 'recall',
+    'coverage': 'coverage'}
+
+
+class Method(NamedTuple):
+  """One training and the ways to sample from it.
+
+  Attributes:
+    title: in the table.
+    fields: of the config, that make it this method.
+    num_timesteps: numbers of steps to sample in; None is that of the training.
+  """
+
+  title: str
+  fields: dict[str, Any]
+  num_timesteps: tuple[int | None, ...] = (None,)
+
+
+METHODS = {
+    'gan': Method('one-shot GAN', {'diffusion.num_timesteps': 1}),
+    'ddpm': Method(
+        'Gaussian diffusion', {'method': 'gaussian', 'generator.prediction': 'noise', 'diffusion.num_timesteps': 1000},
+        (1000, 4)),
+    'ddgan_2': Method('DDGAN', {'diffusion.num_timesteps': 2}),
+    'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
+    'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
+    'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
+}
+
+
+def config_of(base: Config, method: Method, num_steps: int) -> Config:
+  """`base` with the fields of a method, for `num_steps`, without measuring in between.
+
+  The EMA reaches back a tenth of the steps at most: a short run's would otherwise hold the first weights still.
+  """
+  nested = config_lib.to_dict(base)
+  nested['optim']['ema_decay'] = min(nested['optim']['ema_decay'], max(0.0, 1 - 10 / num_steps))
+  for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
+    section, _, field = name.rpartition('.')
+    (nested[section] if section else nested)[field] = value
+  return config_lib.from_config_dict(nested)
+
+
+def choose(names: Sequence[str] | None) -> list[str]:
+  """The methods of that name, by default all. Raises ConfigError for one that there is not."""
+  for name in names or ():
+    if name not in METHODS:
+      raise ConfigError(f'--methods: found {name!r}, must be some of {", ".join(METHODS)}')
+  return list(names or METHODS)
+
+
+def check_metrics(config: Config) -> None:
+  """Raises ConfigError unless something that is measured stands for quality, and something for coverage."""
+  for what, names in (('quality', ('fid', 'kid', 'modes')), ('coverage', ('modes', 'pr', 'dc'))):
+    if not set(names) & set(config.eval.metrics):
+      raise ConfigError(f'eval.metrics: found {config.eval.metrics}, must have {", ".join(names[:-1])} or {names[-1]} '
+                        f'for {what}; --config.eval.metrics=fid,pr for example')
+
+
+def label(row: dict[str, Any]) -> str:
+  """What a sampler is called: its training and its evaluations."""
+  return f'{row["title"]}, {row["evaluations"]:,}'
+
+
+def quality_of(rows: Sequence[dict[str, Any]]) -> str:
+  """Which number of the reports stands for quality."""
+  return next(name for name in _QUALITY if name in rows[0]['metrics'])
+
+
+def coverage_of(rows: Sequence[dict[str, Any]]) -> str:
+  """Which number of the reports stands for coverage."""
+  return next(name for name in _COVERAGE if name in rows[0]['metrics'])
+
+
+def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
+  """Markdown: one line a sampler, with what it was trained for and measured on above it.
+
+  Args:
+    rows: as `compare` makes them: title, evaluations, seconds, n, biased, metrics.
+    config: the base.
+    num_steps: steps of each training.
+  """
+  quality, n = quality_of(rows), rows[0]['n']
+  others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
+  names = [quality] + [name for name in others if name in rows[0]['metrics']]
+  out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
+  head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]
+  lines = [
+      f'{config.data.name}: {num_steps:,} steps of {config.data.batch_size} each, n = {n:,} samples'
+      f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}; seconds are medians of one compiled call.', '',
+      f'| method | network evaluations | {" | ".join(head)} | seconds per 100 |', '|---' * (len(names) + 3) + '|']
+  for row in rows:
+    values = [row['metrics'][name]['value'] for name in names]
+    shown = [f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in values]
+    lines.append(f'| {row["title"]} | {row["evaluations"]:,} | {" | ".join(shown)} | {row["seconds"]:.3g} |')
+  of_data = [rows[0]['metrics'][name].get('of_reference') for name in names]
+  if any(value is not None for value in of_data):
+    shown = ['' if value is None else f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in of_data]
+    lines.append(f'| the data themselves | | {" | ".join(shown)} | |')
+  return '\n'.join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
+  """Quality against sampling time, each point with its modes: the trilemma's three corners in one picture, as PNG."""
+  from matplotlib.figure import Figure
+
+  quality = quality_of(rows)
+  figure = Figure(figsize=(8, 5), dpi=110, layout='constrained')
+  axes = figure.add_subplot()
+  values = [row['metrics'][quality]['value'] for row in rows]
+  seconds = [row['seconds'] for row in rows]
+  covering = coverage_of(rows)
+  coverage = [row['metrics'][covering]['value'] for row in rows]
+  points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
+  brackets = ' (in brackets: with certainty)' if 'modes_certain' in rows[0]['metrics'] else ''
+  figure.colorbar(points, label=_NAMES[covering] + brackets)
+  axes.set_xscale('log')
+  if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
+    axes.set_yscale('log')
+  axes.margins(x=0.15, y=0.15)
+  better = 'higher' if quality == 'in_mode' else 'lower'
+  axes.set(xlabel='seconds per 100 samples', ylabel=f'{_NAMES[quality]} ({better} is better), n = {rows[0]["n"]:,}',
+           title='Method, network evaluations')
+  axes.grid(alpha=0.3)
+  middle = np.sqrt(min(seconds) * max(seconds))
+  texts = []
+  for i, row in enumerate(rows):
+    side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
+    text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
+    if 'modes_certain' in row['metrics']:
+      text += f' ({row["metrics"]["modes_certain"]["value"]:,})'
+    texts.append(axes.annotate(
+        text, (seconds[i], values[i]), textcoords='offset points',
+        fontsize=8, **side))
+  _keep_apart(figure, texts)
+  figure.savefig(path, bbox_inches='tight')
+
+
+def _keep_apart(figure: Any, texts: Sequence[Any]) -> None:
+  """Moves each annotation up until it covers none of those below, and fixes the layout, which would follow them."""
+  figure.draw_without_rendering()
+  figure.set_layout_engine('none')
+  placed = []
+  for text in sorted(texts, key=lambda text: text.get_window_extent().y0):
+    while any(text.get_window_extent().overlaps(other) for other in placed):
+      x, y = text.xyann
+      text.xyann = x, y + 2
+    placed.append(text.get_window_extent())
+
+
+def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
+  """Samples of each method, one row (or one scatter picture) each under its name, as PNG."""
+  from matplotlib.figure import Figure
+
+  is_points = rows[0]['samples'].shape[1:] == (1, 1, 2)
+  if is_points:
+    columns = 4
+    figure = Figure(figsize=(10, 2.7 * -(-len(rows) // columns)), dpi=100, layout='constrained')
+    for i, row in enumerate(rows):
+      axes = figure.add_subplot(-(-len(rows) // columns), columns, i + 1)
+      x, y = np.asarray(row['samples'])[:, 0, 0].T
+      axes.scatter(x, y, s=3, alpha=0.5, linewidths=0)
+      axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect='equal', xticks=[], yticks=[])
+      modes, in_mode = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
+      axes.set_title(f'{label(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
+  else:
+    figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
+    for i, row in enumerate(rows):
+      axes = figure.add_subplot(len(rows), 1, i + 1)
+      images = np.asarray(row['samples'][:12])
+      images = images if images.dtype == np.uint8 else np.asarray(sampling.to_uint8(images))
+      strip = grids.make_grid(images, columns=len(images))
+      axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
+      axes.set(xticks=[], yticks=[])
+      axes.set_ylabel(label(row), rotation=0, ha='right', va='center', fontsize=8)
+  figure.savefig(path, bbox_inches='tight')  # or long names are cut off

@@ -1,0 +1,278 @@
+"""What cannot work in a configuration, each with its message: one sentence that names the field. Used by `config`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddgan_jax.config.errors import ConfigError
+
+if typing.TYPE_CHECKING:
+  from ddgan_jax.config.schema import Config, DiscriminatorConfig, GeneratorConfig
+
+# The value of data.name that gives points instead of images.
+POINTS = 'gaussians25'
+# The values of data.name that read files at data.path; all others are names of TFDS.
+FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
+
+# What `metrics.evaluation` can measure.
+METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
+ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
+
+# Said once, in the section named, and carried into the networks.
+_OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
+SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
+
+
+def _choice(name: str, value: Any, choices: tuple) -> None:
+  if value not in choices:
+    raise ConfigError(f'{name}: found {value!r}, must be one of {", ".join(map(repr, choices))}')
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+  if value < least:
+    raise ConfigError(f'{name}: found {value}, must be at least {least}')
+
+
+def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
+  """The section `name` as a `cls`, with the fields `carried` over. Raises ConfigError for a field that cannot be."""
+  if not isinstance(raw, Mapping):
+    raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
+  types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
+  for field in raw:
+    if field in carried:
+      raise ConfigError(f'{name}.{field}: is said once, as {SHARED[name][field]}.{field}')
+  known(f'{name}.', raw, types)
+  values = {field: typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
+  return cls(**values, **carried)
+
+
+def known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+  """Raises ConfigError for the first field of `raw` that `types` lacks."""
+  for field in raw:
+    if field not in types:
+      close = difflib.get_close_matches(field, types, n=1)
+      hint = f'did you mean {prefix}{close[0]}?' if close else f'known here: {", ".join(types)}'
+      raise ConfigError(f'{prefix}{field}: no such field; {hint}')
+
+
+def typed(name: str, value: Any, kind: Any) -> Any:
+  """`value` as `kind` (an integer will do for a float). Raises ConfigError if it is something else, or not finite."""
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{name}: found {value!r}, must be a tuple')
+    return tuple(typed(name, item, typing.get_args(kind)[0]) for item in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(f'{name}: found {value!r} ({type(value).__name__}), must be {kind.__name__}')
+  if kind is float and not math.isfinite(value):
+    raise ConfigError(f'{name}: found {value!r}, must be finite')
+  return value
+
+
+def check_generator(g: GeneratorConfig) -> None:
+  """Raises ConfigError for fields of the generator that cannot work, alone or together."""
+  _choice('generator.kind', g.kind, ('ncsnpp', 'mlp'))
+  _choice('generator.prediction', g.prediction, ('x_0', 'noise', 'x_t'))
+  for field in ('image_size', 'num_channels', 'num_res_blocks', 'z_emb_dim'):
+    _at_least(f'generator.{field}', getattr(g, field), 1)
+  for field in ('nz', 'n_mlp', 'num_classes'):
+    _at_least(f'generator.{field}', getattr(g, field), 0)
+  if not 0 <= g.label_dropout < 1:
+    raise ConfigError(f'generator.label_dropout: found {g.label_dropout}, must be in [0, 1)')
+  if g.stack > 1 and g.num_classes > 10:
+    raise ConfigError(
+        f'generator.num_classes: found {g.num_classes}, but with data.stack={g.stack} it is the classes of each image, '
+        'a digit of the label 100a + 10b + c, and must be at most 10')
+  _choice('generator.resblock_type', g.resblock_type, ('biggan', 'biggan_oneadagn', 'ddpm'))
+  _choice('generator.progressive', g.progressive, ('none', 'output_skip', 'residual'))
+  _choice('generator.progressive_input', g.progressive_input, ('none', 'input_skip', 'residual'))
+  _choice('generator.progressive_combine', g.progressive_combine, ('sum', 'cat'))
+  _choice('generator.embedding_type', g.embedding_type, ('positional', 'fourier'))
+  if g.kind == 'mlp':
+    if g.embedding_type != 'positional':
+      raise ConfigError(
+          f"generator.embedding_type: found {g.embedding_type!r}, but kind='mlp' embeds t as 'positional' does")
+    if g.dropout:
+      raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; 0 would be right")
+    _at_least('generator.num_channels_dae', g.num_channels_dae, 1)
+    return
+  if g.num_channels_dae < 4 or g.num_channels_dae % 4:
+    raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
+  if not g.ch_mult or min(g.ch_mult) < 1:
+    raise ConfigError(f'generator.ch_mult: found {g.ch_mult}, must be one positive multiple a level')
+  factor = 2 ** (len(g.ch_mult) - 1)
+  if g.image_size % factor:
+    raise ConfigError(
+        f'data.image_size: found {g.image_size}, but generator.ch_mult={g.ch_mult} halves the image '
+        f'{len(g.ch_mult) - 1} times and needs a multiple of {factor}')
+  for resolution in g.attn_resolutions:
+    if resolution not in g.resolutions:
+      raise ConfigError(
+          f'generator.attn_resolutions: found {resolution}, which never occurs; image_size={g.image_size} '
+          f'and ch_mult={g.ch_mult} give {", ".join(map(str, g.resolutions))}')
+  if len(g.fir_kernel) < 2 or sum(g.fir_kernel) == 0:
+    raise ConfigError(f'generator.fir_kernel: found {g.fir_kernel}, must have two or more taps that do not sum to 0')
+  if g.progressive_combine == 'cat' and g.progressive_input != 'input_skip':
+    raise ConfigError(
+        "generator.progressive_combine: 'cat' joins the pyramid of progressive_input='input_skip', "
+        f'but progressive_input is {g.progressive_input!r}')
+  if g.embedding_type == 'fourier' and not g.conditional:
+    raise ConfigError("generator.embedding_type: 'fourier' embeds t, but conditional=False gives no t to the blocks")
+  if not 0 <= g.dropout < 1:
+    raise ConfigError(f'generator.dropout: found {g.dropout}, must be in [0, 1)')
+
+
+def check_discriminator(d: DiscriminatorConfig) -> None:
+  """Raises ConfigError for fields of the discriminator that cannot work."""
+  _choice('discriminator.kind', d.kind, ('small', 'large', 'tiny', 'mlp'))
+  halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind]
+  if d.image_size < 1 or d.image_size % 2**halvings:
+    raise ConfigError(
+        f'data.image_size: found {d.image_size}, but discriminator.kind={d.kind!r} halves the image '
+        f'{halvings} times and needs a multiple of {2**halvings}')
+  for field in ('num_channels', 'ngf', 'stddev_group'):
+    _at_least(f'discriminator.{field}', getattr(d, field), 1)
+  if d.t_emb_dim < 4 or d.t_emb_dim % 2:
+    raise ConfigError(f'discriminator.t_emb_dim: found {d.t_emb_dim}, must be even and at least 4')
+
+
+def _check_method(c: Config) -> None:
+  _choice('method', c.method, ('ddgan', 'gaussian', 'augmented_gan'))
+  prediction = c.generator.prediction
+  possible = {'ddgan': ('x_0', 'noise', 'x_t'), 'gaussian': ('x_0', 'noise'), 'augmented_gan': ('x_0',)}[c.method]
+  if prediction not in possible:
+    why = ('a Gaussian step needs the posterior' if c.method == 'gaussian'
+           else 'its one evaluation starts from pure noise and has to give the image')
+    raise ConfigError(
+        f'generator.prediction: found {prediction!r}, but with method={c.method!r} it must be '
+        f'{" or ".join(map(repr, possible))}: {why}')
+
+
+def _check_points(c: Config) -> None:
+  if not c.data.is_points:
+    _choice('data.num_channels', c.data.num_channels, (1, 3))
+    return
+  for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
+    found = getattr(c.data, field)
+    if found != right:
+      raise ConfigError(
+          f'data.{field}: found {found!r}, but data.name={POINTS!r} gives points in the plane, as 1x1 images with two '
+          f'channels; {right!r} would be right')
+
+
+def check_run(c: Config) -> None:
+  """Raises ConfigError for fields of a whole run that cannot work, alone or together."""
+  _check_method(c)
+  _at_least('seed', c.seed, 0)
+  if c.seed >= 2**32:
+    raise ConfigError(f'seed: found {c.seed}, must be below 2**32')
+  _check_points(c)
+  _choice('data.resize', c.data.resize, ('none', 'crop', 'cover', 'pad'))
+  _choice('data.cache', c.data.cache, ('array', 'none'))
+  _choice('data.stack', c.data.stack, (1, 3))
+  _at_least('data.image_size', c.data.image_size, 1)
+  if c.data.name in FILE_SOURCES and not c.data.path:
+    raise ConfigError(f'data.path: is empty, must be the {c.data.name} to read, because data.name={c.data.name!r}')
+  if c.data.path and c.data.name not in FILE_SOURCES:
+    raise ConfigError(
+        f'data.path: found {c.data.path!r}, which data.name={c.data.name!r} does not read; --config.data.name=folder '
+        '(or zip, npz, lmdb) would be right')
+  if c.data.path and c.data.split != 'train':
+    raise ConfigError(
+        f'data.split: found {c.data.split!r}, but only TFDS sets have splits; let data.path be what that split is in')
+  _at_least('data.num_stacks', c.data.num_stacks, 0)
+  if c.data.num_stacks and c.data.stack != 3:
+    raise ConfigError(f'data.num_stacks: found {c.data.num_stacks}, which needs data.stack=3')
+  _at_least('data.num_workers', c.data.num_workers, 0)
+  if c.data.stack == 3 and c.data.num_channels != 3:
+    raise ConfigError(f'data.num_channels: found {c.data.num_channels}, but data.stack=3 makes 3 channels')
+  _at_least('diffusion.num_timesteps', c.diffusion.num_timesteps, 1)
+  _choice('diffusion.kind', c.diffusion.kind, ('vp', 'geometric'))
+  if not 0 < c.diffusion.beta_min < c.diffusion.beta_max:
+    raise ConfigError(
+        f'diffusion.beta_min: found {c.diffusion.beta_min}, must be above 0 and below beta_max={c.diffusion.beta_max}')
+  if c.diffusion.kind == 'geometric' and c.diffusion.beta_max >= 1:
+    raise ConfigError(
+        f"diffusion.beta_max: found {c.diffusion.beta_max}, but with kind='geometric' it is the last variance, "
+        'which must be below 1')
+  for section, other in (('generator', c.generator), ('discriminator', c.discriminator)):
+    for field, source in SHARED[section].items():
+      right = getattr(getattr(c, source), field)
+      if getattr(other, field) != right:
+        raise ConfigError(f'{section}.{field}: found {getattr(other, field)}, but {source}.{field} is {right}')
+  group = c.discriminator.stddev_group
+  if c.data.batch_size < 1 or c.data.batch_size % group:
+    raise ConfigError(
+        f'data.batch_size: found {c.data.batch_size}, must be a multiple of {group}, '
+        'the rows that share one minibatch standard deviation (discriminator.stddev_group)')
+  for field in ('lr_g', 'lr_d'):
+    rate = getattr(c.optim, field)
+    if rate <= 0 or rate < c.optim.lr_min:
+      raise ConfigError(f'optim.{field}: found {rate}, must be positive and not below optim.lr_min={c.optim.lr_min}')
+  _at_least('optim.lr_min', c.optim.lr_min, 0)
+  for field in ('beta1', 'beta2', 'ema_decay'):
+    if not 0 <= getattr(c.optim, field) < 1:
+      raise ConfigError(f'optim.{field}: found {getattr(c.optim, field)}, must be in [0, 1)')
+  _at_least('optim.r1_gamma', c.optim.r1_gamma, 0)
+  _at_least('optim.lazy_reg', c.optim.lazy_reg, 1)
+  for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
+    _at_least(f'train.{field}', getattr(c.train, field), 1)
+  _at_least('train.eval_every', c.train.eval_every, 0)
+  _at_least('train.steps_per_call', c.train.steps_per_call, 1)
+  for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'):
+    if getattr(c.train, field) % c.train.steps_per_call:
+      raise ConfigError(f'train.{field}: found {getattr(c.train, field)}, must be a multiple of '
+                        f'train.steps_per_call={c.train.steps_per_call}')
+  check_metrics('eval.metrics', c.eval.metrics)
+  if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
+    raise ConfigError("eval.metrics: found 'label_accuracy', which needs labels to ask for; a generator.num_classes "
+                      'above 0 would be right')
+  if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
+    raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have modes alone')
+  _at_least('eval.batch_size', c.eval.batch_size, 1)
+  check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
+  _at_least('train.profile_steps', c.train.profile_steps, 0)
+  _choice('train.on_nonfinite', c.train.on_nonfinite, ('stop', 'rollback'))
+  _choice('parallel.dtype', c.parallel.dtype, ('float32', 'bfloat16'))
+  _at_least('parallel.fsdp', c.parallel.fsdp, 1)
+  _at_least('parallel.accumulation', c.parallel.accumulation, 1)
+
+
+def check_metrics(name: str, metrics: Sequence[str]) -> None:
+  """Raises ConfigError unless `metrics` are one or more that can be measured."""
+  for metric in metrics:
+    _choice(name, metric, METRICS)
+  if not metrics:
+    raise ConfigError(f'{name}: is empty, must be some of {", ".join(METRICS)}')
+
+
+def check_enough(name: str, num: int, force: bool, how: str) -> None:
+  """Raises ConfigError for a number of samples that biases what is measured, unless it is forced."""
+  _at_least(name, num, 2)
+  if num < ENOUGH_SAMPLES and not force:
+    raise ConfigError(f'{name}: found {num:,}, and fewer than {ENOUGH_SAMPLES:,} samples bias what is measured; '
+                      f'{how} measures all the same')
+
+
+def check_devices(config: Config, num_devices: int) -> None:
+  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`.
+
+  A microbatch of one device must be whole groups of the minibatch stddev: a group that is cut would be another
+  statistic, or need its rows sent about.
+  """
+  fsdp, accumulation, group = config.parallel.fsdp, config.parallel.accumulation, config.discriminator.stddev_group
+  if num_devices % fsdp:
+    divisors = ', '.join(str(i) for i in range(1, num_devices + 1) if num_devices % i == 0)
+    raise ConfigError(f'parallel.fsdp: found {fsdp}, must divide the {num_devices} devices; one of {divisors}')
+  unit = num_devices * accumulation * group
+  if config.data.batch_size % unit:
+    microbatches = f', times {accumulation} microbatches (parallel.accumulation)' if accumulation > 1 else ''
+    raise ConfigError(
+        f'data.batch_size: found {config.data.batch_size}, must be a multiple of {unit}: {num_devices} devices'
+        f'{microbatches}, times the {group} rows that share one minibatch standard deviation '
+        '(discriminator.stddev_group)')

@@ -1,0 +1,384 @@
+"""What a run is asked to do: `ml_collections.ConfigDict` in, checked frozen dataclasses out.
+
+Recipes in `configs/` are ConfigDicts, so that any field can be set on the command line
+(`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses of this
+file: hashable, complete, and checked before anything slow starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ddgan_jax.config import checks
+from ddgan_jax.config.checks import SHARED, known, section, typed
+from ddgan_jax.config.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where the images come from and what one global batch looks like.
+
+  Attributes:
+    name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
+      (`cifar10`, `celeb_a_hq/256`, …); `gaussians25` for points in the plane as 1x1 images (see `data.points`).
+    path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
+      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); of this
+      machine, or in a bucket, `gs://…`.
+    split: the split of a TFDS set.
+    data_dir: where TFDS keeps its data; empty means TFDS's own default.
+    cache_dir: where prepared arrays are kept; empty means ~/.cache/ddgan_jax/data.
+    cache: `array` to keep all images, decoded and resized, in one file (the default), or `none` to check them once and
+      then decode them each time they are needed, which takes less disk and more processor.
+    skip_bad: leave out images that cannot be used, and say so; otherwise they are refused.
+    image_size: H = W of the images that the networks see, in pixels.
+    num_channels: C, 1 (grey) or 3 (RGB); 2 for points.
+    batch_size: global batch, over all devices and processes.
+    resize: what to do with images of another size: `none` (refuse), `crop` (shrink the shorter side to image_size and
+      crop the centre; smaller images are refused), `cover` (the same, and smaller ones are enlarged) or `pad` (centre
+      on black; larger ones are refused).
+    flip: mirror each image horizontally with probability 1/2.
+    stack: 1, or 3 to put three random grey images into R, G, B, with label 100a + 10b + c.
+    num_stacks: with stack=3, the size of a fixed set of stacks (the paper's StackedMNIST has 120,000); 0 draws new
+      ones all the time.
+    num_workers: processes that decode with cache='none'; 0 uses threads.
+  """
+
+  name: str = 'digits'
+  path: str = ''
+  split: str = 'train'
+  data_dir: str = ''
+  cache_dir: str = ''
+  cache: str = 'array'
+  skip_bad: bool = False
+  image_size: int = 32
+  num_channels: int = 3
+  batch_size: int = 256
+  resize: str = 'none'
+  flip: bool = False
+  stack: int = 1
+  num_stacks: int = 0
+  num_workers: int = 0
+
+  @property
+  def is_points(self) -> bool:
+    """Whether the data are points, [B, 1, 1, 2] floats, and not images."""
+    return self.name == checks.POINTS
+
+  @property
+  def bound(self) -> float:
+    """x_0 lies in [-bound, bound]."""
+    return 5.0 if self.is_points else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The forward process: `kind` is `vp` or `geometric`, see `diffusion.make_schedule`."""
+
+  num_timesteps: int = 4
+  kind: str = 'vp'
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+  """The generator, by the option names of the authors' command line.
+
+  Attributes:
+    kind: `ncsnpp`, or `mlp` (three hidden layers), which reads only num_channels_dae, nz, conditional, prediction,
+      not_use_tanh and those of labels of the fields below.
+    prediction: what the network gives: `x_0`; `noise`, that in x_{t+1}, from which x_0 follows; or `x_t`, "direct
+      denoising" without a posterior (both ablations of the paper).
+    image_size: H = W of the images.
+    num_channels: image channels C.
+    num_channels_dae: nf, the width of the first level; of the hidden layers of an `mlp`.
+    ch_mult: width of each level as a multiple of nf; each level after the first halves H and W.
+    num_res_blocks: residual blocks per level on the way down (one more on the way up).
+    attn_resolutions: resolutions with self-attention (the middle always has one).
+    nz: dimension of the latent z; 0 leaves z and its mapping out, and the norms it would steer are ordinary ones.
+    z_emb_dim: width of the latent mapping network.
+    n_mlp: its number of layers after the first.
+    resblock_type: `biggan`, `biggan_oneadagn` (only the first norm sees z) or `ddpm`.
+    progressive: `none`, `output_skip` or `residual`: image pyramid on the way up.
+    progressive_input: `none`, `input_skip` or `residual`: image pyramid on the way down.
+    progressive_combine: `sum` or `cat`, how `input_skip` joins the pyramid.
+    embedding_type: `positional` (sinusoids of t) or `fourier` (random features of the noise level).
+    fourier_scale: standard deviation of the random frequencies.
+    fir: resample with `fir_kernel`; otherwise 2x2 mean and nearest neighbour.
+    fir_kernel: one axis of the separable FIR kernel, normalised to sum 1 when used.
+    skip_rescale: divide residual sums by sqrt(2).
+    resamp_with_conv: `ddpm` blocks only: a 3x3 conv in the resampling layers.
+    conditional: give t to the blocks.
+    centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
+    not_use_tanh: leave the output unbounded; noise and x_t are unbounded, so with those there never is a tanh.
+    dropout: rate inside the blocks while training.
+    num_classes: classes of the data's labels, 0 … num_classes - 1, which G and D are then told; 0 tells them none. With
+      data.stack=3 classes of each of the three images.
+    label_dropout: share of training rows whose label is dropped, so that the same network samples without one too; with
+      0, sampling requires a label.
+    stack: images that one label speaks of, each with a digit of it (`labels`).
+  """
+
+  kind: str = 'ncsnpp'
+  prediction: str = 'x_0'
+  image_size: int = 32
+  num_channels: int = 3
+  num_channels_dae: int = 128
+  ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+  num_res_blocks: int = 2
+  attn_resolutions: tuple[int, ...] = (16,)
+  nz: int = 100
+  z_emb_dim: int = 256
+  n_mlp: int = 4
+  resblock_type: str = 'biggan'
+  progressive: str = 'none'
+  progressive_input: str = 'residual'
+  progressive_combine: str = 'sum'
+  embedding_type: str = 'positional'
+  fourier_scale: float = 16.0
+  fir: bool = True
+  fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+  skip_rescale: bool = True
+  resamp_with_conv: bool = True
+  conditional: bool = True
+  centered: bool = True
+  not_use_tanh: bool = False
+  dropout: float = 0.0
+  num_classes: int = 0
+  label_dropout: float = 0.1
+  stack: int = 1
+
+  def __post_init__(self):
+    object.__setattr__(self, 'ch_mult', tuple(self.ch_mult))
+    object.__setattr__(self, 'attn_resolutions', tuple(self.attn_resolutions))
+    object.__setattr__(self, 'fir_kernel', tuple(float(k) for k in self.fir_kernel))
+    checks.check_generator(self)
+
+  @property
+  def ends_in_tanh(self) -> bool:
+    """Whether the output is bound to [-1, 1], where x_0 lies."""
+    return self.prediction == 'x_0' and not self.not_use_tanh
+
+  @property
+  def resolutions(self) -> tuple[int, ...]:
+    """H = W at each level, first to last."""
+    return tuple(self.image_size >> i for i in range(len(self.ch_mult)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+  """The time-conditional discriminator D(x_t, t, x_{t+1}).
+
+  Attributes:
+    kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256), both the original's;
+      `tiny` (one halving, for 8x8 to 16x16), which at such sizes keeps the places that `small` averages away; `mlp`
+      (three hidden layers of width ngf, no minibatch standard deviation).
+    image_size: H = W of the images.
+    num_channels: image channels C.
+    ngf: base width; the last blocks have 8 * ngf channels.
+    t_emb_dim: width of the time embedding.
+    stddev_group: rows per group of the minibatch standard deviation.
+    num_classes, stack: of the labels, as in `GeneratorConfig`; D weighs its features by them (Miyato and Koyama, 2018).
+  """
+
+  kind: str = 'small'
+  image_size: int = 32
+  num_channels: int = 3
+  ngf: int = 64
+  t_emb_dim: int = 256
+  stddev_group: int = 4
+  num_classes: int = 0
+  stack: int = 1
+
+  def __post_init__(self):
+    checks.check_discriminator(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """Adam for both networks, cosine learning rates, EMA and R1 (paper, appendix C).
+
+  Attributes:
+    lr_g, lr_d: learning rates of G and D at step 0.
+    lr_min: where both cosines end, at train.num_steps.
+    beta1, beta2: Adam's moments, the same for both.
+    ema_decay: decay of the average of G's parameters, per step.
+    r1_gamma: weight of the R1 penalty; 0 leaves it out.
+    lazy_reg: R1 enters on steps divisible by this; 1 is every step.
+  """
+
+  lr_g: float = 1.6e-4
+  lr_d: float = 1.25e-4
+  lr_min: float = 1e-5
+  beta1: float = 0.5
+  beta2: float = 0.9
+  ema_decay: float = 0.9999
+  r1_gamma: float = 0.02
+  lazy_reg: int = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length of the run, and how often (in steps) it reports.
+
+  Attributes:
+    num_steps: joint steps of D and G.
+    log_every: progress line and scalars.
+    eval_every: measure as `eval` says, and keep the best checkpoint; 0 never does.
+    sample_every: grid of `num_samples` images from the EMA generator.
+    checkpoint_every: asynchronous checkpoint of the whole state.
+    keep_checkpoints: how many of the newest checkpoints stay on disk.
+    num_samples: images in a grid.
+    on_nonfinite: when a loss or the state is NaN or infinite, `stop`; or `rollback`: go back to the last good
+      checkpoint and skip the batches that led from there (see `training.rollback`).
+    profile_steps: steps of which a profile is written, once in a workdir, after warm-up; 0 is none.
+    steps_per_call: steps in one compiled program, for devices that are done before the host has dispatched the next;
+      num_steps and all the `_every` above must be multiples of it, and a signal is heeded between calls.
+  """
+
+  num_steps: int = 400_000
+  log_every: int = 100
+  eval_every: int = 0
+  sample_every: int = 5_000
+  checkpoint_every: int = 5_000
+  keep_checkpoints: int = 2
+  num_samples: int = 64
+  on_nonfinite: str = 'stop'
+  profile_steps: int = 0
+  steps_per_call: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What is measured during training, and by `evaluate` unless its flags say otherwise.
+
+  Attributes:
+    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes, and of a
+      conditional run label_accuracy.
+    num: samples of the EMA generator, with the seed of the run.
+    batch_size: samples at a time, over all devices.
+    force: allow fewer than 10,000 samples, which bias the numbers.
+  """
+
+  metrics: tuple[str, ...] = ('fid',)
+  num: int = 10_000
+  batch_size: int = 200
+  force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """How a step is spread over devices and time. Only `dtype` changes its result by more than rounding.
+
+  Attributes:
+    dtype: `float32`, or `bfloat16` to compute in bf16 with float32 parameters, norms and losses.
+    fsdp: devices that share one copy of the parameters, both optimizers' moments and the EMA; 1 gives each device its
+      own. The batch is split over all devices in any case.
+    accumulation: microbatches into which each device cuts its rows, one after the other: less memory, more time.
+    remat: compute each residual block again in the backward pass instead of keeping what is inside: the same trade.
+  """
+
+  dtype: str = 'float32'
+  fsdp: int = 1
+  accumulation: int = 1
+  remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run. Made by `from_config_dict`, never by hand in commands.
+
+  Attributes:
+    method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, and there is no
+      D; or `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (`train_step`). A plain
+      one-shot GAN is `ddgan` with diffusion.num_timesteps=1.
+    seed: of all randomness.
+  """
+
+  method: str = 'ddgan'
+  seed: int = 0
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+  generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+  discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+  optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+
+  def __post_init__(self):
+    checks.check_run(self)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    return (self.data.image_size, self.data.image_size, self.data.num_channels)
+
+
+def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
+  """Checks a ConfigDict (or nested dict) field by field and freezes it.
+
+  Fields that are left out take the defaults of the dataclasses. `checks.SHARED` lists those that are said once,
+  such as `data.image_size`, and carried into the networks.
+
+  Args:
+    config_dict: `ml_collections.ConfigDict` or nested mapping, as `configs/*.get_config()` returns.
+
+  Returns:
+    The frozen `Config`.
+
+  Raises:
+    ConfigError: one sentence that names the field, what was found and what would be right.
+  """
+  raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
+  types = typing.get_type_hints(Config)
+  known('', raw, types)
+  data = section('data', raw.get('data', {}), DataConfig, {})
+  built: dict[str, Any] = {'data': data}
+  for name, cls in types.items():
+    if name in built:
+      continue
+    if not dataclasses.is_dataclass(cls):
+      built[name] = typed(name, raw.get(name, getattr(Config, name)), cls)
+      continue
+    carried = {field: getattr(built[source], field) for field, source in SHARED.get(name, {}).items()}
+    built[name] = section(name, raw.get(name, {}), cls, carried)
+  return Config(**built)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """The nested dict that `from_config_dict` turns back into `config`; plain JSON types and tuples."""
+  nested = dataclasses.asdict(config)
+  for name, fields in SHARED.items():
+    for field in fields:
+      del nested[name][field]
+  return nested
+
+
+def to_json(config: Config) -> str:
+  """`to_dict` as indented JSON, the contents of a workdir's config.json."""
+  return json.dumps(to_dict(config), indent=2) + '\n'
+
+
+def from_json(text: str, name: str = 'config') -> Config:
+  """The inverse of `to_json`. Raises ConfigError, beginning with `name`, for what is no such JSON."""
+  try:
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+      raise ConfigError('is not an object with sections')
+    return from_config_dict(raw)
+  except ValueError as error:
+    raise ConfigError(f'{name}: is not a config of this version of ddgan_jax ({error})') from error
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """`{'optim.lr_g': 1.6e-4, …}`, for hyper-parameter tables and comparisons."""
+  flat = {}
+  for name, value in to_dict(config).items():
+    for field, leaf in value.items() if isinstance(value, dict) else [('', value)]:
+      flat[f'{name}.{field}' if field else name] = leaf
+  return flat

@@ -1,0 +1,185 @@
+"""An npz and an LMDB of images."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import math
+import os
+import threading
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from ddgan_jax.data import images
+from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.utils import untrusted
+
+_UNPACKING = threading.Lock()
+
+
+class NpzReader(Reader):
+  """`images` [N, H, W, C] (C 1, 3, or 4 with alpha) or [N, H, W] uint8, and `labels` [N] integers if there are any."""
+
+  def __init__(self, path: str):
+    self.title = self._path = path
+    try:
+      with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix('.npy') for name in archive.namelist()]
+        headers = {name: untrusted.array_header(archive, name) for name in ('images', 'labels') if name in names}
+    except Exception as e:  # zipfile and its decompressors fail in many ways
+      raise DataError(f'data.path: {path} cannot be read as npz ({e})') from e
+    if 'images' not in headers:
+      raise DataError(f"data.path: {path} has no array 'images', only: {', '.join(names) or 'nothing'}")
+    shape, dtype = headers['images']
+    if dtype != np.uint8:
+      raise DataError(f"data.path: 'images' in {path} is {dtype}, must be uint8 (0 to 255)")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
+      raise DataError(
+          f"data.path: 'images' in {path} is {list(shape)}, must be [N, H, W] or [N, H, W, C] with C of 1, 3 or 4")
+    if 0 in shape:
+      raise DataError(f"data.path: 'images' in {path} is {list(shape)}, so it holds no image")
+    self._len = shape[0]
+    if 'labels' in headers:
+      label_shape, label_dtype = headers['labels']
+      if label_shape != shape[:1] or not np.issubdtype(label_dtype, np.integer):
+        raise DataError(
+            f"data.path: 'labels' in {path} is {label_dtype}{list(label_shape)}, must be integers [{self._len}]")
+      self.has_labels = True
+    self._labels = self._array('labels') if self.has_labels else None
+    if self._labels is not None:
+      if self._labels.min() < 0:
+        raise DataError(f"data.path: 'labels' in {path} go down to {self._labels.min()}, must be 0 or more")
+      if self._labels.max() >= 2**31:
+        raise DataError(f"data.path: 'labels' in {path} go up to {self._labels.max()}, must be below 2**31")
+      self.num_classes = int(self._labels.max()) + 1
+
+  def _array(self, name: str) -> np.ndarray:
+    try:
+      with zipfile.ZipFile(self._path) as archive:
+        shape, dtype = untrusted.array_header(archive, name)
+        needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
+        if needed > available:
+          raise DataError(
+              f'data.path: {name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
+              f'there are {available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
+        return untrusted.read_array(archive, name)
+    except DataError:
+      raise
+    except Exception as e:  # zipfile and its decompressors fail in many ways
+      problem = 'does not fit into memory' if isinstance(e, MemoryError) else 'is damaged'
+      raise DataError(f'data.path: {self._path} {problem} ({e})') from e
+
+  @functools.cached_property
+  def _images(self) -> np.ndarray:
+    # Only when an image is wanted: a set that has been prepared is not unpacked again.
+    images_ = self._array('images')
+    return images_ if images_.ndim == 4 else images_[..., None]
+
+  def __len__(self) -> int:
+    return self._len
+
+  def name(self, i: int) -> str:
+    return f'images[{i}]'
+
+  def read(self, i: int) -> tuple[np.ndarray, int]:
+    with _UNPACKING:  # or each thread would unpack a set of its own
+      image = self._images[i]
+    return image, 0 if self._labels is None else int(self._labels[i])
+
+  def fingerprint(self) -> str:
+    return stamp(self._path)
+
+
+def _available_memory() -> float:
+  """Bytes of memory that this process can have at most: the machine's, or those of its container."""
+  limits = [math.inf]
+  with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
+    limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+  for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+    with contextlib.suppress(OSError, ValueError), open(path) as file:  # ValueError: `max`
+      limits.append(int(file.read()))
+  return min(limits)
+
+
+class LmdbReader(Reader):
+  """An LMDB whose values are images: encoded, as LSUN publishes them, or raw square RGB.
+
+  Raw RGB bytes under decimal keys ('0', '1', …) are how the CelebA-HQ recipe of NVAE, which the authors of DDGAN
+  followed, stores its 256x256 images. LSUN's values are JPEG or WebP under arbitrary keys.
+  """
+
+  def __init__(self, path: str):
+    import lmdb
+
+    self.title = self._path = path
+
+    try:
+      self._stamp = stamp(self._file())  # once: a file that is touched later is the same
+      env = self._open()
+      # LMDB maps the file and dies of SIGBUS where it ends too early.
+      file = self._file()
+      whole = (env.info()['last_pgno'] + 1) * env.stat()['psize']
+      if os.path.getsize(file) < whole:
+        raise DataError(f'data.path: {file} is truncated: it has {os.path.getsize(file):,} of {whole:,} bytes')
+      with env.begin() as transaction:
+        self._keys = list(transaction.cursor().iternext(keys=True, values=False))
+    except (lmdb.Error, OSError) as e:
+      raise DataError(f'data.path: {path} cannot be read as LMDB ({e})') from e
+    if not self._keys:
+      raise DataError(f'data.path: {path} holds no image')
+    if all(key.isdigit() for key in self._keys):
+      self._keys.sort(key=int)
+    # Most values have the size of one square of RGB pixels, and are no image files: raw.
+    sample = [self._value(i) for i in np.unique(np.linspace(0, len(self) - 1, 17).astype(int))]
+    (size, count), = collections.Counter(map(len, sample)).most_common(1)
+    side = math.isqrt(size // 3)
+    typical = next(value for value in sample if len(value) == size)
+    is_raw = 2 * count > len(sample) and size == 3 * side * side > 0 and not images.is_encoded(typical)
+    self._side = side if is_raw else 0
+
+  def _open(self) -> Any:
+    with _OPENING:
+      return _open_lmdb(os.path.realpath(self._file()), self._stamp, os.getpid())
+
+  def _file(self) -> str:
+    return os.path.join(self._path, 'data.mdb') if os.path.isdir(self._path) else self._path
+
+  def _value(self, i: int) -> bytes:
+    import lmdb
+
+    try:
+      with self._open().begin() as transaction:
+        return transaction.get(self._keys[i])
+    except lmdb.Error as e:
+      raise images.BadImage(f'cannot be read ({e})') from e
+
+  def __len__(self) -> int:
+    return len(self._keys)
+
+  def name(self, i: int) -> str:
+    return f'key {self._keys[i].decode("ascii", "backslashreplace")}'
+
+  def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
+    value = self._value(i)
+    if not self._side:
+      return value, 0
+    if len(value) != 3 * self._side**2:
+      raise images.BadImage(f'has {len(value):,} bytes, must have {3 * self._side**2:,} as the others (raw RGB)')
+    return np.frombuffer(value, np.uint8).reshape(self._side, self._side, 3), 0
+
+  def fingerprint(self) -> str:
+    return self._stamp
+
+
+_OPENING = threading.Lock()  # two threads that both miss the cache would both open
+
+
+@functools.lru_cache(maxsize=4)
+def _open_lmdb(path: str, stamp: str, process: int) -> Any:
+  """One environment for each file and process: LMDB refuses a second one, and one must not be used across a fork."""
+  import lmdb
+
+  return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)

@@ -1,0 +1,183 @@
+"""Folders and zips of images (at most 256 MiB per file), whose class folders become labels."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import stat
+import threading
+import zipfile
+from collections.abc import Iterable
+from typing import Any
+
+from ddgan_jax.data import images
+from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.utils import untrusted
+
+
+class _TreeReader(Reader):
+  """What a folder and a zip have in common: names with slashes, of which the first part may be a class."""
+
+  def _set_tree(self, names: Iterable[str]) -> None:
+    """Keeps the images among `names`, sorted, and takes their classes from their folders."""
+    images_, others = [], collections.Counter()
+    for name in names:
+      if any(part.startswith('.') or part == '__MACOSX' for part in name.split('/')):
+        continue
+      if _is_image(name):
+        images_.append(name)
+      else:
+        others[os.path.splitext(name)[1].lower() or 'no ending'] += 1
+    self.names = sorted(images_)
+    if not self.names:
+      found = f'; {_count(others)}' if others else ''
+      raise DataError(f'data.path: {self.title} holds no image ({", ".join(images.EXTENSIONS)}){found}')
+    self.notes = []
+    if others:
+      self.notes.append(
+          f'left alone, because their endings are not those of images: {_count(others)}')
+    # `photos.zip/photos/cat/1.png`: folders that hold everything are no classes.
+    depth = 0
+    parts = [name.split('/') for name in self.names]
+    while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
+      depth += 1
+    if all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) > 1:
+      folders = sorted({p[depth] for p in parts})
+      same = collections.defaultdict(list)
+      for folder in folders:
+        same[folder.casefold()].append(folder)
+      for group in same.values():
+        if len(group) > 1:
+          raise DataError(
+              f'data.path: the class folders {" and ".join(map(repr, group))} in {self.title} differ only in case; '
+              'merge them, or rename one')
+      self.class_names = tuple(folders)
+      self.num_classes = len(folders)
+      self.has_labels = True
+      number = {folder: k for k, folder in enumerate(folders)}
+      self._labels = [number[p[depth]] for p in parts]
+      if {folder.casefold() for folder in folders} <= {'train', 'training', 'val', 'valid', 'validation', 'test'}:
+        self.notes.append(f'the classes are {" and ".join(folders)}; if these are splits, let data.path be one of them')
+    else:
+      beside = next((name for name, p in zip(self.names, parts) if len(p) == depth + 1), None)
+      if beside and any(len(p) > depth + 1 for p in parts):
+        self.notes.append(f'no labels, since {beside} lies beside the folders')
+      self._labels = [0] * len(parts)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def name(self, i: int) -> str:
+    return self.names[i]
+
+
+class FolderReader(_TreeReader):
+  """A directory tree of image files; the folders at its first branching, if all images lie in such, are the classes."""
+
+  def __init__(self, path: str):
+    self.title = path
+    self._root = path
+    self.bad = []
+    self._stamps: dict[str, tuple[int, int, int]] = {}
+    self._walk('', path, ())
+    if not self._stamps and self.bad:
+      raise DataError(f'data.path: {path}: {self.bad[0][0]} {self.bad[0][1]}')
+    self._set_tree(self._stamps)
+
+  def _walk(self, prefix: str, folder: str, above: tuple) -> None:
+    try:
+      info = os.stat(folder)
+      identity = (info.st_dev, info.st_ino)
+      if identity in above:
+        self.bad.append((prefix.rstrip('/'), 'is a link to a folder that contains it'))
+        return
+      entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as e:
+      self.bad.append((prefix.rstrip('/') or 'it', f'cannot be read ({e.strerror})'))
+      return
+    for entry in entries:
+      name = prefix + entry.name
+      if entry.name.startswith('.'):
+        continue
+      try:
+        info = os.stat(entry.path)  # Follows links.
+      except OSError as e:
+        if _is_image(name):
+          self.bad.append((name, f'is a broken link ({e.strerror})' if entry.is_symlink() else f'({e.strerror})'))
+        continue
+      if stat.S_ISDIR(info.st_mode):
+        self._walk(name + '/', entry.path, (*above, identity))
+      elif stat.S_ISREG(info.st_mode):
+        self._stamps[name] = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+      elif _is_image(name):
+        self.bad.append((name, 'is not a regular file'))
+
+  def read(self, i: int) -> tuple[bytes, int]:
+    try:
+      return images.read_file(os.path.join(self._root, self.names[i])), self._labels[i]
+    except OSError as e:
+      raise images.BadImage(f'cannot be read ({e.strerror})') from e
+
+  def fingerprint(self) -> str:
+    digest = hashlib.sha256()
+    for name in self.names:
+      digest.update(os.fsencode(name) + b'\0%d %d %d\0' % self._stamps[name])
+    digest.update(repr(list(self.bad)).encode('utf-8', 'backslashreplace'))
+    return digest.hexdigest()
+
+
+class ZipReader(_TreeReader):
+  """A zip of image files, with classes as in a folder."""
+
+  def __init__(self, path: str):
+    self.title = self._path = path
+    self._local = threading.local()
+    infos = [info for info in self._archive().infolist() if info.filename and not info.is_dir()]
+    if any(info.flag_bits & 1 for info in infos):
+      raise DataError(f'data.path: {path} is encrypted; unpack it, and give the folder')
+    try:
+      for info in infos:
+        untrusted.check_method(info)
+    except NotImplementedError as e:
+      raise DataError(f'data.path: {path} cannot be read ({e}); unpack it, and give the folder') from e
+    # Some programs write `./cat/1.png`, or `cat\\1.png`.
+    self._member = {info.filename.replace('\\', '/').removeprefix('./'): info.filename for info in infos}
+    self._set_tree(self._member)
+
+  def _archive(self) -> zipfile.ZipFile:
+    # One for each thread and process: they would wait for each other's file position.
+    if getattr(self._local, 'opened', None) is None:
+      try:
+        self._local.opened = zipfile.ZipFile(self._path)
+      except Exception as e:  # zipfile and its decompressors fail in many ways
+        raise DataError(f'data.path: {self._path} cannot be read as a zip file ({e})') from e
+    return self._local.opened
+
+  def read(self, i: int) -> tuple[bytes, int]:
+    member = self._member[self.names[i]]
+    try:
+      images.check_encoded_size(self._archive().getinfo(member).file_size)
+      return untrusted.read_member(self._archive(), member, images.MAX_ENCODED_BYTES), self._labels[i]
+    except images.BadImage:
+      raise
+    except Exception as e:  # zipfile and its decompressors fail in many ways
+      raise images.BadImage(f'cannot be unpacked ({e})') from e
+
+  def fingerprint(self) -> str:
+    return stamp(self._path)
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k != '_local'}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._local = threading.local()
+
+
+def _is_image(name: str) -> bool:
+  return os.path.splitext(name)[1].lower() in images.EXTENSIONS
+
+
+def _count(counter: collections.Counter) -> str:
+  return ', '.join(f'{count:,} {ending}' for ending, count in counter.most_common(5))

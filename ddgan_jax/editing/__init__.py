@@ -1,0 +1,1 @@
+"""Inpainting, strokes, interpolation and inversion with a trained generator."""

@@ -1,0 +1,136 @@
+"""Paths between two images of a generator, sampled or given: pure functions for jit, vmap and notebooks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ddgan_jax import diffusion, sampling
+from ddgan_jax.editing import replacement
+from ddgan_jax.sampling import GeneratorFn
+
+
+def interpolate(
+    key_a: jax.Array,
+    key_b: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int],
+    latent_dim: int,
+    num_frames: int,
+) -> jax.Array:
+  """A path from the sample of one key to that of another, all noise interpolated: `interpolate_given_noise`.
+
+  Args:
+    key_a, key_b: typed PRNG keys, such as `sampling.sample_each` makes by fold_in(key(seed), i): the first and last
+      frame are then its images.
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    shape: (H, W, C) of one image.
+    latent_dim: nz, the dimension of z.
+    num_frames: at least 2, the ends included.
+
+  Returns:
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+  """
+  draws = [sampling.draw_noise(key, shape, schedule.num_timesteps, latent_dim) for key in (key_a, key_b)]
+  x_T, z, posterior_noise = (jnp.stack(pair, axis) for pair, axis in zip(zip(*draws), (0, 1, 1)))
+  return interpolate_given_noise(generator_fn, schedule, x_T, z, posterior_noise, num_frames)
+
+
+def interpolate_given_noise(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+    num_frames: int,
+) -> jax.Array:
+  """A path between two samples in x_T, in the z of every level, and if wanted in the posterior noise.
+
+  Each is interpolated on the sphere (`slerp`), so that every frame's noise is as long as noise is. Of z only the
+  direction matters, because G normalises it.
+
+  Args:
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    x_T: [2, H, W, C] float32, standard normal, of the first and of the last frame.
+    z: [T, 2, nz] float32, standard normal.
+    posterior_noise: [T, 2, H, W, C] float32, standard normal, interpolated as well; or [T, 1, H, W, C], held fixed.
+    num_frames: at least 2, the ends included.
+
+  Returns:
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+  """
+  weights = jnp.linspace(0, 1, num_frames)
+  path = jax.vmap(slerp, (None, None, 0))  # over frames
+  paths = jax.vmap(path, (0, 0, None))  # over levels, then frames
+  if posterior_noise.shape[1] == 1:
+    posterior_noise = jnp.repeat(posterior_noise, num_frames, axis=1)
+  else:
+    posterior_noise = paths(posterior_noise[:, 0], posterior_noise[:, 1], weights)
+  return sampling.sample_given_noise(
+      generator_fn, schedule, path(*x_T, weights), paths(z[:, 0], z[:, 1], weights), posterior_noise)
+
+
+def interpolate_images(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    images: jax.Array,
+    latent_dim: int,
+    from_level: int,
+    num_frames: int,
+) -> jax.Array:
+  """A path between two given images: mixed at level L, and denoised, with the same noise in every frame.
+
+      x_L = sqrt_alpha_bar[L] ((1 - w) images[0] + w images[1]) + sigma_bar[L] noise    (Ho et al., 2020, section 4.3)
+
+  The ends resemble the images as `image_to_image` does, they are not them.
+
+  Args:
+    key: a typed PRNG key, used once.
+    generator_fn: see `sampling.sample_given_noise`.
+    schedule: the tables.
+    images: [2, H, W, C] float32 in [-1, 1].
+    latent_dim: nz, the dimension of z.
+    from_level: L in 1 … T.
+    num_frames: at least 2, the ends included.
+
+  Returns:
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError: no such level.
+  """
+  replacement.check_level(from_level, schedule)
+  weights = jnp.linspace(0, 1, num_frames)[:, None, None, None]
+  mixed = (1 - weights) * images[0] + weights * images[1]
+  noise, z, posterior_noise = sampling.draw_noise(key, images.shape[1:], from_level, latent_dim)
+  x = diffusion.q_sample(schedule, mixed, jnp.full(num_frames, from_level), noise)
+  repeat = lambda rows: jnp.repeat(rows[:, None], num_frames, axis=1)
+  return sampling.sample_given_noise(generator_fn, schedule, x, repeat(z), repeat(posterior_noise))
+
+
+def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+  """The point at `weight` of the arc from a to b (Shoemake, 1985): its angle to a grows evenly.
+
+      sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b,        cos θ = <a, b> / (|a| |b|)
+
+  Where a and b are parallel, and no arc is determined, it is (1 - w) a + w b.
+
+  Args:
+    a, b: arrays of one shape, each taken as one vector.
+    weight: scalar in [0, 1]; 0 is a, 1 is b.
+
+  Returns:
+    Like a; of the same norm as a and b if theirs is the same.
+  """
+  lengths = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
+  cosine = jnp.vdot(a, b) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)
+  angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+  parallel = jnp.sin(angle) < 1e-4  # about where float32 no longer knows the angle
+  sine = jnp.where(parallel, 1, jnp.sin(angle))
+  weight_a = jnp.where(parallel, 1 - weight, jnp.sin((1 - weight) * angle) / sine)
+  weight_b = jnp.where(parallel, weight, jnp.sin(weight * angle) / sine)
+  return weight_a * a + weight_b * b

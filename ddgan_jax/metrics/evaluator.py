@@ -1,0 +1,398 @@
+"""Features of images, sharded over all devices and processes, and the numbers that follow from them.
+
+Every number names its n and its features. Samples are uint8, as a PNG would hold them. Means and covariances are
+streamed; rows are kept only for the metrics that need them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.config.checks import ENOUGH_SAMPLES, METRICS
+from ddgan_jax.data import points as data_points
+from ddgan_jax.data.sources import Source
+from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
+from ddgan_jax.metrics import points as points_lib
+from ddgan_jax.metrics.features import inception, vgg
+from ddgan_jax.metrics.image_sets import ImageSet
+from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
+from ddgan_jax.parallel import compilation, consensus, sharding
+
+_meetings = itertools.count()
+
+
+class Network(NamedTuple):
+  """A fixed network that features are taken from.
+
+  Attributes:
+    name: as tables show it.
+    fingerprint: equal for equal weights.
+    params: a pytree of arrays.
+    apply: pure: (params, images [B, H, W, C] uint8) → {name: [B, …]}.
+    moments: the output whose mean and covariance are streamed, or '' for none.
+  """
+
+  name: str
+  fingerprint: str
+  params: Any
+  apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
+  moments: str = ''
+
+
+class Collected(NamedTuple):
+  """What a network says of a set: `moments` of one output, and the rows of those that were asked for."""
+
+  moments: frechet.Moments | None
+  rows: dict[str, np.ndarray]
+
+
+class Evaluator:
+  """Measures sets of images against one reference; what is known of the reference is kept.
+
+  Args:
+    metrics: some of `METRICS`.
+    reference: images, or statistics read from a file (enough for `fid` alone).
+    mesh: the devices; all processes take part in every call.
+    num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
+    batch_size: images at a time, over all devices.
+    judge: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
+    weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
+    allow_any: also weights of another checksum than the published.
+    say: gets sentences on what takes time.
+    splits: parts that the Inception score is averaged over.
+
+  Raises:
+    UserError: a metric cannot be computed with what was given.
+  """
+
+  def __init__(
+      self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
+      judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
+      allow_any: bool = False,
+      say: Callable[[str], None] = print,
+      splits: int = 10):
+    for name in metrics:
+      if name not in METRICS:
+        raise ConfigError(f'metrics: found {name!r}, must be some of {", ".join(METRICS)}')
+    comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
+    if comparing and reference is None:
+      raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
+    if isinstance(reference, Statistics) and set(comparing) - {'fid'}:
+      raise ConfigError(f'{", ".join(sorted(set(comparing) - {"fid"}))}: needs images as reference, but '
+                        f'{reference.name} holds a mean and a covariance')
+    if needs_judge(metrics) and judge is None:
+      raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
+                        '--config')
+    self._metrics = tuple(metrics)
+    self._reference = reference
+    self._mesh = mesh
+    self._num = num
+    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    self._say = say
+    self._splits = splits
+    if 'is' in metrics:
+      inception_score.check_splits(splits, num)
+    # What is known of the reference: moments of all its images, and rows by network and number of images.
+    self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
+    self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    weights = weights or {}
+    self._networks: dict[str, Network] = {}
+    if {'fid', 'is', 'kid'} & set(metrics):
+      params = inception.load(weights.get('inception'), allow_any)
+      self._networks['inception'] = Network(
+          'FID Inception', digest(params), params,
+          lambda params, x: dict(zip(('pool3', 'logits'), inception.features(params, x))), 'pool3')
+    if {'pr', 'dc'} & set(metrics):
+      params = vgg.load(weights.get('vgg16'), allow_any)
+      self._networks['vgg16'] = Network(
+          'VGG16 fc2', digest(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
+    if needs_judge(metrics):
+      judge, stacked = judge
+      self._judge, self._stack = judge, 3 if stacked else 1
+      self._num_modes = judge.num_classes**self._stack
+      self._networks['judge'] = Network(
+          'classifier of the data', judge.fingerprint, judge.params,
+          lambda params, x: modes.read(params, x, judge.num_classes, stacked), 'features')
+    self._features = {}
+
+  def evaluate(self, images: ImageSet) -> dict[str, Any]:
+    """Measures a set.
+
+    Returns:
+      {'images', 'n', 'reference', 'reference_digest', 'n_reference', 'biased', 'metrics': {name: {'value', 'features',
+      'features_digest', …}}}; the values are Python numbers, the same on every process. Digests are equal for equal
+      images or statistics and for equal networks; that of the reference is None if it is not known.
+
+    Raises:
+      ConfigError: the images do not compare with the reference, or were not asked for by label.
+    """
+    if 'label_accuracy' in self._metrics:
+      check_asked(images)
+    if isinstance(self._reference, ImageSet):
+      image_sets.check_same_shape(images, self._reference)
+    images = image_sets.subset(images, self._num)
+    num = self._num if images.size is None else images.size
+    if 'is' in self._metrics:
+      inception_score.check_splits(self._splits, num)
+    report = {
+        'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
+        'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
+        'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+    wanted = {
+        'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
+        'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
+    found = self._collect(images, num, {name: wanted[name] for name in self._networks})
+    self._read_reference(num)
+
+    def put(name: str, network: str, **values) -> None:
+      used = self._networks[network]
+      report['metrics'][name] = {**values, 'features': used.name, 'features_digest': used.fingerprint}
+
+    if 'fid' in self._metrics:
+      put('fid', 'inception', value=_distance(found['inception'].moments, self._moments['inception']))
+    if 'is' in self._metrics:
+      mean, deviation = inception_score.inception_score(found['inception'].rows['logits'], self._splits)
+      put('is', 'inception', value=mean, deviation=deviation, splits=self._splits)
+    if 'kid' in self._metrics:
+      real = self._rows['inception', self._reference_size()]['pool3']
+      mean, deviation = kid.kernel_distance(real, found['inception'].rows['pool3'])
+      put('kid', 'inception', value=mean, deviation=deviation)
+    if {'pr', 'dc'} & set(self._metrics):
+      real, fake = self._rows['vgg16', self._num_paired(num)]['fc2'], found['vgg16'].rows['fc2']
+      pairs = {'pr': (('precision', 'recall'), precision_recall.precision_recall),
+               'dc': (('density', 'coverage'), precision_recall.density_coverage)}
+      for metric in [name for name in self._metrics if name in pairs]:
+        names, function = pairs[metric]
+        for name, value in zip(names, function(real, fake)):
+          put(name, 'vgg16', value=float(value), n_reference=len(real))
+    if 'modes' in self._metrics:
+      rows, of_real = found['judge'].rows, self._rows['judge', self._num_paired(num)]
+      counted, counted_real = (
+          modes.summary(each['mode'], each['certain'], self._num_modes) for each in (rows, of_real))
+      for name, value in counted.items():
+        put(name, 'judge', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
+      for name in ('modes', 'modes_certain'):
+        report['metrics'][name]['out_of'] = self._num_modes
+      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._moments['judge']))
+    if 'label_accuracy' in self._metrics:
+      for name, value in modes.label_accuracy(
+          found['judge'].rows['mode'], images.asked(num), self._judge.num_classes, self._stack).items():
+        of_classifier = self._judge.accuracy ** (self._stack if name == 'label_accuracy' else 1)
+        put(name, 'judge', value=value, of_classifier=of_classifier, n_classifier=self._judge.num_held_out)
+    return report
+
+  def reference_statistics(self) -> Statistics:
+    """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
+    self._read_reference(self._num)
+    return self._moments['inception']
+
+  def _reference_digest(self) -> str | None:
+    if isinstance(self._reference, Statistics):
+      return digest((self._reference.mean, self._reference.covariance))
+    return self._reference.fingerprint or None if self._reference else None
+
+  def _reference_size(self) -> int | None:
+    """Images that the reference's moments are of; of an endless set 50,000."""
+    if isinstance(self._reference, Statistics) or self._reference is None:
+      return self._reference and self._reference.count
+    return 50_000 if self._reference.size is None else self._reference.size
+
+  def _num_paired(self, num: int) -> int:
+    """Images of the reference for metrics that compare as many of it as of a set of `num`."""
+    return min(num, self._reference_size())
+
+  def _read_reference(self, num: int) -> None:
+    """Computes the features of the reference that `num` images are compared with, unless they are known.
+
+    That is all its images, a subset, or both; each in one pass.
+    """
+    size = self._reference_size()
+    missing: dict[int, dict[str, Sequence[str]]] = {}
+    new, keys = [], {}
+    for metric, name in (('fid', 'inception'), ('modes', 'judge')):
+      if metric in self._metrics and name not in self._moments:
+        fingerprint = self._reference.fingerprint
+        keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
+        # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
+        known = _from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
+        if known is None:
+          new.append(name)
+          missing.setdefault(size, {})[name] = ()
+        else:
+          self._moments[name] = known
+    for metric, name, outputs in (
+        ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
+        ('modes', 'judge', ('mode', 'certain'))):
+      if metric in self._metrics:
+        count = size if metric == 'kid' else self._num_paired(num)
+        if (name, count) not in self._rows:
+          missing.setdefault(count, {})[name] = outputs
+    if new:
+      networks = ' and '.join(self._networks[name].name for name in new)
+      self._say(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
+    for count, wanted in missing.items():
+      for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
+        if found.rows:
+          self._rows[name, count] = found.rows
+        if count == size and name in new:
+          self._moments[name] = Statistics(self._reference.name, found.moments.mean, found.moments.covariance(), size)
+          store(keys[name], self._moments[name], self._say)
+
+  def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
+    """Features of the first `num` images by the networks of `wanted`, and the outputs kept of each, from all processes.
+
+    Every network sees a batch before the next one is read, so samples are drawn only once.
+    """
+    rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+    for name in wanted:
+      if name not in self._features:
+        network = self._networks[name]
+        apply = compilation.jit(network.apply, in_shardings=(whole, rows), out_shardings=rows)
+        self._features[name] = apply, jax.device_put(network.params, whole)
+    moments: dict[str, frechet.Moments] = {}
+    kept: dict[str, dict[str, list[np.ndarray]]] = {
+        name: {output: [] for output in outputs} for name, outputs in wanted.items()}
+    local = self._batch_size // jax.process_count()
+    for first in range(0, num, self._batch_size):
+      batch = jax.make_array_from_process_local_data(rows, images.rows(first, self._batch_size))
+      begin = first + local * jax.process_index()
+      valid = max(0, min(local, num - begin))
+      for name, blocks in kept.items():
+        apply, params = self._features[name]
+        outputs = apply(params, batch)
+        if output := self._networks[name].moments:
+          features = sharding.local_rows(outputs[output])
+          if name not in moments:
+            moments[name] = frechet.Moments(features.shape[1])
+          moments[name].add(features[:valid])
+        for output in blocks:
+          blocks[output].append(sharding.local_rows(outputs[output]))
+    consensus.meet(f'features {next(_meetings)}')
+    return {
+        name: Collected(
+            _merged(moments[name]) if name in moments else None,
+            {output: _gathered(blocks)[:num] for output, blocks in kept[name].items()})
+        for name in wanted}
+
+
+def _distance(moments: frechet.Moments, reference: Statistics) -> float:
+  return float(frechet.frechet_distance(moments.mean, moments.covariance(), reference.mean, reference.covariance))
+
+
+def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
+  """[batches][rows of this process, …] → [all rows, …], in the order of the images."""
+  stacked = np.stack(blocks)
+  if jax.process_count() > 1:
+    stacked = np.moveaxis(multihost_utils.process_allgather(stacked), 0, 1)  # [batches, processes, rows, …]
+    stacked = stacked.reshape(stacked.shape[0], -1, *stacked.shape[3:])
+  return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def _merged(moments: frechet.Moments) -> frechet.Moments:
+  """The moments of all processes together; as bytes, since JAX would make float32 of them."""
+  if jax.process_count() == 1:
+    return moments
+  mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
+  dim = len(moments.mean)
+  merged = frechet.Moments(dim)
+  for row in multihost_utils.process_allgather(mine.view(np.uint8)):
+    row = row.view(np.float64)
+    part = frechet.Moments(dim)
+    part.count, part.mean, part.scatter = int(row[0]), row[1:dim + 1], row[dim + 1:].reshape(dim, dim)
+    merged.merge(part)
+  return merged
+
+
+def _from_main(statistics: Statistics | None) -> Statistics | None:
+  """Process 0's statistics, on every process; as bytes, since JAX would make float32 of them."""
+  dim = consensus.from_main(0 if statistics is None else len(statistics.mean))
+  if jax.process_count() == 1 or not dim:
+    return statistics
+  mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
+      [statistics.mean, statistics.covariance.ravel()])
+  numbers = np.asarray(multihost_utils.broadcast_one_to_all(mine.view(np.uint8))).view(np.float64)
+  name = consensus.shared_text(statistics.name if statistics else '')
+  count = consensus.from_main(statistics.count if statistics else 0)
+  return Statistics(name, numbers[:dim], numbers[dim:].reshape(dim, dim), count)
+
+
+def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
+  """Modes of the 25 Gaussians in a set of points: a report like that of `Evaluator.evaluate`, without digests."""
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  points = image_sets.subset(points, num)
+  num = num if points.size is None else points.size
+  blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
+  consensus.meet(f'features {next(_meetings)}')
+  found = points_lib.modes_of_points(_gathered(blocks)[:num])
+  values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
+  metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
+  metrics['modes']['out_of'] = len(data_points.CENTRES)
+  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+          'metrics': metrics}
+
+
+def against_data(
+    config: Config, source: Source, mesh: Any, say: Callable[[str], None] = print
+) -> Callable[[ImageSet], dict[str, Any]]:
+  """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
+  if config.data.is_points:
+    return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
+  judge = (modes.load_judge(source, say), config.data.stack == 3) if needs_judge(config.eval.metrics) else None
+  return Evaluator(
+      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
+      judge, say=say).evaluate
+
+
+def needs_judge(metrics: Sequence[str]) -> list[str]:
+  """Those of `metrics` for which a classifier has to know the data's classes."""
+  return [name for name in metrics if name in ('modes', 'label_accuracy')]
+
+
+def check_asked(images: ImageSet) -> None:
+  """Raises ConfigError unless these images were asked for by label."""
+  if images.asked is None:
+    raise ConfigError(f'label_accuracy: {images.name} was not asked for by label; a --workdir whose '
+                      'generator.num_classes is above 0 would be right')
+
+
+_NAMES = {
+    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
+    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL of modes to uniform',
+    'certain': 'share read with certainty', 'fd_classifier': 'Fréchet distance, not FID',
+    'in_mode': 'share of points in a mode', 'label_accuracy': 'asked label seen',
+    'digit_accuracy': 'asked label seen in a channel'}
+
+
+def table(report: dict[str, Any]) -> str:
+  """A report as `Evaluator.evaluate` gives it, to be read: one line a number, with n and features beside it."""
+  lines = [f'{report["images"]}: n = {report["n"]:,}' + (
+      f'; reference {report["reference"]}' if report['reference'] else '') + (
+          f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
+  for name, entry in report['metrics'].items():
+    value = entry['value']
+    text = f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
+    if 'deviation' in entry:
+      text += f' ± {entry["deviation"]:.2g}'
+    if 'splits' in entry:
+      text += f'  ({entry["splits"]} split{"s" if entry["splits"] > 1 else ""})'
+    if 'out_of' in entry:
+      text += f' of {entry["out_of"]:,}'
+    if 'of_reference' in entry:
+      other = entry['of_reference']
+      text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'
+      text += f', n = {entry["n_reference"]:,})'
+    elif 'n_reference' in entry:
+      text += f'  (n of the reference = {entry["n_reference"]:,})'
+    if 'of_classifier' in entry:
+      text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
+    lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
+  if report['biased']:
+    lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')
+  return '\n'.join(lines)

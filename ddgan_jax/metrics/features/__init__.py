@@ -1,0 +1,1 @@
+"""Networks whose features metrics compare: Inception and VGG, and where their weights are."""

@@ -1,0 +1,101 @@
+"""The second hidden layer of VGG16 (Simonyan and Zisserman 2015), in which improved precision and recall are measured.
+
+Pure functions of a dict of arrays, with the weights that torchvision publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax.interop import torch_file
+from ddgan_jax.metrics.features import inception, weights
+
+Params = dict[str, dict[str, Any]]
+
+SIZE = 224
+NUM_FEATURES = 4096
+# torchvision's numbers of the convolutions, one tuple for each resolution; a maximum pool follows each.
+_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def load(path: str | None = None, allow_any: bool = False) -> Params:
+  """The published weights as parameters of `features`; see `inception.load`."""
+  file = weights.find(weights.VGG16, path, allow_any)
+  try:
+    return params_from_state_dict(torch_file.read_state_dict(file))
+  except weights.WeightsError as e:
+    raise weights.WeightsError(f'{file}: {e}') from e
+
+
+def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
+  """Turns torchvision's tensors of VGG16 into parameters of `features`.
+
+  Args:
+    state_dict: `features.<k>.{weight,bias}` OIHW and `classifier.{0,3}.{weight,bias}` out × in; others are left out.
+
+  Returns:
+    Layer → {'kernel': HWIO or in × out, 'bias'}, float32 numpy.
+
+  Raises:
+    WeightsError: names the first tensor that is missing or does not fit.
+  """
+
+  def layer(name: str) -> tuple[np.ndarray, np.ndarray]:
+    for part in ('weight', 'bias'):
+      if f'{name}.{part}' not in state_dict:
+        raise weights.WeightsError(f'{name}.{part}: no such tensor, but VGG16 has one')
+    return tuple(np.asarray(state_dict[f'{name}.{part}'], np.float32) for part in ('weight', 'bias'))
+
+  params = {}
+  for k in (k for group in _CONVOLUTIONS for k in group):
+    weight, bias = layer(f'features.{k}')
+    params[f'features.{k}'] = {'kernel': weight.transpose(2, 3, 1, 0), 'bias': bias}
+  channels = len(bias)
+  weight, bias = layer('classifier.0')
+  if weight.shape[1] != channels * 49:
+    raise weights.WeightsError(f'classifier.0.weight: found shape {weight.shape}, must have {channels * 49} columns '
+                               f'({channels} channels of 7 x 7 pixels)')
+  # torchvision flattens C, H, W; here the pixels are H, W, C.
+  weight = weight.reshape(-1, channels, 7, 7).transpose(2, 3, 1, 0).reshape(channels * 49, -1)
+  params['classifier.0'] = {'kernel': np.ascontiguousarray(weight), 'bias': bias}
+  weight, bias = layer('classifier.3')
+  params['classifier.3'] = {'kernel': np.ascontiguousarray(weight.T), 'bias': bias}
+  return params
+
+
+def features(params: Params, images_uint8: jax.Array) -> jax.Array:
+  """What the network sees in images.
+
+  Args:
+    params: as `params_from_state_dict` gives them.
+    images_uint8: [B, H, W, C] uint8, any size; C is 3, or 1 for grey images, which are seen as R = G = B. They are
+      resized to 224 x 224 by linear interpolation between the two nearest pixels, and normalised by ImageNet's mean and
+      standard deviation.
+
+  Returns:
+    [B, 4096] float32, after the ReLU.
+
+  Raises:
+    UserError: the images are not uint8 [B, H, W, 1 or 3].
+  """
+  inception.check_images(images_uint8)
+  with jax.default_matmul_precision('highest'):
+    x = (inception.resize(images_uint8, SIZE) - _MEAN) / _DEVIATION
+    for group in _CONVOLUTIONS:
+      for k in group:
+        layer = params[f'features.{k}']
+        x = jax.lax.conv_general_dilated(
+            x, layer['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        x = jax.nn.relu(x + layer['bias'])
+      x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+    x = x.reshape(len(x), -1)
+    for name in ('classifier.0', 'classifier.3'):
+      x = jax.nn.relu(x @ params[name]['kernel'] + params[name]['bias'])
+    return x

@@ -1,0 +1,1 @@
+"""Devices, processes and programs: sharding, agreement between processes, compiling."""

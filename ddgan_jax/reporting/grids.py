@@ -1,0 +1,60 @@
+"""Pictures: image grids, scatter plots of points, PNG files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from ddgan_jax.reporting import plotting
+
+_CELL = 48  # small images are enlarged to about this many pixels
+
+
+def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+  """Tiles images row by row into one picture, with a gap between them.
+
+  Images smaller than 48 pixels are enlarged by a whole factor (bicubic), so that an 8x8 digit can be read.
+
+  Args:
+    images: [n, H, W, C] uint8, of NumPy or JAX, C is 1 or 3.
+    columns: images per row; by default about the square root of n.
+
+  Returns:
+    [H', W', C] uint8.
+  """
+  images = np.asarray(images)
+  count, height, width, channels = images.shape
+  columns = columns or int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  scale = max(1, _CELL // max(height, width))
+  gap = max(2, scale // 3) if scale > 1 else 2
+  cell_h, cell_w = height * scale + gap, width * scale + gap
+  grid = np.full((rows * cell_h + gap, columns * cell_w + gap, channels), 64, np.uint8)
+  for k, image in enumerate(images):
+    top, left = gap + (k // columns) * cell_h, gap + (k % columns) * cell_w
+    enlarged = _to_pil(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    grid[top:top + height * scale, left:left + width * scale] = np.asarray(enlarged).reshape(
+        height * scale, width * scale, channels)
+  return grid
+
+
+def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> np.ndarray:
+  """The picture of a batch, [H', W', C] uint8: a grid of uint8 images, or float32 points as a scatter with a title."""
+  return make_grid(images, columns) if images.dtype == np.uint8 else plotting.draw(images.reshape(-1, 2), title)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+  """Writes [H, W, C] uint8 as a PNG, under a temporary name first so that a killed write leaves no half picture."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / f'.{path.name}.partial'
+  with partial.open('wb') as file:
+    _to_pil(image).save(file, format='PNG')
+  partial.replace(path)
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -1,0 +1,97 @@
+"""The progress line of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+_SHOWN_WAIT = 0.1  # of the time spent waiting for data is worth a word
+
+
+class Progress:
+  """One line per report: step, losses, images per second, time left.
+
+  On a terminal the line is rewritten in place; in a file each report is a line of its own.
+
+  Args:
+    num_steps: where the run ends.
+    batch_size: images per step.
+    stream: where to print, by default standard output.
+    quiet: print nothing, on all processes but the first.
+  """
+
+  def __init__(self, num_steps: int, batch_size: int, stream=None, quiet: bool = False):
+    self._num_steps = num_steps
+    self._batch_size = batch_size
+    self._quiet = quiet
+    self._waited = 0.0
+    self._stream = stream or sys.stdout
+    self._in_place = self._stream.isatty()
+    self._width = 0
+    self._last: tuple[int, float] | None = None
+
+  @property
+  def started(self) -> bool:
+    """Whether `start` has been called."""
+    return self._last is not None
+
+  def start(self, step: int) -> None:
+    """Begins to measure speed at `step`: after compilation, and again after every pause, which is left out of it."""
+    self._last = (step, time.perf_counter())
+    self._waited = 0.0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts the time inside as waiting for data."""
+    begun = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - begun
+
+  def report(self, step: int, losses: Mapping[str, float]) -> dict[str, float]:
+    """Prints the line for `step`.
+
+    Returns:
+      Since the last report or start: `images_per_second`, and `data_wait`, the fraction of the time in which the loop
+      waited for the next batch (shown in the line above 10%). Empty before the first start.
+    """
+    now = time.perf_counter()
+    measured = {}
+    parts = [f'step {step:,}/{self._num_steps:,}', *(f'{name} {value:.3f}' for name, value in losses.items())]
+    if self._last and step > self._last[0]:
+      seconds_per_step = (now - self._last[1]) / (step - self._last[0])
+      speed = self._batch_size / seconds_per_step
+      wait = self._waited / (now - self._last[1])
+      measured = {'images_per_second': speed, 'data_wait': wait}
+      left = round((self._num_steps - step) * seconds_per_step)
+      parts += [f'{speed:,.0f} images/s' if speed >= 10 else f'{speed:.2f} images/s', f'{duration(left)} left']
+      if wait > _SHOWN_WAIT:
+        parts.append(f'{wait:.0%} of the time waiting for data')
+    self._last = (step, now)
+    self._waited = 0.0
+    line = '   '.join(parts)
+    if self._quiet:
+      pass
+    elif self._in_place:
+      print(f'\r{line:<{self._width}}', end='', file=self._stream, flush=True)
+      self._width = len(line)
+    else:
+      print(line, file=self._stream, flush=True)
+    return measured
+
+  def note(self, text: str) -> None:
+    """Prints a line of its own, below the progress line if that is being rewritten."""
+    if self._quiet:
+      return
+    if self._in_place and self._width:
+      print(file=self._stream)
+      self._width = 0
+    print(text, file=self._stream, flush=True)
+
+
+def duration(seconds: int) -> str:
+  """`seconds` as `1 d 2:03:04`, without days that are none."""
+  days, rest = divmod(seconds, 86_400)
+  clock = f'{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}'
+  return f'{days} d {clock}' if days else clock

@@ -1,0 +1,382 @@
+"""Orbax checkpoints of a run: the only file that imports Orbax.
+
+A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
+under `digests`, because Orbax does not notice bytes that changed on disk; its metrics, if any, are in `metrics.json`.
+Orbax writes to a temporary name and renames (in a bucket: writes a marker last), so a killed save leaves nothing that a
+restart would read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ddgan_jax.parallel import consensus
+from ddgan_jax.config import UserError
+from ddgan_jax.train_state import TrainState
+
+_FOLDER = 'checkpoints'
+_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
+# What checkpoints are ranked by, lower being better: the first of these that was measured.
+_DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
+# Of a file of Orbax' own that only its other way of saving writes.
+logging.getLogger('absl').addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
+_NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
+
+
+class CheckpointError(UserError):
+  """A checkpoint cannot be read or written; nothing that was saved has been changed."""
+
+
+class DamagedError(CheckpointError):
+  """A checkpoint is not what was saved."""
+
+
+class NotFiniteError(CheckpointError):
+  """The state holds NaN or infinity, so it was not saved."""
+
+
+class Checkpoints:
+  """The checkpoints of one workdir. With several processes each method that reads or writes is called by all.
+
+  Args:
+    workdir: the run's folder; `checkpoints/` is made in it by the first save.
+    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete. The best ones
+      that were measured stay as well (see `record_metrics`).
+  """
+
+  def __init__(self, workdir: str, keep: int = 2):
+    # Absolute: with a relative path Orbax reports success and fails in a background thread. A bucket's is so already,
+    # and epath would resolve it to a local one.
+    folder = epath.Path(workdir)
+    self.folder = (folder if '://' in str(workdir) else folder.resolve()) / _FOLDER
+    if self.folder.exists() and not self.folder.is_dir():
+      raise CheckpointError(f'{self.folder}: is a file, must be a folder of checkpoints or absent')
+    self._keep = keep
+    self._manager: ocp.CheckpointManager | None = None
+
+  def steps(self) -> list[int]:
+    """Complete checkpoints on disk, oldest first; some may turn out to be damaged."""
+    if not self.folder.exists():
+      return []
+    return sorted(int(path.name) for path in self.folder.iterdir()
+                  if path.name.isdigit() and path.is_dir() and ocp.utils.is_checkpoint_finalized(path))
+
+  def latest_step(self) -> int | None:
+    """The newest checkpoint's step, or None."""
+    return max(self.steps(), default=None)
+
+  def save(self, state: TrainState) -> None:
+    """Saves under `state.step` in the background; returns when the state is copied and may be donated.
+
+    A step that is already saved is kept as it is.
+
+    Raises:
+      NotFiniteError: names the arrays with NaN or infinity.
+      CheckpointError: it cannot be written, or the one before could not.
+    """
+    step = int(state.step)
+    self.wait()  # Orbax would too; a save under way counts below only when it is complete
+    if consensus.from_main(step in self.steps()):
+      return
+    digests, broken = _digests(state)
+    broken = consensus.shared_text(', '.join(broken[:5]) + (f' and {len(broken) - 5} more' if broken[5:] else ''))
+    if broken:
+      raise NotFiniteError(f'{broken} not finite at step {step:,}, which was not saved')
+    try:
+      saved = self._open().save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)))
+      if not saved:
+        raise RuntimeError(f'Orbax refused step {step}')
+    except Exception as error:
+      raise self._write_error(error) from error
+
+  def record_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Stores a checkpoint's metrics, then deletes the checkpoints that no longer need to be kept.
+
+    Checkpoints are ranked by FID, by KID where that is missing, or else by a distance of modes. The best by each of
+    these is kept beside the newest, also when the run continues with other metrics or with none.
+
+    Args:
+      step: one of `steps()`, or of a save under way.
+      metrics: name → value, such as `eval/fid`; replaces what was recorded before.
+
+    Raises:
+      UserError: they cannot be written, or a checkpoint cannot be deleted.
+    """
+    self.wait()
+
+    def write():
+      file = self.folder / str(step) / _METRICS
+      partial = file.parent / f'.{file.name}.partial'
+      partial.write_text(json.dumps(metrics))
+      partial.replace(file)
+
+    try:
+      consensus.on_main(write)
+      while (surplus := consensus.from_main(self._first_surplus())) >= 0:
+        self._open().delete(surplus)
+    except OSError as error:
+      raise self._write_error(error) from error
+
+  def metrics(self, step: int) -> dict[str, float]:
+    """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
+    folder = self.folder / str(step)
+    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
+    if file is None:
+      return {}
+    try:
+      found = json.loads(file.read_text())
+    except ValueError:
+      return {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+  def _first_surplus(self) -> int:
+    """The oldest checkpoint that need not be kept; -1 if there is none."""
+    steps = self.steps()
+    return min(set(steps) - self._preserved(steps), default=-1)
+
+  def _preserved(self, steps: Sequence[int]) -> set[int]:
+    """The steps to keep: the newest, and the best by each ranking metric."""
+    kept = set(sorted(steps)[-self._keep:])
+    best: dict[str, tuple[float, int]] = {}
+    for step in sorted(steps):
+      try:
+        metrics = self.metrics(step)
+      except Exception:  # every file system has errors of its own; it may be the best
+        kept.add(step)
+        continue
+      name = next((name for name in _DISTANCES if math.isfinite(metrics.get(name, math.nan))), None)
+      if name and (name not in best or metrics[name] <= best[name][0]):
+        best[name] = metrics[name], step
+    return kept | {step for _, step in best.values()}
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Orbax's `PreservationPolicy`; process 0 decides for all."""
+    del context
+    preserved = self._preserved([info.step for info in checkpoints])
+    return [bool(consensus.from_main(info.step in preserved)) for info in checkpoints]
+
+  def wait(self) -> None:
+    """Returns when the last save is complete on disk."""
+    if self._manager is not None:
+      try:
+        self._manager.wait_until_finished()
+      except Exception as error:
+        raise self._write_error(error) from error
+
+  def close(self) -> None:
+    """Waits and releases the background threads."""
+    if self._manager is not None:
+      manager, self._manager = self._manager, None
+      try:
+        try:
+          manager.wait_until_finished()
+        finally:
+          manager.close()  # may raise another error of the same save
+      except Exception as error:
+        raise self._write_error(error) from error
+
+  def restore(self, target: TrainState, step: int) -> TrainState:
+    """Reads a whole state.
+
+    Args:
+      target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct` leaves), on any number of devices.
+      step: one of `steps()`.
+
+    Raises:
+      DamagedError: names the folder and what is wrong with it.
+      CheckpointError: the config asks for another state.
+    """
+
+    def read(folder):
+      return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
+
+    return self._checked(target, step, read)
+
+  def restore_ema(self, target: Any, step: int) -> Any:
+    """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
+    partial = {'ema_params': target}
+
+    def read(folder):
+      return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(
+          partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
+
+    return self._checked(partial, step, read)['ema_params']
+
+  def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
+    """Reads the newest good state, to go on from it; None if there is no checkpoint.
+
+    Damaged newer ones are renamed to `<step>.damaged`, so that their steps can be saved again.
+
+    Args:
+      target: see `restore`.
+      say: gets a sentence for each checkpoint that was refused.
+
+    Raises:
+      CheckpointError: none is good, or they belong to another config; nothing has been changed.
+    """
+    found = self._walk_back(self.restore, target, say)
+    if found is None:
+      return None
+    if found[2]:
+      self.close()  # Orbax remembers what it has seen
+      consensus.on_main(lambda: [self._set_aside(step, say) for step in found[2]])
+    return found[0]
+
+  def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
+    """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
+    found = self._walk_back(self.restore_ema, target, say)
+    return found and found[:2]
+
+  def _walk_back(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
+    self.wait()
+    refused: dict[int, str] = {}
+    step = self._newest()
+    while step is not None:
+      try:
+        state = restore(target, step)
+      except DamagedError as error:
+        refused[step] = str(error)
+        earlier = self._newest(below=step)
+        if earlier is not None:
+          say(f'{error}; going back to step {earlier:,}.')
+        step = earlier
+        continue
+      return state, step, list(refused)
+    if refused:
+      raise CheckpointError(f'{"; ".join(refused.values())}; no good checkpoint is left and nothing was changed; '
+                            'move these folders away to start again, or choose another --workdir')
+    return None
+
+  def _newest(self, below: int = 2**31 - 1) -> int | None:
+    step = consensus.from_main(max((step for step in self.steps() if step < below), default=-1))
+    return None if step < 0 else step
+
+  def _set_aside(self, step: int, say: Callable[[str], None]) -> None:
+    aside, number = self.folder / f'{step}.damaged', 1
+    while aside.exists():
+      number += 1
+      aside = self.folder / f'{step}.damaged{number}'
+    (self.folder / str(step)).rename(aside)
+    say(f'The damaged checkpoint of step {step:,} is kept as {aside}.')
+
+  def _open(self) -> ocp.CheckpointManager:
+    if self._manager is None:
+      self._manager = ocp.CheckpointManager(
+          self.folder,
+          options=ocp.CheckpointManagerOptions(
+              create=True, preservation_policy=self, cleanup_tmp_directories=True))
+    return self._manager
+
+  def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
+    """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
+    folder = self.folder / str(step)
+    for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside
+      restored, error = None, ''
+      try:
+        self._check_leaves(folder, target)
+        restored = read(folder / 'state')
+        expected = ocp.JsonCheckpointHandler().restore(folder / 'digests')
+      except DamagedError as damage:
+        error = str(damage)
+      except CheckpointError:
+        raise  # the same on every process, since all have the same config
+      except Exception as damage:
+        error = f'{folder}: cannot be read ({_first_line(damage)})'
+        if isinstance(damage, (PermissionError, MemoryError)) or 'RESOURCE_EXHAUSTED' in str(damage):
+          error = f'{_NO_DAMAGE}{error}'
+      error = consensus.shared_text(error)
+      if not error or last_try or error.startswith(_NO_DAMAGE):
+        break
+    if error.startswith(_NO_DAMAGE):
+      raise CheckpointError(f'{error.removeprefix(_NO_DAMAGE)}; nothing was changed')
+    if not error:
+      changed = [name for name, digest in _digests(restored)[0].items() if expected.get(name) != digest]
+      if changed:
+        error = f'{folder}: {changed[0]} is not what was saved (its digest differs)'
+      elif isinstance(restored, TrainState) and int(restored.step) != step:
+        error = f'{folder}: holds step {int(restored.step)}, so it was renamed or copied'
+      error = consensus.shared_text(error)
+    if error:
+      raise DamagedError(error)
+    return restored
+
+  def _check_leaves(self, folder: epath.Path, target: Any) -> None:
+    """Compares names, shapes and dtypes first: Orbax casts a wrong dtype silently."""
+    if not (folder / 'state').exists():
+      found = ', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'
+      raise DamagedError(f"{folder}: holds {found} and no 'state'")
+    metadata = ocp.StandardCheckpointer().metadata(folder / 'state').item_metadata
+    if metadata is None:
+      raise DamagedError(f'{folder}: its list of arrays cannot be read')
+    stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+      name = _name(path)
+      if name not in stored:
+        raise CheckpointError(
+            f'{folder}: has no {name}, which the config asks for; it belongs to another configuration; '
+            'nothing was changed; choose another --workdir')
+      shape = tuple(stored[name].shape)
+      if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        continue  # stored as its uint32 data
+      if shape != leaf.shape or stored[name].dtype != leaf.dtype:
+        raise CheckpointError(
+            f'{folder}: {name} is {stored[name].dtype}{list(shape)}, but the config asks for '
+            f'{leaf.dtype}{list(leaf.shape)}; nothing was changed; choose another --workdir')
+
+  def _write_error(self, error: Exception) -> CheckpointError:
+    last = self.latest_step()
+    kept = 'there is no earlier checkpoint' if last is None else f'the last good checkpoint is step {last:,}'
+    if is_disk_full(error):
+      return CheckpointError(f'{self.folder}: no space left on the device; {kept}; free some and run the same command')
+    return CheckpointError(f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); {kept}')
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+  """Whether `error`, or what it was raised from, is a full disk."""
+  while error is not None:
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _digests(tree: Any) -> tuple[dict[str, str], list[str]]:
+  """The first 64 bits of each leaf's SHA-256 by its name, and the names of leaves that are not finite.
+
+  Of the whole array's bytes in row-major order, so that a digest does not depend on how the array lies on devices. An
+  array that is spread over processes is gathered for it, one at a time.
+  """
+  digests, broken = {}, []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    array = np.ascontiguousarray(leaf)
+    digests[_name(path)] = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()[:16]
+    if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+      broken.append(_name(path))
+  return digests, broken
+
+
+def _name(path: tuple) -> str:
+  return '.'.join(str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', key)))) for key in path)
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__

@@ -1,0 +1,275 @@
+"""The folder of a run: whether it may be used, by one run at a time, and what describes the run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from etils import epath
+
+from ddgan_jax.parallel import consensus
+from ddgan_jax.reporting import grids
+from ddgan_jax import config as config_lib
+from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
+from ddgan_jax.config import Config, UserError
+from ddgan_jax.data import pipeline
+from ddgan_jax.data.sources import Source
+from ddgan_jax.train_state import TrainState
+
+# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
+# beyond rounding, except num_steps, which stretches the cosine and is announced.
+_MAY_CHANGE = (
+    'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
+    'eval.',
+    'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
+
+
+class WorkdirError(UserError):
+  """The workdir cannot be used for this run; nothing in it has been changed."""
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+  """Holds a workdir that exists for this process; the lock dies with the process, however that ends.
+
+  A bucket has no locks: two runs in one `gs://` workdir are not noticed.
+
+  Raises:
+    WorkdirError: another process holds it.
+  """
+  if '://' in str(workdir):
+    yield
+    return
+  path = epath.Path(workdir) / '.lock'
+  with path.open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise WorkdirError(f'{workdir}: another run is using it ({path.read_text().strip() or "it has just started"}); '
+                         'wait for its end, or choose another --workdir') from None
+    except OSError:
+      pass  # a network file system without locks
+    else:
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+      file.flush()
+    yield
+
+
+def grid_path(workdir: str, step: int) -> str:
+  """Where the sample grid of a step is kept."""
+  return str(epath.Path(workdir) / 'samples' / f'step_{step:08d}.png')
+
+
+def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
+  """Refuses a workdir that is foreign or belongs to another config; changes nothing.
+
+  Raises:
+    UserError: one sentence, with the fields that differ.
+  """
+  inside, outside = (os.path.realpath(os.path.expanduser(path)) + os.sep for path in (workdir, config.data.path))
+  if config.data.name == 'folder' and '://' not in str(workdir) and inside.startswith(outside):
+    raise WorkdirError(
+        f'{workdir}: lies in data.path, so that its pictures would become data; choose another --workdir')
+  stored = epath.Path(workdir) / 'config.json'
+  if not stored.exists():
+    if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
+      raise WorkdirError(
+          f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run of ddgan_jax; '
+          'nothing was changed; choose another --workdir')
+    return
+  if checkpoints.latest_step() is None:
+    return
+  before = config_lib.flatten(config_lib.from_json(stored.read_text(), str(stored)))
+  now = config_lib.flatten(config)
+  changed = [
+      f'{field} was {before[field]}, is {now[field]}' for field in now
+      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+  if changed:
+    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
+                       'choose another --workdir, or set the fields back')
+  if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
+    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
+          'follow the cosine of the new length from here on.', flush=True)
+
+
+def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
+  """Makes the workdir and refuses one that is read-only or has no room for the checkpoints.
+
+  Raises:
+    WorkdirError: one sentence.
+  """
+  folder = epath.Path(workdir)
+  probe = folder / f'.probe.{os.getpid()}'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      probe.write_text('x' * 4096)
+    finally:
+      probe.unlink(missing_ok=True)
+  except Exception as error:  # every kind of bucket has errors of its own
+    if '://' not in str(workdir) and not isinstance(error, OSError):
+      raise
+    if is_disk_full(error):
+      raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
+    reason = getattr(error, 'strerror', None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise WorkdirError(f'{workdir}: cannot be written to ({reason}); choose another --workdir') from error
+  if '://' in str(workdir):
+    return  # a bucket has no free space to speak of
+  free = shutil.disk_usage(workdir).free
+  size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
+  wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
+  if free < wanted:
+    raise WorkdirError(
+        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
+        f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
+
+
+def check_shared(workdir: str) -> None:
+  """Refuses a workdir that not all processes see: the first checkpoint would wait for ever for its parts.
+
+  Raises:
+    WorkdirError: on every process.
+  """
+  if jax.process_count() == 1:
+    return
+  # A new name each time, since network file systems remember that a file was not there.
+  seen = epath.Path(workdir) / f'.seen.{consensus.from_main(int.from_bytes(os.urandom(3)))}'
+  consensus.on_main(lambda: seen.write_text(''))
+  blind = '' if seen.exists() else f'process {jax.process_index()}'
+  blind = consensus.shared_text(blind)
+  consensus.on_main(lambda: seen.unlink())
+  if blind:
+    raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '
+                       'all processes share, or a bucket')
+
+
+def write_description(workdir: str, config: Config, state: TrainState) -> None:
+  """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
+  overview = '\n\n'.join(
+      f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
+      for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)) if params)
+  for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
+    path = epath.Path(workdir) / name
+    if not path.exists() or path.read_text() != text:
+      write_whole(path, text)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+  """Writes under another name first: a failed or killed write leaves what was there before. Raises OSError."""
+  path = epath.Path(path)
+  partial = path.parent / f'.{path.name}.partial'
+  try:
+    partial.write_text(text)
+    partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(Exception):
+      partial.unlink()
+    raise
+
+
+class LastStep:
+  """Tracks whether the sample grid and the evaluation of a run's last step are still missing.
+
+  A marker file exists from before the last save until both are done. It tells an interrupted run from one whose
+  pictures were moved away.
+
+  Args:
+    workdir: the run's folder.
+    config: the run.
+    checkpoints: its checkpoints.
+  """
+
+  def __init__(self, workdir: str, config: Config, checkpoints: Checkpoints):
+    self._file = epath.Path(workdir) / '.last_step'
+    self._grid = epath.Path(grid_path(workdir, config.train.num_steps))
+    self._config = config.train
+    self._checkpoints = checkpoints
+
+  def begin(self) -> None:
+    """Writes the marker; call on process 0."""
+    with contextlib.suppress(OSError):  # the save that follows is worth more
+      self._file.write_text(f'{self._config.num_steps}\n')
+
+  def end(self) -> None:
+    """Removes the marker; call on process 0."""
+    self._file.unlink(missing_ok=True)
+
+  def missing(self) -> tuple[bool, bool]:
+    """Whether the grid is missing, and the evaluation; the same on all processes."""
+    begun = self._file.exists() and self._file.read_text().strip() == str(self._config.num_steps)
+    grid = begun and not self._grid.exists()
+    evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
+    return bool(consensus.from_main(grid)), bool(consensus.from_main(evaluation))
+
+
+def has_other_path(workdir: str, config: Config) -> bool:
+  """Whether the run of `workdir` last read its data from another path; the data may still be the same."""
+  stored = epath.Path(workdir) / 'config.json'
+  if not stored.exists():
+    return False
+  before = config_lib.from_json(stored.read_text(), str(stored)).data
+  return (before.path, before.data_dir) != (config.data.path, config.data.data_dir)
+
+
+def check_data(workdir: str, config: Config, source: Source, named: str | None = None) -> None:
+  """Refuses to continue the run of `workdir` on other data than it began with; changes nothing.
+
+  Args:
+    workdir: holds a checkpoint of the run.
+    config: says where the data are.
+    source: the data.
+    named: what --workdir would have to be; by default `workdir`.
+
+  Raises:
+    WorkdirError: one sentence that says how to start another run and how to continue this one.
+  """
+  before, now = _described(workdir), _description(source)
+  if before in (None, now):
+    return
+  named = named or workdir
+  path = f' at {config.data.path}' if config.data.path else ''
+  raise WorkdirError(
+      f'{workdir}: holds a run on other data ({before["images"]:,} images with checksum {before["checksum"]}) than '
+      f'{config.data.name}{path} ({now["images"]:,} images with checksum {now["checksum"]}); set --workdir to another '
+      f'folder to start a new run, or set --workdir={named} to continue this one with the other data')
+
+
+def _description(source: Source) -> dict[str, Any]:
+  return {'images': len(source), 'checksum': source.checksum}
+
+
+def _described(workdir: str) -> dict[str, Any] | None:
+  """What data.json says of the data that the run of `workdir` began with; None if it says nothing."""
+  try:
+    before = json.loads((epath.Path(workdir) / 'data.json').read_text())
+    return {name: before[name] for name in ('images', 'checksum')}
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def describe_data(
+    workdir: str, config: Config, source: Source, is_resumed: bool, say: Callable[[str], None]) -> None:
+  """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
+  found = _description(source)
+  path = epath.Path(workdir) / 'data.json'
+  before = _described(workdir)
+  if before == found:
+    return
+  if before and is_resumed:
+    say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
+        f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It goes on with these.')
+    return
+  count = config.train.num_samples if config.data.is_points else 64
+  seen = pipeline.preview(source, config.data, config.seed, count)
+  grids.save_png(path.parent / 'data.png', grids.make_picture(seen, f'{count:,} points of {config.data.name}'))
+  write_whole(path, json.dumps(found) + '\n')
