@@ -112,8 +112,8 @@ def test_programs_of_labels_and_stacks(data, generator, channels):
     fields['train'].update(steps_per_call=several, log_every=2)
     config = config_lib.from_config_dict(fields)
     programs = performance.Programs(config)
-    lowered = programs._lower(programs.steps[0])
-    batch = performance._first_batch(programs, performance.RandomImages(config))
+    lowered = programs.lower(programs.steps[0])
+    batch = performance.first_batch(programs, performance.RandomImages(config))
     image = (32, 8, 8, channels)
     assert batch[0].shape == (image if several == 1 else (2, *image))
     assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
@@ -122,7 +122,7 @@ def test_programs_of_labels_and_stacks(data, generator, channels):
 def test_programs_compile_ahead(monkeypatch):
   programs = performance.Programs(config_lib.from_config_dict(quick_config_dict()))
   lowered = []
-  monkeypatch.setattr(programs, '_lower', lambda name: lowered.append(name) or jax.jit(lambda: len(name)).lower())
+  monkeypatch.setattr(programs, 'lower', lambda name: lowered.append(name) or jax.jit(lambda: len(name)).lower())
   programs.compile(['plain', 'sample_1'])
   assert lowered == ['plain', 'sample_1']
   assert (int(programs['plain']()), int(programs['sample_1']())) == (5, 8) and lowered == ['plain', 'sample_1']

@@ -25,7 +25,7 @@ from ddgan_jax.interop import pytorch, safetensors_file
 from ddgan_jax.metrics import evaluator, image_sets, modes
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import sharding
-from ddgan_jax.training import loop
+from ddgan_jax.training import loop, results
 from tests.conftest import quick_config_dict, tiny_config_dict
 from tests.test_ablations import filled, normal, state_of, toy_config
 
@@ -457,7 +457,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monk
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
   abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
-  assert np.asarray(loop.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
+  assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
   monkeypatch.setattr(compare, '_TURN', 1e-9)
   monkeypatch.setattr(compare, '_POINTS', 40)

@@ -24,7 +24,7 @@ from ddgan_jax.parallel import sharding
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.runs import workdir
 from ddgan_jax.runs.checkpoints import Checkpoints
-from ddgan_jax.training import loop
+from ddgan_jax.training import loop, results
 from tests.conftest import command_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -142,7 +142,7 @@ def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
     return sample
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop, 'make_sample_fn', no_memory)
+    patch.setattr(results, 'make_sample_fn', no_memory)
     for step in (15, 30):
       with pytest.raises(RuntimeError, match='no memory for the noise'):
         run(tmp_path / 'run', sample_every=15)

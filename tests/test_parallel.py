@@ -13,7 +13,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
 from ddgan_jax.config import ConfigError
 from ddgan_jax.parallel import compilation, sharding
-from ddgan_jax.training import loop
+from ddgan_jax.training import results
 from tests.conftest import tiny_config_dict
 
 BATCH = 64  # 8 devices x 4 microbatches x groups of 2 rows
@@ -102,7 +102,7 @@ def test_fsdp_samples(tiny_config):
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
     abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
-    images.append(np.asarray(loop.make_sample_fn(config, mesh, abstract)(
+    images.append(np.asarray(results.make_sample_fn(config, mesh, abstract)(
         jax.device_put(params, sharding.of_tree(abstract)))).astype(int))
   assert np.abs(images[0] - images[1]).max() <= 1 and np.ptp(images[0]) > 20
 

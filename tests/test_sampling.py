@@ -13,7 +13,7 @@ from ddgan_jax.cli import image_output
 from ddgan_jax.interop import pytorch
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
-from ddgan_jax.training import loop
+from ddgan_jax.training import results
 from tests.conftest import generator_config, golden, nhwc, quick_config_dict, relative_error, state_dict
 
 
@@ -105,7 +105,7 @@ def test_the_grid_of_a_thousand_steps_fits_into_memory():
   """
   config = grid_config(1000, 256, image_size=16, num_channels=3)
   abstract = train_state.abstract(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
-  compiled = loop.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
+  compiled = results.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
   assert compilation.memory_bytes(compiled)[1] < 2 * 2**30
 
 
@@ -120,6 +120,6 @@ def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
   run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
   expected = image_output.generate(run, 23, config.seed, label=label).astype(int)
   monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))
-  found = loop.make_sample_fn(config, mesh, abstract)(params)
+  found = results.make_sample_fn(config, mesh, abstract)(params)
   assert np.abs(found - expected).max() <= 1  # rounding
   assert len(np.unique(expected[:22].reshape(22, -1), axis=0)) == 22

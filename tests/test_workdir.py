@@ -15,7 +15,7 @@ from ddgan_jax.parallel import sharding
 from ddgan_jax.reporting import grids
 from ddgan_jax.runs import workdir
 from ddgan_jax.runs.checkpoints import Checkpoints
-from ddgan_jax.training.loop import grid_path
+from ddgan_jax.runs.workdir import grid_path
 from ddgan_jax.training.rollback import Diverged, SkippedBatches
 
 

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddgan_jax import sampling, train_state, train_step
+from ddgan_jax import sampling, train_state
 from ddgan_jax.benchmark import hardware, operations, timing
 from ddgan_jax.config import Config
-from ddgan_jax.data import pipeline, sources
+from ddgan_jax.data import sources
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.training.programs import CALL, PLAIN, R1, Program, StepPrograms
 
 _CACHE_FLAGS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
-_NAMES = {False: 'plain', True: 'r1'}
 
 
 class RandomImages(sources.Source):
@@ -40,79 +40,57 @@ class RandomImages(sources.Source):
     return self._images[indices], np.zeros(len(indices), np.int32)
 
 
-class Programs:
-  """The compiled programs of a run, each compiled when it is first asked for.
+class Programs(StepPrograms):
+  """The training programs of a run, and its sampler at any batch size, each compiled when it is first asked for.
+
+  A sampler is called `sample_<batch size>`; it runs on the first device as `program(ema_params, seed) -> images`.
 
   Attributes:
-    config: the run.
-    mesh: all its devices; sampling is measured on the first one.
     compile_times: what `measure_compiling` has found, by the program's name.
   """
 
   def __init__(self, config: Config):
-    self.config = config
-    self.mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
+    super().__init__(config, sharding.make_mesh(fsdp=config.parallel.fsdp))
     self.compile_times: dict[str, dict[str, float]] = {}
-    self._compiled: dict[str, Any] = {}
-    self._state = train_state.abstract(config, sharding.of_state(self.mesh))
 
   @property
   def steps(self) -> tuple[str, ...]:
-    """Names of the training programs: `plain` and `r1`, or one of them; or `call`, of `train.steps_per_call` steps."""
-    if self.config.train.steps_per_call > 1:
-      return ('call',)
-    if self.config.method == 'gaussian':
-      return ('plain',)
-    return tuple(sorted(_NAMES[r1] for r1 in train_step.variants(self.config.optim, 0)))
+    """Names of the training programs."""
+    return tuple(sorted(self.names()))
 
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    optim = self.config.optim
-    return 1 / optim.lazy_reg if optim.r1_gamma and self.config.method != 'gaussian' else 0.0
+    return 1 / self.optim.lazy_reg if self.optim.r1_gamma else 0.0
 
-  def of_step(self, number: int) -> str:
-    """The name of the program that takes step `number`, alone or as the first of a call."""
-    name = _NAMES[train_step.has_r1(self.config.optim, number)]
-    return name if name in self.steps else self.steps[0]
-
-  def __getitem__(self, name: str) -> Any:
-    self.compile([name])
-    return self._compiled[name]
+  def __getitem__(self, name: str) -> Program:
+    self.start([name])
+    return self._futures[name].result()
 
   def compile(self, names: Iterable[str]) -> None:
     """Compiles those programs that are not yet, side by side."""
-    lowered = {name: self._lower(name) for name in names if name not in self._compiled}
-    futures = {name: compilation.in_background(program.compile) for name, program in lowered.items()}
-    self._compiled |= {name: future.result() for name, future in futures.items()}
+    names = list(names)
+    self.start(names)
+    for name in names:
+      self._futures[name].result()
 
   def measure_compiling(self, name: str) -> None:
     """Compiles a program with an empty persistent cache, and again from that cache; keeps it for the other numbers."""
+    times = self.compile_times[name] = {}
     with _empty_cache():
       for warmth in ('cold', 'warm'):
-        begun = time.perf_counter()
-        lowered = self._lower(name)
-        traced = time.perf_counter()
-        self._compiled[name] = lowered.compile()
-        times = self.compile_times.setdefault(name, {})
-        times[f'{warmth}_seconds'] = time.perf_counter() - traced
-        times[f'{warmth}_trace_seconds'] = traced - begun
+        self._futures.pop(name, None)
+        times[f'{warmth}_seconds'] = self[name].compile_seconds
+        times[f'{warmth}_trace_seconds'] = self[name].trace_seconds
         jax.clear_caches()
 
-  def create_state(self) -> train_state.TrainState:
-    """The state at step 0, as the run lays it over its devices."""
-    return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=sharding.of_tree(self._state))()
-
-  def _lower(self, name: str) -> Any:
-    config = self.config
-    if name.startswith('sample_'):
-      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      run = functools.partial(_sample, config, int(name.removeprefix('sample_')))
-      return compilation.jit(run, out_shardings=here).lower(train_state.abstract(config, here).ema_params, 0)
-    several = name == 'call'
-    step_fn = (train_step.make_steps_fn(config, self.mesh) if several
-               else train_step.make_step_fn(config, self.mesh, name == 'r1'))
-    return step_fn.lower(self._state, *train_step.inputs(config, self.mesh, stacked=several).values())
+  def lower(self, name: str) -> jax.stages.Lowered:
+    """Traces a training program or a sampler."""
+    if not name.startswith('sample_'):
+      return super().lower(name)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    run = functools.partial(_sample, self.config, int(name.removeprefix('sample_')))
+    return compilation.jit(run, out_shardings=here).lower(train_state.abstract(self.config, here).ema_params, 0)
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
@@ -137,6 +115,20 @@ def _empty_cache() -> Iterator[None]:
       compilation_cache.reset_cache()
 
 
+class _Training:
+  """Runs programs one after the other on the first batch, each on the state that the one before it left."""
+
+  def __init__(self, programs: Programs, source: sources.Source):
+    self._programs = programs
+    self._state = programs.create_state()
+    self._batch = first_batch(programs, source)
+
+  def run(self, name: str) -> Any:
+    """Calls a program; returns its metrics."""
+    self._state, metrics = self._programs[name](self._state, *self._batch)
+    return metrics
+
+
 def measure_training(
     programs: Programs, source: sources.Source, rounds: int, least_seconds: float
 ) -> dict[str, Any]:
@@ -145,25 +137,19 @@ def measure_training(
   Times of a `call` are those of one of its steps.
   """
   config = programs.config
-  state = programs.create_state()
-  batch = _first_batch(programs, source)
-
-  def run(name: str) -> Any:
-    nonlocal state
-    state, metrics = programs[name](state, *batch)
-    return metrics
-
-  timings = timing.interleaved({name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
-  share, several = programs.r1_share, config.train.steps_per_call
+  training = _Training(programs, source)
+  timings = timing.interleaved(
+      {name: functools.partial(training.run, name) for name in programs.steps}, rounds, least_seconds)
+  share, several = programs.r1_share, programs.steps_per_call
   mixed = sum(part * operations.of_step(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
   found = {}
   for name in programs.steps:
     times = timings[name].divided(several)
-    per_image = mixed if name == 'call' else operations.of_step(config, name == 'r1')
+    per_image = mixed if name == CALL else operations.of_step(config, name == R1)
     found[name] = {**times.summary(), **speed(config, times.median, per_image),
                    'operations_per_image_xla': _xla_operations(programs, name)}
   if len(found) == 2:
-    seconds = share * found['r1']['seconds'] + (1 - share) * found['plain']['seconds']
+    seconds = share * found[R1]['seconds'] + (1 - share) * found[PLAIN]['seconds']
     found['amortised'] = {'seconds': seconds, **speed(config, seconds, mixed)}
   return found
 
@@ -183,7 +169,7 @@ def _utilisation(config: Config, per_second: float) -> float | None:
 
 
 def _xla_operations(programs: Programs, name: str) -> float | None:
-  analysis = programs[name].cost_analysis() or {}
+  analysis = programs[name].compiled.cost_analysis() or {}
   # Of one device's share; the passes of a loop after the first are not in it.
   flops = analysis.get('flops')
   return flops * jax.device_count() / programs.config.data.batch_size if flops else None
@@ -197,14 +183,14 @@ def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) 
   """
   config = programs.config
   state = programs.create_state()
-  waited, several = 0.0, config.train.steps_per_call
+  waited, several = 0.0, programs.steps_per_call
   num_steps = -(-num_steps // several) * several
-  with contextlib.closing(_batches(programs, source, num_steps + several)) as batches:
+  with contextlib.closing(programs.batches(source, [(0, num_steps + several)])) as batches:
     for step in range(0, num_steps + several, several):
       before = time.perf_counter()
       batch = next(batches)
       waited += time.perf_counter() - before
-      state, metrics = programs[programs.of_step(step)](state, *_inputs(programs, batch))
+      state, metrics = programs[programs.name(step)](state, *batch)
       if step == 0:  # by now the pipeline runs
         jax.block_until_ready(metrics)
         waited, begun = 0.0, time.perf_counter()
@@ -236,7 +222,7 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
   """MiB on each device: of each step by the compiler's account, and the most in use so far where the device counts."""
   found: dict[str, Any] = {}
   for name in programs.steps:
-    total, temporary = compilation.memory_bytes(programs[name])
+    total, temporary = compilation.memory_bytes(programs[name].compiled)
     found[name] = {'step_mib': total / 2**20, 'temporary_mib': temporary / 2**20}
   measured = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
   found['device_peak_mib'] = measured / 2**20 if measured else None
@@ -245,15 +231,13 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
 
 def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
   """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
-  state = programs.create_state()
-  batch = _first_batch(programs, source)
+  training = _Training(programs, source)
   for traced in (False, True):
     with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
       for name in programs.steps:
         for step in range(num_steps if traced else 1):
           with jax.profiler.StepTraceAnnotation(name, step_num=step):
-            state, metrics = programs[name](state, *batch)
-            jax.block_until_ready(metrics)
+            jax.block_until_ready(training.run(name))
 
 
 def describe_device() -> dict[str, Any]:
@@ -266,21 +250,7 @@ def describe_device() -> dict[str, Any]:
       if peak else None}
 
 
-def _batches(programs: Programs, source: sources.Source, num_steps: int) -> Iterator[dict[str, jax.Array]]:
-  config = programs.config
-  on_host = pipeline.batches(
-      source, config.data, config.seed, 0, num_steps, jax.process_index(), jax.process_count())
-  several = config.train.steps_per_call
-  if several > 1:
-    on_host = pipeline.stacked(on_host, several)
-  return pipeline.device_batches(on_host, sharding.by_rows(programs.mesh, stacked=several > 1))
-
-
-def _first_batch(programs: Programs, source: sources.Source) -> list[jax.Array]:
-  with contextlib.closing(_batches(programs, source, programs.config.train.steps_per_call)) as batches:
-    return _inputs(programs, next(batches))
-
-
-def _inputs(programs: Programs, batch: dict[str, jax.Array]) -> list[jax.Array]:
-  """What the step takes of a batch."""
-  return [batch[name] for name in train_step.inputs(programs.config, programs.mesh)]
+def first_batch(programs: StepPrograms, source: sources.Source) -> list[jax.Array]:
+  """The first batch of a run, as its programs take it."""
+  with contextlib.closing(programs.batches(source, [(0, programs.steps_per_call)])) as batches:
+    return next(batches)

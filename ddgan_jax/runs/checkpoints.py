@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ddgan_jax.parallel import consensus
 from ddgan_jax.config import UserError
+from ddgan_jax.parallel import consensus
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
@@ -44,7 +44,15 @@ class DamagedError(CheckpointError):
 
 
 class NotFiniteError(CheckpointError):
-  """The state holds NaN or infinity, so it was not saved."""
+  """The state holds NaN or infinity, so it was not saved.
+
+  Attributes:
+    arrays: the names of the arrays that do, as text.
+  """
+
+  def __init__(self, arrays: str, step: int):
+    super().__init__(f'{arrays} not finite at step {step:,}, which was not saved')
+    self.arrays = arrays
 
 
 class Checkpoints:
@@ -93,7 +101,7 @@ class Checkpoints:
     digests, broken = _digests(state)
     broken = consensus.shared_text(', '.join(broken[:5]) + (f' and {len(broken) - 5} more' if broken[5:] else ''))
     if broken:
-      raise NotFiniteError(f'{broken} not finite at step {step:,}, which was not saved')
+      raise NotFiniteError(broken, step)
     try:
       saved = self._open().save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave(digests)))

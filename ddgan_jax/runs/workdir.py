@@ -16,13 +16,13 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
-from ddgan_jax.parallel import consensus
-from ddgan_jax.reporting import grids
 from ddgan_jax import config as config_lib
-from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
+from ddgan_jax.parallel import consensus
+from ddgan_jax.reporting import grids
+from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.train_state import TrainState
 
 # Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
@@ -196,13 +196,15 @@ class LastStep:
     self._checkpoints = checkpoints
 
   def begin(self) -> None:
-    """Writes the marker; call on process 0."""
-    with contextlib.suppress(OSError):  # the save that follows is worth more
-      self._file.write_text(f'{self._config.num_steps}\n')
+    """Writes the marker, on process 0."""
+    if jax.process_index() == 0:
+      with contextlib.suppress(OSError):  # the save that follows is worth more
+        self._file.write_text(f'{self._config.num_steps}\n')
 
   def end(self) -> None:
-    """Removes the marker; call on process 0."""
-    self._file.unlink(missing_ok=True)
+    """Removes the marker, on process 0."""
+    if jax.process_index() == 0:
+      self._file.unlink(missing_ok=True)
 
   def missing(self) -> tuple[bool, bool]:
     """Whether the grid is missing, and the evaluation; the same on all processes."""
@@ -210,6 +212,11 @@ class LastStep:
     grid = begun and not self._grid.exists()
     evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
     return bool(consensus.from_main(grid)), bool(consensus.from_main(evaluation))
+
+
+def missing_names(missing: tuple[bool, bool]) -> str:
+  """`LastStep.missing()` in words."""
+  return ' and '.join(name for name, lacks in zip(('its sample grid', 'its evaluation'), missing) if lacks)
 
 
 def has_other_path(workdir: str, config: Config) -> bool:
