@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddgan_jax import sampling, train_state, train_step
+from ddgan_jax import objectives, sampling, train_state, train_step
 from ddgan_jax.benchmark import hardware, operations, timing
 from ddgan_jax.config import Config
 from ddgan_jax.data import pipeline, sources
@@ -61,15 +61,13 @@ class Programs:
     """Names of the training programs: `plain` and `r1`, or one of them; or `call`, of `train.steps_per_call` steps."""
     if self.config.train.steps_per_call > 1:
       return ('call',)
-    if self.config.method == 'gaussian':
-      return ('plain',)
-    return tuple(sorted(_NAMES[r1] for r1 in train_step.variants(self.config.optim, 0)))
+    return tuple(sorted(_NAMES[r1] for r1 in objectives.make(self.config).penalty.variants(0)))
 
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    optim = self.config.optim
-    return 1 / optim.lazy_reg if optim.r1_gamma and self.config.method != 'gaussian' else 0.0
+    penalty = objectives.make(self.config).penalty
+    return 1 / penalty.every if penalty.gamma else 0.0
 
   def of_step(self, number: int) -> str:
     """The name of the program that takes step `number`, alone or as the first of a call."""
