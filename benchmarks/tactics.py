@@ -199,16 +199,17 @@ def layout(batch: int) -> list[Forms]:
 def d_half(batch: int) -> list[Forms]:
   """D's gradient: real and fake images in two calls or one; R1 by itself or sharing D's forward pass."""
   config = small_config(batch)
-  _, discriminator = train_state.make_networks(config)
+  setup = train_step.make_setup(config)
+  discriminator = setup.model.discriminator
   x_t, fake, x_tp1 = (normal(i, batch, 32, 32, 3) for i in range(3))
   t = jnp.arange(batch) % 4
   params = jax.jit(lambda: discriminator.init(jax.random.key(0), x_t, t, x_tp1)['params'])()
   gamma = config.optim.r1_gamma
+  pairs = objectives.Pairs(x_t, fake, t, x_tp1, x_0_pred=fake)
+  rows = objectives.Rows(x_t, setup.draws(jax.random.key(3), x_t.shape).d, jnp.arange(batch), None, jnp.int32(0))
 
   def loss(penalized, params):
-    judge = lambda *args: models.apply(discriminator, params, *args)
-    return objectives.make(config).discriminator_loss(
-        judge, objectives.Pairs(x_t, fake, t, x_tp1, x_0_pred=fake), penalized)[0]
+    return setup.objective.discriminator_loss(setup.model, params, pairs, rows, penalized)[0]
 
   def joined(params):
     twice = lambda a, b: jnp.concatenate([a, b])
@@ -239,7 +240,7 @@ def wasted_gradient(batch: int) -> list[Forms]:
 
   def loss(d_params, g_params):
     pairs = objective.pairs(model, g_params, rows)
-    return objective.discriminator_loss(model.judge(d_params, rows), pairs, False)[0]
+    return objective.discriminator_loss(model, d_params, pairs, rows, False)[0]
 
   both = jax.grad(loss, argnums=(0, 1))
   args = (state.d_params, state.g_params)

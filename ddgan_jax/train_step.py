@@ -188,7 +188,7 @@ def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, row
 
   def gradient(penalized: bool):
     def of_loss(params):
-      return objective.discriminator_loss(setup.model.judge(params, rows), pairs, penalized)
+      return objective.discriminator_loss(setup.model, params, pairs, rows, penalized)
 
     (loss, parts), grads = jax.value_and_grad(of_loss, has_aux=True)(d_params)
     return grads, {'loss_d': loss, **parts}

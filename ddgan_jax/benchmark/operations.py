@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddgan_jax import models, objectives, train_state, train_step
+from ddgan_jax import train_state, train_step
 from ddgan_jax.config import Config
+from ddgan_jax.models import labels
 
 
 def count(function: Callable, *args: Any) -> int:
@@ -42,16 +43,17 @@ def of_step(config: Config, with_r1: bool) -> float:
 @functools.lru_cache(maxsize=8)
 def of_sample(config: Config) -> float:
   """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
-  generator, _ = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
+  params = train_state.abstract(config, None).ema_params
+  label = labels.for_timing(config.generator)
+  _, schedule = train_state.make_sampler(config, params, label=label)
 
   def evaluate(params, x, t, z):
-    return models.generator_fn(generator, params, schedule)(x, t, z)
+    generator_fn, _ = train_state.make_sampler(config, params, label=label)
+    return generator_fn(x, t, z)
 
   x = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
   t, z = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, config.generator.nz), jnp.float32)
-  evaluations = objectives.make(config).default_steps(schedule.num_timesteps)
-  return evaluations * count(evaluate, train_state.abstract(config, None).g_params, x, t, z)
+  return schedule.num_timesteps * count(evaluate, params, x, t, z)
 
 
 def _of_jaxpr(jaxpr: Any) -> int:

@@ -2,8 +2,8 @@
 
 One joint step, with `rows` of fresh draws in each half:
 
-    pairs = objective.pairs(model, g_params, rows)                                        constants in D's half
-    D minimises objective.discriminator_loss(judge, pairs, penalized),   judge = model.judge(d_params, rows)
+    D minimises objective.discriminator_loss(model, d_params, pairs, rows, penalized), where
+                pairs = objective.pairs(model, g_params, rows) are constants
     G minimises objective.generator_loss(model, g_params, d_params, rows), against the D just updated
 
 Every method is a pure function; what an objective needs of the config it holds as fields.
@@ -23,11 +23,12 @@ import numpy as np
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.objectives import penalties
-from ddgan_jax.objectives.penalties import GradientPenalty, Judge
+from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
 Metrics = dict[str, jax.Array]
+Judge = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class HalfDraws(NamedTuple):
@@ -146,12 +147,15 @@ class Objective(abc.ABC):
     """The real and the fake pairs that D judges."""
     raise NotImplementedError(f'{self.name} has no discriminator')
 
-  def discriminator_loss(self, judge: Judge, pairs: Pairs, penalized: bool) -> tuple[jax.Array, Metrics]:
+  def discriminator_loss(
+      self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:
     """D's loss, a mean over the rows.
 
     Args:
-      judge: D as a function of (x_t, t, x_tp1).
-      pairs: what `pairs` returned, constants.
+      model: for `model.judge`.
+      d_params: what the loss is differentiated by.
+      pairs: what `pairs` returned for these rows, constants.
+      rows: the rows.
       penalized: whether this step has the penalty.
 
     Returns:
@@ -204,5 +208,5 @@ class Objective(abc.ABC):
     return _at_levels(predict, t_long), schedule
 
 
-def _at_levels(predict: Callable, t_long: np.ndarray) -> GeneratorFn:
+def _at_levels(predict: GeneratorFn, t_long: np.ndarray) -> GeneratorFn:
   return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z)

@@ -17,7 +17,6 @@ import jax
 from ddgan_jax import diffusion
 from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.base import Metrics, Model, Objective, Pairs, Params, Rows
-from ddgan_jax.objectives.penalties import Judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +32,12 @@ class Ddgan(Objective):
     x_t_fake = diffusion.sample_posterior(model.schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
     return Pairs(x_t, x_t_fake, draws.t, x_tp1, x_0_pred)
 
-  def discriminator_loss(self, judge: Judge, pairs: Pairs, penalized: bool) -> tuple[jax.Array, Metrics]:
+  def discriminator_loss(
+      self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:
+    judge = model.judge(d_params, rows)
     real_logits, fake_logits, penalty = penalties.penalized_logits(
-        judge, pairs, self.penalty if penalized else penalties.NONE)
+        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        self.penalty if penalized else penalties.NONE)
     loss_real = jax.nn.softplus(-real_logits).mean()
     loss_fake = jax.nn.softplus(fake_logits).mean()
     parts = {

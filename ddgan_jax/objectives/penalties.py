@@ -10,7 +10,6 @@ as in DDGAN (paper, appendix C).
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Callable
 
 import jax
@@ -18,10 +17,6 @@ import jax.numpy as jnp
 
 from ddgan_jax.config import OptimConfig
 
-if typing.TYPE_CHECKING:
-  from ddgan_jax.objectives.base import Pairs
-
-Judge = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 METRICS = ('r1_penalty', 'r2_penalty')  # logged only by steps that have the penalty
 
 
@@ -66,13 +61,13 @@ def r1(optim: OptimConfig) -> GradientPenalty:
 
 
 def penalized_logits(
-    judge: Judge, pairs: Pairs, penalty: GradientPenalty
+    judge: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
   """D's logits and their penalty, from one forward pass.
 
   Args:
-    judge: D as a function of (x_t, t, x_tp1).
-    pairs: what D judges.
+    judge: D as a function of x, [B, H, W, C] → logits [B].
+    real, fake: [B, H, W, C] float32.
     penalty: `NONE` computes no gradient.
 
   Returns:
@@ -80,11 +75,11 @@ def penalized_logits(
     D's loss.
   """
   def score(x):
-    logits = judge(x, pairs.t, pairs.x_tp1)
+    logits = judge(x)
     return logits.sum(), logits  # rows are coupled only through the minibatch stddev
 
   both, parts = [], {}
-  for name, x, penalized in zip(METRICS, (pairs.x_t, pairs.x_t_fake), (penalty.real, penalty.fake), strict=True):
+  for name, x, penalized in zip(METRICS, (real, fake), (penalty.real, penalty.fake), strict=True):
     if penalized:
       gradient, logits = jax.grad(score, has_aux=True)(x)
       parts[name] = 0.5 * penalty.gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
