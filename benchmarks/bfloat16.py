@@ -29,6 +29,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models, sampling, train_state, train_step
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.interop import pytorch
+from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, sharding
 from tests.conftest import generator_config, golden, nhwc, state_dict
 
@@ -59,11 +60,11 @@ def train(config: config_lib.Config, num_steps: int) -> tuple[dict[str, np.ndarr
   """Metrics of each step, and 2,000 samples of the EMA [n, 8, 8, 1] uint8."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   state = jax.jit(lambda: train_state.create(config))()
-  steps = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in train_step.variants(config.optim, 0)}
+  steps = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in penalties.r1(config.optim).variants(0)}
   source = sources.load_source(config.data)
   log = []
   for i, batch in enumerate(pipeline.batches(source, config.data, config.seed, 0, num_steps, 0, 1)):
-    state, metrics = steps[train_step.has_r1(config.optim, i)](state, batch['image'])
+    state, metrics = steps[penalties.r1(config.optim).is_due(i)](state, batch['image'])
     log.append(metrics)
   log = jax.device_get(log)
   schedule = diffusion.make_schedule(**vars(config.diffusion))

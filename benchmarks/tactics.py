@@ -27,10 +27,10 @@ import optax
 
 from configs import cifar10
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, models, sampling, train_state, train_step
+from ddgan_jax import diffusion, models, objectives, sampling, train_state, train_step
 from ddgan_jax.benchmark import timing
 from ddgan_jax.models import blocks, convolution, resample
-from ddgan_jax.objectives import losses
+from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, sharding
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
@@ -200,14 +200,17 @@ def layout(batch: int) -> list[Forms]:
 def d_half(batch: int) -> list[Forms]:
   """D's gradient: real and fake images in two calls or one; R1 by itself or sharing D's forward pass."""
   config = small_config(batch)
-  _, discriminator = train_state.make_networks(config)
+  setup = train_step.make_setup(config)
+  discriminator = setup.model.discriminator
   x_t, fake, x_tp1 = (normal(i, batch, 32, 32, 3) for i in range(3))
   t = jnp.arange(batch) % 4
   params = jax.jit(lambda: discriminator.init(jax.random.key(0), x_t, t, x_tp1)['params'])()
   gamma = config.optim.r1_gamma
+  pairs = objectives.Pairs(x_t, fake, t, x_tp1, x_0_pred=fake)
+  rows = objectives.Rows(x_t, setup.draws(jax.random.key(3), x_t.shape).d, jnp.arange(batch), None, jnp.int32(0))
 
-  def loss(r1_gamma, params):
-    return losses.discriminator_loss(params, discriminator, x_t, fake, t, x_tp1, r1_gamma)[0]
+  def loss(penalized, params):
+    return setup.objective.discriminator_loss(setup.model, params, pairs, rows, penalized)[0]
 
   def joined(params):
     twice = lambda a, b: jnp.concatenate([a, b])
@@ -219,26 +222,26 @@ def d_half(batch: int) -> list[Forms]:
     gradient = jax.grad(lambda x: discriminator.apply({'params': params}, x, t, x_tp1).sum())(x_t)
     return 0.5 * gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
 
-  plain = jax.grad(functools.partial(loss, None))
+  plain = jax.grad(functools.partial(loss, False))
   apart = lambda params: jax.tree.map(jnp.add, plain(params), jax.grad(penalty)(params))
   return [
       {'real and fake in two calls': (plain, (params,)), 'in one': (jax.grad(joined), (params,))},
       {'R1 apart': (apart, (params,)),
-       'R1 shares the forward pass': (jax.grad(functools.partial(loss, gamma)), (params,))}]
+       'R1 shares the forward pass': (jax.grad(functools.partial(loss, True)), (params,))}]
 
 
 def wasted_gradient(batch: int) -> list[Forms]:
   """D's half with the gradient for G that the original computes and throws away, and without."""
   config = small_config(batch)
-  generator, discriminator = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
+  setup = train_step.make_setup(config)
+  objective, model = setup.objective, setup.model
   state = jax.jit(lambda: train_state.create(config))()
-  draws = train_step.make_draws(jax.random.key(0), (batch, 32, 32, 3), 4, config.generator.nz).d
-  x_0 = normal(0, batch, 32, 32, 3)
+  draws = setup.draws(jax.random.key(0), (batch, 32, 32, 3)).d
+  rows = objectives.Rows(normal(0, batch, 32, 32, 3), draws, jnp.arange(batch), None, jnp.int32(0))
 
   def loss(d_params, g_params):
-    x_t, x_tp1, fake = losses.real_and_fake(g_params, generator, schedule, x_0, draws, jnp.arange(batch))
-    return losses.discriminator_loss(d_params, discriminator, x_t, fake, draws.t, x_tp1, None)[0]
+    pairs = objective.pairs(model, g_params, rows)
+    return objective.discriminator_loss(model, d_params, pairs, rows, False)[0]
 
   both = jax.grad(loss, argnums=(0, 1))
   args = (state.d_params, state.g_params)
@@ -319,7 +322,7 @@ def calls(batch: int) -> list[Forms]:
   def one_by_one(state, images):
     state = copy(state)
     for i in range(10):
-      state, metrics = step_fns[train_step.has_r1(config.optim, i)](state, images[i])
+      state, metrics = step_fns[penalties.r1(config.optim).is_due(i)](state, images[i])
     return metrics['loss_g']
 
   return [{'one step a call': (one_by_one, (state, list(images))),

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddgan_jax import diffusion, models
-from ddgan_jax.config import Config, ConfigError, OptimConfig
+from ddgan_jax import diffusion, models, objectives
+from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import initializers, labels
+from ddgan_jax.objectives.base import Params
 from ddgan_jax.parallel import sharding as sharding_lib
 from ddgan_jax.sampling import GeneratorFn
-
-Params = Any
 
 
 @flax.struct.dataclass
@@ -28,7 +27,7 @@ class TrainState:
   Attributes:
     step: int32 scalar, joint steps done so far.
     rng: typed PRNG key, the root of all draws; never changes: step s uses fold_in(rng, s).
-    g_params, d_params: float32 parameters of G and D; without a D (method `gaussian`) an empty dict.
+    g_params, d_params: float32 parameters of G and D; without a D an empty dict.
     ema_params: exponential moving average of g_params, which samples and metrics use.
     g_opt_state, d_opt_state: optax Adam states.
   """
@@ -45,13 +44,13 @@ class TrainState:
 def make_networks(
     config: Config
 ) -> tuple[models.Generator | models.MlpGenerator, models.Discriminator | models.MlpDiscriminator | None]:
-  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`; method `gaussian` has no D."""
+  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`; D is None if the objective has none."""
   dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
   if config.generator.kind == 'mlp':
     generator = models.MlpGenerator(config.generator, dtype)
   else:
     generator = models.Generator(config.generator, dtype, remat)
-  if config.method == 'gaussian':
+  if not objectives.make(config).has_discriminator:
     discriminator = None
   elif config.discriminator.kind == 'mlp':
     discriminator = models.MlpDiscriminator(config.discriminator, dtype)
@@ -61,23 +60,19 @@ def make_networks(
 
 
 def make_schedule(config: Config) -> diffusion.Schedule:
-  """The tables of a run: of `config.diffusion`, without a posterior where G gives x_t itself."""
-  schedule = diffusion.make_schedule(**vars(config.diffusion))
-  return diffusion.without_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
+  """The tables of a run's training levels, as its objective needs them."""
+  return objectives.make(config).make_schedule(config)
 
 
 def make_sampler(
     config: Config, params: Params, num_timesteps: int | None = None, label: int | np.ndarray | jax.Array | None = None
 ) -> tuple[GeneratorFn, diffusion.Schedule]:
-  """What `sampling.sample` needs to sample from a run, whatever its method.
-
-  `augmented_gan` samples in one step from pure noise. `gaussian` gives its G z = 0 and clips x_0_pred to where the data
-  lie, as Ho et al. (2020) do, and may be sampled in fewer steps than it was trained with: `diffusion.respaced`.
+  """What `sampling.sample` needs to sample from a run, by `Objective.make_sampler`.
 
   Args:
     config: the run.
     params: G's parameters, such as the EMA.
-    num_timesteps: steps to sample in; by default those of the run.
+    num_timesteps: steps to sample in; by default those of the objective.
     label: of a conditional run: what to sample, one label for all images or [B] int32, one each; by default no label,
       which samples them all, unless `generator.label_dropout=0` trained the run with labels only: `generator_fn` then
       raises ConfigError.
@@ -97,21 +92,7 @@ def make_sampler(
   else:
     labels.check_asked(label, config.generator)
     predict = _of_label(generator, params, schedule, jnp.asarray(label, jnp.int32))
-  trained, gaussian = schedule.num_timesteps, config.method == 'gaussian'
-  natural = 1 if config.method == 'augmented_gan' else trained
-  num_timesteps = natural if num_timesteps is None else num_timesteps
-  if num_timesteps != natural and not gaussian:
-    raise ConfigError(
-        f'num_timesteps: found {num_timesteps}, but a run with method={config.method!r} samples in the {natural} that '
-        "it was trained for; only method='gaussian' leaves a choice")
-  if num_timesteps < 1 or trained % num_timesteps:
-    raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
-  if gaussian:
-    predict = _without_latent(predict, config.data.bound)
-  if num_timesteps != trained:
-    schedule, t_long = diffusion.respaced(schedule, num_timesteps)
-    predict = _at_levels(predict, t_long)
-  return predict, schedule
+  return objectives.make(config).make_sampler(predict, schedule, num_timesteps)
 
 
 def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: jax.Array) -> GeneratorFn:
@@ -122,14 +103,6 @@ def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: ja
 def _without_label(config: Config) -> GeneratorFn:
   """Refuses when it is called, because a run may be loaded before it is known what to sample."""
   return lambda x_tp1, t, z: labels.check_asked(None, config.generator)
-
-
-def _without_latent(predict: GeneratorFn, bound: float) -> GeneratorFn:
-  return lambda x_tp1, t, z: jnp.clip(predict(x_tp1, t, jnp.zeros_like(z)), -bound, bound)
-
-
-def _at_levels(predict: GeneratorFn, t_long: np.ndarray) -> GeneratorFn:
-  return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z)
 
 
 def make_optimizers(
@@ -176,8 +149,7 @@ def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
   """Parameters of G and D, and the root of a run's draws."""
   generator, discriminator = make_networks(config)
   g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
-  data = config.data
-  x = jnp.zeros((1, data.image_size, data.image_size, data.num_channels))
+  x = jnp.zeros((1, config.generator.image_size, config.generator.image_size, config.generator.num_channels))
   t = jnp.ones((1,), jnp.int32)
   z = jnp.zeros((1, config.generator.nz))
   g_params = initializers.draw(g_key, lambda key: generator.init(key, x, t, z))['params']

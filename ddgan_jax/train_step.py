@@ -1,13 +1,11 @@
-"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2), and its two relatives.
+"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2), for any objective.
 
-- `gaussian`: no D; G's loss is the L2 distance of Gaussian diffusion (`losses.gaussian_loss`), the rest is the same.
-- `augmented_gan`: G makes x_0 from pure noise, and D sees real and generated images diffused to a random level.
-
-Pure: every random number is an argument, made by `make_draws` from one key.
+Pure: every random number is an argument, made by `make_draws` from one key, and all that is not an array is in `Setup`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,11 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import diffusion, models, train_state
+from ddgan_jax import objectives, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
-from ddgan_jax.objectives import losses
-from ddgan_jax.objectives.losses import HalfDraws, Metrics
+from ddgan_jax.objectives import penalties
+from ddgan_jax.objectives.base import HalfDraws, Metrics, Model, Objective, Rows
+from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.train_state import TrainState
 
@@ -34,7 +33,12 @@ class Draws(NamedTuple):
 
 
 def make_draws(
-    key: jax.Array, shape: tuple[int, int, int, int], num_timesteps: int, latent_dim: int, label_dropout: float = 0.0
+    key: jax.Array,
+    shape: tuple[int, int, int, int],
+    num_timesteps: int,
+    latent_dim: int,
+    label_dropout: float = 0.0,
+    extra_noise: int = 0,
 ) -> Draws:
   """Draws everything that a step needs.
 
@@ -43,12 +47,14 @@ def make_draws(
     shape: (B, H, W, C) of the global batch.
     num_timesteps: T.
     latent_dim: nz.
-    label_dropout: probability that a row's label is withheld, in either half by itself.
+    label_dropout: probability that a row's label is dropped, in either half by itself.
+    extra_noise: n of `HalfDraws.extra_noise`.
   """
 
   def half(key):
-    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *label_key = jax.random.split(
-        key, 7 if label_dropout else 6)
+    # One key for each kind of number; the optional ones come last, so that they change none of the others.
+    count = 6 + bool(label_dropout) + bool(extra_noise)
+    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
     return HalfDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
@@ -56,11 +62,47 @@ def make_draws(
         z=jax.random.normal(z_key, (shape[0], latent_dim)),
         posterior_noise=jax.random.normal(posterior_key, shape),
         dropout_key=dropout_key,
-        keep_label=jax.random.bernoulli(label_key[0], 1 - label_dropout, shape[:1]) if label_dropout else None,
+        keep_label=jax.random.bernoulli(others[0], 1 - label_dropout, shape[:1]) if label_dropout else None,
+        extra_noise=jax.random.normal(others[-1], (shape[0], extra_noise, *shape[1:])) if extra_noise else None,
     )
 
   d_key, g_key = jax.random.split(key)
   return Draws(d=half(d_key), g=half(g_key))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a step is made of, besides arrays.
+
+  Attributes:
+    objective: the losses, the penalty and the pairs.
+    model: the networks and the diffusion process.
+    optim: settings of Adam and the EMA.
+    num_steps: length of the cosine learning-rate schedules.
+    mesh: the devices that share the rows; None leaves the arrays where they are.
+    accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
+  """
+
+  objective: Objective
+  model: Model
+  optim: OptimConfig
+  num_steps: int
+  mesh: Mesh | None = None
+  accumulation: int = 1
+
+  def draws(self, key: jax.Array, shape: tuple[int, int, int, int]) -> Draws:
+    """`make_draws` for a global batch of this shape."""
+    generator = self.model.generator.config
+    return make_draws(
+        key, shape, self.model.schedule.num_timesteps, generator.nz,
+        generator.label_dropout if generator.num_classes else 0.0, self.objective.extra_noise)
+
+
+def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:
+  """The setup of a run."""
+  model = Model(*train_state.make_networks(config), train_state.make_schedule(config))
+  return Setup(
+      objectives.make(config), model, config.optim, config.train.num_steps, mesh, config.parallel.accumulation)
 
 
 def train_step(
@@ -69,92 +111,52 @@ def train_step(
     draws: Draws,
     label: jax.Array | None = None,
     *,
-    generator: models.Generator,
-    discriminator: models.Discriminator | None,
-    schedule: diffusion.Schedule,
-    optim: OptimConfig,
-    num_steps: int,
+    setup: Setup,
     with_r1: bool | jax.Array,
-    augmented: bool = False,
-    mesh: Mesh | None = None,
-    accumulation: int = 1,
 ) -> tuple[TrainState, Metrics]:
   """One joint step: updates D against the present G, then G against the new D, then the EMA.
 
-  Without a D it is a step of Gaussian diffusion: G by `losses.gaussian_loss`, then the EMA.
+  Without a D it updates only G and the EMA.
 
   Both gradients are means over the rows of the batch, so it makes no difference beyond rounding how the rows are cut,
-  if every cut is at the border of a group of the minibatch stddev: over the devices of `mesh`, and on each device into
-  `accumulation` microbatches. Either update uses its gradient over the whole batch.
+  if every cut is at the border of a group of the minibatch stddev: over the devices of `setup.mesh`, and on each device
+  into `setup.accumulation` microbatches. Either update uses its gradient over the whole batch.
 
   Args:
     state: the state at step s.
     x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
     draws: all random numbers of the step.
     label: [B] int32 of a conditional run; None of any other.
-    generator, discriminator, schedule: the networks and the diffusion process; discriminator None for `gaussian`.
-    optim: optimizer settings; `lazy_reg` is not read here, the caller chooses `with_r1`.
-    num_steps: length of the cosine learning-rate schedules.
-    with_r1: add the R1 penalty; as a bool each value is a compiled program of its own, as an array (bool scalar) one
-      program holds both, and `r1_penalty` is 0 without R1.
-    augmented: method `augmented_gan`.
-    mesh: the devices that share the rows; None leaves the arrays where they are.
-    accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
+    setup: the objective, the networks, the optimizers' settings and how the rows are cut.
+    with_r1: add the objective's penalty on D, whether it is due or not; as a bool each value is a compiled program of
+      its own, as an array (bool scalar) one program holds both, and the penalty's metrics are 0 without it.
 
   Returns:
-    The state at step s + 1 and float32 scalars: `loss_d` (and `_real`, `_fake`), `loss_g`, `r1_penalty` (only with
-    R1), `logits_real`, `logits_fake`, `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`; without a D only those of G.
+    The state at step s + 1 and float32 scalars: `loss_d`, `loss_g` and what the objective returns beside them,
+    `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`; without a D only those of G.
   """
-  g_optimizer, d_optimizer = train_state.make_optimizers(optim, num_steps)
-  make_pairs = losses.augmented_real_and_fake if augmented else losses.real_and_fake
-
-  def d_gradient(d_params, g_params, rows):
-    # The fakes are made outside of the differentiated function: no gradient reaches G.
-    x_0, draws, places, label, r1_now = rows
-    x_t, x_tp1, x_t_fake = make_pairs(g_params, generator, schedule, x_0, draws, places, label)
-
-    def of_loss(r1_gamma):
-      (loss, parts), gradient = jax.value_and_grad(losses.discriminator_loss, has_aux=True)(
-          d_params, discriminator, x_t, x_t_fake, draws.t, x_tp1, r1_gamma, label)
-      return gradient, {'loss_d': loss, **parts}
-
-    def of_loss_without():
-      gradient, parts = of_loss(None)
-      return gradient, {'r1_penalty': jnp.zeros(()), **parts}
-
-    if isinstance(with_r1, bool):
-      return of_loss(optim.r1_gamma if with_r1 else None)
-    return jax.lax.cond(r1_now, lambda: of_loss(optim.r1_gamma), of_loss_without)
-
-  def g_gradient(g_params, d_params, rows):
-    if discriminator is None:
-      loss, gradient = jax.value_and_grad(losses.gaussian_loss)(g_params, generator, schedule, *rows)
-    else:
-      loss, gradient = jax.value_and_grad(losses.generator_loss)(
-          g_params, d_params, generator, discriminator, schedule, *rows, augmented)
-    return gradient, {'loss_g': loss}
-
-  def mean_gradient(function, params, others, rows):
-    with jax.named_scope(function.__name__):  # so that profiles and collectives tell whose they are
-      function = functools.partial(_mean_over_microbatches, function, accumulation)
-      return (function if mesh is None else sharding.mean_gradient(function, mesh))(params, others, rows)
-
-  def rows_of(half):
-    withheld = label is not None and half.keep_label is not None
-    return x_0, half, places, jnp.where(half.keep_label, label, labels.NONE) if withheld else label
-
+  optim = setup.optim
+  g_optimizer, d_optimizer = train_state.make_optimizers(optim, setup.num_steps)
   places = jnp.arange(x_0.shape[0])
+
+  def rows_of(half: HalfDraws) -> Rows:
+    dropped = label is not None and half.keep_label is not None
+    kept = jnp.where(half.keep_label, label, labels.NONE) if dropped else label
+    return Rows(x_0, half, places, kept, state.step)
+
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
-  if discriminator is not None:
-    rows = (*rows_of(draws.d), jnp.asarray(with_r1))
-    d_grads, d_metrics = mean_gradient(d_gradient, d_params, state.g_params, rows)
+  if setup.objective.has_discriminator:
+    d_grads, d_metrics = _mean_gradient(
+        'd_gradient', functools.partial(_d_gradient, setup, with_r1), setup, d_params, state.g_params,
+        (rows_of(draws.d), jnp.asarray(with_r1)))
     d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
     d_params = optax.apply_updates(d_params, d_updates)
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
-    d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, num_steps)(state.step)
+    d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, setup.num_steps)(state.step)
 
   # G, with fresh draws on the same images, against the D that was just updated.
-  g_grads, g_metrics = mean_gradient(g_gradient, state.g_params, d_params, rows_of(draws.g))
+  g_grads, g_metrics = _mean_gradient(
+      'g_gradient', functools.partial(_g_gradient, setup), setup, state.g_params, d_params, rows_of(draws.g))
   g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
   g_params = optax.apply_updates(state.g_params, g_updates)
 
@@ -165,7 +167,7 @@ def train_step(
       **d_metrics,
       **g_metrics,
       'grad_norm_g': optax.tree.norm(g_grads),
-      'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, num_steps)(state.step),
+      'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, setup.num_steps)(state.step),
   }
   state = state.replace(
       step=state.step + 1,
@@ -176,6 +178,46 @@ def train_step(
       d_opt_state=d_opt_state,
   )
   return state, metrics
+
+
+def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, rows_and_r1):
+  """The gradient of D's loss, and metrics; `with_r1` says whether it is known, `rows_and_r1` has it as an array."""
+  rows, r1_now = rows_and_r1
+  objective = setup.objective
+  # The fakes are made outside of the differentiated function: no gradient reaches G.
+  pairs = objective.pairs(setup.model, g_params, rows)
+
+  def gradient(penalized: bool):
+    def of_loss(params):
+      return objective.discriminator_loss(setup.model, params, pairs, rows, penalized)
+
+    (loss, parts), grads = jax.value_and_grad(of_loss, has_aux=True)(d_params)
+    return grads, {'loss_d': loss, **parts}
+
+  def without():
+    grads, parts = gradient(False)
+    return grads, {**dict.fromkeys(objective.penalty.names, jnp.zeros(())), **parts}
+
+  if isinstance(with_r1, bool):
+    return gradient(with_r1)
+  return jax.lax.cond(r1_now, lambda: gradient(True), without)
+
+
+def _g_gradient(setup: Setup, g_params, d_params, rows: Rows):
+  """The gradient of G's loss, and metrics."""
+  def of_loss(params):
+    return setup.objective.generator_loss(setup.model, params, d_params, rows)
+
+  (loss, parts), grads = jax.value_and_grad(of_loss, has_aux=True)(g_params)
+  return grads, {'loss_g': loss, **parts}
+
+
+def _mean_gradient(name: str, function: Callable, setup: Setup, params, others, rows):
+  """`function(params, others, rows)`, a tree of means over the rows, over all devices and microbatches."""
+  with jax.named_scope(name):  # so that profiles and collectives tell whose they are
+    function = functools.partial(_mean_over_microbatches, function, setup.accumulation)
+    mapped = function if setup.mesh is None else sharding.mean_gradient(function, setup.mesh)
+    return mapped(params, others, rows)
 
 
 def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -197,49 +239,37 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
   drawn for the global batch: a run does not depend on the number of devices. Not to be called inside another jit
   (`compilation.jit`); `train_step` may be.
   """
-  step = _step_of_run(config, mesh)
-  return _jit(lambda state, *batch: step(state, with_r1, *batch), config, mesh, stacked=False)
+  setup = make_setup(config, mesh)
+  return _jit(lambda state, *batch: _step_of_run(setup, state, with_r1, *batch), config, mesh, stacked=False)
 
 
 def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
   """The same for K = `train.steps_per_call` steps in one program: (state, *inputs [K, B, ...]) → (state, metrics [K]).
 
-  R1 is in the steps that `has_r1` says; those are counted by state.step, wherever a call begins.
+  The penalty is in the steps for which it is due; those are counted by state.step, wherever a call begins.
   """
-  step = _step_of_run(config, mesh)
-  optim = config.optim
+  setup = make_setup(config, mesh)
 
   def one(state, batch):
-    lazy = optim.r1_gamma > 0 and optim.lazy_reg > 1
-    return step(state, state.step % optim.lazy_reg == 0 if lazy else has_r1(optim, 0), *batch)
+    return _step_of_run(setup, state, setup.objective.penalty.is_due(state.step), *batch)
 
   return _jit(lambda state, *batches: jax.lax.scan(one, state, batches), config, mesh, stacked=True)
 
 
-def by_step(metrics: Metrics, last: int, optim: OptimConfig) -> list[tuple[int, Metrics]]:
+def by_step(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple[int, Metrics]]:
   """What `make_steps_fn` gave, on the host, as (number after the step, its metrics) of each step up to `last`."""
   count = len(next(iter(metrics.values())))
   steps = range(last - count + 1, last + 1)
   return [
       (step, {name: values[i] for name, values in metrics.items()
-              if name != 'r1_penalty' or has_r1(optim, step - 1)}) for i, step in enumerate(steps)]
+              if name not in penalties.METRICS or penalty.is_due(step - 1)}) for i, step in enumerate(steps)]
 
 
-def _step_of_run(config: Config, mesh: Mesh) -> Callable:
-  generator, discriminator = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
-
-  label_dropout = config.generator.label_dropout if config.generator.num_classes else 0.0
-
-  def step(state: TrainState, with_r1: bool | jax.Array, x_0: jax.Array, label: jax.Array | None = None):
-    key = jax.random.fold_in(state.rng, state.step)
-    draws = make_draws(key, x_0.shape, schedule.num_timesteps, config.generator.nz, label_dropout)
-    return train_step(
-        state, x_0, sharding.constrain_rows(draws, mesh), label, generator=generator, discriminator=discriminator,
-        schedule=schedule, optim=config.optim, num_steps=config.train.num_steps, with_r1=with_r1,
-        augmented=config.method == 'augmented_gan', mesh=mesh, accumulation=config.parallel.accumulation)
-
-  return step
+def _step_of_run(
+    setup: Setup, state: TrainState, with_r1: bool | jax.Array, x_0: jax.Array, label: jax.Array | None = None
+) -> tuple[TrainState, Metrics]:
+  draws = setup.draws(jax.random.fold_in(state.rng, state.step), x_0.shape)
+  return train_step(state, x_0, sharding.constrain_rows(draws, setup.mesh), label, setup=setup, with_r1=with_r1)
 
 
 def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:
@@ -248,17 +278,6 @@ def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Calla
   return compilation.jit(
       function, mesh.devices.flat[0].platform, in_shardings=(state, *rows),
       out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)
-
-
-def has_r1(optim: OptimConfig, step: int) -> bool:
-  """Whether the step that starts from state.step == `step` carries the R1 penalty; step 0 does."""
-  return optim.r1_gamma > 0 and step % optim.lazy_reg == 0
-
-
-def variants(optim: OptimConfig, step: int) -> tuple[bool, ...]:
-  """The values of `with_r1` that a run needs from `step` on, the one of `step` itself first."""
-  first = has_r1(optim, step)
-  return (first,) if optim.r1_gamma == 0 or optim.lazy_reg == 1 else (first, not first)
 
 
 def _mean_over_microbatches(function, count: int, params, others, rows):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddgan_jax import diffusion, models, train_state, train_step
+from ddgan_jax import diffusion, models, objectives, train_state, train_step
 from ddgan_jax.config import DiscriminatorConfig, OptimConfig
 from ddgan_jax.interop import pytorch
+from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation
 from tests.conftest import generator_config, golden, nhwc, state_dict
 
@@ -30,10 +31,11 @@ class GoldenSteps:
         ema_decay=options['ema_decay'], r1_gamma=options['r1_gamma'], lazy_reg=options['lazy_reg'])
     schedule = diffusion.make_schedule(
         options['num_timesteps'], beta_min=options['beta_min'], beta_max=options['beta_max'])
-    self._step = compilation.jit(functools.partial(
-        train_step.train_step, generator=models.Generator(self.g_config, remat=remat),
-        discriminator=models.Discriminator(self.d_config, remat=remat), schedule=schedule, optim=self.optim,
-        num_steps=FOREVER, accumulation=accumulation), static_argnames='with_r1')
+    model = objectives.Model(
+        models.Generator(self.g_config, remat=remat), models.Discriminator(self.d_config, remat=remat), schedule)
+    setup = train_step.Setup(
+        objectives.Ddgan(penalties.r1(self.optim)), model, self.optim, FOREVER, accumulation=accumulation)
+    self._step = compilation.jit(functools.partial(train_step.train_step, setup=setup), static_argnames='with_r1')
     # The original groups strided rows for the minibatch stddev, this project neighbouring ones.
     self._order = np.arange(options['batch']).reshape(4, -1).T.ravel()
 
@@ -57,7 +59,7 @@ class GoldenSteps:
             z=get(f'{half}_z'), posterior_noise=get(f'{half}_noise_posterior'), dropout_key=jax.random.key(0))
         for half in 'dg'}
     return self._step(
-        state, get('x_0'), train_step.Draws(**halves), with_r1=train_step.has_r1(self.optim, int(state.step)))
+        state, get('x_0'), train_step.Draws(**halves), with_r1=penalties.r1(self.optim).is_due(int(state.step)))
 
   def check_losses(self, metrics, i):
     for name in ('loss_d_real', 'loss_d_fake', 'loss_g', 'r1_penalty'):

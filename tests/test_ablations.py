@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, models, sampling, train_state, train_step
+from ddgan_jax import diffusion, models, objectives, sampling, train_state, train_step
 from ddgan_jax.config import ConfigError
 from ddgan_jax.interop import pytorch
-from ddgan_jax.objectives import losses
 from ddgan_jax.parallel import sharding
 from tests.conftest import tiny_config_dict
 
@@ -110,11 +109,10 @@ def test_gaussian_loss_is_the_l2_distance(prediction):
   params = state_of(config).g_params
   draws = train_step.make_draws(jax.random.key(1), (BATCH, 1, 1, 2), 1000, 3)
   x_0 = np.tanh(*normal((BATCH, 1, 1, 2)))
-  generator, discriminator = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
-  assert discriminator is None
-  loss = jax.jit(lambda params: losses.gaussian_loss(
-      params, generator, schedule, x_0, draws.g, np.arange(BATCH)))(params)
+  setup = train_step.make_setup(config)
+  assert setup.model.discriminator is None
+  rows = objectives.Rows(x_0, draws.g, np.arange(BATCH), None, np.int32(0))
+  loss, _ = jax.jit(lambda params: setup.objective.generator_loss(setup.model, params, {}, rows))(params)
   s = 1e-3 + (1 - 1e-3) * (np.asarray(draws.g.t)[:, None, None, None] + 1) / 1000
   # METHOD: variance 1 - exp(-s² (20 - 0.1) / 2 - 0.1 s), relative to that at the beginning of the grid, 1e-3.
   alpha_bar = np.exp(-(s**2 - 1e-6) * 19.9 / 2 - 0.1 * (s - 1e-3))
@@ -236,7 +234,8 @@ def test_augmentation_diffuses_what_comes_from_noise():
   """D gets G(noise) and x_0, both at level t, and zeros for x_{t+1}; G is asked at the last level."""
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
-  draws = losses.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None)
+  rows = objectives.Rows(
+      x_0, objectives.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
   seen = []
 
   def generate(params, x_tp1, t, z):
@@ -249,9 +248,9 @@ def test_augmentation_diffuses_what_comes_from_noise():
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
+  model = objectives.Model(generator, types.SimpleNamespace(apply=judge), schedule)
   with jax.disable_jit():  # so that the arguments can be looked at
-    loss = losses.generator_loss(
-        None, None, generator, types.SimpleNamespace(apply=judge), schedule, x_0, draws, np.arange(3), augmented=True)
+    loss, _ = objectives.AugmentedGan().generator_loss(model, None, None, rows)
   assert float(loss) == pytest.approx(np.log(2))
   (x_t_fake, levels, x_tp1), = seen
   np.testing.assert_array_equal(x_tp1, np.zeros_like(x_0))

@@ -176,16 +176,12 @@ def moved_rows(tables, before):
     conditional(), conditional('gaussian'), conditional('augmented_gan')], ids=lambda config: config.method)
 def test_only_the_labels_told_learn(config):
   """A step moves the rows of the labels in the batch that are not withheld, and the last row for the others."""
-  generator, discriminator = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
   draws = train_step.make_draws(jax.random.key(0), (16, 1, 1, 2), 4, 3)
   x_0, _ = points(config)
   label = np.array([3, 7] * 8, np.int32)
   sevens = train_step.Draws(*(half._replace(keep_label=jnp.asarray(label == 7)) for half in draws))
   before = state_of(config)
-  run = jax.jit(functools.partial(
-      train_step.train_step, generator=generator, discriminator=discriminator, schedule=schedule, optim=config.optim,
-      num_steps=10, with_r1=False, augmented=config.method == 'augmented_gan'))
+  run = jax.jit(functools.partial(train_step.train_step, setup=train_step.make_setup(config), with_r1=False))
   for given, expected in ((draws, [3, 7]), (sevens, [7, 25])):
     after, _ = run(before, x_0, given, label)
     for name in ('g_params', 'd_params')[:1 if config.method == 'gaussian' else 2]:

@@ -11,6 +11,7 @@ import pytest
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state, train_step
 from ddgan_jax.data import pipeline
+from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import sharding
 from tests.test_main import interrupt, restored_state, run
 
@@ -47,7 +48,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (False, True)}
   state, expected = create(), []
   for i, x_0 in enumerate(images):
-    state, metrics = step_fns[train_step.has_r1(config.optim, i)](state, x_0)
+    state, metrics = step_fns[penalties.r1(config.optim).is_due(i)](state, x_0)
     expected.append(jax.device_get(metrics))
   params = jax.device_get(state.ema_params)
 
@@ -55,7 +56,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   state, found = create(), []
   for call in range(2):
     state, metrics = steps_fn(state, images[3 * call:3 * call + 3])
-    found += train_step.by_step(jax.device_get(metrics), 3 * call + 3, config.optim)
+    found += train_step.by_step(jax.device_get(metrics), 3 * call + 3, penalties.r1(config.optim))
   assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6] and int(state.step) == 6
   for (_, metrics), other in zip(found, expected, strict=True):
     assert metrics.keys() == other.keys()

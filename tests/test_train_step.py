@@ -10,6 +10,7 @@ import pytest
 from ddgan_jax import train_state, train_step
 from ddgan_jax.config import OptimConfig
 from ddgan_jax.interop import pytorch
+from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import sharding
 from tests.golden_steps import GoldenSteps
 
@@ -85,12 +86,12 @@ def test_draws_cover_every_level_and_share_nothing():
 
 
 def test_r1_is_lazy():
-  optim = OptimConfig(r1_gamma=1.0, lazy_reg=3)
-  assert [train_step.has_r1(optim, s) for s in range(7)] == [True, False, False, True, False, False, True]
-  assert not train_step.has_r1(dataclasses.replace(optim, r1_gamma=0.0), 0)
-  assert train_step.variants(optim, 0) == (True, False) and train_step.variants(optim, 4) == (False, True)
-  assert train_step.variants(dataclasses.replace(optim, r1_gamma=0.0), 0) == (False,)
-  assert train_step.variants(dataclasses.replace(optim, lazy_reg=1), 4) == (True,)
+  lazy = penalties.r1(OptimConfig(r1_gamma=1.0, lazy_reg=3))
+  assert [lazy.is_due(s) for s in range(7)] == [True, False, False, True, False, False, True]
+  assert lazy.variants(0) == (True, False) and lazy.variants(4) == (False, True)
+  none = penalties.r1(OptimConfig(r1_gamma=0.0, lazy_reg=3))
+  assert not none.is_due(0) and none.variants(0) == (False,)
+  assert penalties.r1(OptimConfig(r1_gamma=1.0, lazy_reg=1)).variants(4) == (True,)
 
 
 def test_cosine_learning_rate():

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ddgan_jax import models, train_state, train_step
+from ddgan_jax import train_state, train_step
 from ddgan_jax.config import Config
+from ddgan_jax.models import labels
 
 
 def count(function: Callable, *args: Any) -> int:
@@ -29,15 +30,11 @@ def count(function: Callable, *args: Any) -> int:
 def of_step(config: Config, with_r1: bool) -> float:
   """Operations per image of a training step: what the method asks for, without the work that `remat` repeats."""
   config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, remat=False, accumulation=1))
-  generator, discriminator = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
+  setup = train_step.make_setup(config)
   rows = config.discriminator.stddev_group
 
   def step(state, x_0):
-    draws = train_step.make_draws(state.rng, x_0.shape, schedule.num_timesteps, config.generator.nz)
-    return train_step.train_step(
-        state, x_0, draws, generator=generator, discriminator=discriminator, schedule=schedule, optim=config.optim,
-        num_steps=config.train.num_steps, with_r1=with_r1, augmented=config.method == 'augmented_gan')
+    return train_step.train_step(state, x_0, setup.draws(state.rng, x_0.shape), setup=setup, with_r1=with_r1)
 
   x_0 = jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.float32)
   return count(step, train_state.abstract(config, None), x_0) / rows
@@ -45,17 +42,18 @@ def of_step(config: Config, with_r1: bool) -> float:
 
 @functools.lru_cache(maxsize=8)
 def of_sample(config: Config) -> float:
-  """Operations per image of sampling: T evaluations of G."""
-  generator, _ = train_state.make_networks(config)
-  schedule = train_state.make_schedule(config)
+  """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
+  params = train_state.abstract(config, None).ema_params
+  label = labels.for_timing(config.generator)
+  _, schedule = train_state.make_sampler(config, params, label=label)
 
   def evaluate(params, x, t, z):
-    return models.generator_fn(generator, params, schedule)(x, t, z)
+    generator_fn, _ = train_state.make_sampler(config, params, label=label)
+    return generator_fn(x, t, z)
 
   x = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)
   t, z = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, config.generator.nz), jnp.float32)
-  evaluations = 1 if config.method == 'augmented_gan' else schedule.num_timesteps
-  return evaluations * count(evaluate, train_state.abstract(config, None).g_params, x, t, z)
+  return schedule.num_timesteps * count(evaluate, params, x, t, z)
 
 
 def _of_jaxpr(jaxpr: Any) -> int:

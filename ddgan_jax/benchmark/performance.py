@@ -55,13 +55,13 @@ class Programs(StepPrograms):
 
   @property
   def steps(self) -> tuple[str, ...]:
-    """Names of the training programs."""
+    """Names of the training programs: `plain` and `r1`, or one of them; or `call`, of `train.steps_per_call` steps."""
     return tuple(sorted(self.names()))
 
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    return 1 / self.optim.lazy_reg if self.optim.r1_gamma else 0.0
+    return 1 / self.penalty.every if self.penalty.gamma else 0.0
 
   def __getitem__(self, name: str) -> Program:
     self.start([name])

@@ -22,6 +22,14 @@ FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
 ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
 
+# The methods, each with what its G may predict and why nothing else. Everything else about a method is in `objectives`;
+# this table is here because a config is checked when it is made, and imports run downward only.
+PREDICTIONS = {
+    'ddgan': (('x_0', 'noise', 'x_t'), ''),
+    'gaussian': (('x_0', 'noise'), 'a Gaussian step needs the posterior'),
+    'augmented_gan': (('x_0',), 'its one evaluation starts from pure noise and has to give the image'),
+}
+
 # Said once, in the section named, and carried into the networks.
 _OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
 SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
@@ -142,14 +150,11 @@ def check_discriminator(d: DiscriminatorConfig) -> None:
 
 
 def _check_method(c: Config) -> None:
-  _choice('method', c.method, ('ddgan', 'gaussian', 'augmented_gan'))
-  prediction = c.generator.prediction
-  possible = {'ddgan': ('x_0', 'noise', 'x_t'), 'gaussian': ('x_0', 'noise'), 'augmented_gan': ('x_0',)}[c.method]
-  if prediction not in possible:
-    why = ('a Gaussian step needs the posterior' if c.method == 'gaussian'
-           else 'its one evaluation starts from pure noise and has to give the image')
+  _choice('method', c.method, tuple(PREDICTIONS))
+  possible, why = PREDICTIONS[c.method]
+  if c.generator.prediction not in possible:
     raise ConfigError(
-        f'generator.prediction: found {prediction!r}, but with method={c.method!r} it must be '
+        f'generator.prediction: found {c.generator.prediction!r}, but with method={c.method!r} it must be '
         f'{" or ".join(map(repr, possible))}: {why}')
 
 

@@ -294,7 +294,7 @@ class Config:
 
   Attributes:
     method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, and there is no
-      D; or `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (`train_step`). A plain
+      D; or `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (`objectives`). A plain
       one-shot GAN is `ddgan` with diffusion.num_timesteps=1.
     seed: of all randomness.
   """

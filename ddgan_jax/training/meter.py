@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from ddgan_jax.config import Config
-from ddgan_jax.objectives.losses import Metrics
+from ddgan_jax.objectives.base import Metrics
 from ddgan_jax.parallel import compilation
 from ddgan_jax.reporting.progress import Progress
 from ddgan_jax.reporting.tensorboard import EventWriter

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import jax
 
-from ddgan_jax import train_state, train_step
+from ddgan_jax import objectives, train_state, train_step
 from ddgan_jax.config import Config
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
-from ddgan_jax.objectives.losses import Metrics
+from ddgan_jax.objectives.base import Metrics
 from ddgan_jax.parallel import compilation, consensus, sharding
 from ddgan_jax.train_state import TrainState
 
@@ -64,7 +64,7 @@ class StepPrograms:
     config: the run.
     mesh: its devices.
     steps_per_call: how many steps a program takes.
-    optim: `config.optim`, with `r1_gamma` 0 where there is no D to penalise.
+    penalty: of the objective, and when it is due.
     abstract_state: shapes, dtypes and shardings of the state.
     inputs: the same of a batch, by name.
   """
@@ -74,7 +74,7 @@ class StepPrograms:
     self.mesh = mesh
     self.steps_per_call = config.train.steps_per_call
     self.abstract_state = train_state.abstract(config, sharding.of_state(mesh))
-    self.optim = config.optim if self.abstract_state.d_params else dataclasses.replace(config.optim, r1_gamma=0.0)
+    self.penalty = objectives.make(config).penalty
     self.inputs = train_step.inputs(config, mesh, stacked=self.steps_per_call > 1)
     self._futures: dict[str, concurrent.futures.Future[Program]] = {}
 
@@ -82,13 +82,13 @@ class StepPrograms:
     """The program that takes the step from state.step == `step`, alone or as the first of a call."""
     if self.steps_per_call > 1:
       return CALL
-    return R1 if train_step.has_r1(self.optim, step) else PLAIN
+    return R1 if self.penalty.is_due(step) else PLAIN
 
   def names(self, step: int = 0) -> tuple[str, ...]:
     """The programs that a run needs from `step` on, that of `step` itself first."""
     if self.steps_per_call > 1:
       return (CALL,)
-    return tuple(R1 if r1 else PLAIN for r1 in train_step.variants(self.optim, step))
+    return tuple(R1 if r1 else PLAIN for r1 in self.penalty.variants(step))
 
   def lower(self, name: str) -> jax.stages.Lowered:
     """Traces a program."""
@@ -139,7 +139,7 @@ class StepPrograms:
     """The metrics of a call that ended with `step` steps done, as (step, its metrics) of each."""
     if self.steps_per_call == 1:
       return [(step, metrics)]
-    return train_step.by_step(jax.device_get(metrics), step, self.optim)
+    return train_step.by_step(jax.device_get(metrics), step, self.penalty)
 
   def _host_batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, last in ranges:
