@@ -20,9 +20,9 @@ PROCESS = '''
 import sys
 import jax
 import numpy as np
-from ddgan_jax import sharding
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, sources
+from ddgan_jax.parallel import sharding
 
 def main(index, count, port, out, steps, fields):
   if count > 1:
