@@ -6,6 +6,7 @@ import numpy as np
 
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
+from ddgan_jax.utils import checks
 
 # Outputs 0 … 999 of the network's 1,008 count, as in the original. Output 0 is a background class and 1 … 1000 are
 # ImageNet's, so the background class is kept and ImageNet's last class is dropped, with 7 outputs that were never
@@ -28,7 +29,11 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
 
   Raises:
     UserError: fewer samples than parts.
+    ValueError, TypeError: the logits are not as above or not finite; the sentence says so.
   """
+  checks.numbers('logits', logits, 'number classes')
+  checks.finite('logits', logits)
+  checks.whole('splits', splits, 1)
   logits = np.asarray(logits, np.float64)[:, :_NUM_CLASSES]
   check_splits(splits, len(logits))
   logits = logits - logits.max(axis=1, keepdims=True)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import checks
 
 # Distances of each row that are computed again. More than these would have to lie within rounding of a ball's edge.
 _CANDIDATES = 16
@@ -73,6 +74,7 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 
 def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tuple[np.ndarray, np.ndarray]:
   """Checked, and with the reals' mean at 0, which keeps products of float32 numbers small and distances as they are."""
+  checks.whole('k', max(real_k, fake_k), 1)
   for name, x, k in (('real', real, real_k), ('fake', fake, fake_k)):
     if np.ndim(x) != 2 or np.shape(x)[1] != np.shape(real)[1]:
       raise UserError(f'{name} features: found shape {np.shape(x)}, must be (number, dimension) with the dimension '

@@ -152,7 +152,7 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def check_images(images_uint8: jax.Array) -> None:
   """Raises UserError for anything but uint8 [B, H, W, 1 or 3]."""
-  shape, dtype = images_uint8.shape, images_uint8.dtype
+  shape, dtype = np.shape(images_uint8), getattr(images_uint8, 'dtype', type(images_uint8).__name__)
   if len(shape) != 4 or shape[-1] not in (1, 3) or dtype != jnp.uint8:
     raise UserError(f'images: found {dtype} {shape}, must be uint8 (number, height, width, 1 or 3 channels)')
 
