@@ -22,6 +22,10 @@ from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig, UserError
 from ddgan_jax.models.discriminator import BLOCKS
 from ddgan_jax.utils import checks
 
+__all__ = [
+    'DISCRIMINATORS', 'InteropError', 'discriminator_params', 'discriminator_rows', 'discriminator_state_dict',
+    'generator_params', 'generator_rows', 'generator_state_dict']
+
 Params = dict[str, Any]
 StateDict = dict[str, np.ndarray]
 
@@ -78,7 +82,7 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 def _check(tensors: Any, name: str, config: Any, kind: type) -> None:
   if not isinstance(tensors, Mapping):
     how = '; interop.torch_file.read_state_dict reads a file' if isinstance(tensors, (str, os.PathLike)) else ''
-    raise TypeError(f'{name}: found a {type(tensors).__name__}, must be a dict of arrays{how}')
+    raise TypeError(f'{name}: found {checks.described(tensors)}, must be a dict of arrays{how}')
   checks.instance('config', config, kind)
 
 
@@ -293,3 +297,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
   """An array of that shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -11,6 +11,8 @@ import numpy as np
 from ddgan_jax.config import UserError
 from ddgan_jax.utils import checks
 
+__all__ = ['Moments', 'frechet_distance']
+
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
   """|mean_a - mean_b|² + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^½) (Dowson and Landau 1982).
@@ -98,3 +100,7 @@ class Moments:
     if self.count < 2:
       raise UserError(f'a covariance needs 2 samples or more, found {self.count}')
     return self.scatter / (self.count - 1)
+
+
+def __dir__() -> list[str]:
+  return __all__

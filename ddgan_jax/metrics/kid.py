@@ -7,6 +7,8 @@ import numpy as np
 from ddgan_jax.config import UserError
 from ddgan_jax.utils import checks
 
+__all__ = ['kernel_distance']
+
 
 def kernel_distance(
     real: np.ndarray, fake: np.ndarray, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0,
@@ -51,3 +53,7 @@ def _u_statistic(x: np.ndarray, y: np.ndarray) -> float:
   kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
   within = lambda k: (k.sum() - np.trace(k)) / (n * (n - 1))
   return within(kernel(x, x)) + within(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def __dir__() -> list[str]:
+  return __all__

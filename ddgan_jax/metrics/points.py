@@ -9,6 +9,8 @@ import numpy as np
 from ddgan_jax.data import points as data_points
 from ddgan_jax.utils import checks
 
+__all__ = ['PointModes', 'modes_of_points']
+
 
 class PointModes(NamedTuple):
   """What `modes_of_points` gives.
@@ -51,3 +53,7 @@ def modes_of_points(points: np.ndarray) -> PointModes:
   share = np.bincount(nearest, minlength=len(data_points.CENTRES)) / len(points)
   kl = float(np.sum(share[share > 0] * np.log(share[share > 0] * len(data_points.CENTRES))))
   return PointModes(len(np.unique(nearest[is_in])), float(is_in.mean()), kl)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -19,6 +19,8 @@ import numpy as np
 from ddgan_jax.config import UserError
 from ddgan_jax.utils import checks
 
+__all__ = ['density_coverage', 'precision_recall']
+
 # Distances of each row that are computed again. More than these would have to lie within rounding of a ball's edge.
 _CANDIDATES = 16
 _BLOCK_NUMBERS = 2**26  # float32 numbers of the largest array of a block
@@ -148,3 +150,7 @@ def _roughly(rows: jax.Array, points: jax.Array) -> jax.Array:
 def _exactly(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
   """[n, c] squared distances of row i to its neighbours [n, c, D], from the differences."""
   return ((rows[:, None] - neighbours) ** 2).sum(axis=2)
+
+
+def __dir__() -> list[str]:
+  return __all__

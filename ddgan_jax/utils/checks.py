@@ -24,32 +24,32 @@ def floats(name: str, x: Any, axes: str = '...', **sizes: int) -> None:
     axes: names of its axes, such as 'B H W C'; '...' is any number of them.
     **sizes: of the axes whose size is known.
   """
-  hint = ' in [-1, 1], such as x / 127.5 - 1' if getattr(x, 'dtype', None) == np.uint8 else ''
-  _array(name, x, (jnp.floating,), f'floating point{hint}', axes, sizes)
+  hint = '; use x / 127.5 - 1' if getattr(x, 'dtype', None) == np.uint8 else ''
+  _array(name, x, (jnp.floating,), 'floating point', hint, axes, sizes)
 
 
 def integers(name: str, x: Any, axes: str = '...', **sizes: int) -> None:
   """Refuses all but an array of integers; see `floats`."""
-  _array(name, x, (jnp.integer,), 'integers', axes, sizes)
+  _array(name, x, (jnp.integer,), 'integers', '', axes, sizes)
 
 
 def numbers(name: str, x: Any, axes: str = '...', **sizes: int) -> None:
   """Refuses all but an array of integers or floating point numbers; see `floats`."""
-  _array(name, x, (jnp.integer, jnp.floating), 'numbers', axes, sizes)
+  _array(name, x, (jnp.integer, jnp.floating), 'numbers', '', axes, sizes)
 
 
 def uint8(name: str, x: Any, axes: str = '...', **sizes: int) -> None:
   """Refuses all but an array of uint8; see `floats`."""
-  hint = ' (sampling.to_uint8 quantises)' if jnp.issubdtype(getattr(x, 'dtype', None), jnp.floating) else ''
-  _array(name, x, (np.uint8,), f'uint8{hint}', axes, sizes)
+  hint = '; use sampling.to_uint8' if jnp.issubdtype(getattr(x, 'dtype', None), jnp.floating) else ''
+  _array(name, x, (np.uint8,), 'uint8', hint, axes, sizes)
 
 
-def _array(name: str, x: Any, kinds: tuple, expected: str, axes: str, sizes: dict[str, int]) -> None:
+def _array(name: str, x: Any, kinds: tuple, expected: str, hint: str, axes: str, sizes: dict[str, int]) -> None:
   shape = '' if axes == '...' else ' [' + ', '.join(
       f'{axis}={sizes[axis]}' if axis in sizes else axis for axis in axes.split()) + ']'
   if not hasattr(x, 'shape') or not hasattr(x, 'dtype'):
-    raise TypeError(f'{name}: found {_described(x)}, must be an array of {expected}{shape}')
-  message = f'{name}: found {x.dtype} {_listed(x.shape)}, must be {expected}{shape}'
+    raise TypeError(f'{name}: found {described(x)}, must be an array of {expected}{shape}')
+  message = f'{name}: found {x.dtype} {_listed(x.shape)}, must be {expected}{shape}{hint}'
   if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
     raise TypeError(message)
   if axes == '...':
@@ -87,23 +87,28 @@ def whole(name: str, value: Any, low: int, high: int | None = None, meaning: str
   """Refuses all but an integer in low … high; tracers and JAX arrays of integers pass unread."""
   if isinstance(value, jax.core.Tracer) or isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
     return
+  integer(name, value)
   limit = f'{low} … {high}{meaning and f" ({meaning})"}' if high is not None else f'at least {low}'
-  if isinstance(value, bool) or not hasattr(value, '__index__'):
-    raise TypeError(f'{name}: found {_described(value)}, must be an integer, {limit}')
   if operator.index(value) < low or (high is not None and operator.index(value) > high):
     raise ValueError(f'{name}: found {value}, must be {limit}')
+
+
+def integer(name: str, value: Any) -> None:
+  """Refuses all but an integer, of Python or NumPy."""
+  if isinstance(value, (bool, np.ndarray, jax.Array)) or not hasattr(value, '__index__'):
+    raise TypeError(f'{name}: found {described(value)}, must be an integer')
 
 
 def shape(name: str, value: Any, *axes: str) -> None:
   """Refuses all but a tuple of positive integers, one for each axis of one of `axes`; a size may be symbolic."""
   expected = ' or '.join(f'({", ".join(names.split())})' for names in axes)
   if not isinstance(value, Sequence) or len(value) not in {len(names.split()) for names in axes}:
-    raise ValueError(f'{name}: found {_described(value)}, must be {expected}')
+    raise ValueError(f'{name}: found {described(value)}, must be {expected}')
   for size in value:
     if isinstance(size, (bool, float, str)) or size is None:
-      raise TypeError(f'{name}: found {_described(value)}, must be integers {expected}')
+      raise TypeError(f'{name}: found {described(value)}, must be integers {expected}')
     if isinstance(size, (int, np.integer)) and size < 1:
-      raise ValueError(f'{name}: found {_described(value)}, must be {expected}, each at least 1')
+      raise ValueError(f'{name}: found {described(value)}, must be {expected}, each at least 1')
 
 
 def key(name: str, value: Any) -> None:
@@ -113,9 +118,9 @@ def key(name: str, value: Any) -> None:
   dtype = getattr(value, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
     if dtype == np.uint32 and value.shape == (2,):
-      raise TypeError(f'{name}: found a raw uint32 key, must be a typed one; use jax.random.key(seed) instead of '
-                      'jax.random.PRNGKey(seed)')
-    raise TypeError(f'{name}: found {_described(value)}, must be a PRNG key; use jax.random.key(seed)')
+      raise TypeError(f'{name}: found a raw uint32 key, must be a typed one; use '
+                      'jax.random.key(seed), not PRNGKey(seed)')
+    raise TypeError(f'{name}: found {described(value)}, must be a PRNG key; use jax.random.key(seed)')
   if value.shape:
     raise ValueError(f'{name}: found an array of keys of shape {_listed(value.shape)}, must be one key')
 
@@ -123,20 +128,20 @@ def key(name: str, value: Any) -> None:
 def instance(name: str, value: Any, kind: type, how: str = '') -> None:
   """Refuses all but an instance of `kind`; `how` ends the sentence with where to get one."""
   if not isinstance(value, kind):
-    raise TypeError(f'{name}: found {_described(value)}, must be a {kind.__name__}{how and f"; {how}"}')
+    raise TypeError(f'{name}: found {described(value)}, must be a {kind.__name__}{how and f"; {how}"}')
 
 
 def function(name: str, value: Callable, arguments: str) -> None:
   """Refuses what cannot be called."""
   if not callable(value):
-    raise TypeError(f'{name}: found {_described(value)}, must be a function of {arguments}')
+    raise TypeError(f'{name}: found {described(value)}, must be a function of {arguments}')
 
 
 def _listed(shape: Sequence[int]) -> str:
   return f'[{", ".join(map(str, shape))}]'
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
   """A value in a few words: small ones as they are, arrays by shape, others by type."""
   if hasattr(value, 'dtype') and hasattr(value, 'shape'):
     return f'{value.dtype} {_listed(value.shape)}'

@@ -22,6 +22,8 @@ from ddgan_jax.config import UserError
 from ddgan_jax.interop import torch_file
 from ddgan_jax.metrics.features import weights
 
+__all__ = ['NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'features', 'load', 'params_from_state_dict', 'resize']
+
 Params = dict[str, dict[str, Any]]
 
 SIZE = 299
@@ -249,3 +251,7 @@ def _average_pool(x: jax.Array) -> jax.Array:
   total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
   rows, columns = (np.convolve(np.ones(n), np.ones(3), 'same') for n in x.shape[1:3])
   return total / (rows[:, None, None] * columns[:, None]).astype(np.float32)
+
+
+def __dir__() -> list[str]:
+  return __all__
