@@ -1,4 +1,6 @@
 """The Python API: what a mistake gets, what a loaded run shows and samples, and what the modules list."""
+# The calls of the table are text, so that it can be printed.
+# ruff: noqa: F401
 
 import dataclasses
 import importlib
