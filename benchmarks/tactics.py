@@ -29,9 +29,9 @@ from configs import cifar10
 from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models, objectives, sampling, train_state, train_step
 from ddgan_jax.benchmark import timing
-from ddgan_jax.models import blocks, convolution, resample
+from ddgan_jax.models import blocks, resample
 from ddgan_jax.objectives import penalties
-from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.parallel import compilation, convolution, sharding
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
 KERNEL = (1.0, 3.0, 3.0, 1.0)
@@ -339,9 +339,13 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
   if name in ('one step a call', 'ten'):
     return functools.partial(function, *args), float('nan')
   begun = time.perf_counter()
-  jit = jax.jit if name.endswith(_BY_DEFAULT) else compilation.jit
-  convolution.use_one_layout_on_cpus(not name.endswith(_JAX_LAYOUTS))
-  run = jit(function).lower(*args).compile()
+  jit = compilation.jit
+  if name.endswith(_BY_DEFAULT):
+    jit = jax.jit
+  elif name.endswith(_JAX_LAYOUTS):
+    jit = functools.partial(jax.jit, compiler_options=compilation.options(jax.default_backend()))
+  with convolution.one_layout_on_cpus(not name.endswith(_JAX_LAYOUTS)):
+    run = jit(function).lower(*args).compile()
   return functools.partial(run, *args), time.perf_counter() - begun
 
 

@@ -15,6 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddgan_jax.utils import checks
+
+__all__ = [
+    'Schedule', 'make_schedule', 'q_sample', 'q_sample_pair', 'q_step', 'respaced', 'sample_posterior',
+    'without_posterior', 'x_0_from_noise']
+
 _FIRST_TIME = 1e-3  # s_0: the grid starts just above 0, as in score SDEs
 _BETA_0 = 1e-8  # vanishes in float32, so that level 0 is the clean image
 
@@ -66,24 +72,27 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
   Args:
     num_timesteps: T, at least 1.
     kind: `vp` or `geometric`.
-    beta_min: see above.
-    beta_max: see above.
+    beta_min: above 0 and below beta_max; see above.
+    beta_max: see above; with `geometric` below 1.
 
   Returns:
     A `Schedule` of numpy arrays, which jit treats as constants or arguments.
 
   Raises:
-    ValueError: T < 1 or an unknown kind.
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
-  if num_timesteps < 1:
-    raise ValueError(f'num_timesteps: found {num_timesteps}, must be at least 1')
+  checks.whole('num_timesteps', num_timesteps, 1)
+  if kind not in ('vp', 'geometric'):
+    raise ValueError(f"kind: found {kind!r}, must be 'vp' or 'geometric'")
+  if not 0 < beta_min < beta_max:
+    raise ValueError(f'beta_min: found {beta_min}, must be above 0 and below beta_max={beta_max}')
+  if kind == 'geometric' and beta_max >= 1:
+    raise ValueError(f"beta_max: found {beta_max}, must be below 1 with kind='geometric', whose last variance it is")
   s = _FIRST_TIME + (1 - _FIRST_TIME) * np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
   if kind == 'vp':
     variance = 1 - np.exp(-(s**2) * (beta_max - beta_min) / 2 - s * beta_min)
-  elif kind == 'geometric':
-    variance = beta_min * (beta_max / beta_min) ** s
   else:
-    raise ValueError(f"kind: found {kind!r}, must be 'vp' or 'geometric'")
+    variance = beta_min * (beta_max / beta_min) ** s
   alpha_bar = 1 - variance
   return _from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
 
@@ -104,8 +113,11 @@ def respaced(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarr
 
   Raises:
     ValueError: `num_timesteps` does not divide T.
+    TypeError: it is no integer, or `schedule` no `Schedule`.
   """
-  if num_timesteps < 1 or schedule.num_timesteps % num_timesteps:
+  _check_schedule(schedule)
+  checks.whole('num_timesteps', num_timesteps, 1)
+  if schedule.num_timesteps % num_timesteps:
     raise ValueError(f'num_timesteps: found {num_timesteps}, must be a divisor of {schedule.num_timesteps}')
   stride = schedule.num_timesteps // num_timesteps
   alpha_bar = np.cumprod(1 - np.asarray(schedule.beta, np.float64))[::stride]
@@ -150,6 +162,30 @@ def _from_betas(later_betas: np.ndarray) -> Schedule:
   )
 
 
+def _check_schedule(schedule: Schedule) -> None:
+  checks.instance('schedule', schedule, Schedule, 'make_schedule makes one')
+
+
+def _check(schedule: Schedule, t: jax.Array, below: int, **images: jax.Array) -> None:
+  """Checks the arguments of the functions below.
+
+  Args:
+    schedule, t: theirs; t goes from 0 to T - below.
+    below: 0 or 1.
+    **images: theirs by name; the first has the shape that the others broadcast to.
+  """
+  _check_schedule(schedule)
+  (first, x), *others = images.items()
+  checks.floats(first, x)
+  checks.integers('t', t)
+  if t.shape not in ((), x.shape[:1]):  # without an axis inside vmap
+    raise ValueError(f't: found shape {list(t.shape)}, must be {list(x.shape[:1])}, one for each row of {first}')
+  checks.values('t', t, 0, schedule.num_timesteps - below, 'T - 1' if below else 'T')
+  for name, other in others:
+    checks.floats(name, other)
+    checks.broadcasts(name, other, first, x.shape)
+
+
 def _at(table: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
   """`table[t]`, shaped to multiply `x`: [B] becomes [B, 1, …, 1]."""
   return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - t.ndim))
@@ -166,7 +202,11 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
 
   Returns:
     x_t, like x_0.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(schedule, t, 0, x_0=x_0, noise=noise)
   return _at(schedule.sqrt_alpha_bar, t, x_0) * x_0 + _at(schedule.sigma_bar, t, x_0) * noise
 
 
@@ -186,7 +226,11 @@ def q_sample_pair(
 
   Returns:
     (x_t, x_tp1), each like x_0.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(schedule, t, 1, x_0=x_0, noise_t=noise_t, noise_tp1=noise_tp1)
   x_t = q_sample(schedule, x_0, t, noise_t)
   return x_t, q_step(schedule, x_t, t, noise_tp1)
 
@@ -202,7 +246,11 @@ def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -
 
   Returns:
     x_{t+1}, like x_t.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(schedule, t, 1, x_t=x_t, noise=noise)
   return _at(schedule.sqrt_alpha, t + 1, x_t) * x_t + _at(schedule.sigma, t + 1, x_t) * noise
 
 
@@ -219,7 +267,11 @@ def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: ja
 
   Returns:
     x_0, like x_tp1.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(schedule, t, 1, x_tp1=x_tp1, noise=noise)
   return (x_tp1 - _at(schedule.sigma_bar, t + 1, x_tp1) * noise) / _at(schedule.sqrt_alpha_bar, t + 1, x_tp1)
 
 
@@ -241,7 +293,15 @@ def sample_posterior(
 
   Returns:
     x_t, like x_0.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(schedule, t, 1, x_0=x_0, x_tp1=x_tp1, noise=noise)
   mean = _at(schedule.posterior_coef_x_0, t, x_0) * x_0 + _at(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1
   std = jnp.where(t > 0, jnp.exp(0.5 * jnp.asarray(schedule.posterior_log_variance)[t]), 0.0)
   return mean + std.reshape(t.shape + (1,) * (x_0.ndim - t.ndim)) * noise
+
+
+def __dir__() -> list[str]:
+  return __all__

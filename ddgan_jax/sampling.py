@@ -14,6 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from ddgan_jax import diffusion
+from ddgan_jax.utils import checks
+
+__all__ = [
+    'GeneratorFn', 'draw_noise', 'in_parts', 'most_at_once', 'sample', 'sample_each', 'sample_given_noise',
+    'sample_many', 'to_uint8']
 
 GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _MOST_NOISE = 2**27  # floats, half a GiB: a thousand steps need a thousand times an image
@@ -41,7 +46,18 @@ def sample_given_noise(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(generator_fn, schedule)
+  checks.floats('x_T', x_T, 'B H W C')
+  batch, height, width, channels = x_T.shape
+  checks.floats('z', z, 'T B nz', B=batch)
+  checks.floats(
+      'posterior_noise', posterior_noise, 'T B H W C', T=len(z), B=batch, H=height, W=width, C=channels)
+  if not 1 <= len(z) <= schedule.num_timesteps:
+    raise ValueError(f'z: found {len(z)} rows, must be 1 … {schedule.num_timesteps} (T)')
   # A scan, because an unrolled loop compiles T copies of G.
   def denoise(x_tp1, step):
     t, z_t, noise = step
@@ -67,7 +83,14 @@ def draw_noise(
 
   Returns:
     x_T `shape`, z [T, (B,) nz], posterior_noise [T, *shape]; float32, standard normal.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.key('key', key)
+  checks.shape('shape', shape, 'B H W C', 'H W C')
+  checks.whole('num_timesteps', num_timesteps, 1)
+  checks.whole('latent_dim', latent_dim, 0)
   x_T_key, z_key, noise_key = jax.random.split(key, 3)
   return (
       jax.random.normal(x_T_key, shape),
@@ -102,7 +125,12 @@ def sample(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(generator_fn, schedule)
+  checks.shape('shape', shape, 'B H W C')
   noise = draw_noise(key, shape, schedule.num_timesteps, latent_dim)
   return sample_given_noise(generator_fn, schedule, *noise)
 
@@ -125,7 +153,14 @@ def sample_each(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  _check(generator_fn, schedule)
+  checks.whole('seed', seed, 0, 2**32 - 1)
+  checks.integers('indices', indices, 'B')
+  checks.shape('shape', shape, 'H W C')
   keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
   draw = functools.partial(
       draw_noise, shape=shape, num_timesteps=schedule.num_timesteps, latent_dim=latent_dim)
@@ -171,5 +206,19 @@ def in_parts(function: Callable[..., jax.Array], most: int, *rows: jax.Array) ->
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-  """Quantises [-1, 1] float images to 0 … 255 uint8, rounding to nearest and clipping, as a PNG stores them."""
+  """Quantises [-1, 1] float images to 0 … 255 uint8, rounding to nearest and clipping, as a PNG stores them.
+
+  Raises:
+    TypeError: the images are not floating point.
+  """
+  checks.floats('images', images)
   return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _check(generator_fn: GeneratorFn, schedule: diffusion.Schedule) -> None:
+  checks.function('generator_fn', generator_fn, '(x_tp1, t, z)')
+  checks.instance('schedule', schedule, diffusion.Schedule, 'diffusion.make_schedule makes one')
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -4,7 +4,9 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import pytest
 
 from ddgan_jax import train_state, train_step
@@ -48,15 +50,36 @@ def test_a_training_step_leaves_convolutions_to_xla_and_nothing_else(plain_step,
 def test_only_for_cpus():
   assert compilation.options('cpu').keys() == {OPTION}
   assert compilation.options('cuda') == compilation.options('tpu') == {}
-  # JAX nests programs only if they have no options.
-  assert jax.jit(compilation.jit(lambda x: -x, 'tpu'))(1) == -1
-  with pytest.raises(ValueError, match='compiler_options'):
-    jax.jit(compilation.jit(lambda x: -x))(1)
 
 
-@pytest.mark.parametrize('name, value', [('_CPU_OPTION', 'xla_cpu_no_such_option'), ('_CPU_VALUE', 'NO_SUCH_VALUE')])
-def test_a_jaxlib_that_does_not_know_the_options(monkeypatch, name, value):
-  monkeypatch.setattr(compilation, name, value)
+@pytest.mark.parametrize('transformed', [
+    jax.jit, jax.vmap, lambda f: jax.jit(jax.vmap(f)), lambda f: lambda x: jax.vmap(jax.grad(f))(x) * x,
+    lambda f: lambda x: jax.lax.map(f, x), lambda f: lambda x: jax.jvp(f, (x,), (x,))[1], lambda f: lambda x: f(x)])
+def test_a_program_inside_another_transformation_is_a_part_of_it(transformed):
+  """JAX refuses this of a program with compiler options."""
+  double = compilation.jit(lambda x, by: by * x, static_argnames='by')
+  x = np.arange(3.0, dtype=np.float32)
+  np.testing.assert_array_equal(transformed(lambda x: double(x, by=2))(x), 2 * x)
+  assert double(x, by=3)[1] == 3  # and afterwards one by itself again
+  assert double.__name__ == '<lambda>'
+
+
+@needs_option
+def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
+  expected, used = compilation.options('cpu'), []
+  plain_jit = jax.jit
+  monkeypatch.setattr(jax, 'jit', lambda f, **kwargs: used.append(kwargs) or plain_jit(f, **kwargs))
+  program = compilation.jit(lambda x: x + 1, donate_argnums=0)
+  assert used == [{'donate_argnums': 0}]  # nothing is asked of the backend yet
+  x = jnp.ones(3)
+  assert program(x)[0] == 2 and x.is_deleted()
+  assert used[1:] == [{'donate_argnums': 0, 'compiler_options': expected}]
+  assert program.lower(jnp.ones(3)).compile()(jnp.ones(3))[0] == 2 and len(used) == 2
+
+
+@pytest.mark.parametrize('found', [{'xla_cpu_no_such_option': '1'}, {OPTION: 'NO_SUCH_VALUE'}])
+def test_a_jaxlib_that_does_not_know_the_options(monkeypatch, found):
+  monkeypatch.setitem(compilation.XLA_OPTIONS, 'cpu', found)
   assert compilation.options('cpu') == {}
   assert compilation.jit(lambda x: x + 1)(1) == 2
 

@@ -1,5 +1,7 @@
 """Convolutions on CPUs: written in the layout that is fast in loops too, with the same results."""
 
+import concurrent.futures
+import functools
 import importlib
 import re
 
@@ -11,8 +13,7 @@ from jax import lax
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state, train_step
-from ddgan_jax.models import convolution
-from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.parallel import compilation, convolution, sharding
 from tests.conftest import tiny_config_dict
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
@@ -67,14 +68,27 @@ def test_so_have_those_of_a_step():
 
 def test_without_it_they_have_others():
   """XLA's own doing stops at the loop: once this fails, the module can go."""
-  x = normal(1, 2, 8, 8, 4)
-  found = lambda: set(layouts(lambda kernel: in_scan(kernel, x), normal(0, 3, 3, 4, 4)))
-  convolution.use_one_layout_on_cpus(False)
-  try:
-    assert 'f01b_i01o->01bf' in found()
-  finally:
-    convolution.use_one_layout_on_cpus()
-  assert found() == {'b01f_01io->b01f'}
+  kernel, x = normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4)
+  assert 'dim_labels=f01b_i01o->01bf' in jax.jit(in_scan).lower(kernel, x).compile().as_text()
+  assert set(layouts(in_scan, kernel, x)) == {'b01f_01io->b01f'}
+
+
+def test_programs_of_other_code_are_lowered_by_the_rule_of_jax():
+  """Also those that another thread lowers meanwhile, and those of the same thread afterwards, whatever is raised."""
+  kernel, x = normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4)
+  code = lambda: jax.jit(jax.grad(penalty)).lower(kernel, x).as_text()
+
+  def raises():
+    with convolution.one_layout_on_cpus():
+      raise ValueError
+
+  with pytest.raises(ValueError):
+    raises()
+  plain = code()
+  ours = compilation.jit(jax.grad(penalty)).lower(kernel, x).as_text()
+  with convolution.one_layout_on_cpus(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+    elsewhere = pool.submit(code).result()
+  assert ours != plain == elsewhere == code()
 
 
 @pytest.mark.parametrize('spec', [
@@ -88,8 +102,8 @@ def test_any_layout_gives_the_same(spec, options):
   x, kernel = normal(2, 3, 9, 11, 4), normal(3, 3, 2, 4 // groups, 6)
   expected = lax.conv_general_dilated(x, kernel, dimension_numbers=NHWC, **options)
   to = lambda array, before, after: jnp.transpose(array, [before.index(letter) for letter in after])
-  y = lax.conv_general_dilated(
-      to(x, 'NHWC', spec[0]), to(kernel, 'HWIO', spec[1]), dimension_numbers=spec, **options)
+  y = compilation.jit(functools.partial(lax.conv_general_dilated, dimension_numbers=spec, **options))(
+      to(x, 'NHWC', spec[0]), to(kernel, 'HWIO', spec[1]))
   np.testing.assert_allclose(to(y, spec[2], 'NHWC'), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -100,11 +114,11 @@ def test_one_and_three_spatial_dimensions_and_vmap():
   each = jnp.stack([convolve(a, b) for a, b in zip(x, kernel)])
   by_hand = sum(jnp.einsum('vnci,voc->vnoi', x[..., k:k + 8], kernel[..., k]) for k in range(3))
   np.testing.assert_allclose(each, by_hand, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(jax.jit(jax.vmap(convolve))(x, kernel), by_hand, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(compilation.jit(jax.vmap(convolve))(x, kernel), by_hand, rtol=1e-4, atol=1e-5)
   volume = normal(6, 2, 4, 4, 4, 3)
-  y = lax.conv_general_dilated(
-      jnp.moveaxis(volume, -1, 1), normal(7, 5, 3, 1, 1, 1), (1, 1, 1), 'VALID',
-      dimension_numbers=('NCDHW', 'OIDHW', 'NCDHW'))
+  y = compilation.jit(lambda x, kernel: lax.conv_general_dilated(
+      x, kernel, (1, 1, 1), 'VALID', dimension_numbers=('NCDHW', 'OIDHW', 'NCDHW')))(
+          jnp.moveaxis(volume, -1, 1), normal(7, 5, 3, 1, 1, 1))
   np.testing.assert_allclose(
       y, jnp.einsum('ndhwc,oc->nodhw', volume, normal(7, 5, 3, 1, 1, 1)[..., 0, 0, 0]), rtol=1e-4, atol=1e-5)
 
@@ -121,14 +135,15 @@ def test_explicitly_sharded_arrays_are_left_alone():
   for argument in (0, 1):
     gradient = jax.grad(loss, argument)
     with jax.set_mesh(mesh):
-      found = jax.jit(gradient)(place(kernel), place(x, 'data'))
+      found = compilation.jit(gradient)(place(kernel), place(x, 'data'))
     np.testing.assert_allclose(found, jax.jit(gradient)(kernel, x), rtol=1e-4, atol=1e-4)
 
 
 def test_loading_the_module_again():
   """As notebooks do: it must not take itself for JAX's rule."""
-  own = convolution._JAX_LOWER
+  convolution._install()
+  own = convolution._jax_rule()
   importlib.reload(convolution)
-  convolution.use_one_layout_on_cpus()
-  assert convolution._JAX_LOWER is own
-  jax.jit(jax.grad(squares)).lower(normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4))
+  convolution._install()
+  assert convolution._jax_rule() is own
+  assert set(layouts(in_scan, normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4))) == {'b01f_01io->b01f'}

@@ -23,3 +23,7 @@ __all__ = [
     'FILE_SOURCES', 'Config', 'ConfigError', 'DataConfig', 'DiffusionConfig', 'DiscriminatorConfig', 'EvalConfig',
     'GeneratorConfig', 'OptimConfig', 'ParallelConfig', 'TrainConfig', 'UserError', 'check_devices', 'flatten',
     'from_config_dict', 'from_json', 'to_dict', 'to_json']
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -27,10 +27,6 @@ _SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that exchange height 
 # Larger files are refused unread.
 MAX_ENCODED_BYTES = 256 * 2**20
 
-# Of odd metadata, and of sizes that are large but below the limit. Once and for all, because `catch_warnings` is not
-# for threads: around each image it would set the filters of the whole process back and forth.
-warnings.filterwarnings('ignore', module=r'PIL\.')
-
 
 class BadImage(ValueError):
   """This image cannot be used. The message reads on from the image's name; `hint` is what the user can do."""
@@ -118,6 +114,9 @@ def open_image(raw: bytes) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
+  # Before the first image: warnings of odd metadata, and of sizes that are large but below the limit. Once and for all,
+  # because `catch_warnings` is not for threads: around each image it would set the process's filters back and forth.
+  warnings.filterwarnings('ignore', module=r'PIL\.')
   Image.init()  # An old Pillow has no AVIF.
   return tuple(name for name in _FORMATS if name in Image.OPEN)
 

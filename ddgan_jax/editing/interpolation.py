@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from ddgan_jax import diffusion, sampling
 from ddgan_jax.editing import replacement
 from ddgan_jax.sampling import GeneratorFn
+from ddgan_jax.utils import checks
+
+__all__ = ['interpolate', 'interpolate_given_noise', 'interpolate_images', 'slerp']
 
 
 def interpolate(
@@ -32,7 +35,13 @@ def interpolate(
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.key('key_a', key_a)
+  checks.key('key_b', key_b)
+  checks.shape('shape', shape, 'H W C')
   draws = [sampling.draw_noise(key, shape, schedule.num_timesteps, latent_dim) for key in (key_a, key_b)]
   x_T, z, posterior_noise = (jnp.stack(pair, axis) for pair, axis in zip(zip(*draws), (0, 1, 1)))
   return interpolate_given_noise(generator_fn, schedule, x_T, z, posterior_noise, num_frames)
@@ -61,7 +70,14 @@ def interpolate_given_noise(
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('x_T', x_T, 'frames H W C', frames=2)
+  checks.floats('z', z, 'T frames nz', frames=2)
+  checks.floats('posterior_noise', posterior_noise, 'T frames H W C', T=len(z))
+  checks.whole('num_frames', num_frames, 2)
   weights = jnp.linspace(0, 1, num_frames)
   path = jax.vmap(slerp, (None, None, 0))  # over frames
   paths = jax.vmap(path, (0, 0, None))  # over levels, then frames
@@ -101,8 +117,10 @@ def interpolate_images(
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
 
   Raises:
-    ValueError: no such level.
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('images', images, 'images H W C', images=2)
+  checks.whole('num_frames', num_frames, 2)
   replacement.check_level(from_level, schedule)
   weights = jnp.linspace(0, 1, num_frames)[:, None, None, None]
   mixed = (1 - weights) * images[0] + weights * images[1]
@@ -134,3 +152,7 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
   weight_a = jnp.where(parallel, 1 - weight, jnp.sin((1 - weight) * angle) / sine)
   weight_b = jnp.where(parallel, weight, jnp.sin(weight * angle) / sine)
   return weight_a * a + weight_b * b
+
+
+def __dir__() -> list[str]:
+  return __all__

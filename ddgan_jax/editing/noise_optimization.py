@@ -16,6 +16,9 @@ import optax
 from ddgan_jax import diffusion, sampling
 from ddgan_jax.editing import replacement
 from ddgan_jax.sampling import GeneratorFn
+from ddgan_jax.utils import checks
+
+__all__ = ['inpaint', 'sample_matching', 'super_resolve']
 
 
 def sample_matching(
@@ -55,7 +58,15 @@ def sample_matching(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.function('measure', measure, 'images')
+  checks.floats('target', target)
+  checks.whole('num_steps', num_steps, 1)
+  if not tolerance > 0:
+    raise ValueError(f'tolerance: found {tolerance}, must be above 0')
   start = sampling.draw_noise(key, shape, schedule.num_timesteps, latent_dim)
   target = target + tolerance * jax.random.normal(jax.random.fold_in(key, 1), target.shape)
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
@@ -91,7 +102,12 @@ def inpaint(
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('image', image, 'B H W C')
+  replacement.check_mask(mask, image.shape)
   mask = jnp.asarray(mask).astype(bool)
   measure = lambda x: jnp.where(mask, 0, x)
   x = sample_matching(
@@ -119,7 +135,12 @@ def super_resolve(
 
   Returns:
     [B, N h, N w, C] float32; see `replacement.super_resolve_given_noise`.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('small', small, 'B h w C')
+  checks.whole('factor', factor, 1)
   batch, height, width, channels = small.shape
   measure = lambda x: replacement.block_means(x, factor)
   # The mean of N² pixels is known N times as well as one of them.
@@ -127,3 +148,7 @@ def super_resolve(
       key, generator_fn, schedule, lambda x: factor * measure(x), factor * small,
       (batch, factor * height, factor * width, channels), latent_dim, num_steps)
   return x + replacement.enlarge(small - measure(x), factor)
+
+
+def __dir__() -> list[str]:
+  return __all__

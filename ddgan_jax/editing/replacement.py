@@ -14,6 +14,11 @@ import numpy as np
 
 from ddgan_jax import diffusion, sampling
 from ddgan_jax.sampling import GeneratorFn
+from ddgan_jax.utils import checks
+
+__all__ = [
+    'block_means', 'check_level', 'check_mask', 'enlarge', 'image_to_image', 'inpaint', 'inpaint_given_noise',
+    'super_resolve', 'super_resolve_given_noise']
 
 
 def inpaint(
@@ -41,7 +46,13 @@ def inpaint(
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.key('key', key)
+  checks.floats('image', image, 'B H W C')
+  checks.whole('num_resamples', num_resamples, 1)
   known_key, forward_key = jax.random.split(jax.random.fold_in(key, 1))
   x_T, z, posterior_noise = sampling.draw_noise(
       key, image.shape, schedule.num_timesteps * num_resamples, latent_dim)
@@ -85,7 +96,10 @@ def inpaint_given_noise(
 
   Raises:
     ValueError: S is not a multiple of T.
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('image', image, 'B H W C')
+  check_mask(mask, image.shape)
   num_timesteps = schedule.num_timesteps
   num_resamples, rest = divmod(len(z), num_timesteps)
   if rest or not num_resamples:
@@ -128,8 +142,9 @@ def image_to_image(
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
 
   Raises:
-    ValueError: no such level.
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('image', image, 'B H W C')
   check_level(from_level, schedule)
   noise, z, posterior_noise = sampling.draw_noise(key, image.shape, from_level, latent_dim)
   x = diffusion.q_sample(schedule, image, jnp.full(image.shape[:1], from_level), noise)
@@ -156,7 +171,12 @@ def super_resolve(
 
   Returns:
     [B, N h, N w, C] float32; see `super_resolve_given_noise`.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('small', small, 'B h w C')
+  checks.whole('factor', factor, 1)
   batch, height, width, channels = small.shape
   noise = sampling.draw_noise(
       key, (batch, factor * height, factor * width, channels), schedule.num_timesteps, latent_dim)
@@ -195,7 +215,10 @@ def super_resolve_given_noise(
 
   Raises:
     ValueError: the size is not a multiple.
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.floats('small', small, 'B h w C')
+  checks.floats('x_T', x_T, 'B H W C', B=small.shape[0], C=small.shape[3])
   factor = x_T.shape[1] // small.shape[1]
   if x_T.shape[1:3] != (factor * small.shape[1], factor * small.shape[2]):
     raise ValueError(f'small: found {small.shape[1:3]}, must divide the size {x_T.shape[1:3]} by one whole number')
@@ -249,6 +272,16 @@ def _denoise_corrected(
 
 
 def check_level(level: int, schedule: diffusion.Schedule) -> None:
-  """Raises ValueError for a level that images cannot be diffused to."""
-  if not 1 <= level <= schedule.num_timesteps:
-    raise ValueError(f'from_level: found {level}, must be 1 … {schedule.num_timesteps} (T)')
+  """Raises ValueError or TypeError for a level that images cannot be diffused to."""
+  checks.whole('from_level', level, 1, schedule.num_timesteps, 'T')
+
+
+def check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
+  """Raises ValueError for a mask that is not of 0 and 1, or does not broadcast to images of this shape."""
+  mask = mask if hasattr(mask, 'shape') else np.asarray(mask)
+  checks.broadcasts('mask', mask, 'image', shape)
+  checks.values('mask', mask, 0, 1)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -9,6 +9,7 @@ its `NIN` layers, which are in × out on both sides.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ import numpy as np
 from ddgan_jax import models
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig, UserError
 from ddgan_jax.models.discriminator import BLOCKS
+from ddgan_jax.utils import checks
+
+__all__ = [
+    'DISCRIMINATORS', 'InteropError', 'discriminator_params', 'discriminator_rows', 'discriminator_state_dict',
+    'generator_params', 'generator_rows', 'generator_state_dict']
 
 Params = dict[str, Any]
 StateDict = dict[str, np.ndarray]
@@ -46,7 +52,9 @@ def generator_params(state_dict: Mapping[str, np.ndarray], config: GeneratorConf
 
   Raises:
     InteropError: names the first tensor that is missing, unknown or of another shape.
+    TypeError: no dict of arrays, or another config.
   """
+  _check(state_dict, 'state_dict', config, GeneratorConfig)
   return _to_params(state_dict, generator_rows(config), _generator_shapes(config))
 
 
@@ -55,17 +63,27 @@ def discriminator_params(state_dict: Mapping[str, np.ndarray], config: Discrimin
 
   See `generator_params`.
   """
+  _check(state_dict, 'state_dict', config, DiscriminatorConfig)
   return _to_params(state_dict, discriminator_rows(config), _discriminator_shapes(config))
 
 
 def generator_state_dict(params: Params, config: GeneratorConfig) -> StateDict:
   """The inverse of `generator_params`: the original's names (without `module.`), layouts and order."""
+  _check(params, 'params', config, GeneratorConfig)
   return _to_state_dict(params, generator_rows(config))
 
 
 def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> StateDict:
   """The inverse of `discriminator_params`."""
+  _check(params, 'params', config, DiscriminatorConfig)
   return _to_state_dict(params, discriminator_rows(config))
+
+
+def _check(tensors: Any, name: str, config: Any, kind: type) -> None:
+  if not isinstance(tensors, Mapping):
+    how = '; interop.torch_file.read_state_dict reads a file' if isinstance(tensors, (str, os.PathLike)) else ''
+    raise TypeError(f'{name}: found {checks.described(tensors)}, must be a dict of arrays{how}')
+  checks.instance('config', config, kind)
 
 
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
@@ -279,3 +297,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
   """An array of that shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -9,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import checks
+
+__all__ = ['Moments', 'frechet_distance']
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -67,7 +70,8 @@ class Moments:
     self.scatter = np.zeros((dim, dim))
 
   def add(self, features: np.ndarray) -> None:
-    """Takes in [B, D] features of any float dtype; B may be 0."""
+    """Takes in [B, D] features of any float dtype; B may be 0. Raises ValueError or TypeError for others."""
+    checks.floats('features', features, 'B D', D=len(self.mean))
     features = np.asarray(features, np.float64)
     if len(features):
       mean = features.mean(axis=0)
@@ -96,3 +100,7 @@ class Moments:
     if self.count < 2:
       raise UserError(f'a covariance needs 2 samples or more, found {self.count}')
     return self.scatter / (self.count - 1)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -6,6 +6,9 @@ import numpy as np
 
 from ddgan_jax.config import UserError
 from ddgan_jax.data import pipeline
+from ddgan_jax.utils import checks
+
+__all__ = ['check_splits', 'inception_score']
 
 # Outputs 0 … 999 of the network's 1,008 count, as in the original. Output 0 is a background class and 1 … 1000 are
 # ImageNet's, so the background class is kept and ImageNet's last class is dropped, with 7 outputs that were never
@@ -28,7 +31,11 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
 
   Raises:
     UserError: fewer samples than parts.
+    ValueError, TypeError: the logits are not as above or not finite; the sentence says so.
   """
+  checks.numbers('logits', logits, 'number classes')
+  checks.finite('logits', logits)
+  checks.whole('splits', splits, 1)
   logits = np.asarray(logits, np.float64)[:, :_NUM_CLASSES]
   check_splits(splits, len(logits))
   logits = logits - logits.max(axis=1, keepdims=True)
@@ -49,3 +56,7 @@ def check_splits(splits: int, num_samples: int) -> None:
   if not 1 <= splits <= num_samples:
     raise UserError(f'splits of the Inception score: found {splits}, must be from 1 to the number of samples, '
                     f'{num_samples:,}')
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import checks
+
+__all__ = ['kernel_distance']
 
 
 def kernel_distance(
@@ -26,9 +29,15 @@ def kernel_distance(
 
   Raises:
     UserError: the dimensions differ, or there are fewer than two samples.
+    ValueError, TypeError: another argument is not as above; the sentence names it.
   """
+  for name, features in (('real', real), ('fake', fake)):
+    checks.numbers(name, features, 'number dimension')
+    checks.finite(name, features)
+  checks.whole('num_subsets', num_subsets, 1)
+  checks.whole('subset_size', subset_size, 2)
   size = min(subset_size, len(real), len(fake))
-  if real.ndim != 2 or real.shape[1:] != fake.shape[1:]:
+  if real.shape[1] != fake.shape[1]:
     raise UserError(f'features: found shapes {real.shape} and {fake.shape}, must be (number, dimension) with the same '
                     'dimension')
   if size < 2:
@@ -44,3 +53,7 @@ def _u_statistic(x: np.ndarray, y: np.ndarray) -> float:
   kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
   within = lambda k: (k.sum() - np.trace(k)) / (n * (n - 1))
   return within(kernel(x, x)) + within(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ddgan_jax.data import points as data_points
+from ddgan_jax.utils import checks
+
+__all__ = ['PointModes', 'modes_of_points']
 
 
 class PointModes(NamedTuple):
@@ -35,11 +38,22 @@ def modes_of_points(points: np.ndarray) -> PointModes:
 
   Returns:
     (modes found, share of points in a mode, KL to uniform).
+
+  Raises:
+    ValueError, TypeError: the points are not as above or not finite; the sentence says so.
   """
+  checks.numbers('points', points, 'n xy' if np.ndim(points) == 2 else 'n H W xy', H=1, W=1, xy=2)
+  checks.finite('points', points)
   points = np.asarray(points, np.float64).reshape(-1, 2)
+  if not len(points):
+    raise ValueError('points: found none, must be at least 1')
   distances = np.linalg.norm(points[:, None] - data_points.CENTRES, axis=2)
   nearest = distances.argmin(axis=1)
   is_in = distances.min(axis=1) <= 3 * data_points.STANDARD_DEVIATION
   share = np.bincount(nearest, minlength=len(data_points.CENTRES)) / len(points)
   kl = float(np.sum(share[share > 0] * np.log(share[share > 0] * len(data_points.CENTRES))))
   return PointModes(len(np.unique(nearest[is_in])), float(is_in.mean()), kl)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import checks
+
+__all__ = ['density_coverage', 'precision_recall']
 
 # Distances of each row that are computed again. More than these would have to lie within rounding of a ball's edge.
 _CANDIDATES = 16
@@ -73,6 +76,7 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 
 def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tuple[np.ndarray, np.ndarray]:
   """Checked, and with the reals' mean at 0, which keeps products of float32 numbers small and distances as they are."""
+  checks.whole('k', max(real_k, fake_k), 1)
   for name, x, k in (('real', real, real_k), ('fake', fake, fake_k)):
     if np.ndim(x) != 2 or np.shape(x)[1] != np.shape(real)[1]:
       raise UserError(f'{name} features: found shape {np.shape(x)}, must be (number, dimension) with the dimension '
@@ -146,3 +150,7 @@ def _roughly(rows: jax.Array, points: jax.Array) -> jax.Array:
 def _exactly(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
   """[n, c] squared distances of row i to its neighbours [n, c, D], from the differences."""
   return ((rows[:, None] - neighbours) ** 2).sum(axis=2)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -2,13 +2,14 @@
 
 from ddgan_jax.models.application import apply
 from ddgan_jax.models.classifier import Classifier
-from ddgan_jax.models.convolution import use_one_layout_on_cpus
 from ddgan_jax.models.discriminator import Discriminator
 from ddgan_jax.models.generator import Generator, generator_fn, output_fn
 from ddgan_jax.models.mlp import MlpDiscriminator, MlpGenerator
 
 __all__ = [
     'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'apply', 'generator_fn',
-    'output_fn', 'use_one_layout_on_cpus']
+    'output_fn']
 
-use_one_layout_on_cpus()
+
+def __dir__() -> list[str]:
+  return __all__

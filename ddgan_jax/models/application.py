@@ -8,8 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ddgan_jax.parallel import compilation
 
-@functools.partial(jax.jit, static_argnames=('module', 'deterministic'))
+
+@functools.partial(compilation.jit, static_argnames=('module', 'deterministic'))
 def apply(module: nn.Module, params: Any, *args: Any, deterministic: bool | None = None, **kwargs: Any) -> jax.Array:
   """`module.apply({'params': params}, *args, **kwargs)`.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from ddgan_jax.utils import checks
+
 
 class Classifier(nn.Module):
   """Three convolutions and two dense layers: `Classifier(10).apply({'params': params}, x)`.
@@ -20,6 +22,7 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, H, W, C] float32 in [-1, 1] → logits [B, num_classes], features [B, num_features]."""
+    checks.floats('x', x, 'B H W C')
     first = 2 if x.shape[1] >= 16 else 1  # small images keep their places for one layer more
     for i, (width, stride) in enumerate(((32, first), (64, 2), (64, 1))):
       x = nn.relu(nn.Conv(width, (3, 3), strides=(stride, stride), name=f'conv_{i}')(x))

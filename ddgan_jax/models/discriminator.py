@@ -10,6 +10,7 @@ from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.models import resample
 from ddgan_jax.models.blocks import INV_SQRT_2, LabelEmbedding, conv3x3, sinusoids
 from ddgan_jax.models.initializers import default_init
+from ddgan_jax.utils import checks
 
 _FIR_KERNEL = (1.0, 3.0, 3.0, 1.0)
 
@@ -58,7 +59,9 @@ class Discriminator(nn.Module):
 
     Raises:
       ConfigError: B does not split into groups of `stddev_group` rows.
+      ValueError, TypeError: an argument is not as above; the sentence names it.
     """
+    check_pair(x_t, t, x_tp1, label)
     config = self.config
     widths_and_halvings = BLOCKS[config.kind]
 
@@ -78,6 +81,16 @@ class Discriminator(nn.Module):
     h = conv3x3(8 * config.ngf, 'conv_out', self.dtype, init_scale=0.0 if config.kind == 'small' else 1.0)(h)
     h = leaky_relu(h).astype(jnp.float32).sum((1, 2))
     return score(config, h, label)
+
+
+def check_pair(x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None) -> None:
+  """Raises ValueError or TypeError for arguments that no discriminator takes."""
+  checks.floats('x_t', x_t, 'B H W C')
+  batch, height, width, channels = x_t.shape
+  checks.floats('x_tp1', x_tp1, 'B H W C', B=batch, H=height, W=width, C=channels)
+  checks.numbers('t', t, 'B', B=batch)
+  if label is not None:
+    checks.integers('label', label, 'B', B=batch)
 
 
 def score(config: DiscriminatorConfig, h: jax.Array, label: jax.Array | None) -> jax.Array:

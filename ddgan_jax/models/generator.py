@@ -12,6 +12,7 @@ from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import application, blocks
 from ddgan_jax.models.blocks import conv3x3
 from ddgan_jax.models.initializers import default_init
+from ddgan_jax.utils import checks
 
 
 class Generator(nn.Module):
@@ -48,8 +49,12 @@ class Generator(nn.Module):
 
     Returns:
       The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
+
+    Raises:
+      ValueError, TypeError: an argument is not as above; the sentence names it.
     """
     config = self.config
+    check_inputs(config, x_tp1, t, z, label)
     widths = [config.num_channels_dae * mult for mult in config.ch_mult]
     last = len(widths) - 1
     resampling_block = config.resblock_type != 'ddpm'
@@ -160,6 +165,17 @@ class Generator(nn.Module):
       h = blocks.sinusoids(t, width)
     h = nn.Dense(4 * width, kernel_init=default_init(), dtype=self.dtype, name='time_dense_0')(h)
     return nn.Dense(4 * width, kernel_init=default_init(), dtype=self.dtype, name='time_dense_1')(nn.silu(h))
+
+
+def check_inputs(
+    config: GeneratorConfig, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None) -> None:
+  """Raises ValueError or TypeError for arguments that no generator of this config takes."""
+  size = config.image_size
+  checks.floats('x_tp1', x_tp1, 'B H W C', H=size, W=size, C=config.num_channels)
+  checks.numbers('t', t, 'B', B=x_tp1.shape[0])
+  checks.floats('z', z, 'B nz', B=x_tp1.shape[0], nz=config.nz)
+  if label is not None:
+    checks.integers('label', label, 'B', B=x_tp1.shape[0])
 
 
 def output_fn(generator, params, schedule, **apply_kwargs):

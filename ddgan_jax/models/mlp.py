@@ -19,7 +19,8 @@ import numpy as np
 
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.models.blocks import LabelEmbedding, sinusoids
-from ddgan_jax.models.discriminator import leaky_relu, score
+from ddgan_jax.models.discriminator import check_pair, leaky_relu, score
+from ddgan_jax.models.generator import check_inputs
 from ddgan_jax.models.initializers import default_init
 
 _HIDDEN_LAYERS = 3
@@ -56,6 +57,7 @@ class MlpGenerator(nn.Module):
     """
     del training
     config = self.config
+    check_inputs(config, x_tp1, t, z, label)
     inputs = [_of_values(x_tp1), z]
     if config.conditional:
       inputs.append(sinusoids(t, _TIME_FEATURES))
@@ -85,6 +87,7 @@ class MlpDiscriminator(nn.Module):
       self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
   ) -> jax.Array:
     """Scores a batch of pairs [B, H, W, C]; see `Discriminator`. Returns [B] float32 logits, high for real."""
+    check_pair(x_t, t, x_tp1, label)
     inputs = [_of_values(x_t), _of_values(x_tp1), sinusoids(t, self.config.t_emb_dim)]
     h = _hidden_layers(inputs, self.config.ngf, self.dtype).astype(jnp.float32)
     return score(self.config, h, label)

@@ -11,37 +11,81 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax._src import core  # there is no public way to ask whether a transformation is under way
 
-# What XLA's CPU compiler gives to the YNNPACK library: products and sums. By default jaxlib 0.10.2 also gives it
-# convolutions, which Eigen computes faster on several cores, and their kernels' gradients on any (benchmarks/speed.md).
-_CPU_OPTION = 'xla_cpu_experimental_ynn_fusion_type'
-_CPU_VALUE = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+from ddgan_jax.parallel import convolution
+
+# Compiler options by platform. One that $XLA_FLAGS sets, or that this XLA does not know, is left out.
+XLA_OPTIONS: dict[str, dict[str, str]] = {
+    'cpu': {
+        # What the compiler gives to the YNNPACK library: products and sums. By default jaxlib 0.10.2 also gives it
+        # convolutions, which Eigen computes faster on several cores, and their kernels' gradients on any
+        # (benchmarks/speed.md).
+        'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+    },
+}
 
 
 def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
-  """`jax.jit` with the compiler options that suit this package's networks.
+  """`jax.jit` as suits this package's networks: with compiler options, and fast convolutions in loops on CPUs.
 
-  On a CPU JAX refuses to use what it gives inside another transformation (jit, scan, grad, `make_jaxpr`).
+  Both hold for the program alone (`XLA_OPTIONS`, `convolution.one_layout_on_cpus`), so nothing has to be set up first.
+  Inside another transformation (jit, scan, grad, vmap), where JAX has no place for compiler options, it is a plain
+  `jax.jit`; what is outermost decides how all is compiled.
 
   Args:
     function: to be compiled.
     platform: that it is compiled for, by default that of `jax.devices()`.
     **kwargs: as of `jax.jit`.
+
+  Returns:
+    A function with the method `lower` of `jax.jit`.
   """
-  return jax.jit(function, compiler_options=options(platform or jax.default_backend()), **kwargs)
+  return _Program(function, platform, kwargs)
+
+
+class _Program:
+  """What `jit` returns: a program if it is called or lowered by itself, and a part of one elsewhere."""
+
+  def __init__(self, function: Callable, platform: str | None, kwargs: dict[str, Any]):
+    functools.update_wrapper(self, function, updated=())
+    self._platform, self._kwargs = platform, kwargs
+    self._nested = jax.jit(function, **kwargs)
+
+  @functools.cached_property
+  def _outermost(self) -> Any:
+    # At first use, because asking for the default platform starts the backend.
+    found = options(self._platform or jax.default_backend())
+
+    # A function of its own, because JAX lowers one that is also in another `jax.jit` only once.
+    @functools.wraps(self.__wrapped__)
+    def program(*args: Any, **kwargs: Any) -> Any:
+      return self.__wrapped__(*args, **kwargs)
+
+    return jax.jit(program, **({'compiler_options': found} if found else {}), **self._kwargs)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    if not core.trace_state_clean():
+      return self._nested(*args, **kwargs)
+    with convolution.one_layout_on_cpus():
+      return self._outermost(*args, **kwargs)
+
+  def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+    with convolution.one_layout_on_cpus():
+      return self._outermost.lower(*args, **kwargs)
 
 
 def options(platform: str) -> dict[str, str]:
-  """The `compiler_options` of `jit`; none where $XLA_FLAGS has a say in it, or this jaxlib does not know them."""
-  if platform != 'cpu' or _CPU_OPTION in os.environ.get('XLA_FLAGS', '') or not _is_known(_CPU_OPTION, _CPU_VALUE):
-    return {}
-  return {_CPU_OPTION: _CPU_VALUE}
+  """The `compiler_options` of `jit`: those of `XLA_OPTIONS` that $XLA_FLAGS leaves open and this XLA knows."""
+  return {
+      name: value for name, value in XLA_OPTIONS.get(platform, {}).items()
+      if name not in os.environ.get('XLA_FLAGS', '') and _is_known(platform, name, value)}
 
 
 @functools.cache
-def _is_known(option: str, value: str) -> bool:
-  """Whether XLA's CPU compiler knows an option."""
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+def _is_known(platform: str, option: str, value: str) -> bool:
+  """Whether XLA's compiler for a platform knows an option."""
+  with jax.default_device(jax.local_devices(backend=platform)[0]):
     try:
       jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -9,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from ddgan_jax.reporting import plotting
+from ddgan_jax.utils import checks
 
 _CELL = 48  # small images are enlarged to about this many pixels
 
@@ -24,8 +25,17 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
   Returns:
     [H', W', C] uint8.
+
+  Raises:
+    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
+  checks.uint8('images', images, 'n H W C')
+  _check_channels('images', images.shape)
+  if columns is not None:
+    checks.whole('columns', columns, 1)
   images = np.asarray(images)
+  if not len(images):
+    raise ValueError('images: found none, must be at least 1')
   count, height, width, channels = images.shape
   columns = columns or int(np.ceil(np.sqrt(count)))
   rows = -(-count // columns)
@@ -47,13 +57,25 @@ def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> 
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes [H, W, C] uint8 as a PNG, under a temporary name first so that a killed write leaves no half picture."""
+  """Writes [H, W, C] uint8 as a PNG, under a temporary name first so that a killed write leaves no half picture.
+
+  Raises:
+    ValueError, TypeError: not uint8, or another number of channels than 1 or 3.
+  """
+  checks.uint8('image', image, 'H W C')
+  _check_channels('image', image.shape)
+  image = np.asarray(image)
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.parent / f'.{path.name}.partial'
   with partial.open('wb') as file:
     _to_pil(image).save(file, format='PNG')
   partial.replace(path)
+
+
+def _check_channels(name: str, shape: tuple[int, ...]) -> None:
+  if shape[-1] not in (1, 3):
+    raise ValueError(f'{name}: found {shape[-1]} channels, must be 1 or 3')
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,8 +29,6 @@ _FOLDER = 'checkpoints'
 _METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
-# Of a file of Orbax' own that only its other way of saving writes.
-logging.getLogger('absl').addFilter(lambda record: 'Metadata file does not exist' not in record.getMessage())
 _NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
 
 
@@ -327,9 +324,10 @@ class Checkpoints:
     if not (folder / 'state').exists():
       found = ', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'
       raise DamagedError(f"{folder}: holds {found} and no 'state'")
-    metadata = ocp.StandardCheckpointer().metadata(folder / 'state').item_metadata
-    if metadata is None:
-      raise DamagedError(f'{folder}: its list of arrays cannot be read')
+    try:
+      metadata = ocp.StandardCheckpointHandler().metadata(folder / 'state')
+    except FileNotFoundError as error:
+      raise DamagedError(f'{folder}: its list of arrays cannot be read') from error
     stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(target):
       name = _name(path)

@@ -2,37 +2,109 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ddgan_jax.utils import checks
+
+if TYPE_CHECKING:  # `load_config` alone needs none of these, and they take a second to import
+  import jax
+  import numpy as np
+
+  from ddgan_jax.config import Config
+  from ddgan_jax.diffusion import Schedule
+  from ddgan_jax.sampling import GeneratorFn
+
+  Label = int | np.ndarray | jax.Array | None
 
 
-class Run(NamedTuple):
-  """A trained run, as `load` gives it.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Run:
+  """A trained run, as `load` returns it.
 
   Attributes:
     generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32, with the EMA parameters.
     schedule: the diffusion process in the steps to sample in.
-    config: the run's `config.Config`.
-    step: joint steps that the parameters have had.
+    config: the run's configuration.
+    step: training steps that the parameters have had.
     params: the EMA parameters.
+    label: what `generator_fn` is conditioned on; None is no label.
+    workdir: where the run was loaded from; empty for one that was not.
   """
 
-  generator_fn: Any
-  schedule: Any
-  config: Any
+  generator_fn: GeneratorFn
+  schedule: Schedule
+  config: Config
   step: int
   params: Any
+  label: Label = None
+  workdir: str = ''
+
+  def sample(self, key: jax.Array, n: int, label: Label = None) -> jax.Array:
+    """Samples n images: `sampling.sample` with this run's network, compiled once for each n.
+
+    The noise is that of `sampling.sample` from the same key, and the images are the same up to the rounding of float32.
+
+    Args:
+      key: a typed PRNG key, `jax.random.key(seed)`; used once.
+      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.most_at_once`).
+      label: of a conditional run: one label for all images, or [n] int32, one each; by default what the run was loaded
+        with. Another label does not compile again.
+
+    Returns:
+      [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh; `sampling.to_uint8` quantises.
+
+    Raises:
+      ValueError, TypeError: an argument is not as above; the sentence names it.
+      config.ConfigError: the run knows no such label, or needs one.
+    """
+    import jax.numpy as jnp
+
+    from ddgan_jax.models import labels
+
+    checks.key('key', key)
+    checks.whole('n', n, 1)
+    label = self.label if label is None else label
+    labels.check_asked(label, self.config.generator)
+    if label is not None:
+      label = jnp.asarray(label, jnp.int32)
+      if label.shape not in ((), (n,)):
+        raise ValueError(f'label: found shape {list(label.shape)}, must be one integer or [n={n}]')
+    return self._sample(self.params, key, label, n=n)
+
+  @functools.cached_property
+  def _sample(self) -> Callable[..., jax.Array]:
+    """(params, key, label, n) → images, a program for each n."""
+    from ddgan_jax import sampling, train_state
+    from ddgan_jax.parallel import compilation
+
+    def sample(params, key, label, n):
+      generator_fn, schedule = train_state.make_sampler(self.config, params, self.schedule.num_timesteps, label)
+      return sampling.sample(key, generator_fn, schedule, (n, *self.config.image_shape), self.config.generator.nz)
+
+    return compilation.jit(sample, static_argnames='n')
+
+  def __repr__(self) -> str:
+    import jax
+
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    label = '' if self.label is None else f', label={self.label!r}'
+    return (f'Run(workdir={self.workdir!r}, method={self.config.method!r}, T={self.schedule.num_timesteps}, '
+            f'image_shape={self.config.image_shape}, step={self.step}, parameters={parameters:,}{label})')
 
 
-def load_config(workdir: str | os.PathLike) -> Any:
+def load_config(workdir: str | os.PathLike) -> Config:
   """Reads the `config.Config` of a run, in its folder or a `.safetensors` file of it. Raises config.UserError."""
   from etils import epath
 
   from ddgan_jax import config as config_lib
   from ddgan_jax.runs.checkpoints import CheckpointError
 
-  workdir = os.path.expanduser(workdir)
-  if str(workdir).endswith('.safetensors'):
+  workdir = _path(workdir)
+  if workdir.endswith('.safetensors'):
     from ddgan_jax.interop import safetensors_file
 
     return safetensors_file.read_config(workdir)
@@ -43,18 +115,18 @@ def load_config(workdir: str | os.PathLike) -> Any:
 
 
 def load(
-    workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None, sharding: Any = None,
-    label: Any = None) -> Run:
-  """Loads the EMA generator of a run, ready for `sampling.sample`.
+    workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None,
+    sharding: jax.sharding.Sharding | None = None, label: Label = None) -> Run:
+  """Loads the EMA generator of a run, ready for `Run.sample` and `sampling.sample`.
 
   Args:
     workdir: the run's folder, or a `.safetensors` file that `python -m ddgan_jax.export` wrote of it.
     step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
     num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
-    sharding: where the parameters go, a `jax.sharding.Sharding`; by default the first device.
+    sharding: where the parameters go; by default the first device.
     label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label. A
       run with `generator.label_dropout=0` can be loaded without one, but its `generator_fn` then raises
-      config.ConfigError; `image_output.generate` and `train_state.make_sampler` take a label later.
+      config.ConfigError; `Run.sample`, `image_output.generate` and `train_state.make_sampler` take a label later.
 
   Returns:
     A `Run`.
@@ -62,22 +134,29 @@ def load(
   Raises:
     config.UserError: no run, no good checkpoint, the one asked for is damaged, or the run cannot be sampled in so many
       steps or knows no such label; one sentence.
+    TypeError: an argument is of another type; the sentence names it.
   """
   import jax
 
   from ddgan_jax import train_state
   from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 
-  workdir = os.path.expanduser(workdir)
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  if str(workdir).endswith('.safetensors'):
+  workdir = _path(workdir)
+  for name, value in (('step', step), ('num_timesteps', num_timesteps)):
+    if value is not None:
+      checks.integer(name, value)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  checks.instance('sharding', sharding, jax.sharding.Sharding)
+  if workdir.endswith('.safetensors'):
     from ddgan_jax.interop import safetensors_file
 
     params, config, saved_step = safetensors_file.read(workdir)
     if step not in (None, saved_step):
       raise CheckpointError(f'{workdir}: holds step {saved_step}, not {step}')
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
-    return Run(*train_state.make_sampler(config, params, num_timesteps, label), config, saved_step, params)
+    sampler = train_state.make_sampler(config, params, num_timesteps, label)
+    return Run(*sampler, config, saved_step, params, label, workdir)
 
   config = load_config(workdir)
   train_state.make_sampler(config, None, num_timesteps, label)  # refuses what is wrong before anything is read
@@ -91,5 +170,11 @@ def load(
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:
     params = checkpoints.restore_ema(target, step)
-  generator_fn, schedule = train_state.make_sampler(config, params, num_timesteps, label)
-  return Run(generator_fn, schedule, config, step, params)
+  sampler = train_state.make_sampler(config, params, num_timesteps, label)
+  return Run(*sampler, config, step, params, label, workdir)
+
+
+def _path(workdir: str | os.PathLike) -> str:
+  if not isinstance(workdir, (str, os.PathLike)):
+    raise TypeError(f'workdir: found {checks.described(workdir)}, must be a path')
+  return os.path.expanduser(os.fspath(workdir))

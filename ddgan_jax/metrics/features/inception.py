@@ -22,6 +22,8 @@ from ddgan_jax.config import UserError
 from ddgan_jax.interop import torch_file
 from ddgan_jax.metrics.features import weights
 
+__all__ = ['NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'features', 'load', 'params_from_state_dict', 'resize']
+
 Params = dict[str, dict[str, Any]]
 
 SIZE = 299
@@ -152,7 +154,7 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def check_images(images_uint8: jax.Array) -> None:
   """Raises UserError for anything but uint8 [B, H, W, 1 or 3]."""
-  shape, dtype = images_uint8.shape, images_uint8.dtype
+  shape, dtype = np.shape(images_uint8), getattr(images_uint8, 'dtype', type(images_uint8).__name__)
   if len(shape) != 4 or shape[-1] not in (1, 3) or dtype != jnp.uint8:
     raise UserError(f'images: found {dtype} {shape}, must be uint8 (number, height, width, 1 or 3 channels)')
 
@@ -249,3 +251,7 @@ def _average_pool(x: jax.Array) -> jax.Array:
   total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
   rows, columns = (np.convolve(np.ones(n), np.ones(3), 'same') for n in x.shape[1:3])
   return total / (rows[:, None, None] * columns[:, None]).astype(np.float32)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -15,6 +15,8 @@ import numpy as np
 from ddgan_jax.interop import torch_file
 from ddgan_jax.metrics.features import inception, weights
 
+__all__ = ['NUM_FEATURES', 'SIZE', 'features', 'load', 'params_from_state_dict']
+
 Params = dict[str, dict[str, Any]]
 
 SIZE = 224
@@ -99,3 +101,7 @@ def features(params: Params, images_uint8: jax.Array) -> jax.Array:
     for name in ('classifier.0', 'classifier.3'):
       x = jax.nn.relu(x @ params[name]['kernel'] + params[name]['bias'])
     return x
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax import lax
 from jax.interpreters import mlir
 
+_local = threading.local()
 
-def use_one_layout_on_cpus(enabled: bool = True) -> None:
-  """From now on JAX writes convolutions for CPUs as those of [N, spatial, C] by [spatial, I, O], with transposes.
+
+@contextlib.contextmanager
+def one_layout_on_cpus(enabled: bool = True) -> Iterator[None]:
+  """Within it, this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
 
   That is the form that XLA hands to Eigen. It brings others, such as the gradients of those with respect to inputs and
   kernels, into it by itself, but not in the body of a loop or a conditional, where kernel gradients then take more than
@@ -20,27 +27,53 @@ def use_one_layout_on_cpus(enabled: bool = True) -> None:
   grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the input, where XLA
   exchanges the two.
 
-  This holds for all of the process, and for what is lowered after it; `jax.clear_caches()` forgets what was before.
-  Importing `ddgan_jax.models` calls it. Does nothing with a JAX that keeps its lowering rules elsewhere than 0.10.
+  `compilation.jit` lowers its programs within it. Those of other code are lowered by JAX's own rule. Does nothing with
+  a JAX that keeps its lowering rules elsewhere than 0.10.
 
   Args:
-    enabled: False goes back to JAX's own way.
+    enabled: False goes back to JAX's own rule.
   """
-  if _JAX_LOWER is not None:
-    mlir.register_lowering(lax.conv_general_dilated_p, _lower if enabled else _JAX_LOWER, platform='cpu')
+  _install()
+  before = getattr(_local, 'enabled', False)
+  _local.enabled = enabled
+  try:
+    yield
+  finally:
+    _local.enabled = before
 
 
-def _lower(ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
+@functools.cache
+def _install() -> None:
+  """Registers a rule that is JAX's own wherever `one_layout_on_cpus` is not in force."""
+  jax_rule = _jax_rule()
+  if jax_rule is None:
+    return
+  rule = functools.partial(_lower, jax_rule)
+  rule.jax_rule = jax_rule
+  mlir.register_lowering(lax.conv_general_dilated_p, rule, platform='cpu')
+
+
+def _jax_rule() -> Any:
+  """JAX's own rule, to which there is no public way; None if it is not where it was."""
+  try:
+    rule = jax._src.interpreters.mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
+  except (AttributeError, KeyError):
+    return None
+  return getattr(rule, 'jax_rule', rule)  # of this module, when it is loaded again
+
+
+def _lower(jax_rule: Any, ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
   given = params['dimension_numbers']
   rank = len(given.lhs_spec)
   batched = (0, rank - 1, *range(1, rank - 1))  # where N, C and the spatial dimensions are
   wanted = lax.ConvDimensionNumbers(batched, (rank - 1, rank - 2, *range(rank - 2)), batched)
   spatial_sizes = [
       math.prod(aval.shape[i] for i in spec[2:]) for aval, spec in zip(ctx.avals_in, (given.lhs_spec, given.rhs_spec))]
-  if (given == wanted or params['feature_group_count'] != 1 or params['batch_group_count'] != 1
+  if (not getattr(_local, 'enabled', False) or given == wanted
+      or params['feature_group_count'] != 1 or params['batch_group_count'] != 1
       or spatial_sizes[1] > spatial_sizes[0]
       or any(any(aval.sharding.spec) for aval in (*ctx.avals_in, *ctx.avals_out))):
-    return _JAX_LOWER(ctx, x, kernel, **params)
+    return jax_rule(ctx, x, kernel, **params)
 
   def convolve(x, kernel):
     x = lax.transpose(x, _order(given.lhs_spec, wanted.lhs_spec))
@@ -54,15 +87,3 @@ def _lower(ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
 def _order(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
   """The permutation that takes dimensions at the places `before` to the places `after`."""
   return [before[after.index(place)] for place in range(len(before))]
-
-
-def _jax_lower() -> Any:
-  """JAX's own rule, to which there is no public way; None if it is not where it was."""
-  try:
-    rule = jax._src.interpreters.mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
-  except (AttributeError, KeyError):
-    return None
-  return getattr(rule, 'jax_rule', rule)  # of this module, when it is loaded again
-
-
-_JAX_LOWER = _lower.jax_rule = _jax_lower()

@@ -1,0 +1,254 @@
+"""The Python API: what a mistake gets, what a loaded run shows and samples, and what the modules list."""
+# The calls of the table are text, so that it can be printed.
+# ruff: noqa: F401
+
+import dataclasses
+import importlib
+import importlib.resources
+import inspect
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ddgan_jax
+from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, metrics, models, sampling, train_state
+from ddgan_jax.config import ConfigError, GeneratorConfig
+from ddgan_jax.editing import interpolation, noise_optimization, replacement
+from ddgan_jax.interop import pytorch
+from ddgan_jax.metrics import points
+from ddgan_jax.reporting import grids
+from ddgan_jax.runs import run as run_lib
+from tests.conftest import quick_config_dict
+from tests.test_sampling import fake_generator
+
+SCHEDULE = diffusion.make_schedule(4)
+KEY = jax.random.key(0)
+X = np.zeros((4, 8, 8, 1), np.float32)
+T = np.zeros(4, np.int32)
+Z = np.zeros((4, 4), np.float32)
+BYTES = np.zeros((4, 8, 8, 1), np.uint8)
+CONFIG = config_lib.from_config_dict({**quick_config_dict(), 'diffusion': {'num_timesteps': 4}})
+GENERATOR = models.MlpGenerator(CONFIG.generator)
+DISCRIMINATOR = models.MlpDiscriminator(CONFIG.discriminator)
+
+# A call, and the whole of what it raises.
+MISTAKES = {
+    'diffusion.make_schedule(2.5)': (TypeError, 'num_timesteps: found 2.5, must be an integer'),
+    'diffusion.make_schedule(0)': (ValueError, 'num_timesteps: found 0, must be at least 1'),
+    'diffusion.make_schedule(4, "cosine")': (ValueError, "kind: found 'cosine', must be 'vp' or 'geometric'"),
+    'diffusion.make_schedule(4, beta_min=20, beta_max=0.1)': (
+        ValueError, 'beta_min: found 20, must be above 0 and below beta_max=0.1'),
+    'diffusion.make_schedule(4, "geometric")': (
+        ValueError, "beta_max: found 20.0, must be below 1 with kind='geometric', whose last variance it is"),
+    'diffusion.respaced(SCHEDULE, 3)': (ValueError, 'num_timesteps: found 3, must be a divisor of 4'),
+    'diffusion.q_sample(CONFIG, X, T, X)': (
+        TypeError, 'schedule: found a Config, must be a Schedule; make_schedule makes one'),
+    'diffusion.q_sample(SCHEDULE, BYTES, T, X)': (
+        TypeError, 'x_0: found uint8 [4, 8, 8, 1], must be floating point; use x / 127.5 - 1'),
+    'diffusion.q_sample(SCHEDULE, X, 3, X)': (TypeError, 't: found 3, must be an array of integers'),
+    'diffusion.q_sample(SCHEDULE, X, T[:3], X)': (
+        ValueError, 't: found shape [3], must be [4], one for each row of x_0'),
+    'diffusion.q_sample(SCHEDULE, X, T.astype(np.float32), X)': (
+        TypeError, 't: found float32 [4], must be integers'),
+    'diffusion.q_sample(SCHEDULE, X, T + 5, X)': (ValueError, 't: found 5, must be 0 … 4 (T)'),
+    'diffusion.q_sample_pair(SCHEDULE, X, T + 4, X, X)': (ValueError, 't: found 4, must be 0 … 3 (T - 1)'),
+    'diffusion.q_sample_pair(SCHEDULE, X, T, X, X[..., 0])': (
+        ValueError, 'noise_tp1: found shape [4, 8, 8], must be [4, 8, 8, 1], that of x_0'),
+    'diffusion.sample_posterior(SCHEDULE, X, X, T - 1, X)': (ValueError, 't: found -1, must be 0 … 3 (T - 1)'),
+    'sampling.sample(0, fake_generator, SCHEDULE, X.shape, 4)': (
+        TypeError, 'key: found the integer 0, must be a PRNG key; use jax.random.key(0)'),
+    'sampling.sample(jax.random.PRNGKey(0), fake_generator, SCHEDULE, X.shape, 4)': (
+        TypeError, 'key: found a raw uint32 key, must be a typed one; use jax.random.key(seed), not PRNGKey(seed)'),
+    'sampling.sample(jax.random.split(KEY), fake_generator, SCHEDULE, X.shape, 4)': (
+        ValueError, 'key: found an array of keys of shape [2], must be one key'),
+    'sampling.sample(KEY, None, SCHEDULE, X.shape, 4)': (
+        TypeError, 'generator_fn: found None, must be a function of (x_tp1, t, z)'),
+    'sampling.sample(KEY, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
+        ValueError, 'shape: found (8, 8, 1), must be (B, H, W, C)'),
+    'sampling.sample(KEY, fake_generator, SCHEDULE, X.shape, -1)': (
+        ValueError, 'latent_dim: found -1, must be at least 0'),
+    'sampling.sample_given_noise(fake_generator, SCHEDULE, X, Z, X[None])': (
+        ValueError, 'z: found float32 [4, 4], must be floating point [T, B=4, nz]'),
+    'sampling.sample_given_noise(fake_generator, SCHEDULE, X, Z[None], X)': (
+        ValueError, 'posterior_noise: found float32 [4, 8, 8, 1], must be floating point [T=1, B=4, H=8, W=8, C=1]'),
+    'sampling.sample_given_noise(fake_generator, SCHEDULE, X, np.stack([Z] * 5), np.stack([X] * 5))': (
+        ValueError, 'z: found 5 rows, must be 1 … 4 (T)'),
+    'sampling.sample_each(2**32, T, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
+        ValueError, 'seed: found 4294967296, must be 0 … 4294967295'),
+    'sampling.sample_each(0, 3, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
+        TypeError, 'indices: found 3, must be an array of integers [B]'),
+    'sampling.to_uint8(BYTES)': (
+        TypeError, 'images: found uint8 [4, 8, 8, 1], must be floating point; use x / 127.5 - 1'),
+    'replacement.inpaint(KEY, fake_generator, SCHEDULE, BYTES, X > 0, 4)': (
+        TypeError,
+        'image: found uint8 [4, 8, 8, 1], must be floating point [B, H, W, C]; use x / 127.5 - 1'),
+    'replacement.inpaint(KEY, fake_generator, SCHEDULE, X, np.ones((4, 8)), 4)': (
+        ValueError, 'mask: found shape [4, 8], must be [4, 8, 8, 1], that of image'),
+    'replacement.inpaint(KEY, fake_generator, SCHEDULE, X, BYTES + 255, 4)': (
+        ValueError, 'mask: found 255, must be 0 … 1'),
+    'replacement.image_to_image(KEY, fake_generator, SCHEDULE, X, 4, 5)': (
+        ValueError, 'from_level: found 5, must be 1 … 4 (T)'),
+    'replacement.super_resolve(KEY, fake_generator, SCHEDULE, X, 4, 1.5)': (
+        TypeError, 'factor: found 1.5, must be an integer'),
+    'noise_optimization.sample_matching(KEY, fake_generator, SCHEDULE, X, X, X.shape, 4)': (
+        TypeError, 'measure: found float32 [4, 8, 8, 1], must be a function of images'),
+    'interpolation.interpolate(KEY, 7, fake_generator, SCHEDULE, (8, 8, 1), 4, 5)': (
+        TypeError, 'key_b: found the integer 7, must be a PRNG key; use jax.random.key(7)'),
+    'interpolation.interpolate_images(KEY, fake_generator, SCHEDULE, X, 4, 1, 5)': (
+        ValueError, 'images: found float32 [4, 8, 8, 1], must be floating point [images=2, H, W, C]'),
+    'GENERATOR.init(KEY, X[:, :4], T, Z)': (
+        ValueError, 'x_tp1: found float32 [4, 4, 8, 1], must be floating point [B, H=8, W=8, C=1]'),
+    'GENERATOR.init(KEY, X, T, Z[:, :3])': (
+        ValueError, 'z: found float32 [4, 3], must be floating point [B=4, nz=4]'),
+    'GENERATOR.init(KEY, X, T[:1], Z)': (ValueError, 't: found int32 [1], must be numbers [B=4]'),
+    'DISCRIMINATOR.init(KEY, X, T, X[:2])': (
+        ValueError, 'x_tp1: found float32 [2, 8, 8, 1], must be floating point [B=4, H=8, W=8, C=1]'),
+    'grids.make_grid(X)': (
+        TypeError, 'images: found float32 [4, 8, 8, 1], must be uint8 [n, H, W, C]; use sampling.to_uint8'),
+    'grids.make_grid(BYTES[0])': (ValueError, 'images: found uint8 [8, 8, 1], must be uint8 [n, H, W, C]'),
+    'grids.make_grid(np.zeros((4, 8, 8, 4), np.uint8))': (ValueError, 'images: found 4 channels, must be 1 or 3'),
+    'grids.make_grid(BYTES[:0])': (ValueError, 'images: found none, must be at least 1'),
+    'grids.save_png("x.png", BYTES)': (ValueError, 'image: found uint8 [4, 8, 8, 1], must be uint8 [H, W, C]'),
+    'pytorch.generator_params("netG.pth", GeneratorConfig())': (
+        TypeError, "state_dict: found 'netG.pth', must be a dict of arrays; interop.torch_file.read_state_dict reads a "
+                   'file'),
+    'pytorch.generator_params({}, CONFIG)': (TypeError, 'config: found a Config, must be a GeneratorConfig'),
+    'pytorch.discriminator_params({}, GeneratorConfig())': (
+        TypeError, 'config: found a GeneratorConfig, must be a DiscriminatorConfig'),
+    'metrics.frechet.frechet_distance(Z[0], Z, Z[0], Z[:3])': (
+        ValueError, 'the second statistics: found a mean of shape (4,) and a covariance of shape (3, 4), must be (4,) '
+                    'and (4, 4)'),
+    'metrics.kid.kernel_distance(X, X)': (
+        ValueError, 'real: found float32 [4, 8, 8, 1], must be numbers [number, dimension]'),
+    'metrics.kid.kernel_distance(Z, Z + np.nan)': (ValueError, 'fake: found a value that is not finite'),
+    'metrics.inception_score.inception_score(Z[0])': (
+        ValueError, 'logits: found float32 [4], must be numbers [number, classes]'),
+    'metrics.precision_recall.precision_recall(Z, Z, k=0)': (ValueError, 'k: found 0, must be at least 1'),
+    'metrics.inception.features({}, X)': (
+        ValueError, 'images: found float32 (4, 8, 8, 1), must be uint8 (number, height, width, 1 or 3 channels)'),
+    'points.modes_of_points(np.zeros((5, 3)))': (
+        ValueError, 'points: found float64 [5, 3], must be numbers [n, xy=2]'),
+    'ddgan_jax.load(3)': (TypeError, 'workdir: found 3, must be a path'),
+    'ddgan_jax.load("runs/x", step="newest")': (TypeError, "step: found 'newest', must be an integer"),
+    'ddgan_jax.load("runs/x", sharding="cpu")': (TypeError, "sharding: found 'cpu', must be a Sharding"),
+}
+
+
+@pytest.mark.parametrize('call', MISTAKES)
+def test_a_mistake_gets_one_sentence_that_names_the_argument(call):
+  kind, sentence = MISTAKES[call]
+  with pytest.raises(kind) as error:
+    eval(call)
+  assert str(error.value) == sentence
+
+
+def test_checks_need_no_values():
+  """Under jit, vmap and grad shapes and dtypes are checked, and values are not asked for."""
+  q_sample = lambda x, t: diffusion.q_sample(SCHEDULE, x, t, X[0])
+  expected = diffusion.q_sample(SCHEDULE, X, T + 2, X)
+  np.testing.assert_allclose(jax.jit(q_sample)(X, T + 2), expected)
+  np.testing.assert_allclose(jax.vmap(q_sample)(X, T + 2), expected)
+  assert jax.grad(lambda x: q_sample(x, jnp.asarray(T)).sum())(X).shape == X.shape
+  with pytest.raises(TypeError, match='x_0: found uint8'):
+    jax.jit(q_sample)(BYTES, T)
+  with pytest.raises(TypeError, match='key: found a raw uint32 key'):
+    jax.jit(lambda key: sampling.draw_noise(key, X.shape, 4, 4))(jax.random.PRNGKey(0))
+
+
+def test_checks_add_nothing_to_a_traced_program(monkeypatch):
+  def program():
+    return str(jax.make_jaxpr(lambda key: sampling.sample(key, fake_generator, SCHEDULE, X.shape, 4))(KEY))
+
+  checked = program()
+  jax.clear_caches()
+  for module in (sampling.checks, diffusion.checks):
+    for name in ('floats', 'integers', 'values', 'broadcasts', 'shape', 'whole', 'key'):
+      monkeypatch.setattr(module, name, lambda *args, **kwargs: None)
+  assert program() == checked
+
+
+def some_run(**generator):
+  """A run with weights that nothing has trained."""
+  fields = quick_config_dict()
+  config = config_lib.from_config_dict({**fields, 'generator': {**fields['generator'], **generator}})
+  params = train_state.create(config).ema_params
+  return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 7, params, workdir='runs/x')
+
+
+def test_a_run_shows_what_it_is_in_one_line():
+  text = repr(some_run())
+  assert text == ("Run(workdir='runs/x', method='ddgan', T=2, image_shape=(8, 8, 1), step=7, "
+                  f'parameters={train_state.count_parameters(some_run().params):,})')
+  assert "label=3)" in repr(dataclasses.replace(some_run(num_classes=10), label=3))
+
+
+def test_a_run_samples_what_sampling_does_and_compiles_once(monkeypatch):
+  run = some_run()
+  traced = []
+  sample = sampling.sample
+  monkeypatch.setattr(sampling, 'sample', lambda *args: traced.append(args[3]) or sample(*args))
+  found = [run.sample(jax.random.key(seed), 5) for seed in (0, 1)]
+  run.sample(jax.random.key(0), 3)
+  assert traced == [(5, 8, 8, 1), (3, 8, 8, 1)]
+  for seed, images in enumerate(found):
+    expected = sample(jax.random.key(seed), run.generator_fn, run.schedule, (5, 8, 8, 1), 4)
+    assert images.dtype == jnp.float32
+    np.testing.assert_allclose(images, expected, rtol=1e-5, atol=1e-5)
+  assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_a_run_of_classes_samples_any_label_with_one_program(monkeypatch):
+  run = some_run(num_classes=10)
+  traced = []
+  sample = sampling.sample
+  monkeypatch.setattr(sampling, 'sample', lambda *args: traced.append(args[3]) or sample(*args))
+  label = np.array([3, 1, 4])
+  each = [run.sample(KEY, 3, label=int(digit))[i] for i, digit in enumerate(label)]
+  np.testing.assert_allclose(run.sample(KEY, 3, label), each, rtol=1e-5, atol=1e-6)
+  loaded = dataclasses.replace(run, label=3)
+  np.testing.assert_array_equal(loaded.sample(KEY, 3), run.sample(KEY, 3, 3))
+  assert len(traced) == 3  # one label, three labels, and the other run
+  assert np.abs(run.sample(KEY, 3) - loaded.sample(KEY, 3)).max() > 1e-3
+  with pytest.raises(ConfigError, match='label: found 10, but the labels of this run are 0 … 9'):
+    run.sample(KEY, 3, label=10)
+  with pytest.raises(ValueError, match=r'label: found shape \[2\], must be one integer or \[n=3\]'):
+    run.sample(KEY, 3, label=label[:2])
+  with pytest.raises(TypeError, match='n: found 2.0, must be an integer'):
+    run.sample(KEY, 2.0)
+
+
+def test_the_fields_of_a_run_cannot_be_set():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    some_run().step = 8
+
+
+@pytest.mark.parametrize('name', [
+    'ddgan_jax', *(f'ddgan_jax.{name}' for name in (
+        'config', 'diffusion', 'editing', 'editing.interpolation', 'editing.noise_optimization', 'editing.replacement',
+        'interop', 'interop.pytorch', 'metrics', 'metrics.features.inception', 'metrics.features.vgg',
+        'metrics.frechet', 'metrics.inception_score', 'metrics.kid', 'metrics.points', 'metrics.precision_recall',
+        'models', 'sampling'))])
+def test_a_public_module_lists_what_is_its_own(name):
+  """In `dir` and `__all__`, and with a docstring each: no imported module or private name."""
+  module = importlib.import_module(name)
+  assert set(module.__all__) <= set(dir(module))
+  for each in set(dir(module)) - {'__version__'}:
+    value = getattr(module, each)
+    assert not each.startswith('_')
+    owner = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, '__module__', 'ddgan_jax')
+    assert owner.startswith('ddgan_jax') or each == 'GeneratorFn', each
+    assert not inspect.isfunction(value) or value.__doc__, each
+  own = {each for each, value in vars(module).items()
+         if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == name and each[0] != '_'}
+  assert own <= set(module.__all__)
+
+
+def test_the_package_says_that_it_is_typed():
+  package = importlib.resources.files(ddgan_jax)
+  assert (package / 'py.typed').is_file()
+  hints = run_lib.Run.__annotations__
+  assert hints['schedule'] == 'Schedule' and hints['config'] == 'Config' and hints['step'] == 'int'
