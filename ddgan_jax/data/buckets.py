@@ -16,6 +16,7 @@ from etils import epath
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import preparation
 from ddgan_jax.data.readers import DataError
+from ddgan_jax.utils import files
 
 _THREADS = 32  # a bucket is slow to answer and fast to send
 
@@ -84,8 +85,6 @@ def _is_current(at: pathlib.Path, info: epath.StatResult) -> bool:
 
 def _copy(file: epath.Path, at: pathlib.Path, info: epath.StatResult) -> None:
   at.parent.mkdir(parents=True, exist_ok=True)
-  partial = at.with_name(f'.{at.name}.partial')
-  with file.open('rb') as source, partial.open('wb') as target:
+  with file.open('rb') as source, files.atomic_write(at, 'wb') as target:
     shutil.copyfileobj(source, target, 2**20)
-  os.utime(partial, (info.mtime, info.mtime))
-  partial.replace(at)
+  os.utime(at, (info.mtime, info.mtime))  # a kill before this line costs another copy

@@ -24,6 +24,7 @@ import numpy as np
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import images, journal
 from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.utils import files
 
 # Raised whenever the same config and data would be written otherwise: a set of another version is prepared anew.
 VERSION = 1
@@ -83,9 +84,7 @@ def cache_folder(data_config: DataConfig) -> pathlib.Path:
   if '://' in data_config.cache_dir:
     raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
                     'prepared array is mapped into memory from it')
-  base = data_config.cache_dir or os.path.join(
-      os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'ddgan_jax', 'data')
-  return pathlib.Path(base).expanduser()
+  return pathlib.Path(data_config.cache_dir or files.cache_dir('data')).expanduser()
 
 
 def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | None:

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from ddgan_jax.parallel import consensus
 from ddgan_jax.config import UserError
 from ddgan_jax.train_state import TrainState
+from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
 _METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
@@ -118,10 +119,8 @@ class Checkpoints:
     self.wait()
 
     def write():
-      file = self.folder / str(step) / _METRICS
-      partial = file.parent / f'.{file.name}.partial'
-      partial.write_text(json.dumps(metrics))
-      partial.replace(file)
+      with files.atomic_write(self.folder / str(step) / _METRICS) as file:
+        file.write(json.dumps(metrics))
 
     try:
       consensus.on_main(write)
