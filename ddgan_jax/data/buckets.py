@@ -15,7 +15,7 @@ from etils import epath
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import preparation
-from ddgan_jax.data.readers import DataError
+from ddgan_jax.data.readers import DataError, PathError
 from ddgan_jax.utils import files
 
 _THREADS = 32  # a bucket is slow to answer and fast to send
@@ -47,7 +47,7 @@ def localized(data_config: DataConfig, say: Callable[[str], None]) -> DataConfig
       _update(epath.Path(path), copy, say)
   except Exception as e:  # every kind of bucket has errors of its own
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-    raise DataError(f'data.path: {path} cannot be copied to {copy} ({reason})') from e
+    raise PathError(f'{path} cannot be copied to {copy} ({reason})') from e
   return dataclasses.replace(data_config, path=str(copy))
 
 

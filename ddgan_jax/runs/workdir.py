@@ -16,13 +16,13 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
-from ddgan_jax.parallel import consensus
-from ddgan_jax.reporting import grids
 from ddgan_jax import config as config_lib
-from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.config import Config, UserError
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
+from ddgan_jax.parallel import consensus
+from ddgan_jax.reporting import grids
+from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 

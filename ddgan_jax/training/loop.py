@@ -227,7 +227,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
         try:
           checkpoints.save(state)
         except NotFiniteError as error:
-          raise Diverged(str(error).partition(' not finite')[0], step) from error
+          raise Diverged(error.what, step) from error
 
       @contextlib.contextmanager
       def saved_on_failure():
