@@ -28,6 +28,7 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pillow',
+        'pooch',
         'requests',
         'safetensors',
         'scikit-learn',
