@@ -34,8 +34,8 @@ class DataConfig(_Section):
     name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
       (`cifar10`, `celeb_a_hq/256`, …); `gaussians25` for points in the plane as 1x1 images (see `data.points`).
     path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
-      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); of this
-      machine, or in a bucket, `gs://…`.
+      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); on this
+      machine, not in a bucket.
     split: the split of a TFDS set.
     data_dir: where TFDS keeps its data; empty means TFDS's own default.
     cache_dir: where prepared arrays are kept; empty means ~/.cache/ddgan_jax/data.

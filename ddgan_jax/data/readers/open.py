@@ -18,7 +18,8 @@ def open_reader(data_config: DataConfig) -> Reader:
   """
   name, path = data_config.name, os.path.expanduser(data_config.path)
   if '://' in path:
-    raise PathError(f'found {path!r}, must be a path of this machine; copy it here first, or mount it')
+    raise PathError(f'found {path!r}, must be a path of this machine; copy it here first (gcloud storage cp -r), or '
+                    'mount it')
   if not os.path.exists(path):
     raise PathError(f'{path} does not exist')
   kind = _kind(path)
