@@ -32,8 +32,7 @@ setup(
         'requests',
         'safetensors',
         'scikit-learn',
-        # 4.9.10 is the version whose download hooks data/readers/tfds_reader.py was written against.
-        'tensorflow-datasets>=4.9.10,<4.10',
+        'tensorflow-datasets>=4.9.10,<5',
         'tqdm',
         # Undeclared by clu and tensorflow-datasets, which fail without them.
         'importlib_resources',
