@@ -12,7 +12,6 @@ the training step as published and without what it wastes (`Reference.training_s
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import pathlib
@@ -36,8 +35,9 @@ OURS = 'ddgan_jax'
 def make_config(name: str, batch_size: int, dtype: str):
   """The recipe `configs/NAME.py` with this batch and dtype."""
   from ddgan_jax import config as config_lib
+  from ddgan_jax.config import recipes
 
-  fields = importlib.import_module(f'configs.{name}').get_config()
+  fields = recipes.load(name)
   fields.data.batch_size = batch_size
   fields.parallel.dtype = dtype
   return config_lib.from_config_dict(fields)

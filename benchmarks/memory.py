@@ -28,11 +28,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 
 from benchmarks.collectives import compile_step
-from configs import celebahq_256, cifar10
 from ddgan_jax import config as config_lib
+from ddgan_jax.config import recipes
 from ddgan_jax.parallel import compilation, sharding
 
-RUNS = (('cifar10', cifar10, (64, 256)), ('celebahq_256', celebahq_256, (4, 32)))
+RUNS = (('cifar10', (64, 256)), ('celebahq_256', (4, 32)))
 VARIANTS = (
     ('f32', {}), ('bf16', {'dtype': 'bfloat16'}), ('f32, remat', {'remat': True}),
     ('bf16, remat', {'dtype': 'bfloat16', 'remat': True}), ('f32, fsdp 8', {'fsdp': 8}))
@@ -46,23 +46,23 @@ def largest(only: str) -> None:
   capacities = ' | '.join(f'{gib} GiB' for gib in CAPACITIES)
   print(f'| config | how | MiB | {capacities} | MiB of the first one, predicted | compiled |\n'
         f'|{"---|" * (5 + len(CAPACITIES))}', flush=True)
-  for name, recipe, (few, many) in RUNS:
+  for name, (few, many) in RUNS:
     if only not in ('', name):
       continue
     for variant, parallel in VARIANTS:
       if 'fsdp' in parallel:
         continue
-      of_few, of_many = (_step_mib(recipe, size, parallel) for size in (few, many))
+      of_few, of_many = (_step_mib(name, size, parallel) for size in (few, many))
       row = (of_many - of_few) / (many - few)
       fixed = of_many - many * row
-      group = recipe.get_config().discriminator.stddev_group
+      group = recipes.load(name).discriminator.stddev_group
       batches = [int((2**10 * gib - fixed) / row) // group * group for gib in CAPACITIES]
       print(f'| {name} | {variant} | {fixed:,.0f} + {row:,.1f} a row | {" | ".join(map(str, batches))} | '
-            f'{fixed + batches[0] * row:,.0f} | {_step_mib(recipe, batches[0], parallel):,.0f} |', flush=True)
+            f'{fixed + batches[0] * row:,.0f} | {_step_mib(name, batches[0], parallel):,.0f} |', flush=True)
 
 
-def _step_mib(recipe: Any, batch_size: int, parallel: dict[str, Any]) -> float:
-  fields = recipe.get_config()
+def _step_mib(name: str, batch_size: int, parallel: dict[str, Any]) -> float:
+  fields = recipes.load(name)
   fields.data.batch_size = batch_size
   fields.parallel.update(parallel)
   mesh = sharding.make_mesh(jax.devices()[:1])
@@ -82,12 +82,12 @@ def main() -> None:
     return
   print('| config | global batch | how | devices | state and batch, MiB | temporary, MiB | in all, MiB a device | '
         'compiled in |\n|---|---|---|---|---|---|---|---|', flush=True)
-  for name, recipe, batch_sizes in RUNS:
+  for name, batch_sizes in RUNS:
     if only not in ('', name):
       continue
     for batch_size in batch_sizes:
       for variant, parallel in VARIANTS:
-        fields = recipe.get_config()
+        fields = recipes.load(name)
         fields.data.batch_size = batch_size
         config = config_lib.from_config_dict(fields)
         config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **parallel))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import pathlib
 import sys
 
@@ -23,6 +22,7 @@ import jax
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
+from ddgan_jax.config import recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def budget_table(utilisations: list[float]) -> None:
   cells = [f'images/s at {u:.0%} | days' for u in utilisations]
   print(f'| recipe | images | system | global batch | {" | ".join(cells)} |\n|{"---|" * (4 + 2 * len(utilisations))}')
   for name, plain, with_r1 in BUDGETS:
-    config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
+    config = config_lib.from_config_dict(recipes.load(name))
     state = train_state.abstract(config, None)
     gradient_bytes = 4 * (train_state.count_parameters(state.g_params) + train_state.count_parameters(state.d_params))
     operations = plain + (with_r1 - plain) / config.optim.lazy_reg
@@ -109,7 +109,7 @@ def main() -> None:
   utilisations = parser.parse_args().utilisation
   budget_table(utilisations)
   for name, operations in RUNS:
-    config = config_lib.from_config_dict(importlib.import_module(f'configs.{name}').get_config())
+    config = config_lib.from_config_dict(recipes.load(name))
     state = train_state.abstract(config, None)
     gradient_bytes = [4 * train_state.count_parameters(params) for params in (state.g_params, state.d_params)]
     batch, group = config.data.batch_size, config.discriminator.stddev_group

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import cifar10
 from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models, objectives, sampling, train_state, train_step
 from ddgan_jax.benchmark import timing
+from ddgan_jax.config import recipes
 from ddgan_jax.models import blocks, resample
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, convolution, sharding
@@ -48,7 +48,7 @@ def convolve(x: jax.Array, kernel: jax.Array, layouts: tuple[str, str, str] = ('
 
 
 def small_config(batch_size: int) -> config_lib.Config:
-  fields = cifar10.get_config()
+  fields = recipes.load('cifar10')
   fields.generator.update(num_channels_dae=64, num_res_blocks=1)
   fields.data.batch_size = batch_size
   return config_lib.from_config_dict(fields)
@@ -307,10 +307,8 @@ def sampler(batch: int) -> list[Forms]:
 
 def calls(batch: int) -> list[Forms]:
   """Ten steps of configs/digits.py, whose step is so short that dispatching might show, in ten programs or one."""
-  from configs import digits
-
   del batch
-  config = config_lib.from_config_dict(digits.get_config())
+  config = config_lib.from_config_dict(recipes.load('digits'))
   config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=10))
   mesh = sharding.make_mesh(jax.devices()[:1])
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (True, False)}

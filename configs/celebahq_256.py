@@ -11,11 +11,11 @@ raw 256x256 RGB, which is what the authors trained on, is read with
 
 import ml_collections
 
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.update(name='celeb_a_hq/256', image_size=256, batch_size=32)
   c.diffusion.num_timesteps = 2
   c.generator.update(num_channels_dae=64, ch_mult=(1, 1, 2, 2, 4, 4), n_mlp=3)

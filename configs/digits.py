@@ -13,11 +13,11 @@ The discriminator learns 5 times faster than the generator: with equal rates it 
 
 import ml_collections
 
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.update(name='digits', image_size=8, num_channels=1, batch_size=32, flip=False)
   c.diffusion.num_timesteps = 2
   c.generator.update(

@@ -10,11 +10,11 @@ the held-out digits rightly (n = 150).
 
 import ml_collections
 
-from configs import digits
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = digits.get_config()
+  c = recipes.load('digits')
   c.generator.num_classes = 10
   c.eval.metrics = ('label_accuracy', 'modes')
   return c

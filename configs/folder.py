@@ -12,7 +12,7 @@ CelebA-HQ with T = 4, and want GPUs. Not a published recipe: with few images wat
 
 import ml_collections
 
-from configs import celebahq_256, cifar10, digits
+from ddgan_jax.config import recipes
 
 _SIZES = (8, 16, 32, 64, 128, 256)
 
@@ -22,13 +22,13 @@ def get_config(image_size: str = '64') -> ml_collections.ConfigDict:
     raise ValueError(f'found image size {image_size!r}, must be one of {", ".join(map(str, _SIZES))}')
   size = int(image_size)
   if size <= 16:
-    c = digits.get_config()
+    c = recipes.load('digits')
     c.generator.ch_mult = (1, 2) if size == 8 else (1, 2, 2)
   elif size <= 64:
-    c = cifar10.get_config()
+    c = recipes.load('cifar10')
     c.train.num_steps = 200_000
   else:
-    c = celebahq_256.get_config()
+    c = recipes.load('celebahq_256')
     c.diffusion.num_timesteps = 4
     c.generator.ch_mult = (1, 1, 2, 2, 4, 4) if size == 256 else (1, 1, 2, 4, 4)
   c.data.update(name='folder', path='', image_size=size, num_channels=3, resize='cover', flip=False)

@@ -14,11 +14,11 @@ ddgan_jax.evaluate --workdir runs/gaussians25` counts the modes of a run.
 
 import ml_collections
 
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.update(name='gaussians25', image_size=1, num_channels=2, batch_size=512, flip=False)
   c.generator.update(kind='mlp', num_channels_dae=512, nz=2, not_use_tanh=True)
   c.discriminator.update(kind='mlp', ngf=512, t_emb_dim=32)

@@ -11,11 +11,11 @@ one file of 23 GiB (--config.data.cache_dir says where; --config.data.cache=none
 
 import ml_collections
 
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.update(name='lmdb', path='church_outdoor_train_lmdb', image_size=256, batch_size=64, resize='crop')
   c.generator.update(num_channels_dae=64, ch_mult=(1, 1, 2, 2, 4, 4), n_mlp=3)
   c.discriminator.kind = 'large'

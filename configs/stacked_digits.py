@@ -14,11 +14,11 @@ step, had 963 modes and a KL of 0.35 after 16,000 steps.
 
 import ml_collections
 
-from configs import digits
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = digits.get_config()
+  c = recipes.load('digits')
   c.data.update(num_channels=3, stack=3)
   c.diffusion.num_timesteps = 4
   c.generator.update(num_channels_dae=24, nz=64)

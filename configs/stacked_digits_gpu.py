@@ -12,11 +12,11 @@ read with certainty, of real ones 99%, and those alone have 978 to 991 modes (be
 
 import ml_collections
 
-from configs import stacked_digits
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = stacked_digits.get_config()
+  c = recipes.load('stacked_digits')
   c.data.batch_size = 128
   c.generator.num_channels_dae = 48
   c.discriminator.ngf = 48

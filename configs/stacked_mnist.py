@@ -9,11 +9,11 @@ its own for this set; this is the CIFAR-10 recipe without the flip. MNIST's 28x2
 
 import ml_collections
 
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.update(name='mnist', resize='pad', flip=False, stack=3, num_stacks=120_000)
   c.train.num_steps = 100_000
   return c

@@ -108,7 +108,7 @@ def _check_architecture(content: dict[str, Any], config: Config) -> list[str]:
   if not isinstance(tensors, dict) or not all(hasattr(tensor, 'shape') for tensor in tensors.values()):
     raise InteropError(f'holds {", ".join(map(str, [*content][:5]))}, must hold the tensors of a generator '
                        '(netG_*.pth) or netG_dict (content.pth)')
-  shown = architecture.generator_fields(tensors, config.data.image_size)
+  shown = architecture.generator_fields(tensors, config.generator)
   clauses = architecture.differences('generator', shown, config.generator)
   process, training = resume_file.options(content) if is_resume_file else ({}, {})
   for section, fields in process.items():

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
   import ddgan_jax
   from ddgan_jax.interop import safetensors_file, stablehlo
   from ddgan_jax.models import labels
+  from ddgan_jax.utils import files
 
   unknown = sorted(set(_PLATFORMS.value) - set(stablehlo.PLATFORMS))
   if unknown or not _PLATFORMS.value:
@@ -53,14 +54,8 @@ def main(argv: list[str]) -> None:
     print(f'{_SAFETENSORS.value}: the EMA of {what}, {size:,.1f} MiB.', flush=True)
   if _OUT.value:
     exported = stablehlo.export_sampler(run, _PLATFORMS.value).serialize()
-    partial = f'{_OUT.value}.partial'
-    try:
-      with open(partial, 'wb') as file:
-        file.write(exported)
-      os.replace(partial, _OUT.value)
-    finally:
-      if os.path.exists(partial):
-        os.remove(partial)
+    with files.atomic_write(_OUT.value, 'wb') as file:
+      file.write(exported)
     print(f'{_OUT.value}: the sampler of {what} in {run.schedule.num_timesteps} steps, for '
           f'{", ".join(_PLATFORMS.value)}, {len(exported) / 2**20:,.1f} MiB.')
 

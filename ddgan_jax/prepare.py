@@ -28,10 +28,10 @@ def main(argv: list[str]) -> None:
         f'data.name: found {config.data.name!r}, which is drawn at the start of a run; there is nothing to prepare')
 
   # After the config is checked: these take a second to import.
-  from ddgan_jax.data import buckets, pipeline, preparation, sources
+  from ddgan_jax.data import pipeline, preparation, sources
   from ddgan_jax.reporting import grids
 
-  data = buckets.localized(config.data, print)
+  data = config.data
   source = sources.load_source(data, anew=_ANEW.value)
   height, width, channels = source.image_shape
   size = len(source) * height * width * channels / 2**20

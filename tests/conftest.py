@@ -90,14 +90,14 @@ def quick_config_dict(**data):
 
 
 def config_text(fields):
-  """The text of a --config file, configs/cifar10.py with these fields of sections."""
+  """The text of a --config file, the recipe cifar10 with these fields of sections."""
   return f'''
 """A tiny run for the tests of the commands."""
 import ml_collections
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 def get_config():
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   for section, fields in {fields!r}.items():
     c[section].update(fields)
   return c

@@ -1,16 +1,16 @@
 """Wrong configurations are refused by name, and right ones survive the way through JSON."""
 
-import importlib
+import functools
 import pathlib
 
-import ml_collections
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax.config import ConfigError
+from ddgan_jax.config import ConfigError, recipes
 from tests.conftest import tiny_config_dict
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / 'configs').glob('[a-z]*.py'))
+FOLDER_SIZES = (8, 16, 32, 64, 128, 256)
 
 
 def with_fields(fields):
@@ -48,6 +48,11 @@ BAD = {
                           "generator.embedding_type: 'fourier' embeds t"),
     'kernel': ({'generator.fir_kernel': (1.0, -1.0)}, 'generator.fir_kernel: found .* do not sum to 0'),
     'ema': ({'optim.ema_decay': 1.0}, r'optim.ema_decay: found 1.0, must be in \[0, 1\)'),
+    'dropout': ({'generator.dropout': -0.1}, r'generator.dropout: found -0.1, must be in \[0, 1\)'),
+    'seed': ({'seed': 2**32}, r'seed: found 4294967296, must be in \[0, 4294967296\)'),
+    'image size': ({'data.image_size': 0}, 'data.image_size: found 0, must be at least 1'),
+    'pyramid': ({'generator.progressive_input': 'cat'},
+                "generator.progressive_input: found 'cat', must be one of 'none', 'input_skip', 'residual'"),
     'lr_min': ({'optim.lr_min': 1e-3}, 'optim.lr_g: found 0.00016, must be positive and not below optim.lr_min=0.001'),
     'dtype': ({'parallel.dtype': 'float16'}, "parallel.dtype: found 'float16', must be one of"),
     'divergence': ({'train.on_nonfinite': 'ignore'},
@@ -87,35 +92,45 @@ def test_batch_and_devices():
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipes(name):
   """Every file in configs/ is accepted, names its command, and comes back from JSON as it was."""
-  module = importlib.import_module(f'configs.{name}')
-  config_dict = module.get_config()
+  config_dict = recipes.load(name)
   config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
   config = config_lib.from_config_dict(config_dict)
-  assert f'python -m ddgan_jax.main --config configs/{name}.py' in module.__doc__
+  assert f'python -m ddgan_jax.main --config configs/{name}.py' in pathlib.Path(recipes.find(name)).read_text()
   assert config_lib.from_json(config_lib.to_json(config)) == config
   assert hash(config) == hash(config_lib.from_config_dict(config_dict))
 
 
-@pytest.mark.parametrize('size', [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize('size', FOLDER_SIZES)
 def test_folders_of_every_size(size):
-  module = importlib.import_module('configs.folder')
-  config_dict = module.get_config(str(size))
+  config_dict = recipes.load(f'folder:{size}')
   config_dict.data.path = 'photos'
   assert config_lib.from_config_dict(config_dict).image_shape == (size, size, 3)
   with pytest.raises(ValueError, match="found image size '48', must be one of 8, 16"):
-    module.get_config('48')
+    recipes.load('folder:48')
 
 
-def test_base_recipe_spells_out_every_field():
-  """configs/cifar10.py names all fields, so that each can be set on the command line of every recipe."""
-  from configs import cifar10
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_has_all_fields(name):
+  """So that each can be set on the command line, which takes only a field that is there and values of its type."""
+  config_dict = recipes.load(name)
+  for field, value in config_lib.flatten(config_lib.Config()).items():
+    assert type(functools.reduce(getattr, field.split('.'), config_dict)) is type(value), field
 
-  spelled = ml_collections.ConfigDict(config_lib.to_dict(config_lib.Config()))
-  written = cifar10.get_config()
-  assert set(written.keys()) == set(spelled.keys())
-  for section in written:
-    if section not in ('method', 'seed'):
-      assert set(written[section].keys()) == set(spelled[section].keys()), section
+
+def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').mkdir()  # the user's own
+  (tmp_path / 'configs' / 'digits.py').write_text('')
+  (tmp_path / 'mine.py').write_text(
+      'from ddgan_jax.config import recipes\n\ndef get_config():\n  c = recipes.load("digits")\n'
+      '  c.seed = 7\n  return c\n')
+  assert recipes.names() == RECIPES
+  assert recipes.load('digits').data.image_size == 8
+  assert recipes.load('mine.py').seed == 7
+  with pytest.raises(ConfigError, match="--config: no recipe 'digit'; did you mean digits\\? The recipes are celebahq"):
+    recipes.load('digit')
+  with pytest.raises(ConfigError, match="--config: no such file 'none.py'; the recipes are celebahq_256, cifar10"):
+    recipes.load('none.py')
 
 
 @pytest.mark.parametrize('name, section, expected', [
@@ -131,5 +146,5 @@ def test_base_recipe_spells_out_every_field():
     ('stacked_mnist', 'data', {'stack': 3, 'flip': False, 'resize': 'pad', 'image_size': 32}),
 ])
 def test_published_numbers(name, section, expected):
-  config = importlib.import_module(f'configs.{name}').get_config()
+  config = recipes.load(name)
   assert {field: config[section][field] for field in expected} == expected

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celebahq_256, cifar10
 from ddgan_jax import config as config_lib
 from ddgan_jax import models
-from ddgan_jax.config import ConfigError, DiscriminatorConfig
+from ddgan_jax.config import ConfigError, DiscriminatorConfig, recipes
 from ddgan_jax.interop import pytorch
 from ddgan_jax.models.discriminator import leaky_relu, minibatch_stddev
 from ddgan_jax.parallel import compilation
@@ -54,9 +53,9 @@ def test_golden(kind):
   assert mean_square == pytest.approx(float(arrays['r1_mean_sq_norm']), rel=1e-4)
 
 
-@pytest.mark.parametrize('recipe, expected', [(cifar10, 12_741_633), (celebahq_256, 27_737_217)])
+@pytest.mark.parametrize('recipe, expected', [('cifar10', 12_741_633), ('celebahq_256', 27_737_217)])
 def test_parameter_counts(recipe, expected):
-  config = config_lib.from_config_dict(recipe.get_config()).discriminator
+  config = config_lib.from_config_dict(recipes.load(recipe)).discriminator
   x = jnp.zeros((1, config.image_size, config.image_size, 3))
   shapes = jax.eval_shape(models.Discriminator(config).init, jax.random.key(0), x, jnp.zeros(1, jnp.int32), x)
   assert count_parameters(shapes) == expected

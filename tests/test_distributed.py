@@ -82,9 +82,7 @@ HALF = {
                 "JAX_COORDINATOR_ADDRESS: found 'host0', must be HOST:PORT of process 0"),
     'port 0': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': 'host0:0'}, 'must be HOST:PORT'),
     'half a SLURM step': ({'SLURM_STEP_NODELIST': 'node1', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_NTASKS': '4'},
-                          'a SLURM step of 4 tasks without SLURM_JOB_ID and SLURM_PROCID and SLURM_LOCALID'),
-    'Open MPI 5': ({**{k: v for k, v in MPIRUN.items() if k != 'OMPI_MCA_orte_hnp_uri'}},
-                   'mpirun started 4 processes, but Open MPI 5 does not say where'),
+                          'SLURM_PROCID: found None in the environment, must be a whole number'),
 }
 
 

@@ -1,6 +1,5 @@
 """What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
 
-import importlib
 import os
 import pathlib
 import re
@@ -18,13 +17,13 @@ import ddgan_jax
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, train_state
 from ddgan_jax.cli import image_output
-from ddgan_jax.config import UserError
+from ddgan_jax.config import UserError, recipes
 from ddgan_jax.interop import stablehlo
 from ddgan_jax.parallel import compilation
 from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 from tests.conftest import tiny_config_dict
 from tests.test_ablations import filled
-from tests.test_config import RECIPES
+from tests.test_config import FOLDER_SIZES, RECIPES
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
@@ -103,15 +102,13 @@ def test_the_exported_sampler_is_for_all_platforms_and_batches(files):
 def all_recipes():
   """`name`, or `name:size` of a recipe that comes in several sizes, as --config takes them."""
   for name in RECIPES:
-    sizes = getattr(importlib.import_module(f'configs.{name}'), '_SIZES', None)
-    yield from [name] if sizes is None else [f'{name}:{size}' for size in sizes]
+    yield from [f'{name}:{size}' for size in FOLDER_SIZES] if name == 'folder' else [name]
 
 
 def recipe_run(recipe, label=None, num_timesteps=None, **fields):
   """A run of a recipe, with a narrow G of at most two levels that is filled with random numbers."""
-  name, *size = recipe.split(':')
-  config_dict = importlib.import_module(f'configs.{name}').get_config(*size)
-  config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
+  config_dict = recipes.load(recipe)
+  config_dict.data.path = config_dict.data.path or 'photos' * recipe.startswith('folder')
   generator = config_dict.generator
   generator.update(
       num_channels_dae=8, ch_mult=generator.ch_mult[:2], num_res_blocks=1, nz=4, z_emb_dim=8, n_mlp=1,

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import celebahq_256, cifar10
 from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models
-from ddgan_jax.config import ConfigError, GeneratorConfig
+from ddgan_jax.config import ConfigError, GeneratorConfig, recipes
 from ddgan_jax.interop import pytorch, torch_file
 from ddgan_jax.models import blocks
 from ddgan_jax.parallel import compilation
@@ -68,9 +67,9 @@ def test_golden_checkpoint():
   assert relative_error(out, nhwc(arrays['out'])) < 1e-4
 
 
-@pytest.mark.parametrize('recipe, expected', [(cifar10, 48_432_515), (celebahq_256, 39_726_979)])
+@pytest.mark.parametrize('recipe, expected', [('cifar10', 48_432_515), ('celebahq_256', 39_726_979)])
 def test_parameter_counts(recipe, expected):
-  config = config_lib.from_config_dict(recipe.get_config()).generator
+  config = config_lib.from_config_dict(recipes.load(recipe)).generator
   size = config.image_size
   shapes = jax.eval_shape(
       models.Generator(config).init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32),

@@ -1,8 +1,8 @@
-"""Tests of data.preparation: prepared once, resumed after a kill, prepared anew where needed; and of the command."""
+"""Tests of data.preparation: prepared once, whole or not at all, again where needed; and of the command."""
 
 import dataclasses
-import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ddgan_jax.config import DataConfig
-from ddgan_jax.data import images, journal, preparation, readers, sources
+from ddgan_jax.data import images, preparation, readers, sources
 from ddgan_jax.data.readers import DataError
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -78,21 +78,21 @@ def test_written_once_and_then_found(config):
   assert isinstance(mapped, np.memmap) and mapped[99, 0, 0, 0] == 99
 
 
-def test_an_interrupted_preparation_goes_on(config):
-  n, at = 3000, 2500  # chunks are of 1,024
+def test_an_interrupted_preparation_leaves_nothing_behind(config):
   with pytest.raises(KeyboardInterrupt):
-    prepare(Numbered(n, stop_at=at), config)
+    prepare(Numbered(3000, stop_at=2500), config)  # chunks are of 1,024
   assert preparation.find(config) is None
-  # What a kill between two writes leaves: more pixels than the journal knows of.
-  partial = str(preparation.folder_of(config)) + '.partial'
-  with open(os.path.join(partial, 'images.npy'), 'ab') as file:
-    file.write(b'torn' * 1000)
-  reader = Numbered(n)
-  prepared, said = prepare(reader, config)
-  check(prepared, n)
-  assert said == ['numbered: going on at image 2,048 of 3,000.'] and min(reader.reads) == 2048
-  whole, _ = prepare(Numbered(n), dataclasses.replace(config, cache_dir=config.cache_dir + '2'))
-  assert whole.checksum == prepared.checksum and not os.path.exists(partial)
+  assert [name for name in os.listdir(config.cache_dir) if not name.endswith('.lock')] == []
+
+
+def test_what_a_kill_left_does_not_matter(config):
+  partial = pathlib.Path(f'{preparation.folder_of(config)}.partial')
+  partial.mkdir(parents=True)
+  (partial / 'images.npy').write_bytes(b'torn' * 10**6)
+  (partial / 'journal.json').write_text('{}')
+  prepared, _ = prepare(Numbered(), config)
+  check(prepared, 100)
+  assert sorted(os.listdir(prepared.folder)) == ['images.npy', 'labels.npy', 'meta.json'] and not partial.exists()
 
 
 @pytest.mark.parametrize('damage, why', [
@@ -121,15 +121,6 @@ def test_changed_data_are_prepared_anew(config):
   assert 'the data have changed since (100 images then)' in said[0]
 
 
-def test_a_journal_of_other_data_is_not_continued(config):
-  with pytest.raises(KeyboardInterrupt):
-    prepare(Numbered(3000, stop_at=2500), config)
-  reader = Numbered(3001)
-  prepared, _ = prepare(reader, config)
-  check(prepared, 3001)
-  assert len(reader.reads) == 3001
-
-
 def test_what_was_refused_is_looked_at_again(config):
   class Flaky(Numbered):
     fail = True
@@ -145,7 +136,7 @@ def test_what_was_refused_is_looked_at_again(config):
   reader.fail, reader.reads = False, []
   prepared, said = prepare(reader, config)
   check(prepared, 3000)
-  assert min(reader.reads) == 1024 and said == ['numbered: going on at image 1,024 of 3,000.']
+  assert said == [] and not list(pathlib.Path(config.cache_dir).glob('*.refused.txt'))
 
 
 def test_equal_sets_have_equal_checksums(config):
@@ -188,10 +179,10 @@ def test_no_space(config, monkeypatch):
     prepare(Numbered(1000), config)
   monkeypatch.undo()
 
-  def full(path, array):
-    raise OSError(28, 'No space left on device', str(path))
+  def full(folder):
+    raise OSError(28, 'No space left on device', str(folder / 'images.npy'))
 
-  monkeypatch.setattr(journal, '_append', full)
+  monkeypatch.setattr(preparation, '_sync', full)
   with pytest.raises(DataError, match='images.npy: No space left on device; free some space, or choose'):
     prepare(Numbered(), config)
 
@@ -250,7 +241,7 @@ def test_the_command_prints_what_it_found(photos, tmp_path):
   assert bad.stderr.splitlines()[-1].startswith('Error: 1 of 13 images of') and 'cat/x.png is empty' in bad.stderr
 
 
-def test_a_killed_command_goes_on(tmp_path):
+def test_a_killed_command_begins_again(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / 'photos').mkdir()
   for k in range(400):
@@ -260,18 +251,17 @@ def test_a_killed_command_goes_on(tmp_path):
            f'--preview={tmp_path}/p.png']
   process = subprocess.Popen(  # nice, so that it does not finish before it is seen to have begun
       ['nice', '-n', '19', *command(256, *flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  while not list((tmp_path / 'cache').glob('*.partial/journal.json')) and process.poll() is None:
+  begun = lambda: [path for path in (tmp_path / 'cache').glob('*.partial/images.npy') if path.stat().st_size > 2**20]
+  while not begun() and process.poll() is None:
     time.sleep(0.005)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  partial, = (tmp_path / 'cache').glob('*.partial')
-  done = json.loads((partial / 'journal.json').read_text())['done']
-  assert 0 < done < 400  # killed in the middle
-  result = subprocess.run(command(256, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
-  assert f'going on at image {done} of 400' in result.stdout
+  assert begun()  # killed in the middle
+  subprocess.run(command(256, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
+  assert not begun()
   folder, = (path for path in (tmp_path / 'cache').glob('photos*') if path.suffix != '.lock')
   images = np.load(folder / 'images.npy')
   assert images.shape == (400, 256, 256, 3)
-  for k in (0, done - 1, done, 399):
+  for k in (0, 200, 399):
     original = Image.open(tmp_path / 'photos' / f'{k:03d}.bmp').resize((256, 256), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(images[k], np.asarray(original))

@@ -266,7 +266,7 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
                'g itself.png is a broken link (Too many levels of symbolic links)', 'a zero.png is empty (0 bytes)',
                'b cut.png is truncated', '--config.data.resize=cover', '--config.data.skip_bad=True'):
     assert part in message
-  listed = open(message.split('listed in ')[1].split('. ')[0]).read()
+  listed = pathlib.Path(message.split('listed in ')[1].split('. ')[0]).read_text()
   assert listed.count('\n') == 7 and 'd size.png is 5x8' in listed
   assert 'c text.png is not an image of a supported format (' in listed
   for _ in range(2):  # while it is prepared, and when it has been

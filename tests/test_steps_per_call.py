@@ -24,10 +24,10 @@ TINY = {
     'train': {'num_steps': 12, 'log_every': 3, 'sample_every': 12, 'checkpoint_every': 6, 'steps_per_call': 3},
 }
 CONFIG = f'''
-from configs import cifar10
+from ddgan_jax.config import recipes
 
 def get_config():
-  c = cifar10.get_config()
+  c = recipes.load('cifar10')
   c.data.flip = False
   for section, fields in {TINY!r}.items():
     c[section].update(fields)

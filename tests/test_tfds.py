@@ -12,7 +12,6 @@ from sklearn import datasets
 
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import digits, preparation, sources
-from ddgan_jax.data.readers import tfds_reader
 
 DIGITS = DataConfig(name='digits', image_size=8, num_channels=1, batch_size=32)
 
@@ -140,7 +139,10 @@ CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 @pytest.fixture
 def no_network(monkeypatch):
-  monkeypatch.setattr(tfds_reader, '_unreachable', lambda url: 'ConnectionError')
+  """A proxy at a port where nobody listens."""
+  for name in ('http_proxy', 'https_proxy'):
+    monkeypatch.setenv(name, 'http://127.0.0.1:9')
+  monkeypatch.setenv('no_proxy', '')
 
 
 def test_without_network_the_message_says_what_to_place_where(tmp_path, no_network):
@@ -151,9 +153,12 @@ def test_without_network_the_message_says_what_to_place_where(tmp_path, no_netwo
     assert part in str(error.value)
 
 
-def test_a_refused_connection_counts_as_unreachable():
-  # Port 9 of this machine: no network needed to be refused.
-  assert tfds_reader._unreachable('http://127.0.0.1:9/x') == 'ConnectionError'
+def test_what_is_placed_by_hand_needs_no_network(tmp_path, no_network):
+  """TFDS gets as far as the archive, which is no cifar10."""
+  (tmp_path / 'downloads' / 'manual').mkdir(parents=True)
+  (tmp_path / 'downloads' / 'manual' / 'cifar-10-binary.tar.gz').write_bytes(b'no archive')
+  with pytest.raises(sources.DataError, match='^cifar10 could not be prepared in .*has wrong checksum'):
+    sources.load_source(dataclasses.replace(CIFAR, data_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize('name, message', [

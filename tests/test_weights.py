@@ -13,7 +13,7 @@ from ddgan_jax.metrics.features.weights import Published, WeightsError
 from tests.conftest import GOLDEN
 
 CONTENT = b'weights' * 1000
-PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def server(status, content, length=None):
 
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield Published('w.pth', f'http://127.0.0.1:{httpd.server_port}/w.pth', PREFIX, 'WEIGHTS'), requests
+    yield Published('w.pth', f'http://127.0.0.1:{httpd.server_port}/w.pth', SHA256, 'WEIGHTS'), requests
     httpd.shutdown()
 
 
@@ -52,7 +52,7 @@ def unreachable():
   """What is published where nobody listens."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
-    return Published('w.pth', f'http://127.0.0.1:{probe.getsockname()[1]}/w.pth', PREFIX, 'WEIGHTS')
+    return Published('w.pth', f'http://127.0.0.1:{probe.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
 
 
 def test_downloaded_once(cache):
@@ -67,7 +67,7 @@ def test_downloaded_once(cache):
 @pytest.mark.parametrize('status, content, length, cause', [
     (404, b'', None, r'cannot be downloaded \(it answers 404\)'),
     (200, CONTENT[:100], len(CONTENT), r'cannot be downloaded \(\w+\)'),
-    (200, b'<html>', None, 'has the SHA-256 checksum .*, must be'),
+    (200, b'<html>', None, 'sent has another SHA-256 checksum than'),
 ])
 def test_failed_downloads_leave_nothing(cache, status, content, length, cause):
   with server(status, content, length) as (published, _), pytest.raises(WeightsError, match=cause) as error:
@@ -87,7 +87,7 @@ def test_a_network_that_swallows_everything_is_given_up_soon(monkeypatch):
   with socket.socket() as silent:
     silent.bind(('127.0.0.1', 0))
     silent.listen()
-    published = Published('w.pth', f'http://127.0.0.1:{silent.getsockname()[1]}/w.pth', PREFIX, 'WEIGHTS')
+    published = Published('w.pth', f'http://127.0.0.1:{silent.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
     with pytest.raises(WeightsError, match=r'cannot be downloaded \(\w+Timeout\)'):
       weights.find(published)
 
@@ -108,7 +108,7 @@ def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch
   other = tmp_path / 'other.pth'
   other.write_bytes(b'other')
   found = hashlib.sha256(b'other').hexdigest()[:8]
-  with pytest.raises(WeightsError, match=f'^{other} has the SHA-256 checksum {found}…, must be {PREFIX}… as '):
+  with pytest.raises(WeightsError, match=f'^{other} has the SHA-256 checksum {found}…, must be {SHA256[:8]}… as '):
     weights.find(published, other)
   assert weights.find(published, other, allow_any=True) == other
   monkeypatch.setenv('WEIGHTS', str(other))
@@ -116,9 +116,11 @@ def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch
     weights.find(published)
   monkeypatch.delenv('WEIGHTS')
   cache.mkdir(parents=True)
-  (cache / 'w.pth').write_bytes(b'damaged')
-  with pytest.raises(WeightsError, match='; delete it to have it downloaded again'):
-    weights.find(published, allow_any=True)  # what nobody named is no choice of the user's
+  (cache / 'w.pth').write_bytes(b'damaged')  # what nobody named is no choice of the user's: it is downloaded again
+  with pytest.raises(WeightsError, match='w.pth is damaged and .* cannot be downloaded'):
+    weights.find(published, allow_any=True)
+  with server(200, CONTENT) as (published, _):
+    assert weights.find(published, allow_any=True).read_bytes() == CONTENT
 
 
 def test_paths_that_are_no_file(tmp_path, monkeypatch):
@@ -143,4 +145,5 @@ def test_loading_a_checkpoint_of_something_else(monkeypatch, load, variable, mis
 
 def test_published_names_carry_their_checksums():
   for published in (weights.INCEPTION, weights.VGG16):
-    assert published.file.endswith(f'-{published.sha256}.pth') and published.url.endswith('/' + published.file)
+    assert published.file.endswith(f'-{published.sha256[:8]}.pth') and published.url.endswith('/' + published.file)
+    assert len(published.sha256) == 64

@@ -100,7 +100,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     if field and field[1] not in known:
       close = difflib.get_close_matches(field[1], known, n=1)
       return f'--config.{field[1]}: no such field; ' + (
-          f'did you mean --config.{close[0]}?' if close else 'configs/cifar10.py lists them all')
+          f'did you mean --config.{close[0]}?' if close else 'ddgan_jax/config/schema.py lists them all')
   return f'--config: cannot be read ({type(error).__name__}: {error})'
 
 

@@ -104,7 +104,7 @@ def measure(
   import ddgan_jax
   from ddgan_jax.metrics import image_sets
   from ddgan_jax.parallel import sharding
-  from ddgan_jax.runs.workdir import write_whole
+  from ddgan_jax.utils import files
 
   num = base.eval.num
   rows = []
@@ -120,7 +120,8 @@ def measure(
         images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
         report = evaluate(images(run.params, name)) | {'asked': asked}
         try:
-          write_whole(path, json.dumps(report, indent=2))
+          with files.atomic_write(path) as file:
+            file.write(json.dumps(report, indent=2))
         except OSError as error:
           print(f'{path}: cannot be written ({error.strerror or error}); measured again next time.', flush=True)
       rows.append({

@@ -1,7 +1,11 @@
-"""What cannot work in a configuration, each with its message: one sentence that names the field. Used by `config`."""
+"""What cannot work in a configuration: one sentence for each that names the field.
+
+The bounds and choices of single fields are in `schema`, with the fields; what fields cannot be together is here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import typing
@@ -33,6 +37,28 @@ PREDICTIONS = {
 # Said once, in the section named, and carried into the networks.
 _OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
 SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
+
+
+def one_of(*choices: Any, default: Any = None) -> Any:
+  """A dataclass field with these choices; the first is the default unless another is."""
+  return dataclasses.field(default=choices[0] if default is None else default, metadata={'choices': choices})
+
+
+def number(default: float, *, least: float, below: float | None = None) -> Any:
+  """A dataclass field for a number of at least `least` and, unless that is None, below `below`."""
+  return dataclasses.field(default=default, metadata={'least': least, 'below': below})
+
+
+def check_fields(prefix: str, section: Any) -> None:
+  """Raises ConfigError for the first field whose value is outside of its own bounds or choices."""
+  for field in dataclasses.fields(section):
+    name, value, limits = f'{prefix}{field.name}', getattr(section, field.name), field.metadata
+    if 'choices' in limits:
+      _choice(name, value, limits['choices'])
+    elif 'least' in limits and limits['below'] is None:
+      _at_least(name, value, limits['least'])
+    elif 'least' in limits and not limits['least'] <= value < limits['below']:
+      raise ConfigError(f'{name}: found {value}, must be in [{limits["least"]}, {limits["below"]})')
 
 
 def _choice(name: str, value: Any, choices: tuple) -> None:
@@ -83,33 +109,19 @@ def typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def check_generator(g: GeneratorConfig) -> None:
-  """Raises ConfigError for fields of the generator that cannot work, alone or together."""
-  _choice('generator.kind', g.kind, ('ncsnpp', 'mlp'))
-  _choice('generator.prediction', g.prediction, ('x_0', 'noise', 'x_t'))
-  for field in ('image_size', 'num_channels', 'num_res_blocks', 'z_emb_dim'):
-    _at_least(f'generator.{field}', getattr(g, field), 1)
-  for field in ('nz', 'n_mlp', 'num_classes'):
-    _at_least(f'generator.{field}', getattr(g, field), 0)
-  if not 0 <= g.label_dropout < 1:
-    raise ConfigError(f'generator.label_dropout: found {g.label_dropout}, must be in [0, 1)')
+  """Raises ConfigError for fields of the generator that cannot work together."""
   if g.stack > 1 and g.num_classes > 10:
     raise ConfigError(
         f'generator.num_classes: found {g.num_classes}, but with data.stack={g.stack} it is the classes of each image, '
         'a digit of the label 100a + 10b + c, and must be at most 10')
-  _choice('generator.resblock_type', g.resblock_type, ('biggan', 'biggan_oneadagn', 'ddpm'))
-  _choice('generator.progressive', g.progressive, ('none', 'output_skip', 'residual'))
-  _choice('generator.progressive_input', g.progressive_input, ('none', 'input_skip', 'residual'))
-  _choice('generator.progressive_combine', g.progressive_combine, ('sum', 'cat'))
-  _choice('generator.embedding_type', g.embedding_type, ('positional', 'fourier'))
   if g.kind == 'mlp':
     if g.embedding_type != 'positional':
       raise ConfigError(
           f"generator.embedding_type: found {g.embedding_type!r}, but kind='mlp' embeds t as 'positional' does")
     if g.dropout:
       raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; 0 would be right")
-    _at_least('generator.num_channels_dae', g.num_channels_dae, 1)
     return
-  if g.num_channels_dae < 4 or g.num_channels_dae % 4:
+  if g.num_channels_dae % 4:
     raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
   if not g.ch_mult or min(g.ch_mult) < 1:
     raise ConfigError(f'generator.ch_mult: found {g.ch_mult}, must be one positive multiple a level')
@@ -131,20 +143,15 @@ def check_generator(g: GeneratorConfig) -> None:
         f'but progressive_input is {g.progressive_input!r}')
   if g.embedding_type == 'fourier' and not g.conditional:
     raise ConfigError("generator.embedding_type: 'fourier' embeds t, but conditional=False gives no t to the blocks")
-  if not 0 <= g.dropout < 1:
-    raise ConfigError(f'generator.dropout: found {g.dropout}, must be in [0, 1)')
 
 
 def check_discriminator(d: DiscriminatorConfig) -> None:
   """Raises ConfigError for fields of the discriminator that cannot work."""
-  _choice('discriminator.kind', d.kind, ('small', 'large', 'tiny', 'mlp'))
   halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind]
-  if d.image_size < 1 or d.image_size % 2**halvings:
+  if d.image_size % 2**halvings:
     raise ConfigError(
         f'data.image_size: found {d.image_size}, but discriminator.kind={d.kind!r} halves the image '
         f'{halvings} times and needs a multiple of {2**halvings}')
-  for field in ('num_channels', 'ngf', 'stddev_group'):
-    _at_least(f'discriminator.{field}', getattr(d, field), 1)
   if d.t_emb_dim < 4 or d.t_emb_dim % 2:
     raise ConfigError(f'discriminator.t_emb_dim: found {d.t_emb_dim}, must be even and at least 4')
 
@@ -171,16 +178,9 @@ def _check_points(c: Config) -> None:
 
 
 def check_run(c: Config) -> None:
-  """Raises ConfigError for fields of a whole run that cannot work, alone or together."""
+  """Raises ConfigError for fields of a whole run that cannot work together."""
   _check_method(c)
-  _at_least('seed', c.seed, 0)
-  if c.seed >= 2**32:
-    raise ConfigError(f'seed: found {c.seed}, must be below 2**32')
   _check_points(c)
-  _choice('data.resize', c.data.resize, ('none', 'crop', 'cover', 'pad'))
-  _choice('data.cache', c.data.cache, ('array', 'none'))
-  _choice('data.stack', c.data.stack, (1, 3))
-  _at_least('data.image_size', c.data.image_size, 1)
   if c.data.name in FILE_SOURCES and not c.data.path:
     raise ConfigError(f'data.path: is empty, must be the {c.data.name} to read, because data.name={c.data.name!r}')
   if c.data.path and c.data.name not in FILE_SOURCES:
@@ -190,14 +190,10 @@ def check_run(c: Config) -> None:
   if c.data.path and c.data.split != 'train':
     raise ConfigError(
         f'data.split: found {c.data.split!r}, but only TFDS sets have splits; let data.path be what that split is in')
-  _at_least('data.num_stacks', c.data.num_stacks, 0)
   if c.data.num_stacks and c.data.stack != 3:
     raise ConfigError(f'data.num_stacks: found {c.data.num_stacks}, which needs data.stack=3')
-  _at_least('data.num_workers', c.data.num_workers, 0)
   if c.data.stack == 3 and c.data.num_channels != 3:
     raise ConfigError(f'data.num_channels: found {c.data.num_channels}, but data.stack=3 makes 3 channels')
-  _at_least('diffusion.num_timesteps', c.diffusion.num_timesteps, 1)
-  _choice('diffusion.kind', c.diffusion.kind, ('vp', 'geometric'))
   if not 0 < c.diffusion.beta_min < c.diffusion.beta_max:
     raise ConfigError(
         f'diffusion.beta_min: found {c.diffusion.beta_min}, must be above 0 and below beta_max={c.diffusion.beta_max}')
@@ -219,16 +215,6 @@ def check_run(c: Config) -> None:
     rate = getattr(c.optim, field)
     if rate <= 0 or rate < c.optim.lr_min:
       raise ConfigError(f'optim.{field}: found {rate}, must be positive and not below optim.lr_min={c.optim.lr_min}')
-  _at_least('optim.lr_min', c.optim.lr_min, 0)
-  for field in ('beta1', 'beta2', 'ema_decay'):
-    if not 0 <= getattr(c.optim, field) < 1:
-      raise ConfigError(f'optim.{field}: found {getattr(c.optim, field)}, must be in [0, 1)')
-  _at_least('optim.r1_gamma', c.optim.r1_gamma, 0)
-  _at_least('optim.lazy_reg', c.optim.lazy_reg, 1)
-  for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'keep_checkpoints', 'num_samples'):
-    _at_least(f'train.{field}', getattr(c.train, field), 1)
-  _at_least('train.eval_every', c.train.eval_every, 0)
-  _at_least('train.steps_per_call', c.train.steps_per_call, 1)
   for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'):
     if getattr(c.train, field) % c.train.steps_per_call:
       raise ConfigError(f'train.{field}: found {getattr(c.train, field)}, must be a multiple of '
@@ -239,13 +225,7 @@ def check_run(c: Config) -> None:
                       'above 0 would be right')
   if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
     raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have modes alone')
-  _at_least('eval.batch_size', c.eval.batch_size, 1)
   check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
-  _at_least('train.profile_steps', c.train.profile_steps, 0)
-  _choice('train.on_nonfinite', c.train.on_nonfinite, ('stop', 'rollback'))
-  _choice('parallel.dtype', c.parallel.dtype, ('float32', 'bfloat16'))
-  _at_least('parallel.fsdp', c.parallel.fsdp, 1)
-  _at_least('parallel.accumulation', c.parallel.accumulation, 1)
 
 
 def check_metrics(name: str, metrics: Sequence[str]) -> None:

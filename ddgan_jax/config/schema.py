@@ -14,20 +14,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddgan_jax.config import checks
-from ddgan_jax.config.checks import SHARED, known, section, typed
+from ddgan_jax.config.checks import SHARED, known, number, one_of, section, typed
 from ddgan_jax.config.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class _Section:
+  """A section of a config: its fields are within the bounds of their metadata, or it is not made."""
+
+  def __post_init__(self):
+    checks.check_fields(type(self).__name__.removesuffix('Config').lower() + '.', self)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Section):
   """Where the images come from and what one global batch looks like.
 
   Attributes:
     name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
       (`cifar10`, `celeb_a_hq/256`, …); `gaussians25` for points in the plane as 1x1 images (see `data.points`).
     path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
-      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); of this
-      machine, or in a bucket, `gs://…`.
+      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); on this
+      machine, not in a bucket.
     split: the split of a TFDS set.
     data_dir: where TFDS keeps its data; empty means TFDS's own default.
     cache_dir: where prepared arrays are kept; empty means ~/.cache/ddgan_jax/data.
@@ -52,16 +60,16 @@ class DataConfig:
   split: str = 'train'
   data_dir: str = ''
   cache_dir: str = ''
-  cache: str = 'array'
+  cache: str = one_of('array', 'none')
   skip_bad: bool = False
-  image_size: int = 32
+  image_size: int = number(32, least=1)
   num_channels: int = 3
   batch_size: int = 256
-  resize: str = 'none'
+  resize: str = one_of('none', 'crop', 'cover', 'pad')
   flip: bool = False
-  stack: int = 1
-  num_stacks: int = 0
-  num_workers: int = 0
+  stack: int = one_of(1, 3)
+  num_stacks: int = number(0, least=0)
+  num_workers: int = number(0, least=0)
 
   @property
   def is_points(self) -> bool:
@@ -75,17 +83,17 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(_Section):
   """The forward process: `kind` is `vp` or `geometric`, see `diffusion.make_schedule`."""
 
-  num_timesteps: int = 4
-  kind: str = 'vp'
+  num_timesteps: int = number(4, least=1)
+  kind: str = one_of('vp', 'geometric')
   beta_min: float = 0.1
   beta_max: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(_Section):
   """The generator, by the option names of the authors' command line.
 
   Attributes:
@@ -123,22 +131,22 @@ class GeneratorConfig:
     stack: images that one label speaks of, each with a digit of it (`labels`).
   """
 
-  kind: str = 'ncsnpp'
-  prediction: str = 'x_0'
-  image_size: int = 32
-  num_channels: int = 3
-  num_channels_dae: int = 128
+  kind: str = one_of('ncsnpp', 'mlp')
+  prediction: str = one_of('x_0', 'noise', 'x_t')
+  image_size: int = number(32, least=1)
+  num_channels: int = number(3, least=1)
+  num_channels_dae: int = number(128, least=1)
   ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-  num_res_blocks: int = 2
+  num_res_blocks: int = number(2, least=1)
   attn_resolutions: tuple[int, ...] = (16,)
-  nz: int = 100
-  z_emb_dim: int = 256
-  n_mlp: int = 4
-  resblock_type: str = 'biggan'
-  progressive: str = 'none'
-  progressive_input: str = 'residual'
-  progressive_combine: str = 'sum'
-  embedding_type: str = 'positional'
+  nz: int = number(100, least=0)
+  z_emb_dim: int = number(256, least=1)
+  n_mlp: int = number(4, least=0)
+  resblock_type: str = one_of('biggan', 'biggan_oneadagn', 'ddpm')
+  progressive: str = one_of('none', 'output_skip', 'residual')
+  progressive_input: str = one_of('none', 'input_skip', 'residual', default='residual')
+  progressive_combine: str = one_of('sum', 'cat')
+  embedding_type: str = one_of('positional', 'fourier')
   fourier_scale: float = 16.0
   fir: bool = True
   fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
@@ -147,12 +155,13 @@ class GeneratorConfig:
   conditional: bool = True
   centered: bool = True
   not_use_tanh: bool = False
-  dropout: float = 0.0
-  num_classes: int = 0
-  label_dropout: float = 0.1
+  dropout: float = number(0.0, least=0, below=1)
+  num_classes: int = number(0, least=0)
+  label_dropout: float = number(0.1, least=0, below=1)
   stack: int = 1
 
   def __post_init__(self):
+    super().__post_init__()
     object.__setattr__(self, 'ch_mult', tuple(self.ch_mult))
     object.__setattr__(self, 'attn_resolutions', tuple(self.attn_resolutions))
     object.__setattr__(self, 'fir_kernel', tuple(float(k) for k in self.fir_kernel))
@@ -170,7 +179,7 @@ class GeneratorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(_Section):
   """The time-conditional discriminator D(x_t, t, x_{t+1}).
 
   Attributes:
@@ -185,21 +194,22 @@ class DiscriminatorConfig:
     num_classes, stack: of the labels, as in `GeneratorConfig`; D weighs its features by them (Miyato and Koyama, 2018).
   """
 
-  kind: str = 'small'
-  image_size: int = 32
-  num_channels: int = 3
-  ngf: int = 64
+  kind: str = one_of('small', 'large', 'tiny', 'mlp')
+  image_size: int = number(32, least=1)
+  num_channels: int = number(3, least=1)
+  ngf: int = number(64, least=1)
   t_emb_dim: int = 256
-  stddev_group: int = 4
+  stddev_group: int = number(4, least=1)
   num_classes: int = 0
   stack: int = 1
 
   def __post_init__(self):
+    super().__post_init__()
     checks.check_discriminator(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(_Section):
   """Adam for both networks, cosine learning rates, EMA and R1 (paper, appendix C).
 
   Attributes:
@@ -213,16 +223,16 @@ class OptimConfig:
 
   lr_g: float = 1.6e-4
   lr_d: float = 1.25e-4
-  lr_min: float = 1e-5
-  beta1: float = 0.5
-  beta2: float = 0.9
-  ema_decay: float = 0.9999
-  r1_gamma: float = 0.02
-  lazy_reg: int = 15
+  lr_min: float = number(1e-5, least=0)
+  beta1: float = number(0.5, least=0, below=1)
+  beta2: float = number(0.9, least=0, below=1)
+  ema_decay: float = number(0.9999, least=0, below=1)
+  r1_gamma: float = number(0.02, least=0)
+  lazy_reg: int = number(15, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
   """Length of the run, and how often (in steps) it reports.
 
   Attributes:
@@ -240,20 +250,20 @@ class TrainConfig:
       num_steps and all the `_every` above must be multiples of it, and a signal is heeded between calls.
   """
 
-  num_steps: int = 400_000
-  log_every: int = 100
-  eval_every: int = 0
-  sample_every: int = 5_000
-  checkpoint_every: int = 5_000
-  keep_checkpoints: int = 2
-  num_samples: int = 64
-  on_nonfinite: str = 'stop'
-  profile_steps: int = 0
-  steps_per_call: int = 1
+  num_steps: int = number(400_000, least=1)
+  log_every: int = number(100, least=1)
+  eval_every: int = number(0, least=0)
+  sample_every: int = number(5_000, least=1)
+  checkpoint_every: int = number(5_000, least=1)
+  keep_checkpoints: int = number(2, least=1)
+  num_samples: int = number(64, least=1)
+  on_nonfinite: str = one_of('stop', 'rollback')
+  profile_steps: int = number(0, least=0)
+  steps_per_call: int = number(1, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(_Section):
   """What is measured during training, and by `evaluate` unless its flags say otherwise.
 
   Attributes:
@@ -266,12 +276,12 @@ class EvalConfig:
 
   metrics: tuple[str, ...] = ('fid',)
   num: int = 10_000
-  batch_size: int = 200
+  batch_size: int = number(200, least=1)
   force: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(_Section):
   """How a step is spread over devices and time. Only `dtype` changes its result by more than rounding.
 
   Attributes:
@@ -282,9 +292,9 @@ class ParallelConfig:
     remat: compute each residual block again in the backward pass instead of keeping what is inside: the same trade.
   """
 
-  dtype: str = 'float32'
-  fsdp: int = 1
-  accumulation: int = 1
+  dtype: str = one_of('float32', 'bfloat16')
+  fsdp: int = number(1, least=1)
+  accumulation: int = number(1, least=1)
   remat: bool = False
 
 
@@ -300,7 +310,7 @@ class Config:
   """
 
   method: str = 'ddgan'
-  seed: int = 0
+  seed: int = number(0, least=0, below=2**32)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
   generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
@@ -311,6 +321,7 @@ class Config:
   parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
   def __post_init__(self):
+    checks.check_fields('', self)
     checks.check_run(self)
 
   @property

@@ -1,32 +1,38 @@
 """Preparation: every image of a reader is decoded and checked once, and kept as one array of uint8 that is mapped.
 
 A prepared set is a folder of plain files under `data.cache_dir`: `images.npy` [N, H, W, C] uint8, `labels.npy` [N]
-int32 and `meta.json`. It is written under another name and renamed when it is whole; after a kill the work goes on
-where it was.
+int32 and `meta.json`. It is written under another name and renamed when it is whole.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import filelock
 import numpy as np
+from numpy.lib import format as npy
 
 from ddgan_jax.config import DataConfig
-from ddgan_jax.data import images, journal
+from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.utils import files
 
 # Raised whenever the same config and data would be written otherwise: a set of another version is prepared anew.
 VERSION = 1
+_HEADER = 128  # bytes before the pixels in images.npy
 _ENOUGH_BAD = 20  # without data.skip_bad, the check ends after so many
 
 
@@ -83,9 +89,7 @@ def cache_folder(data_config: DataConfig) -> pathlib.Path:
   if '://' in data_config.cache_dir:
     raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
                     'prepared array is mapped into memory from it')
-  base = data_config.cache_dir or os.path.join(
-      os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'ddgan_jax', 'data')
-  return pathlib.Path(base).expanduser()
+  return pathlib.Path(data_config.cache_dir or files.cache_dir('data')).expanduser()
 
 
 def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | None:
@@ -121,7 +125,7 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
 def prepare(
     reader: Reader, data_config: DataConfig, say: Callable[[str], None], anew: bool = False
 ) -> Prepared:
-  """Gives the prepared set of `reader`, writing it first if it is not there, was half written, or is out of date.
+  """Gives the prepared set of `reader`, writing it first if it is not there, is damaged, or is out of date.
 
   Several processes may call this at once: one writes, the others wait.
 
@@ -152,16 +156,14 @@ def prepare(
     raise DataError(
         f'{folder.parent}: cannot be written to ({e.strerror}); choose another --config.data.cache_dir') from e
   try:
-    if anew:
-      shutil.rmtree(_partial(folder), ignore_errors=True)
-    else:
+    if not anew:
       prepared = find(data_config, fingerprint)  # another process may just have written it
       if prepared:
         return prepared
       if folder.exists():
         say(f'{folder}: {_why_anew(folder, fingerprint)}; it is prepared anew.')
     try:
-      _write(reader, data_config, fingerprint, folder, say)
+      _write(reader, data_config, fingerprint, folder)
     except OSError as e:
       raise DataError(f'{e.filename or folder}: {e.strerror or e}; free some space, or choose another '
                       '--config.data.cache_dir') from e
@@ -183,10 +185,6 @@ def _identity(data_config: DataConfig) -> dict[str, Any]:
       'name': data_config.name, 'path': path, 'data_dir': data_dir,
       'split': data_config.split, 'image_size': data_config.image_size, 'channels': images.channels(data_config),
       'resize': data_config.resize, 'cache': data_config.cache}
-
-
-def _partial(folder: pathlib.Path) -> pathlib.Path:
-  return folder.with_name(folder.name + '.partial')
 
 
 def _read_meta(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -236,74 +234,119 @@ def printable(text: str) -> str:
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
-def _write(
-    reader: Reader, data_config: DataConfig, fingerprint: str, folder: pathlib.Path, say: Callable[[str], None],
-) -> None:
-  """Fills `<folder>.partial`, going on where a killed call left it, and renames it to `folder`."""
-  import tqdm
+def _write(reader: Reader, data_config: DataConfig, fingerprint: str, folder: pathlib.Path) -> None:
+  """Fills `<folder>.partial` and renames it to `folder`; what fails leaves nothing behind but a list of bad images."""
+  partial = folder.with_name(folder.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+  partial.mkdir(parents=True)
+  refused = folder.with_name(folder.name + '.refused.txt')
+  try:
+    meta = _write_arrays(reader, data_config, partial, refused)
+    meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _identity(data_config)}
+    (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
+    _sync(partial)
+    if folder.exists():
+      shutil.rmtree(folder)
+    partial.rename(folder)
+    refused.unlink(missing_ok=True)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
 
+
+def _write_arrays(
+    reader: Reader, data_config: DataConfig, folder: pathlib.Path, refused: pathlib.Path) -> dict[str, Any]:
+  """Writes the arrays of a prepared set; returns what meta.json says of them. Raises DataError for bad images."""
   shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
   has_pixels = data_config.cache == 'array'
-  size = int(np.prod(shape))
-  partial = _partial(folder)
-  work = journal.Journal.open(
-      partial, f'{VERSION} {fingerprint}', reader.bad, size if has_pixels else 0, doubt=not data_config.skip_bad)
-  total = len(reader)
+  total, bad, hint = len(reader), list(reader.bad), ''
   if has_pixels:
-    needed = (total - work.done) * size
-    free = shutil.disk_usage(partial).free
-    if free < needed:
-      raise DataError(
-          f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
-          f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; choose another --config.data.cache_dir, or '
-          '--config.data.cache=none to decode the images each time they are needed')
-  if 0 < work.done < total:
-    say(f'{reader.title}: going on at image {work.done:,} of {total:,}.')
+    _check_space(folder, total, shape)
+  kept, labels, pixels_crc = [], [], 0
+  with (folder / 'images.npy').open('wb') if has_pixels else contextlib.nullcontext() as file:
+    if has_pixels:
+      file.seek(_HEADER)
+    for numbers, items in _decoded(reader, data_config, shape):
+      good = [(i, *item) for i, item in zip(numbers, items) if not isinstance(item, images.BadImage)]
+      for i, item in zip(numbers, items):
+        if isinstance(item, images.BadImage):
+          bad.append((reader.name(i), str(item)))
+          hint = hint or item.hint
+      if good:
+        pixels = np.stack([image for _, image, _ in good])
+        pixels_crc = zlib.crc32(pixels, pixels_crc)
+        if has_pixels:
+          file.write(pixels)
+      kept += [i for i, _, _ in good]
+      labels += [label for _, _, label in good]
+      if len(bad) >= _ENOUGH_BAD and not data_config.skip_bad:
+        break
+    if has_pixels:
+      file.seek(0)
+      npy.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (len(kept), *shape)})
+      assert file.tell() == _HEADER
+  if bad and not data_config.skip_bad:
+    refused.write_text(''.join(f'{name} {reason}\n' for name, reason in bad), 'utf-8', 'backslashreplace')
+    listed = len(reader.bad)
+    raise DataError(_refusal(bad, numbers.stop + listed, total + listed, reader.title, hint, refused))
+  if not kept:
+    first = '; '.join(f'{name} {reason}' for name, reason in bad[:3])
+    raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))
+  np.save(folder / 'labels.npy', np.array(labels, np.int32))
+  if not has_pixels:
+    np.save(folder / 'kept.npy', np.array(kept, np.int64))
+  return {
+      'title': reader.title, 'count': len(kept), 'shape': shape, 'has_pixels': has_pixels,
+      'has_labels': reader.has_labels, 'num_classes': reader.num_classes, 'class_names': reader.class_names,
+      'skipped': bad, 'notes': list(reader.notes), 'hint': hint,
+      'checksum': f'{pixels_crc:08x}{zlib.crc32(np.array(labels, np.int32)):08x}',
+      'watched': reader.watched, 'watched_stamp': stamp(reader.watched) if reader.watched else ''}
 
-  def read(numbers: range) -> list[tuple[np.ndarray, int] | images.BadImage]:
-    found = []
-    for item in reader.read_many(numbers):
-      if not isinstance(item, images.BadImage):
-        try:
-          item = images.decode(item[0], data_config), item[1]
-        except images.BadImage as e:
-          item = e
-      found.append(item)
-    return found
+
+def _check_space(folder: pathlib.Path, total: int, shape: tuple[int, int, int]) -> None:
+  needed, free = total * math.prod(shape), shutil.disk_usage(folder).free
+  if free < needed:
+    raise DataError(
+        f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
+        f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; choose another --config.data.cache_dir, or '
+        '--config.data.cache=none to decode the images each time they are needed')
+
+
+def _decoded(
+    reader: Reader, data_config: DataConfig, shape: tuple[int, int, int]
+) -> Iterator[tuple[range, list[tuple[np.ndarray, int] | images.BadImage]]]:
+  """All images with their labels, or what is wrong with them, chunk by chunk in order; decoded on all cores."""
+  import tqdm
 
   # PIL decodes and resizes without holding the interpreter.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  chunk = max(16, 8 * workers, min(1024, 2**24 // size))
+  chunk = max(16, 8 * workers, min(1024, 2**24 // math.prod(shape)))
+  read = functools.partial(_read, reader, data_config)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool, tqdm.tqdm(
-      total=total, initial=work.done, desc=f'Preparing {reader.title}', unit=' images', delay=1.0,
-      mininterval=0.5, dynamic_ncols=True) as bar:
-    while work.done < total:
-      if len(work.bad) >= _ENOUGH_BAD and not data_config.skip_bad:
-        break
-      numbers = range(work.done, min(work.done + chunk, total))
+      total=len(reader), desc=f'Preparing {reader.title}', unit=' images', delay=1.0, mininterval=0.5,
+      dynamic_ncols=True) as bar:
+    for first in range(0, len(reader), chunk):
+      numbers = range(first, min(first + chunk, len(reader)))
       part = max(4, min(32, -(-len(numbers) // (2 * workers))))
       parts = [numbers[k:k + part] for k in range(0, len(numbers), part)]
-      work.append(numbers, [item for part in pool.map(read, parts) for item in part], reader.name)
+      yield numbers, [item for part in pool.map(read, parts) for item in part]
       bar.update(len(numbers))
-  if work.bad and not data_config.skip_bad:
-    file = partial / 'refused.txt'
-    text = ''.join(f'{name} {reason}\n' for name, reason in work.bad)
-    file.write_text(text, 'utf-8', 'backslashreplace')
-    listed = len(reader.bad)
-    raise DataError(_refusal(work.bad, work.done + listed, total + listed, reader.title, work.hint, file))
-  if not work.kept:
-    first = '; '.join(f'{name} {reason}' for name, reason in work.bad[:3])
-    raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))
-  work.finish(shape, has_pixels)
-  meta = {
-      'version': VERSION, 'title': reader.title, 'fingerprint': fingerprint, 'config': _identity(data_config),
-      'count': work.kept, 'shape': shape, 'has_pixels': has_pixels, 'has_labels': reader.has_labels,
-      'num_classes': reader.num_classes, 'class_names': reader.class_names, 'skipped': work.bad,
-      'notes': list(reader.notes), 'checksum': f'{work.pixels_crc:08x}{work.labels_crc:08x}', 'hint': work.hint,
-      'watched': reader.watched, 'watched_stamp': stamp(reader.watched) if reader.watched else ''}
-  (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
-  journal.sync(partial)
-  if folder.exists():
-    shutil.rmtree(folder)
-  partial.rename(folder)
-  journal.clean(folder)  # last, so that a kill anywhere above leaves all that is needed to go on
+
+
+def _read(
+    reader: Reader, data_config: DataConfig, numbers: range) -> list[tuple[np.ndarray, int] | images.BadImage]:
+  found = []
+  for item in reader.read_many(numbers):
+    if not isinstance(item, images.BadImage):
+      try:
+        item = images.decode(item[0], data_config), item[1]
+      except images.BadImage as e:
+        item = e
+    found.append(item)
+  return found
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Returns when the files of `folder` are on the disk, and not only in memory."""
+  for path in folder.iterdir():
+    with path.open('rb') as file:
+      os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import filelock
 import numpy as np
 
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
-from ddgan_jax.data import buckets, images, points, preparation, readers
+from ddgan_jax.data import images, points, preparation, readers
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.data.readers.open import open_reader
 
@@ -165,7 +165,6 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
   """
   if data_config.is_points:
     return _points_source(data_config.name)
-  data_config = buckets.localized(data_config, say)
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)

@@ -17,6 +17,7 @@ import safetensors.numpy
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
 from ddgan_jax.config import Config, UserError
+from ddgan_jax.utils import files
 
 
 def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> None:
@@ -32,17 +33,13 @@ def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> No
     UserError: the file cannot be written.
   """
   path = os.fspath(path)
-  partial = f'{path}.partial'
   tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
   metadata = {'format': 'ddgan_jax', 'config': config_lib.to_json(config), 'step': str(step)}
   try:
-    safetensors.numpy.save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    with files.atomic_write(path, 'wb') as file:
+      file.write(safetensors.numpy.save(tensors, metadata))
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 def read(path: str | os.PathLike) -> tuple[Any, Config, int]:

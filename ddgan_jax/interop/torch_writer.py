@@ -16,6 +16,7 @@ import numpy as np
 
 from ddgan_jax.config import UserError
 from ddgan_jax.interop.torch_file import DTYPES
+from ddgan_jax.utils import files
 
 _STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -31,23 +32,18 @@ def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
     UserError: the file cannot be written.
   """
   path = os.fspath(path)
-  partial = f'{path}.partial'
   arrays: list[np.ndarray] = []
   body = pickle.PROTO + b'\x02' + _encoded(content, arrays) + pickle.STOP
   try:
-    with zipfile.ZipFile(partial, 'w') as archive:
+    with files.atomic_write(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
       # ZipInfo has a fixed date: the same content gives the same bytes.
       archive.writestr(zipfile.ZipInfo('archive/data.pkl'), body)
       archive.writestr(zipfile.ZipInfo('archive/byteorder'), 'little')
       for key, array in enumerate(arrays):
         archive.writestr(zipfile.ZipInfo(f'archive/data/{key}'), array.astype(array.dtype.newbyteorder('<')).tobytes())
       archive.writestr(zipfile.ZipInfo('archive/version'), '3\n')
-    os.replace(partial, path)
   except OSError as error:
     raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
 
 
 def _encoded(value: Any, arrays: list[np.ndarray]) -> bytes:

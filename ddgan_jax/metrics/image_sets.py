@@ -17,7 +17,7 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
-from ddgan_jax.data.readers import DataError
+from ddgan_jax.data.readers import DataError, PathError
 from ddgan_jax.data.readers.open import open_reader
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
@@ -130,8 +130,8 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
     with tempfile.TemporaryDirectory() as cache:
       data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=num_channels, cache_dir=cache)
       source = sources.load_source(data_config, say=lambda text: None)
-  except DataError as error:
-    raise DataError(str(error).removeprefix('data.path: ')) from error
+  except PathError as error:
+    raise DataError(error.problem) from error
   return of_data(source, data_config)._replace(name=path)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import statistics
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, consensus
+from ddgan_jax.utils import files
 
 REQUIRED_ACCURACY = 0.97
 _CERTAIN = 0.9
@@ -82,7 +82,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
   # Without a checksum nothing tells this source from another of the same shape, so nothing is cached.
   fingerprint = source.checksum and hashlib.sha256(
       f'{_VERSION} {source.checksum} {source.image_shape}'.encode()).hexdigest()[:16]
-  path = _folder() / f'{fingerprint}.npz'
+  path = files.cache_dir('classifiers') / f'{fingerprint}.npz'
   found = _read(path, shapes) if jax.process_index() == 0 and fingerprint else None
   if found is None:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
@@ -206,11 +206,6 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
     images, labels = source.gather(held_out[first:first + 1000])
     right += int((np.asarray(predict(images)) == labels).sum())
   return jax.tree.map(np.asarray, params), np.float64(right / len(held_out))
-
-
-def _folder() -> pathlib.Path:
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(base) / 'ddgan_jax' / 'classifiers'
 
 
 def _zeros(shapes: Any) -> Any:

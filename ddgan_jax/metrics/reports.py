@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from ddgan_jax.runs.workdir import write_whole
+from ddgan_jax.utils import files
 
 
 def keep(workdir: str, report: dict[str, Any]) -> str:
@@ -35,7 +35,8 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
     if known is not None and _are_alike(known, json.loads(json.dumps(report))):
       report = {**report, 'metrics': {**known['metrics'], **report['metrics']}}
       break
-  write_whole(path, json.dumps(report, indent=2) + '\n')
+  with files.atomic_write(path) as file:
+    file.write(json.dumps(report, indent=2) + '\n')
   return str(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ddgan_jax.config import UserError
-from ddgan_jax.utils import untrusted
+from ddgan_jax.utils import files, untrusted
 
 
 class StatisticsError(UserError):
@@ -74,14 +73,8 @@ def _arrays(statistics: Statistics) -> dict[str, Any]:
 def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   """Writes an `.npz`, whole or not at all. Raises OSError."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.stem}.{os.getpid()}.partial.npz')
-  try:
-    np.savez(partial, **arrays)
-    partial.replace(path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise
+  with files.atomic_write(path, 'wb') as file:
+    np.savez(file, **arrays)
 
 
 def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -119,9 +112,8 @@ def store(key: str, statistics: Statistics, say: Callable[[str], None] = print) 
 
 
 def _path(key: str) -> pathlib.Path:
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   name = hashlib.sha256(key.encode()).hexdigest()[:16] if key else '-'
-  return pathlib.Path(base) / 'ddgan_jax' / 'statistics' / f'{name}.npz'
+  return files.cache_dir('statistics') / f'{name}.npz'
 
 
 def _check_shapes(path: str, mean: tuple[int, ...], covariance: tuple[int, ...], dimension: int) -> None:

@@ -14,6 +14,7 @@ import jax
 from jax._src import core  # there is no public way to ask whether a transformation is under way
 
 from ddgan_jax.parallel import convolution
+from ddgan_jax.utils import files
 
 # Compiler options by platform. One that $XLA_FLAGS sets, or that this XLA does not know, is left out.
 XLA_OPTIONS: dict[str, dict[str, str]] = {
@@ -96,8 +97,7 @@ def _is_known(platform: str, option: str, value: str) -> bool:
 def use_persistent_cache() -> None:
   """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
   if not jax.config.jax_compilation_cache_dir:
-    base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(base, 'ddgan_jax', 'xla'))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla')))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')

@@ -160,39 +160,24 @@ def _from_variables(environ: Mapping[str, str]) -> Plan | None:
 
 def _from_slurm(environ: Mapping[str, str]) -> Plan | None:
   # A shell of sbatch or salloc has SLURM_NTASKS too, but is one process; only a step has a node list of its own.
-  if 'SLURM_STEP_NODELIST' not in environ:
-    return None
-  # In a step that uses part of an allocation the first is the step's, where the second may be the allocation's.
+  # In a step that uses part of an allocation, SLURM_NTASKS may be the allocation's.
   count = _number(environ, 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in environ else 'SLURM_NTASKS', 1)
-  if count == 1:
+  if 'SLURM_STEP_NODELIST' not in environ or count == 1:
     return None
-  needed = ('SLURM_JOB_ID', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # what JAX reads
-  missing = [name for name in needed if name not in environ]
-  if missing:
-    raise DistributedError(f'a SLURM step of {count} tasks without {" and ".join(missing)} in the environment; start '
-                           'it with srun, or give --coordinator_address, --num_processes and --process_id')
   # JAX gives each task one GPU by its local index. That is wrong for one task a node, which should have all of them,
   # and where SLURM has already narrowed what the task sees.
   alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
   narrowed = 'SLURM_GPUS_PER_TASK' in environ or ',' not in environ.get('CUDA_VISIBLE_DEVICES', ',')
-  return _checked(
-      Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
-           all_devices=bool(alone or narrowed)), ('SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID'))
+  return Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
+              all_devices=bool(alone or narrowed))
 
 
 def _from_open_mpi(environ: Mapping[str, str]) -> Plan | None:
   count = _number(environ, 'OMPI_COMM_WORLD_SIZE', 1)
   if count == 1:
     return None
-  address = environ.get('JAX_COORDINATOR_ADDRESS')
-  known = 'OMPI_MCA_orte_hnp_uri' in environ
-  if not known and not address:
-    raise DistributedError(f'mpirun started {count} processes, but Open MPI 5 does not say where the first one runs: '
-                           'set JAX_COORDINATOR_ADDRESS=HOST:PORT')
-  alone = environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
-  names = ('JAX_COORDINATOR_ADDRESS', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK')
-  return _checked(Plan('mpirun', address, count, _number(environ, 'OMPI_COMM_WORLD_RANK'),
-                       'ompi' if known else 'deactivate', all_devices=alone or not known), names)
+  return Plan('mpirun', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'OMPI_COMM_WORLD_RANK'), 'ompi',
+              all_devices=environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
 
 
 def _from_tpu(environ: Mapping[str, str]) -> Plan | None:

@@ -9,7 +9,7 @@ from etils import epath
 from PIL import Image
 
 from ddgan_jax.reporting import plotting
-from ddgan_jax.utils import checks
+from ddgan_jax.utils import checks, files
 
 _CELL = 48  # small images are enlarged to about this many pixels
 
@@ -57,7 +57,7 @@ def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> 
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes [H, W, C] uint8 as a PNG, under a temporary name first so that a killed write leaves no half picture.
+  """Writes [H, W, C] uint8 as a PNG, whole or not at all; makes the folder.
 
   Raises:
     ValueError, TypeError: not uint8, or another number of channels than 1 or 3.
@@ -67,10 +67,8 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
   image = np.asarray(image)
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'.{path.name}.partial'
-  with partial.open('wb') as file:
+  with files.atomic_write(path, 'wb') as file:
     _to_pil(image).save(file, format='PNG')
-  partial.replace(path)
 
 
 def _check_channels(name: str, shape: tuple[int, ...]) -> None:

@@ -24,12 +24,12 @@ from jax.experimental import multihost_utils
 from ddgan_jax.config import UserError
 from ddgan_jax.parallel import consensus
 from ddgan_jax.train_state import TrainState
+from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
 _METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
-_NO_DAMAGE = 'not damaged: '  # marks an error, on its way to the other processes, that says nothing of the checkpoint
 
 
 class CheckpointError(UserError):
@@ -123,10 +123,8 @@ class Checkpoints:
     self.wait()
 
     def write():
-      file = self.folder / str(step) / _METRICS
-      partial = file.parent / f'.{file.name}.partial'
-      partial.write_text(json.dumps(metrics))
-      partial.replace(file)
+      with files.atomic_write(self.folder / str(step) / _METRICS) as file:
+        file.write(json.dumps(metrics))
 
     try:
       consensus.on_main(write)
@@ -290,33 +288,35 @@ class Checkpoints:
     """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
     folder = self.folder / str(step)
     for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside
-      restored, error = None, ''
+      restored, damage, trouble = None, '', ''  # trouble is a failure that says nothing of the checkpoint
       try:
         self._check_leaves(folder, target)
         restored = read(folder / 'state')
         expected = ocp.JsonCheckpointHandler().restore(folder / 'digests')
-      except DamagedError as damage:
-        error = str(damage)
+      except DamagedError as error:
+        damage = str(error)
       except CheckpointError:
         raise  # the same on every process, since all have the same config
-      except Exception as damage:
-        error = f'{folder}: cannot be read ({_first_line(damage)})'
-        if isinstance(damage, (PermissionError, MemoryError)) or 'RESOURCE_EXHAUSTED' in str(damage):
-          error = f'{_NO_DAMAGE}{error}'
-      error = consensus.shared_text(error)
-      if not error or last_try or error.startswith(_NO_DAMAGE):
+      except Exception as error:
+        said = f'{folder}: cannot be read ({_first_line(error)})'
+        if isinstance(error, (PermissionError, MemoryError)) or 'RESOURCE_EXHAUSTED' in str(error):
+          trouble = said
+        else:
+          damage = said
+      trouble, damage = consensus.shared_text(trouble), consensus.shared_text(damage)
+      if trouble:
+        raise CheckpointError(f'{trouble}; nothing was changed')
+      if not damage or last_try:
         break
-    if error.startswith(_NO_DAMAGE):
-      raise CheckpointError(f'{error.removeprefix(_NO_DAMAGE)}; nothing was changed')
-    if not error:
+    if not damage:
       changed = [name for name, digest in _digests(restored)[0].items() if expected.get(name) != digest]
       if changed:
-        error = f'{folder}: {changed[0]} is not what was saved (its digest differs)'
+        damage = f'{folder}: {changed[0]} is not what was saved (its digest differs)'
       elif isinstance(restored, TrainState) and int(restored.step) != step:
-        error = f'{folder}: holds step {int(restored.step)}, so it was renamed or copied'
-      error = consensus.shared_text(error)
-    if error:
-      raise DamagedError(error)
+        damage = f'{folder}: holds step {int(restored.step)}, so it was renamed or copied'
+      damage = consensus.shared_text(damage)
+    if damage:
+      raise DamagedError(damage)
     return restored
 
   def _check_leaves(self, folder: epath.Path, target: Any) -> None:

@@ -24,6 +24,7 @@ from ddgan_jax.parallel import consensus
 from ddgan_jax.reporting import grids
 from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.train_state import TrainState
+from ddgan_jax.utils import files
 
 # Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
 # beyond rounding, except num_steps, which stretches the cosine and is announced.
@@ -161,20 +162,8 @@ def write_description(workdir: str, config: Config, state: TrainState) -> None:
   for name, text in (('config.json', config_lib.to_json(config)), ('parameters.txt', overview + '\n')):
     path = epath.Path(workdir) / name
     if not path.exists() or path.read_text() != text:
-      write_whole(path, text)
-
-
-def write_whole(path: str | os.PathLike, text: str) -> None:
-  """Writes under another name first: a failed or killed write leaves what was there before. Raises OSError."""
-  path = epath.Path(path)
-  partial = path.parent / f'.{path.name}.partial'
-  try:
-    partial.write_text(text)
-    partial.replace(path)
-  except BaseException:
-    with contextlib.suppress(Exception):
-      partial.unlink()
-    raise
+      with files.atomic_write(path) as file:
+        file.write(text)
 
 
 class LastStep:
@@ -279,4 +268,5 @@ def describe_data(
   count = config.train.num_samples if config.data.is_points else 64
   seen = pipeline.preview(source, config.data, config.seed, count)
   grids.save_png(path.parent / 'data.png', grids.make_picture(seen, f'{count:,} points of {config.data.name}'))
-  write_whole(path, json.dumps(found) + '\n')
+  with files.atomic_write(path) as file:
+    file.write(json.dumps(found) + '\n')

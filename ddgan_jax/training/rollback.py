@@ -9,6 +9,7 @@ from etils import epath
 
 from ddgan_jax.config import UserError
 from ddgan_jax.parallel import consensus
+from ddgan_jax.utils import files
 
 MOST_ROLLBACKS = 3  # to the same step
 _FILE = 'skipped.json'
@@ -81,8 +82,7 @@ class SkippedBatches:
     # Entries of later steps count in what is skipped now.
     self._entries = [entry for entry in self._entries if entry[0] <= to_step] + [(to_step, last + 1 - first)]
     if write:
-      partial = self._file.parent / f'.{_FILE}.partial'
-      partial.write_text(json.dumps([{'step': step, 'batches': n} for step, n in self._entries]) + '\n')
-      partial.replace(self._file)
+      with files.atomic_write(self._file) as file:
+        file.write(json.dumps([{'step': step, 'batches': n} for step, n in self._entries]) + '\n')
     return (f'{error}: back to step {to_step:,}, skipping global batches {first:,} to {last:,} '
             f'(rollback {count + 1} of {MOST_ROLLBACKS} to this step; {self._file}).')

@@ -1,5 +1,5 @@
 """Readers, one file per format, and `open`, which chooses among them."""
 
-from ddgan_jax.data.readers.base import DataError, Reader, stamp
+from ddgan_jax.data.readers.base import DataError, PathError, Reader, stamp
 
-__all__ = ['DataError', 'Reader', 'stamp']
+__all__ = ['DataError', 'PathError', 'Reader', 'stamp']

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ddgan_jax.data import images
-from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.data.readers import PathError, Reader, stamp
 from ddgan_jax.utils import untrusted
 
 _UNPACKING = threading.Lock()
@@ -30,30 +30,28 @@ class NpzReader(Reader):
         names = [name.removesuffix('.npy') for name in archive.namelist()]
         headers = {name: untrusted.array_header(archive, name) for name in ('images', 'labels') if name in names}
     except Exception as e:  # zipfile and its decompressors fail in many ways
-      raise DataError(f'data.path: {path} cannot be read as npz ({e})') from e
+      raise PathError(f'{path} cannot be read as npz ({e})') from e
     if 'images' not in headers:
-      raise DataError(f"data.path: {path} has no array 'images', only: {', '.join(names) or 'nothing'}")
+      raise PathError(f"{path} has no array 'images', only: {', '.join(names) or 'nothing'}")
     shape, dtype = headers['images']
     if dtype != np.uint8:
-      raise DataError(f"data.path: 'images' in {path} is {dtype}, must be uint8 (0 to 255)")
+      raise PathError(f"'images' in {path} is {dtype}, must be uint8 (0 to 255)")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
-      raise DataError(
-          f"data.path: 'images' in {path} is {list(shape)}, must be [N, H, W] or [N, H, W, C] with C of 1, 3 or 4")
+      raise PathError(f"'images' in {path} is {list(shape)}, must be [N, H, W] or [N, H, W, C] with C of 1, 3 or 4")
     if 0 in shape:
-      raise DataError(f"data.path: 'images' in {path} is {list(shape)}, so it holds no image")
+      raise PathError(f"'images' in {path} is {list(shape)}, so it holds no image")
     self._len = shape[0]
     if 'labels' in headers:
       label_shape, label_dtype = headers['labels']
       if label_shape != shape[:1] or not np.issubdtype(label_dtype, np.integer):
-        raise DataError(
-            f"data.path: 'labels' in {path} is {label_dtype}{list(label_shape)}, must be integers [{self._len}]")
+        raise PathError(f"'labels' in {path} is {label_dtype}{list(label_shape)}, must be integers [{self._len}]")
       self.has_labels = True
     self._labels = self._array('labels') if self.has_labels else None
     if self._labels is not None:
       if self._labels.min() < 0:
-        raise DataError(f"data.path: 'labels' in {path} go down to {self._labels.min()}, must be 0 or more")
+        raise PathError(f"'labels' in {path} go down to {self._labels.min()}, must be 0 or more")
       if self._labels.max() >= 2**31:
-        raise DataError(f"data.path: 'labels' in {path} go up to {self._labels.max()}, must be below 2**31")
+        raise PathError(f"'labels' in {path} go up to {self._labels.max()}, must be below 2**31")
       self.num_classes = int(self._labels.max()) + 1
 
   def _array(self, name: str) -> np.ndarray:
@@ -62,15 +60,15 @@ class NpzReader(Reader):
         shape, dtype = untrusted.array_header(archive, name)
         needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
         if needed > available:
-          raise DataError(
-              f'data.path: {name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
+          raise PathError(
+              f'{name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
               f'there are {available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
         return untrusted.read_array(archive, name)
-    except DataError:
+    except PathError:
       raise
     except Exception as e:  # zipfile and its decompressors fail in many ways
       problem = 'does not fit into memory' if isinstance(e, MemoryError) else 'is damaged'
-      raise DataError(f'data.path: {self._path} {problem} ({e})') from e
+      raise PathError(f'{self._path} {problem} ({e})') from e
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
@@ -123,13 +121,13 @@ class LmdbReader(Reader):
       file = self._file()
       whole = (env.info()['last_pgno'] + 1) * env.stat()['psize']
       if os.path.getsize(file) < whole:
-        raise DataError(f'data.path: {file} is truncated: it has {os.path.getsize(file):,} of {whole:,} bytes')
+        raise PathError(f'{file} is truncated: it has {os.path.getsize(file):,} of {whole:,} bytes')
       with env.begin() as transaction:
         self._keys = list(transaction.cursor().iternext(keys=True, values=False))
     except (lmdb.Error, OSError) as e:
-      raise DataError(f'data.path: {path} cannot be read as LMDB ({e})') from e
+      raise PathError(f'{path} cannot be read as LMDB ({e})') from e
     if not self._keys:
-      raise DataError(f'data.path: {path} holds no image')
+      raise PathError(f'{path} holds no image')
     if all(key.isdigit() for key in self._keys):
       self._keys.sort(key=int)
     # Most values have the size of one square of RGB pixels, and are no image files: raw.

@@ -19,6 +19,21 @@ class DataError(UserError):
   """The data cannot be downloaded, prepared or read here; the sentence says what to do instead."""
 
 
+class PathError(DataError):
+  """What is at data.path cannot be used.
+
+  Attributes:
+    problem: the path and what is wrong with it, for commands that call it otherwise.
+  """
+
+  def __init__(self, problem: str):
+    super().__init__(problem)
+    self.problem = problem
+
+  def __str__(self) -> str:
+    return f'data.path: {self.problem}'
+
+
 class Reader:
   """N images in a fixed order.
 

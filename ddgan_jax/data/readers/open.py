@@ -7,27 +7,28 @@ import zipfile
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data.readers import arrays, trees
-from ddgan_jax.data.readers.base import DataError, Reader
+from ddgan_jax.data.readers.base import PathError, Reader
 
 
 def open_reader(data_config: DataConfig) -> Reader:
   """The reader of a `data.name` that has a `data.path`.
 
   Raises:
-    DataError: data.path is absent, empty, of another kind, or cannot be read.
+    PathError: data.path is absent, empty, of another kind, or cannot be read.
   """
   name, path = data_config.name, os.path.expanduser(data_config.path)
   if '://' in path:
-    raise DataError(f'data.path: found {path!r}, must be a path of this machine; copy it here first, or mount it')
+    raise PathError(f'found {path!r}, must be a path of this machine; copy it here first (gcloud storage cp -r), or '
+                    'mount it')
   if not os.path.exists(path):
-    raise DataError(f'data.path: {path} does not exist')
+    raise PathError(f'{path} does not exist')
   kind = _kind(path)
   if kind != name:
     found = f'{kind}; --config.data.name={kind} would be right' if kind else 'none of folder, npz, zip, lmdb'
     if name == 'lmdb' and kind == 'folder':
       inside = sorted(entry.path for entry in os.scandir(path) if os.path.exists(os.path.join(entry.path, 'data.mdb')))
       found = f'a folder without data.mdb; {" or ".join(inside) or "the folder that holds data.mdb"} would be right'
-    raise DataError(f'data.path: {path} is read as data.name={name!r}, but it is {found}')
+    raise PathError(f'{path} is read as data.name={name!r}, but it is {found}')
   return {
       'folder': trees.FolderReader, 'zip': trees.ZipReader, 'npz': arrays.NpzReader, 'lmdb': arrays.LmdbReader,
   }[name](path)
@@ -42,14 +43,14 @@ def _kind(path: str) -> str:
       with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
       if any(name.endswith('data.mdb') for name in names):
-        raise DataError(f'data.path: {path} is a zipped LMDB; unzip it, and give the folder that holds data.mdb')
+        raise PathError(f'{path} is a zipped LMDB; unzip it, and give the folder that holds data.mdb')
       return 'npz' if names and all(name.endswith('.npy') for name in names) else 'zip'
     with open(path, 'rb') as file:
       head = file.read(24)
-  except DataError:
+  except PathError:
     raise
   except Exception as e:  # zipfile fails in many ways
-    raise DataError(f'data.path: {path} cannot be read ({getattr(e, "strerror", None) or e})') from e
+    raise PathError(f'{path} cannot be read ({getattr(e, "strerror", None) or e})') from e
   if head[16:20] == b'\xde\xc0\xef\xbe':  # LMDB's magic number, little-endian
     return 'lmdb'
   # A damaged archive is no zip file any more: judge it by its name, and let the reader say what is wrong.

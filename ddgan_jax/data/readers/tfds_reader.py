@@ -193,54 +193,27 @@ def _check_split(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> 
 
 
 def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, instead: str) -> None:
-  """Makes `builder` check the server before a download, where TFDS would retry eight times (204 s) without network.
+  """Raises DataError if nothing has been downloaded or placed by hand and no server answers.
 
-  The hook sits where TFDS has found neither a cached nor a hand-placed archive, because the registered URLs alone do
-  not say which of them this configuration needs. Its names are private to TFDS: where they are gone, the failure only
-  comes later.
+  TFDS would try for minutes. Where there is something in its folder of downloads, it may be what is needed.
   """
-  make_manager = getattr(builder, '_make_download_manager', None)
-  url_infos = builder.url_infos or {}
-  if make_manager is None:
-    return
-
-  def make_checked_manager(*args, **kwargs):
-    manager = make_manager(*args, **kwargs)
-    download = getattr(manager, '_download', None)
-    if download is None:
-      return manager
-
-    def checked_download(resource):
-      cause = _unreachable(resource.url)
-      if cause:
-        archive = getattr(url_infos.get(resource.url), 'filename', None)
-        others = ' (and its other archives)' if len(url_infos) > 1 else ''
-        place = f'put {archive}{others} into {manual_dir}, or ' if archive else ''
-        raise DataError(
-            f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {resource.url} cannot be reached '
-            f'({cause}); {place}{instead}.')
-      return download(resource)
-
-    manager._download = checked_download
-    return manager
-
-  builder._make_download_manager = make_checked_manager
-
-
-def _unreachable(url: str) -> str:
-  """Why no server answers at `url`, or '' if one does (whatever it answers)."""
-  # As TFDS downloads: with the same library, proxies and certificates.
   import requests
 
+  urls = builder.url_infos or {}
+  downloads = manual_dir.parent
+  if not urls or (downloads.exists() and any(path.name != 'manual' or any(path.iterdir())
+                                             for path in downloads.iterdir())):
+    return
+  url, info = next(iter(urls.items()))
   try:
     requests.head(url, timeout=(3, 10), allow_redirects=True).close()
-  except requests.ReadTimeout:
-    return ''  # Slow, but there.
-  except requests.exceptions.InvalidSchema:
-    return ''  # Not http: TFDS has other ways.
+  except (requests.ReadTimeout, requests.exceptions.InvalidSchema):
+    return  # slow but there, or not http
   except requests.RequestException as e:
-    return type(e).__name__
-  return ''
+    place = f'put {info.filename}{" (and its other archives)" if len(urls) > 1 else ""} into {manual_dir}, or '
+    raise DataError(
+        f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {url} cannot be reached '
+        f'({type(e).__name__}); {place if info.filename else ""}{instead}.') from e
 
 
 def one_line(message: Any, limit: int = 400) -> str:

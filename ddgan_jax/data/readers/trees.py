@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ddgan_jax.data import images
-from ddgan_jax.data.readers import DataError, Reader, stamp
+from ddgan_jax.data.readers import PathError, Reader, stamp
 from ddgan_jax.utils import untrusted
 
 
@@ -32,7 +32,7 @@ class _TreeReader(Reader):
     self.names = sorted(images_)
     if not self.names:
       found = f'; {_count(others)}' if others else ''
-      raise DataError(f'data.path: {self.title} holds no image ({", ".join(images.EXTENSIONS)}){found}')
+      raise PathError(f'{self.title} holds no image ({", ".join(images.EXTENSIONS)}){found}')
     self.notes = []
     if others:
       self.notes.append(
@@ -49,8 +49,8 @@ class _TreeReader(Reader):
         same[folder.casefold()].append(folder)
       for group in same.values():
         if len(group) > 1:
-          raise DataError(
-              f'data.path: the class folders {" and ".join(map(repr, group))} in {self.title} differ only in case; '
+          raise PathError(
+              f'the class folders {" and ".join(map(repr, group))} in {self.title} differ only in case; '
               'merge them, or rename one')
       self.class_names = tuple(folders)
       self.num_classes = len(folders)
@@ -82,7 +82,7 @@ class FolderReader(_TreeReader):
     self._stamps: dict[str, tuple[int, int, int]] = {}
     self._walk('', path, ())
     if not self._stamps and self.bad:
-      raise DataError(f'data.path: {path}: {self.bad[0][0]} {self.bad[0][1]}')
+      raise PathError(f'{path}: {self.bad[0][0]} {self.bad[0][1]}')
     self._set_tree(self._stamps)
 
   def _walk(self, prefix: str, folder: str, above: tuple) -> None:
@@ -135,12 +135,12 @@ class ZipReader(_TreeReader):
     self._local = threading.local()
     infos = [info for info in self._archive().infolist() if info.filename and not info.is_dir()]
     if any(info.flag_bits & 1 for info in infos):
-      raise DataError(f'data.path: {path} is encrypted; unpack it, and give the folder')
+      raise PathError(f'{path} is encrypted; unpack it, and give the folder')
     try:
       for info in infos:
         untrusted.check_method(info)
     except NotImplementedError as e:
-      raise DataError(f'data.path: {path} cannot be read ({e}); unpack it, and give the folder') from e
+      raise PathError(f'{path} cannot be read ({e}); unpack it, and give the folder') from e
     # Some programs write `./cat/1.png`, or `cat\\1.png`.
     self._member = {info.filename.replace('\\', '/').removeprefix('./'): info.filename for info in infos}
     self._set_tree(self._member)
@@ -151,7 +151,7 @@ class ZipReader(_TreeReader):
       try:
         self._local.opened = zipfile.ZipFile(self._path)
       except Exception as e:  # zipfile and its decompressors fail in many ways
-        raise DataError(f'data.path: {self._path} cannot be read as a zip file ({e})') from e
+        raise PathError(f'{self._path} cannot be read as a zip file ({e})') from e
     return self._local.opened
 
   def read(self, i: int) -> tuple[bytes, int]:

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import threading
-from typing import Any
 
 from ddgan_jax.config import UserError
+from ddgan_jax.utils import files
 
-_SECONDS_TO_ANSWER = 8.0
+_SECONDS_TO_ANSWER = 8.0  # to connect, and between two parts of what is sent
 
 
 class WeightsError(UserError):
@@ -25,7 +24,7 @@ class Published:
   Attributes:
     file: its name, which everybody gives it.
     url: where it can be downloaded.
-    sha256: the first hexadecimal digits of its checksum.
+    sha256: its checksum, 64 hexadecimal digits.
     variable: the environment variable that may hold its path.
   """
 
@@ -38,15 +37,10 @@ class Published:
 INCEPTION = Published(
     'pt_inception-2015-12-05-6726825d.pth',
     'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth',
-    '6726825d', 'DDGAN_JAX_INCEPTION')
+    '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2', 'DDGAN_JAX_INCEPTION')
 VGG16 = Published(
-    'vgg16-397923af.pth', 'https://download.pytorch.org/models/vgg16-397923af.pth', '397923af', 'DDGAN_JAX_VGG16')
-
-
-def cache_folder() -> pathlib.Path:
-  """Where downloads are kept: `ddgan_jax/weights` in $XDG_CACHE_HOME or ~/.cache."""
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-  return pathlib.Path(base) / 'ddgan_jax' / 'weights'
+    'vgg16-397923af.pth', 'https://download.pytorch.org/models/vgg16-397923af.pth',
+    '397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0', 'DDGAN_JAX_VGG16')
 
 
 def find(published: Published, path: str | os.PathLike | None = None, allow_any: bool = False) -> pathlib.Path:
@@ -71,77 +65,40 @@ def find(published: Published, path: str | os.PathLike | None = None, allow_any:
         found = 'is a folder' if file.is_dir() else 'does not exist'
         raise WeightsError(f'{where}{file} {found}, must be the file {published.file}')
       if not allow_any:
-        _check(published, file, f'{where}{file}', 'give the published file, which can be downloaded from '
-               + published.url)
+        _check(published, file, f'{where}{file}')
       return file
-  file = cache_folder() / published.file
-  if file.is_file():
-    _check(published, file, str(file), 'delete it to have it downloaded again')
-  else:
-    _download(published, file)
-  return file
+  return _cached(published)
 
 
-def _check(published: Published, file: pathlib.Path, name: str, advice: str) -> None:
+def _check(published: Published, file: pathlib.Path, name: str) -> None:
   try:
     with open(file, 'rb') as stream:
       found = hashlib.file_digest(stream, 'sha256').hexdigest()
   except OSError as e:
     raise WeightsError(f'{name} cannot be read ({e.strerror})') from e
-  if not found.startswith(published.sha256):
-    raise WeightsError(f'{name} has the SHA-256 checksum {found[:8]}…, must be {published.sha256}… as that of '
-                       f'{published.file}; {advice}')
+  if found != published.sha256:
+    raise WeightsError(f'{name} has the SHA-256 checksum {found[:8]}…, must be {published.sha256[:8]}… as that of '
+                       f'{published.file}; give the published file, which can be downloaded from {published.url}')
 
 
-def _download(published: Published, file: pathlib.Path) -> None:
+def _cached(published: Published) -> pathlib.Path:
+  """The file in the cache folder, downloaded if it is not there or damaged."""
+  import pooch
   import requests
-  import tqdm
 
-  instead = f'put {published.file} into {file.parent}, or its path into the environment variable {published.variable}'
-  partial = file.with_name(f'{file.name}.{os.getpid()}.partial')
+  folder = files.cache_dir('weights')
+  instead = f'put {published.file} into {folder}, or its path into the environment variable {published.variable}'
+  downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, timeout=_SECONDS_TO_ANSWER)
   try:
-    response = _open(published.url)
-    with response:
-      response.raise_for_status()
-      file.parent.mkdir(parents=True, exist_ok=True)
-      with open(partial, 'wb') as stream, tqdm.tqdm(
-          total=int(response.headers.get('Content-Length', 0)) or None, desc=f'Downloading {published.file}', unit='B',
-          unit_scale=True, mininterval=0.5, dynamic_ncols=True) as bar:
-        for chunk in response.iter_content(2**20):
-          stream.write(chunk)
-          bar.update(len(chunk))
-    _check(published, partial, f'What {published.url} sent', instead)
-    os.replace(partial, file)
+    return pathlib.Path(pooch.retrieve(
+        published.url, f'sha256:{published.sha256}', published.file, folder, downloader=downloader))
   except requests.RequestException as e:
     cause = f'it answers {e.response.status_code}' if e.response is not None else type(e).__name__
-    raise WeightsError(f'{published.file} is not here and {published.url} cannot be downloaded ({cause}); '
+    found = 'is damaged' if (folder / published.file).exists() else 'is not here'
+    raise WeightsError(f'{published.file} {found} and {published.url} cannot be downloaded ({cause}); '
+                       f'{instead}') from e
+  except ValueError as e:
+    raise WeightsError(f'What {published.url} sent has another SHA-256 checksum than {published.sha256[:8]}…; '
                        f'{instead}') from e
   except OSError as e:
-    raise WeightsError(f'{e.filename or file.parent}: {e.strerror or e}; {instead}') from e
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def _open(url: str) -> Any:
-  """The answer to GET, its body not read yet; raises `requests.ConnectTimeout` if there is none soon.
-
-  A thread, because the time-outs of requests hold for each address of a host and not at all for looking its name up.
-  """
-  import requests
-
-  answers: list[Any] = []
-
-  def ask():
-    try:
-      answers.append(requests.get(url, stream=True, timeout=(_SECONDS_TO_ANSWER / 2, _SECONDS_TO_ANSWER)))
-    except requests.RequestException as e:
-      answers.append(e)
-
-  thread = threading.Thread(target=ask, daemon=True)
-  thread.start()
-  thread.join(_SECONDS_TO_ANSWER)
-  if not answers:
-    raise requests.ConnectTimeout(f'no answer within {_SECONDS_TO_ANSWER:g} s')
-  if isinstance(answers[0], Exception):
-    raise answers[0]
-  return answers[0]
+    raise WeightsError(f'{e.filename or folder}: {e.strerror or e}; {instead}') from e
