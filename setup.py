@@ -11,6 +11,7 @@ setup(
     license='Apache-2.0',
     packages=[*find_packages(include=['ddgan_jax', 'ddgan_jax.*']), 'configs', 'ddgan_jax.recipes'],
     package_dir={'ddgan_jax.recipes': 'configs'},
+    entry_points={'console_scripts': ['ddgan = ddgan_jax.cli.ddgan:start']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',

@@ -21,16 +21,10 @@ from ddgan_jax.reporting import grids
 from ddgan_jax import config as config_lib
 from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.config import Config, UserError
+from ddgan_jax.config.resuming import MAY_CHANGE
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
 from ddgan_jax.train_state import TrainState
-
-# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
-# beyond rounding, except num_steps, which stretches the cosine and is announced.
-_MAY_CHANGE = (
-    'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
-    'eval.',
-    'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
 
 
 class WorkdirError(UserError):
@@ -93,7 +87,7 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
   now = config_lib.flatten(config)
   changed = [
       f'{field} was {before[field]}, is {now[field]}' for field in now
-      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+      if before[field] != now[field] and not field.startswith(MAY_CHANGE)]
   if changed:
     raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
                        'choose another --workdir, or set the fields back')
