@@ -184,7 +184,8 @@ def test_processes_that_were_told_different_numbers(monkeypatch):
 PROGRAM = '''
 import contextlib
 import sys
-from ddgan_jax import command, distributed
+from ddgan_jax.cli import app
+from ddgan_jax.parallel import processes
 
 def main(argv):
   with open(sys.argv[5], 'w') as file, contextlib.redirect_stdout(file):
@@ -197,7 +198,7 @@ def join_and_sum():
   total = multihost_utils.process_allgather(jax.numpy.array(10.0 + jax.process_index())).sum()
   print(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(), total)
 
-command._guarded(main, [])
+app._guarded(main, [])
 '''
 
 

@@ -70,8 +70,8 @@ def test_fid_of_arrays(small_inception):
 
 def test_the_report_says_what_it_is_of():
   images, reference = image_sets.of_array(pictures(0), 'ours'), image_sets.of_array(pictures(1, 97), 'others')
-  evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None)
-  report = evaluator.evaluate(images)
+  report = Evaluator(
+      ('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None).evaluate(images)
   assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
   text = evaluator.table(report)
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text

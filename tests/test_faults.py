@@ -281,7 +281,7 @@ def test_a_clock_that_jumps_and_events_that_cannot_be_written(run, tmp_path, mon
 
 def test_the_lock_dies_with_its_process(tmp_path):
   holder = subprocess.Popen(
-      [sys.executable, '-c', 'import sys, time\nfrom ddgan_jax import workdir\n'
+      [sys.executable, '-c', 'import sys, time\nfrom ddgan_jax.runs import workdir\n'
        'with workdir.locked(sys.argv[1]):\n  print("held", flush=True)\n  time.sleep(600)', str(tmp_path)],
       cwd=ROOT, stdout=subprocess.PIPE, text=True)
   assert holder.stdout.readline() == 'held\n'

@@ -20,7 +20,7 @@ PROCESS = '''
 import sys
 import jax
 import numpy as np
-from ddgan_jax import sharding
+from ddgan_jax.parallel import sharding
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, sources
 
