@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import re
 import textwrap
 import types
@@ -15,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ddgan_jax import config as config_lib
-from ddgan_jax.config import ConfigError, recipes, resuming
+from ddgan_jax.config import ConfigError, UserError, recipes, resuming
 from ddgan_jax.parallel import processes
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
@@ -126,7 +127,7 @@ def _recipe(values: flags.FlagValues, argv: list[str], resumes: bool) -> tuple[R
   overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(rest), re.MULTILINE)
   workdir = _take(rest, 'workdir')[0] if resumes else None
   if spec is not None:
-    name, fields = recipes.load(spec)
+    name, fields = _load(spec)
   elif workdir and (stored := resuming.stored_config(workdir)) is not None:
     name, fields = '', config_lib.to_dict(stored)
   elif overrides:
@@ -143,6 +144,30 @@ def _recipe(values: flags.FlagValues, argv: list[str], resumes: bool) -> tuple[R
   delattr(values, 'config')
   config_flags.DEFINE_config_dict('config', fields, flag_values=values, sys_argv=rest)
   return Recipe(name, values['config'].value, {}), rest
+
+
+def _load(spec: str) -> tuple[str, dict[str, Any]]:
+  """The name of a recipe and its whole config, in which fields that it leaves out have their defaults."""
+  path = recipes.find(spec.partition(':')[0])
+  try:
+    found = recipes.load(spec)
+    found = found.to_dict() if hasattr(found, 'to_dict') else dict(found)
+  except UserError:
+    raise
+  except ValueError as error:  # the recipe refuses its argument
+    raise ConfigError(f'--config: {error}') from error
+  except Exception as error:
+    raise ConfigError(f'--config: {path} cannot be run ({type(error).__name__}: {error})') from error
+  nested = config_lib.to_dict(config_lib.Config())
+  for name, value in found.items():
+    if not isinstance(nested.get(name), dict):
+      nested[name] = value
+    elif not isinstance(value, dict):
+      raise ConfigError(f'{name}: found {value!r}, must be a section with fields')
+    else:
+      # Lists, as of JSON, would not take overrides.
+      nested[name] |= {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+  return os.path.splitext(os.path.basename(path))[0], nested
 
 
 def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:

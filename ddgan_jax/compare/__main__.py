@@ -33,8 +33,8 @@ def _define_flags(define: options.Definer) -> None:
       'workdir', None, 'Where all goes; by default runs/compare_<name of the config file>, with --quick and _quick.')
   define.list('methods', None, 'Some of them; by default all, with --quick three.')
   define.integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
-  define.boolean('quick', False, 'A smoke test: at most 3,000 steps and 1,000 samples each, by default of gan, ddpm and '
-                 'ddgan_4.')
+  define.boolean('quick', False, 'A smoke test: at most 3,000 steps and 1,000 samples each, by default of gan, ddpm '
+                 'and ddgan_4.')
   define.boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
   define.integer('repeats', 3, 'Turns in which each method is timed, all in turn.', lower_bound=1)
 

@@ -6,10 +6,10 @@ import difflib
 import importlib.util
 import os
 import pathlib
-from typing import Any
 
-from ddgan_jax.config.errors import ConfigError, UserError
-from ddgan_jax.config.schema import Config, to_dict
+import ml_collections
+
+from ddgan_jax.config.errors import ConfigError
 
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _FOLDERS = (_PACKAGE / 'recipes', _PACKAGE.parent / 'configs')  # as installed, and in a clone
@@ -18,6 +18,23 @@ _FOLDERS = (_PACKAGE / 'recipes', _PACKAGE.parent / 'configs')  # as installed, 
 def names() -> list[str]:
   """The installed recipes."""
   return sorted({path.stem for folder in _FOLDERS for path in folder.glob('*.py')} - {'__init__'})
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """The config of a recipe, for another one to override.
+
+  Args:
+    name: as `find` takes it, and perhaps the recipe's argument after a colon: `digits`, `folder:32`.
+
+  Raises:
+    ConfigError: there is no such recipe.
+  """
+  name, _, argument = name.partition(':')
+  path = find(name)
+  spec = importlib.util.spec_from_file_location(f'ddgan_jax.recipes.{pathlib.Path(path).stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument) if argument else module.get_config()
 
 
 def find(name: str) -> str:
@@ -39,41 +56,3 @@ def find(name: str) -> str:
   close = difflib.get_close_matches(name, names(), n=1)
   hint = f'did you mean {close[0]}? ' if close else ''
   raise ConfigError(f'--config: no recipe {name!r}; {hint}The recipes are {", ".join(names())}')
-
-
-def load(spec: str) -> tuple[str, dict[str, Any]]:
-  """Runs a recipe.
-
-  Args:
-    spec: what `find` takes; after a colon perhaps the argument of the recipe, as in `folder:32`.
-
-  Returns:
-    The recipe's name, and its config as a nested dict, in which fields that it leaves out have their defaults.
-
-  Raises:
-    ConfigError: there is no such recipe, or it refuses the argument, or it cannot be run.
-  """
-  name, *argument = spec.split(':', 1)
-  path = find(name)
-  try:
-    module_spec = importlib.util.spec_from_file_location('recipe', path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    found = module.get_config(*argument)
-    found = found.to_dict() if hasattr(found, 'to_dict') else dict(found)
-  except UserError:
-    raise
-  except ValueError as error:
-    raise ConfigError(f'--config: {error}') from error
-  except Exception as error:
-    raise ConfigError(f'--config: {path} cannot be run ({type(error).__name__}: {error})') from error
-  nested = to_dict(Config())
-  for name, value in found.items():
-    if not isinstance(nested.get(name), dict):
-      nested[name] = value
-    elif not isinstance(value, dict):
-      raise ConfigError(f'{name}: found {value!r}, must be a section with fields')
-    else:
-      # Lists, as of JSON, would not take overrides.
-      nested[name] |= {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-  return pathlib.Path(path).stem, nested

@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ddgan_jax.parallel import consensus
 from ddgan_jax.config import UserError
+from ddgan_jax.parallel import consensus
 from ddgan_jax.train_state import TrainState
 
 _FOLDER = 'checkpoints'
