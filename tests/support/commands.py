@@ -2,8 +2,10 @@
 
 import contextlib
 import io
-import sys
 from typing import NamedTuple
+from unittest import mock
+
+from ddgan_jax.reporting import tensorboard
 
 
 class Result(NamedTuple):
@@ -19,21 +21,21 @@ class Result(NamedTuple):
   err: str
 
 
-def run_command(main, *args, cwd=None, tensorflow=False) -> Result:
+def run_command(main, *args, cwd=None, events=False) -> Result:
   """Calls a command's `main` with these arguments.
 
   Args:
     main: such as `ddgan_jax.sample.main`.
     *args: the command line, as anything that `str` turns into its words.
     cwd: the folder that it is called in.
-    tensorflow: whether TensorFlow can be imported; without it a run writes no events and starts sooner.
+    events: whether a run writes TensorBoard's events, for which TensorFlow is imported, slowly.
   """
   out, err = io.StringIO(), io.StringIO()
   with contextlib.ExitStack() as exits:
     if cwd is not None:
       exits.enter_context(contextlib.chdir(cwd))
-    if not tensorflow:
-      exits.enter_context(hidden('tensorflow'))
+    if not events:
+      exits.enter_context(mock.patch.object(tensorboard, '_open_writer', lambda workdir: None))
     exits.enter_context(contextlib.redirect_stdout(out))
     exits.enter_context(contextlib.redirect_stderr(err))
     status = main([str(arg) for arg in args])
@@ -45,18 +47,3 @@ def succeed(main, *args, **kwargs) -> str:
   result = run_command(main, *args, **kwargs)
   assert result.status == 0, result.err
   return result.out
-
-
-@contextlib.contextmanager
-def hidden(module):
-  """Makes `import module` fail as where it is not installed."""
-  missing = object()
-  before = sys.modules.get(module, missing)
-  sys.modules[module] = None
-  try:
-    yield
-  finally:
-    if before is missing:
-      del sys.modules[module]
-    else:
-      sys.modules[module] = before
