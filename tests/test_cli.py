@@ -90,7 +90,6 @@ def test_a_required_flag_that_is_missing_is_named(name, flag):
     (['--config', 'digit'], "no recipe 'digit'; did you mean digits? The recipes are celebahq_256, cifar10, digits,"),
     (['--config', 'folder:12'], "--config: found image size '12', must be one of 8, 16, 32, 64, 128, 256"),
     (['--config', 'digits:12'], 'digits.py cannot be run (TypeError: get_config() takes 0 positional arguments but 1'),
-    (['--config', 'digits', '--config=digits'], '--config: is given twice'),
     (['--config', 'digits', '--config.optim.lr=1'], '--config.optim.lr: no such field; did you mean --config.optim.'),
     (['--config', 'digits', '--workdr', 'x'], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
     (['--config.train.num_steps=3'], '--config is required, since --config.train.num_steps overrides one of its'),

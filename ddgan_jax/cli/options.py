@@ -83,7 +83,8 @@ def parse(
     ConfigError, flags.Error: one sentence.
   """
   values = flag_values(define)
-  recipe, argv = _recipe(values, list(argv), resumes) if 'config' in values else (None, list(argv))
+  argv = values.read_flags_from_files(list(argv), force_gnu=False)
+  recipe, argv = _recipe(values, argv, resumes) if 'config' in values else (None, argv)
   words = values(['ddgan', *argv])[1:]
   if words:
     raise ConfigError(f'{words[0]!r} is not understood: flags begin with --')
@@ -171,13 +172,11 @@ def _load(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-  """The value of a flag on a command line, None without it, and the line without the flag."""
+  """The last value of a flag on a command line, None without it, and the line without the flag."""
   rest, found = [], None
   words = iter(argv)
   for word in words:
     match = re.fullmatch(rf'--?{name}(?:=(.*))?', word, re.DOTALL)
-    if match and found is not None:
-      raise ConfigError(f'--{name}: is given twice')
     if match:
       found = match[1] if match[1] is not None else next(words, '')
     else:
