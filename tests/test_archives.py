@@ -231,7 +231,7 @@ def lsun():
 
 @pytest.mark.parametrize('name', ['cifar10', 'stacked_mnist', 'celebahq_256', 'lsun_church_256'])
 def test_published_configs_start(place, tmp_path, name):
-  flags = {'train.num_steps': 1, 'train.num_samples': 4, 'data.batch_size': 32, 'generator.num_channels_dae': 4,
+  flags = {'train.num_steps': 1, 'train.num_samples': 4, 'data.batch_size': 4, 'generator.num_channels_dae': 4,
            'generator.num_res_blocks': 1, 'generator.z_emb_dim': 8, 'discriminator.ngf': 2, 'optim.lazy_reg': 1}
   flags |= {'generator.ch_mult': '1,2'} if name == 'cifar10' else {'generator.kind': 'mlp', 'discriminator.kind': 'mlp'}
   if name == 'lsun_church_256':

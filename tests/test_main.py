@@ -271,9 +271,9 @@ def test_a_config_file_that_is_not_there(command, tmp_path):
 
 
 def test_devices_that_do_not_divide_the_batch(command, tmp_path):
-  result = run_command(train.main, *command(tmp_path / 'run', '--config.data.batch_size=36'))
+  result = run_command(train.main, *command(tmp_path / 'run'), devices=3)
   assert result.status == 2
-  assert 'Error: data.batch_size: found 36, must be a multiple of 32: 8 devices, times' in result.err
+  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.err
 
 
 def files_of(folder):

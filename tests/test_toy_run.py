@@ -26,7 +26,7 @@ def test_points_from_command_to_picture(tmp_path):
   """Trained, sampled to floats and to a scatter picture; a folder of points is refused."""
   workdir = tmp_path / 'run'
   said = succeed(train.main, '--config', 'gaussians25', '--workdir', workdir, *SMALL)
-  assert 'gaussians25: 100,000 points, on 8 cpu device(s)' in said and 'Finished 20 steps' in said
+  assert 'gaussians25: 100,000 points, on 1 cpu device(s)' in said and 'Finished 20 steps' in said
   for picture in ('data.png', 'samples/step_00000020.png'):
     assert Image.open(workdir / picture).size == (600, 600)
 
