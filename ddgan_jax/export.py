@@ -1,4 +1,4 @@
-"""A run for other programs: `python -m ddgan_jax.export --workdir runs/digits --out digits.stablehlo`.
+"""A run for other programs: `ddgan export --workdir runs/digits --out digits.stablehlo`.
 
 `--out` takes the whole sampler, (seed, which images) → uint8 images, with its parameters, compiled for no platform yet:
 `launch/sample_exported.py` runs it with jax, numpy and flatbuffers alone. `--safetensors ema.safetensors` takes the EMA
@@ -8,30 +8,36 @@ parameters with the config as metadata, which `ddgan_jax.load` reads like a work
 from __future__ import annotations
 
 import os
+import types
+from collections.abc import Sequence
 
-from absl import flags
-
-from ddgan_jax.cli import app
+from ddgan_jax.cli import app, options
 from ddgan_jax.config import ConfigError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.", required=True)
-_OUT = flags.DEFINE_string('out', None, 'The StableHLO file to write.')
-_SAFETENSORS = flags.DEFINE_string('safetensors', None, 'The safetensors file to write.')
-_STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; by default the newest.')
-_NUM_TIMESTEPS = flags.DEFINE_integer(
-    'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
-_LABEL = flags.DEFINE_integer(
-    'label', None, 'Class label of what --out makes; required if the run was trained with generator.label_dropout=0.')
-_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; see `app.run`."""
+  return app.run(_export, _define_flags, __doc__, argv, required=('workdir',))
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  if not _OUT.value and not _SAFETENSORS.value:
+def _define_flags(define: options.Definer) -> None:
+  define.string('workdir', None, "The run's folder.")
+  define.string('out', None, 'The StableHLO file to write.')
+  define.string('safetensors', None, 'The safetensors file to write.')
+  define.integer('step', None, 'Which checkpoint; by default the newest.')
+  define.integer(
+      'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+  define.integer(
+      'label', None, 'Class label of what --out makes; required if the run was trained with generator.label_dropout=0.')
+  define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
+
+
+def _export(args: types.SimpleNamespace) -> None:
+  if not args.out and not args.safetensors:
     raise ConfigError('--out FILE or --safetensors FILE: at least one must be given')
-  if _SAFETENSORS.value and not _SAFETENSORS.value.endswith('.safetensors'):
-    raise ConfigError(f'--safetensors: found {_SAFETENSORS.value!r}, must end in .safetensors')
-  for name, file in (('out', _OUT.value), ('safetensors', _SAFETENSORS.value)):
+  if args.safetensors and not args.safetensors.endswith('.safetensors'):
+    raise ConfigError(f'--safetensors: found {args.safetensors!r}, must end in .safetensors')
+  for name, file in (('out', args.out), ('safetensors', args.safetensors)):
     if file and not os.path.isdir(os.path.dirname(file) or '.'):
       raise ConfigError(f'--{name}: {os.path.dirname(file)!r} is not a folder')
   # After the flags are checked: these take seconds to import.
@@ -40,25 +46,26 @@ def main(argv: list[str]) -> None:
   from ddgan_jax.models import labels
   from ddgan_jax.utils import files
 
-  unknown = sorted(set(_PLATFORMS.value) - set(stablehlo.PLATFORMS))
-  if unknown or not _PLATFORMS.value:
+  unknown = sorted(set(args.platforms) - set(stablehlo.PLATFORMS))
+  if unknown or not args.platforms:
     raise ConfigError(f'--platforms: found {",".join(unknown) or "none"}, must be some of '
                       f'{",".join(stablehlo.PLATFORMS)}')
-  if _OUT.value:
-    labels.check_asked(_LABEL.value, ddgan_jax.load_config(_WORKDIR.value).generator, '--label')
-  run = ddgan_jax.load(_WORKDIR.value, _STEP.value, _NUM_TIMESTEPS.value, label=_LABEL.value)
-  what = f'step {run.step:,} of {_WORKDIR.value}'
-  if _SAFETENSORS.value:
-    safetensors_file.write(_SAFETENSORS.value, run.params, run.config, run.step)
-    size = os.path.getsize(_SAFETENSORS.value) / 2**20
-    print(f'{_SAFETENSORS.value}: the EMA of {what}, {size:,.1f} MiB.', flush=True)
-  if _OUT.value:
-    exported = stablehlo.export_sampler(run, _PLATFORMS.value).serialize()
-    with files.atomic_write(_OUT.value, 'wb') as file:
+  if args.out:
+    labels.check_asked(args.label, ddgan_jax.load_config(args.workdir).generator, '--label')
+  app.configure()
+  run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, label=args.label)
+  what = f'step {run.step:,} of {args.workdir}'
+  if args.safetensors:
+    safetensors_file.write(args.safetensors, run.params, run.config, run.step)
+    size = os.path.getsize(args.safetensors) / 2**20
+    print(f'{args.safetensors}: the EMA of {what}, {size:,.1f} MiB.', flush=True)
+  if args.out:
+    exported = stablehlo.export_sampler(run, args.platforms).serialize()
+    with files.atomic_write(args.out, 'wb') as file:
       file.write(exported)
-    print(f'{_OUT.value}: the sampler of {what} in {run.schedule.num_timesteps} steps, for '
-          f'{", ".join(_PLATFORMS.value)}, {len(exported) / 2**20:,.1f} MiB.')
+    print(f'{args.out}: the sampler of {what} in {run.schedule.num_timesteps} steps, for '
+          f'{", ".join(args.platforms)}, {len(exported) / 2**20:,.1f} MiB.')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.start(main)

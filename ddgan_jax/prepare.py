@@ -1,4 +1,4 @@
-"""Prepare data: `python -m ddgan_jax.prepare --config configs/cifar10.py [--config.data.FIELD=VALUE …]`.
+"""Prepare data: `ddgan prepare --config cifar10 [--config.data.FIELD=VALUE …]`, or `python -m ddgan_jax.prepare`.
 
 Downloads or reads the data of a config, checks every image, keeps them as one array, and says what was found. Training
 does the same by itself; this command does it before an accelerator is rented, and shows a preview. A second run is
@@ -7,22 +7,29 @@ instant, a killed one goes on where it was.
 
 from __future__ import annotations
 
+import types
+from collections.abc import Sequence
+
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from ddgan_jax import config as config_lib
-from ddgan_jax.cli import app
-
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'A recipe, such as configs/digits.py.', lock_config=True)
-_PREVIEW = flags.DEFINE_string(
-    'preview', None, 'Where to put a grid of 64 images, as training will see them; by default beside the array.')
-_ANEW = flags.DEFINE_boolean('anew', False, 'Forget what has been prepared, and do it again.')
+from ddgan_jax.cli import app, options
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  config = config_lib.from_config_dict(_CONFIG.value)
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; see `app.run`."""
+  return app.run(_prepare, _define_flags, __doc__, argv, required=('config',))
+
+
+def _define_flags(define: options.Definer) -> None:
+  define.config()
+  define.string(
+      'preview', None, 'Where to put a grid of 64 images, as training will see them; by default beside the array.')
+  define.boolean('anew', False, 'Forget what has been prepared, and do it again.')
+
+
+def _prepare(args: types.SimpleNamespace) -> None:
+  config = config_lib.from_config_dict(args.config.fields)
   if config.data.is_points:
     raise config_lib.ConfigError(
         f'data.name: found {config.data.name!r}, which is drawn at the start of a run; there is nothing to prepare')
@@ -32,7 +39,7 @@ def main(argv: list[str]) -> None:
   from ddgan_jax.reporting import grids
 
   data = config.data
-  source = sources.load_source(data, anew=_ANEW.value)
+  source = sources.load_source(data, anew=args.anew)
   height, width, channels = source.image_shape
   size = len(source) * height * width * channels / 2**20
   kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.folder_of(data)}'
@@ -41,7 +48,7 @@ def main(argv: list[str]) -> None:
   if config.data.num_stacks:
     print(f'Stacked: {config.data.num_stacks:,} fixed triples.')
   print(preparation.printable(_histogram(source)))
-  preview = _PREVIEW.value or str(preparation.folder_of(data) / 'preview.png')
+  preview = args.preview or str(preparation.folder_of(data) / 'preview.png')
   grids.save_png(preview, grids.make_grid(pipeline.preview(source, config.data, config.seed)))
   print(preparation.printable(f'Preview: {preview}'))
 
@@ -60,5 +67,4 @@ def _histogram(source) -> str:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('config')
-  app.run(main)
+  app.start(main)

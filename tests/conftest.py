@@ -20,7 +20,6 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is mos
 
 import numpy as np
 import pytest
-from absl import flags
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -124,16 +123,6 @@ def little_memory(limit=2**24):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= limit
-
-
-@pytest.fixture
-def compare():
-  """The command's module without its flags, so that a test may import another command."""
-  from ddgan_jax.compare import __main__ as compare
-
-  for flag in flags.FLAGS.flags_by_module_dict().get(compare.__name__, ()):
-    delattr(flags.FLAGS, flag.name)
-  return compare
 
 
 @pytest.fixture(scope='session')

@@ -8,8 +8,6 @@ import gzip
 import io
 import os
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 
@@ -19,10 +17,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from ddgan_jax import main as train
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.data.readers import tfds_reader
-from tests.conftest import command_environment
+from tests.support.commands import succeed
 
 pytest.importorskip('tensorflow', reason='TFDS unpacks archives with TensorFlow')
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -252,11 +251,9 @@ def test_published_configs_start(place, tmp_path, name):
     flags |= {f'data.{field}': value for field, value in fields.items()}
     sources.load_source(DataConfig(
         name=tfds_name, image_size=images.shape[1], num_channels=images.shape[3], **fields))  # with this test's sums
-  result = subprocess.run(
-      [sys.executable, '-m', 'ddgan_jax.main', '--config', f'configs/{name}.py', '--workdir', str(tmp_path / 'run'),
-       *(f'--config.{field}={value}' for field, value in flags.items())],
-      cwd=ROOT, capture_output=True, text=True, env=command_environment(tensorflow=False))
-  assert result.returncode == 0, result.stderr
-  assert count in result.stdout and 'Finished 1 steps' in result.stdout.splitlines()[-1]
+  said = succeed(
+      train.main, '--config', name, '--workdir', tmp_path / 'run',
+      *(f'--config.{field}={value}' for field, value in flags.items()))
+  assert count in said and 'Finished 1 steps' in said.splitlines()[-1]
   data = np.asarray(Image.open(tmp_path / 'run' / 'data.png'))
   assert data.ndim == 3 and data.std() > 20

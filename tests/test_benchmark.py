@@ -13,10 +13,12 @@ import pytest
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state, train_step
+from ddgan_jax.benchmark import __main__ as benchmark
 from ddgan_jax.benchmark import hardware, operations, performance, timing
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.parallel import sharding
 from tests.conftest import config_text, quick_config_dict, tiny_config_dict
+from tests.support.commands import run_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
@@ -128,17 +130,13 @@ def test_programs_compile_ahead(monkeypatch):
   assert (int(programs['plain']()), int(programs['sample_1']())) == (5, 8) and lowered == ['plain', 'sample_1']
 
 
-def benchmark(*arguments):
-  return subprocess.run(
-      [sys.executable, '-m', 'ddgan_jax.benchmark', *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT,
-      capture_output=True, text=True, timeout=600)
-
-
 def test_command(tmp_path):
   (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
-  result = benchmark(
-      '--config', tmp_path / 'tiny.py', '--out', tmp_path / 'b.json', '--profile', tmp_path / 'trace', '--repeats', 2,
-      '--seconds', 0, '--data_steps', 2, '--sample_batches', '1,4')
+  command = [
+      sys.executable, '-m', 'ddgan_jax.benchmark', '--config', tmp_path / 'tiny.py', '--out', tmp_path / 'b.json',
+      '--profile', tmp_path / 'trace', '--repeats', 2, '--seconds', 0, '--data_steps', 2, '--sample_batches', '1,4']
+  result = subprocess.run(
+      list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
   assert result.returncode == 0, result.stderr
   report = json.loads((tmp_path / 'b.json').read_text())
   assert report['device'] | {'peak': 0} == {'platform': 'cpu', 'kind': 'cpu', 'devices': 2, 'peak': 0}
@@ -166,5 +164,5 @@ def test_command(tmp_path):
 ])
 def test_mistakes_are_one_sentence(tmp_path, arguments, message):
   (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
-  result = benchmark('--config', tmp_path / 'tiny.py', *arguments)
-  assert result.returncode == 2 and result.stderr.startswith(f'Error: {message}') and result.stderr.count('\n') == 1
+  result = run_command(benchmark.main, '--config', tmp_path / 'tiny.py', *arguments, devices=2)
+  assert result.status == 2 and result.err.startswith(f'Error: {message}') and result.err.count('\n') == 1

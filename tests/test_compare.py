@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,11 +11,13 @@ from PIL import Image
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, train_state
-from ddgan_jax.compare import comparison
+from ddgan_jax.compare import __main__ as compare
+from ddgan_jax.compare import comparison, measuring
 from ddgan_jax.config import ConfigError
 from ddgan_jax.parallel import sharding
-from tests.conftest import command_environment, tiny_config_dict
-from tests.test_toy_run import ROOT, SMALL
+from tests.conftest import tiny_config_dict
+from tests.support.commands import succeed
+from tests.test_toy_run import SMALL
 
 
 @pytest.fixture
@@ -110,17 +110,11 @@ def test_what_cannot_be_compared_is_refused():
   assert comparison.choose(None) == list(comparison.METHODS)
 
 
-def test_the_command(tmp_path, compare):
+def test_the_command(tmp_path):
   """Two methods on points, trained, measured, timed and drawn; again, nothing is trained or measured twice."""
-  command = [
-      sys.executable, '-m', 'ddgan_jax.compare', '--config', 'configs/gaussians25.py', '--workdir', tmp_path,
-      '--methods', 'gan,ddgan_2', '--num', '50', '--force', *SMALL]
-  results = [
-      subprocess.run(list(map(str, command)), cwd=ROOT, env=command_environment(tensorflow=False), capture_output=True,
-                     text=True) for _ in range(2)]
-  for result in results:
-    assert result.returncode == 0, result.stderr
-  first, second = (result.stdout for result in results)
+  first, second = (
+      succeed(compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
+              '--force', *SMALL) for _ in range(2))
   assert first.count('Sampling 50 of') == 2 and 'Sampling 50 of' not in second
   assert 'has finished its 20 steps' in second
   found = json.loads((tmp_path / 'comparison.json').read_text())
@@ -141,5 +135,5 @@ def test_the_command(tmp_path, compare):
     return {'metrics': {}}
 
   for checksum in ('other', 'other', 'another'):
-    compare.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
+    measuring.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
   assert measured == ['gan', 'gan']

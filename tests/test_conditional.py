@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +13,10 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import models, sampling, train_state, train_step
+from ddgan_jax import edit, export, models, sample, sampling, train_state, train_step
 from ddgan_jax.benchmark import performance
 from ddgan_jax.cli import image_output
+from ddgan_jax.compare import measuring
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
@@ -27,6 +25,7 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import sharding
 from ddgan_jax.training import loop, results
 from tests.conftest import quick_config_dict, tiny_config_dict
+from tests.support.commands import run_command, succeed
 from tests.test_ablations import filled, normal, state_of, toy_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -447,7 +446,7 @@ def test_a_run_that_was_never_without_a_label_needs_one():
   assert image_output.generate(run, 2, seed=0, label=np.array([3])).std() > 10
 
 
-def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monkeypatch):
+def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   """The grid of a training, the pictures of a comparison, and the programs of a benchmark."""
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
@@ -455,11 +454,11 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monk
   abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
-  monkeypatch.setattr(compare, '_TURN', 1e-9)
-  monkeypatch.setattr(compare, '_POINTS', 40)
+  monkeypatch.setattr(measuring, '_TURN', 1e-9)
+  monkeypatch.setattr(measuring, '_POINTS', 40)
   toy = always_labelled(conditional(label_dropout=0.0))
   rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
-  compare.time_samplers(rows, repeats=1)
+  measuring.time_samplers(rows, repeats=1)
   drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
   np.testing.assert_array_equal(rows[0]['samples'], image_output.generate(run, 100, 0, label=drawn))
   assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)
@@ -473,29 +472,19 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(compare, monk
     ('edit', ['--task', 'interpolate', '--out', 'x.npz'], '')])
 def test_commands_ask_for_a_label_before_they_load_the_run(name, arguments, others, tmp_path):
   (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # and no checkpoint
-  result = subprocess.run(
-      [sys.executable, '-m', f'ddgan_jax.{name}', '--workdir', str(tmp_path), *arguments], cwd=tmp_path,
-      env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
-  assert result.returncode == 2 and result.stderr == (
-      'Error: --label: found none, but this run was trained with labels only (generator.label_dropout=0); use '
+  main = {'sample': sample, 'export': export, 'edit': edit}[name].main
+  assert run_command(main, '--workdir', tmp_path, *arguments, cwd=tmp_path) == (
+      2, '', 'Error: --label: found none, but this run was trained with labels only (generator.label_dropout=0); use '
       f'{others}a label: 0 … 9\n')
 
 
 def test_the_command(finished, tmp_path):
-  env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
-
-  def sample(*flags):
-    return subprocess.run(
-        [sys.executable, '-m', 'ddgan_jax.sample', '--workdir', str(finished), *flags], cwd=ROOT, env=env,
-        capture_output=True, text=True)
-
-  result = sample('--label', '7,2', '--num', '5', '--out', str(tmp_path / 'x.npz'))
-  assert result.returncode == 0, result.stderr
-  assert result.stdout == f'5 images of step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
+  said = succeed(sample.main, '--workdir', finished, '--label', '7,2', '--num', '5', '--out', tmp_path / 'x.npz')
+  assert said == f'5 images of step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
   with np.load(tmp_path / 'x.npz') as file:
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)
   assert np.abs(images - image_output.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
-  result = sample('--label', '10', '--out', str(tmp_path / 'y.npz'))
-  assert result.returncode == 2 and not (tmp_path / 'y.npz').exists()
-  assert result.stderr == 'Error: --label: found 10, but the labels of this run are 0 … 9\n'
+  result = run_command(sample.main, '--workdir', finished, '--label', '10', '--out', tmp_path / 'y.npz')
+  assert result == (2, '', 'Error: --label: found 10, but the labels of this run are 0 … 9\n')
+  assert not (tmp_path / 'y.npz').exists()

@@ -16,7 +16,8 @@ import pytest
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import train_state
+from ddgan_jax import convert, train_state
+from ddgan_jax import main as train
 from ddgan_jax.cli import image_output
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.interop import architecture, pytorch, resume_file, torch_file, torch_writer
@@ -24,6 +25,7 @@ from ddgan_jax.interop.pytorch import InteropError
 from ddgan_jax.runs.checkpoints import Checkpoints
 from tests.conftest import GOLDEN, generator_config, golden, nhwc, recipe, relative_error, tiny_config_dict
 from tests.golden_steps import FOREVER, GoldenSteps
+from tests.support.commands import run_command, succeed
 from tests.test_generator import CRASHES_THERE, SMALL
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,19 +37,6 @@ import ml_collections
 def get_config():
   return ml_collections.ConfigDict(json.loads({!r}))
 '''
-
-
-def start(*arguments):
-  return subprocess.Popen(
-      [sys.executable, '-m', *map(str, arguments)], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True)
-
-
-def run(*arguments):
-  process = start(*arguments)
-  out, err = process.communicate(timeout=600)
-  assert process.returncode == 0, err
-  return out
 
 
 def write_config(folder, **sections):
@@ -67,9 +56,12 @@ def official(tmp_path_factory):
       generator={name: value for name, value in options.items() if name != 'image_size'},
       discriminator={'ngf': 2, 't_emb_dim': 8}, optim={'r1_gamma': 0.0},
       train={'num_steps': 2, 'num_samples': 4, 'log_every': 1})
-  printed = run('ddgan_jax.convert', '--from_pytorch', GOLDEN / 'netG_tiny.pth', '--config', config, '--workdir',
-                folder / 'run')
-  return config, folder / 'run', printed
+  result = subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.convert', '--from_pytorch', str(GOLDEN / 'netG_tiny.pth'), '--config',
+       str(config), '--workdir', str(folder / 'run')],
+      cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  return config, folder / 'run', result.stdout
 
 
 def test_a_generator_comes_in_and_samples(official):
@@ -85,7 +77,7 @@ def test_a_generator_comes_in_and_samples(official):
 
 def test_a_generator_goes_out_bit_equal_and_in_again(official, tmp_path):
   before = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
-  run('ddgan_jax.convert', '--to_pytorch', tmp_path / 'netG.pth', '--workdir', official[1])
+  succeed(convert.main, '--to_pytorch', tmp_path / 'netG.pth', '--workdir', official[1])
   after = torch_file.read_state_dict(tmp_path / 'netG.pth')
   assert [*after] == [*before] and all(name.startswith('module.') for name in after)
   for name in before:
@@ -100,7 +92,7 @@ def test_main_trains_on_from_a_generator_alone(official, tmp_path):
   """With a fresh D: two Adam steps move no weight by more than a few learning rates."""
   config, workdir, _ = official
   shutil.copytree(workdir, tmp_path / 'run')
-  printed = run('ddgan_jax.main', '--config', config, '--workdir', tmp_path / 'run')
+  printed = succeed(train.main, '--config', config, '--workdir', tmp_path / 'run')
   assert 'Finished 2 steps' in printed
   before, after = ddgan_jax.load(workdir), ddgan_jax.load(tmp_path / 'run')
   assert after.step == 2
@@ -153,7 +145,7 @@ def resumed(steps, tmp_path_factory):
       generator={field: getattr(steps.g_config, field) for field in (
           'num_channels_dae', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'nz', 'z_emb_dim', 'n_mlp')},
       discriminator={'ngf': 4, 't_emb_dim': 16}, optim=dataclasses.asdict(steps.optim), train={'num_steps': FOREVER})
-  printed = run('ddgan_jax.convert', '--from_pytorch', folder / 'content.pth', '--config', config, '--workdir',
+  printed = succeed(convert.main, '--from_pytorch', folder / 'content.pth', '--config', config, '--workdir',
                 folder / 'run')
   return config, folder / 'run', printed, state, content
 
@@ -188,7 +180,7 @@ def assert_same(a, b):
 
 def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
   _, workdir, _, state, content = resumed
-  run('ddgan_jax.convert', '--to_pytorch', tmp_path / 'out.pth', '--resume_file', '--steps_per_epoch', 2, '--workdir',
+  succeed(convert.main, '--to_pytorch', tmp_path / 'out.pth', '--resume_file', '--steps_per_epoch', 2, '--workdir',
       workdir)
   after = torch_file.read_checkpoint(tmp_path / 'out.pth')
   assert after['epoch'] == content['epoch'] and after['global_step'] == content['global_step']
@@ -220,7 +212,7 @@ def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoc
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(state)
   checkpoints.close()
-  printed = run('ddgan_jax.convert', '--to_pytorch', tmp_path / 'x.pth', '--resume_file', '--workdir', tmp_path)
+  printed = succeed(convert.main, '--to_pytorch', tmp_path / 'x.pth', '--resume_file', '--workdir', tmp_path)
   epoch, num_epochs = 17 // steps_per_epoch, -(-31 // steps_per_epoch)
   assert f'at step 17, epoch {epoch} of {num_epochs}.' in printed
   content = torch_file.read_checkpoint(tmp_path / 'x.pth')
@@ -308,15 +300,12 @@ def test_the_command_refuses_in_one_sentence(official, resumed, tmp_path):
       (['T2.pth'], f'{mismatch}diffusion.num_timesteps is 2 in the file and 4 in the config; generator.skip_rescale '
                    'is False in the file and True in the config'),
   ]
-  processes = []
-  for (file, *flags), _ in cases:
+  for (file, *flags), message in cases:
     folder = GOLDEN if file == 'netG_tiny.pth' else tmp_path
     config = (resumed if file == 'T2.pth' else official)[0]
-    processes.append(start('ddgan_jax.convert', '--workdir', tmp_path / 'run', '--from_pytorch', folder / file,
-                           '--config', config, *flags))
-  for process, ((file, *_), message) in zip(processes, cases, strict=True):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 2 and not out
+    status, out, err = run_command(
+        convert.main, '--workdir', tmp_path / 'run', '--from_pytorch', folder / file, '--config', config, *flags)
+    assert status == 2 and not out
     assert err.startswith('Error: ') and err.endswith(f'{file}: {message}\n') and err.count('\n') == 1, err
   assert not (tmp_path / 'run').exists() and not (tmp_path / 'made').exists()
 

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from ddgan_jax import main as train
 from ddgan_jax.parallel import processes
 from ddgan_jax.parallel.processes import DistributedError, Plan, find_plan, initialize
+from tests.support.commands import run_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -183,6 +185,7 @@ PROGRAM = '''
 import contextlib
 import sys
 from ddgan_jax.cli import app
+from ddgan_jax import main as train
 from ddgan_jax.parallel import processes
 
 def main(argv):
@@ -233,9 +236,7 @@ def test_a_process_that_waits_in_vain(index, reason, tmp_path):
 
 
 def test_the_command_takes_the_flags(tmp_path):
-  result = subprocess.run(
-      [sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(tmp_path / 'run'),
-       '--num_processes=2', '--process_id=0'], cwd=ROOT, capture_output=True, text=True, timeout=300)
-  assert result.returncode == 2 and not (tmp_path / 'run').exists()
-  assert result.stderr == ('Error: --num_processes, --process_id: needs --coordinator_address as well '
-                           '(or none of the three)\n')
+  assert run_command(
+      train.main, '--config', 'digits', '--workdir', tmp_path / 'run', '--num_processes=2', '--process_id=0') == (
+          2, '', 'Error: --num_processes, --process_id: needs --coordinator_address as well (or none of the three)\n')
+  assert not (tmp_path / 'run').exists()

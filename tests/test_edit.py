@@ -12,10 +12,11 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import train_state
+from ddgan_jax import edit, train_state
 from ddgan_jax.cli import image_output
 from ddgan_jax.editing import replacement
 from ddgan_jax.runs.checkpoints import Checkpoints
+from tests.support.commands import run_command, succeed
 
 ROOT = pathlib.Path(__file__).parent.parent
 # As where TensorFlow is not installed.
@@ -49,18 +50,26 @@ def folder(tmp_path_factory, tiny_config):
   return folder
 
 
-def edit(folder, *arguments):
-  return subprocess.run(
-      [sys.executable, '-c', WITHOUT_TENSORFLOW, 'edit', '--workdir', str(folder / 'run'), *arguments],
-      cwd=folder, env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=600)
+def run_edit(folder, *arguments):
+  return run_command(edit.main, '--workdir', 'run', *arguments, cwd=folder)
 
 
 def edited(folder, *arguments):
   """Images and inputs of an edit."""
-  result = edit(folder, *arguments, '--out', 'out.npz')
-  assert result.returncode == 0, result.stderr
+  succeed(edit.main, '--workdir', 'run', *arguments, '--out', 'out.npz', cwd=folder)
   with np.load(folder / 'out.npz') as file:
     return file['images'], file['inputs']
+
+
+def test_the_command_needs_no_tensorflow(folder):
+  """In a process of its own, and the same images as in this one."""
+  flags = ['--task=variations', '--image=x.png', '--num=2']
+  expected, _ = edited(folder, *flags)
+  subprocess.run(
+      [sys.executable, '-c', WITHOUT_TENSORFLOW, 'edit', '--workdir', 'run', *flags, '--out=process.npz'],
+      cwd=folder, env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)}, check=True, timeout=600)
+  with np.load(folder / 'process.npz') as file:
+    np.testing.assert_array_equal(file['images'], expected)
 
 
 @pytest.mark.parametrize('method', [['--num_steps=5'], ['--num_resamples=2']], ids=''.join)
@@ -110,15 +119,15 @@ def test_one_image_does_not_depend_on_the_others(folder):
 
 def test_pictures(folder):
   """A grid that begins with its input, and a folder."""
-  result = edit(folder, '--task=stroke', '--image=x.png', '--level=2', '--num=4', '--out=grid.png')
-  assert result.returncode == 0, result.stderr
-  assert 'stroke: 4 images by step 7 of' in result.stdout
+  result = run_edit(folder, '--task=stroke', '--image=x.png', '--level=2', '--num=4', '--out=grid.png')
+  assert result.status == 0, result.err
+  assert 'stroke: 4 images by step 7 of' in result.out
   grid = Image.open(folder / 'grid.png')
   assert grid.width / grid.height == pytest.approx(5, rel=0.05)
   first = grid.crop((2, 2, 2 + 48, 2 + 48)).resize((8, 8), Image.Resampling.BOX)
   assert np.abs(np.asarray(first, int) - np.asarray(Image.open(folder / 'x.png'))).mean() < 25
-  result = edit(folder, '--task=interpolate', '--image=x.png', '--image2=y.png', '--num=2', '--out=frames')
-  assert result.returncode == 0, result.stderr
+  result = run_edit(folder, '--task=interpolate', '--image=x.png', '--image2=y.png', '--num=2', '--out=frames')
+  assert result.status == 0, result.err
   assert {path.name for path in (folder / 'frames').iterdir()} == {
       'input_0.png', 'input_1.png', '000000.png', '000001.png'}
 
@@ -134,5 +143,5 @@ def test_pictures(folder):
     ('--task=stroke --image=x.png --mask=mask.png', '--mask: is for --task inpaint, found --task stroke'),
 ], ids=lambda value: value if value.startswith('--image') or value.startswith('--task') else '')
 def test_refused_in_one_sentence(folder, flags, message):
-  result = edit(folder, *flags.split())
-  assert result.returncode == 2 and message in result.stderr and result.stderr.count('\n') == 1, result.stderr
+  result = run_edit(folder, *flags.split())
+  assert result.status == 2 and message in result.err and result.err.count('\n') == 1, result.err

@@ -8,15 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from ddgan_jax import evaluate
+from ddgan_jax import main as train
 from tests.conftest import command_environment, config_text, tiny_config_dict
+from tests.support.commands import run_command, succeed
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-def run(*arguments, events=False):
-  return subprocess.run(
-      [sys.executable, *map(str, arguments)], cwd=ROOT, env=command_environment(tensorflow=events),
-      capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope='module')
@@ -28,10 +25,10 @@ def trained(tmp_path_factory):
       'discriminator.kind': 'tiny', 'optim.lazy_reg': 1,  # one program, and not the largest
       'train.num_steps': 30, 'train.eval_every': 10, 'train.checkpoint_every': 1000, 'train.keep_checkpoints': 1,
       'eval.metrics': 'modes', 'eval.num': 100, 'eval.batch_size': 50, 'eval.force': True}
-  result = run('-m', 'ddgan_jax.main', '--config', folder / 'tiny.py', '--workdir', folder / 'run',
-               *(f'--config.{name}={value}' for name, value in fields.items()), events=True)
-  assert result.returncode == 0, result.stderr
-  return folder / 'run', result.stdout
+  said = succeed(
+      train.main, '--config', folder / 'tiny.py', '--workdir', folder / 'run',
+      *(f'--config.{name}={value}' for name, value in fields.items()), events=True)
+  return folder / 'run', said
 
 
 def logged(workdir, tag):
@@ -56,11 +53,13 @@ def test_the_same_from_two_processes(trained, tmp_path):
   """One process, and two of four devices: the same modes and distance."""
   workdir, _ = trained
   flags = ['--workdir', workdir, '--metrics', 'modes', '--num', '150', '--force', '--batch_size', '64']
-  alone = run('-m', 'ddgan_jax.evaluate', *flags, '--out', tmp_path / 'alone.json')
-  assert alone.returncode == 0, alone.stderr
-  assert 'modes found' in alone.stdout and 'Biased: fewer than 10,000 images.' in alone.stdout
-  together = run('launch/local.py', '--processes', '2', '--devices', '4', '--', sys.executable, '-m',
-                 'ddgan_jax.evaluate', *flags, '--out', tmp_path / 'together.json')
+  alone = succeed(evaluate.main, *flags, '--out', tmp_path / 'alone.json')
+  assert 'modes found' in alone and 'Biased: fewer than 10,000 images.' in alone
+  command = [sys.executable, 'launch/local.py', '--processes', '2', '--devices', '4', '--', sys.executable, '-m',
+             'ddgan_jax.evaluate', *flags, '--out', tmp_path / 'together.json']
+  together = subprocess.run(
+      list(map(str, command)), cwd=ROOT, env=command_environment(tensorflow=False), capture_output=True, text=True,
+      timeout=600)
   assert together.returncode == 0, together.stdout + together.stderr
   one, two = (json.loads((tmp_path / f'{name}.json').read_text()) for name in ('alone', 'together'))
   assert one['metrics']['modes'] == two['metrics']['modes'] and one['step'] == 30
@@ -73,8 +72,7 @@ def test_other_conditions_have_another_file(trained):
   workdir, _ = trained
   for seed in (0, 1):
     flags = ['--workdir', workdir, '--metrics', 'modes', '--num', '50', '--force', '--seed', seed]
-    result = run('-m', 'ddgan_jax.evaluate', *flags)
-    assert result.returncode == 0, result.stderr
+    succeed(evaluate.main, *flags)
   reports = {path.name: json.loads(path.read_text()) for path in workdir.glob('evaluation_*')}
   assert sorted(reports) == ['evaluation_00000030.json', 'evaluation_00000030_2.json']
   assert [reports[name]['seed'] for name in sorted(reports)] == [0, 1]
@@ -92,5 +90,5 @@ def test_other_conditions_have_another_file(trained):
     (['--images', 'x'], '--workdir and --images: give one of --workdir, --images and --statistics'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_refused_in_one_sentence(trained, flags, message):
-  result = run('-m', 'ddgan_jax.evaluate', '--workdir', trained[0], *flags)
-  assert result.returncode == 2 and message in result.stderr and result.stderr.count('\n') == 1, result.stderr
+  result = run_command(evaluate.main, '--workdir', trained[0], *flags, cwd=ROOT)
+  assert result.status == 2 and message in result.err and result.err.count('\n') == 1, result.err

@@ -15,13 +15,14 @@ import safetensors.numpy
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import sampling, train_state
+from ddgan_jax import export, sampling, train_state
 from ddgan_jax.cli import image_output
 from ddgan_jax.config import UserError, recipes
 from ddgan_jax.interop import stablehlo
 from ddgan_jax.parallel import compilation
 from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 from tests.conftest import tiny_config_dict
+from tests.support.commands import run_command
 from tests.test_ablations import filled
 from tests.test_config import FOLDER_SIZES, RECIPES
 
@@ -209,10 +210,8 @@ def test_other_safetensors_are_refused(files, tmp_path):
     (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms: found gpu, must be some of cpu,cuda,tpu'),
 ])
 def test_the_command_refuses_in_one_sentence(workdir, flags, message):
-  result = subprocess.run(
-      [sys.executable, '-m', 'ddgan_jax.export', '--workdir', workdir, *flags], cwd=ROOT, env=ENVIRONMENT,
-      capture_output=True, text=True, timeout=600)
-  assert result.returncode == 2 and result.stderr == f'Error: {message}\n'
+  result = run_command(export.main, '--workdir', workdir, *flags)
+  assert result == (2, '', f'Error: {message}\n')
 
 
 def test_samples_can_be_mapped_and_compiled(run):

@@ -1,6 +1,5 @@
 """The commands as a user types them: train, stop, kill, resume, sample; and every mistake gets one sentence."""
 
-import os
 import pathlib
 import re
 import signal
@@ -14,13 +13,15 @@ import pytest
 from PIL import Image
 
 import ddgan_jax
+from ddgan_jax import main as train
+from ddgan_jax import sample
 from ddgan_jax.cli import image_output
 from tests import conftest
-from tests.conftest import quick_config_dict, tiny_config_dict
+from tests.conftest import quick_config_dict
+from tests.support.commands import run_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-CONFIG = conftest.config_text(tiny_config_dict())
 QUICK_CONFIG = conftest.config_text(quick_config_dict())
 
 
@@ -38,11 +39,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def command(config_file, data_dir):
-  """The command line of a training run in a workdir, on one device."""
+  """The arguments of a training run in a workdir."""
 
   def make(workdir, *flags, config=config_file):
-    return [sys.executable, '-m', 'ddgan_jax.main', '--config', str(config), '--workdir', str(workdir),
-            f'--config.data.data_dir={data_dir}', *flags]
+    return ['--config', str(config), '--workdir', str(workdir), f'--config.data.data_dir={data_dir}', *flags]
 
   return make
 
@@ -51,8 +51,11 @@ def command(config_file, data_dir):
 ENVIRONMENT = conftest.command_environment(tensorflow=False)
 
 
-def run(arguments, env=ENVIRONMENT, timeout=600):
-  return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+def start(arguments, env=ENVIRONMENT):
+  """A process of its own, on one device, for what is compared bit for bit."""
+  return subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.main', *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
+      timeout=600)
 
 
 def interrupt(arguments, at, number, env=ENVIRONMENT):
@@ -61,7 +64,8 @@ def interrupt(arguments, at, number, env=ENVIRONMENT):
   Its pipe is so small that it waits after some 100 lines that nobody has read, however slow this process may be.
   """
   process = subprocess.Popen(
-      arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pipesize=4096)
+      [sys.executable, '-m', 'ddgan_jax.main', *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True, pipesize=4096)
   lines = []
   for line in process.stdout:
     lines.append(line)
@@ -88,8 +92,8 @@ def restored_state(workdir, step):
 def finished(config_file, data_dir, tmp_path_factory):
   """A run of 200 steps without interruption, and what it printed."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  result = run([sys.executable, '-m', 'ddgan_jax.main', '--config', str(config_file), '--workdir', str(workdir),
-                f'--config.data.data_dir={data_dir}'], env=conftest.command_environment())
+  result = start(['--config', str(config_file), '--workdir', str(workdir), f'--config.data.data_dir={data_dir}'],
+                 env=conftest.command_environment())
   assert result.returncode == 0, result.stderr
   return workdir, result
 
@@ -143,17 +147,17 @@ def test_tensorboard_events_read_back(finished):
 
 def test_the_same_command_says_that_it_has_finished(finished, command):
   workdir, _ = finished
-  result = run(command(workdir))
-  assert result.returncode == 0
-  assert result.stdout.startswith(f'{workdir} has finished its 200 steps; its last sample grid is')
-  assert result.stdout.count('\n') == 1
+  result = run_command(train.main, *command(workdir))
+  assert result.status == 0
+  assert result.out.startswith(f'{workdir} has finished its 200 steps; its last sample grid is')
+  assert result.out.count('\n') == 1
 
 
 def test_killed_and_resumed_is_bit_identical(finished, command, tmp_path):
   """SIGKILL between two checkpoints, then the same command; test_faults.py has more of them."""
   status, output = interrupt(command(tmp_path / 'run'), 'step 70/', signal.SIGKILL)
   assert status == -signal.SIGKILL and 'Finished' not in output
-  result = run(command(tmp_path / 'run'))
+  result = start(command(tmp_path / 'run'))
   assert result.returncode == 0, result.stderr
   assert 'Finished 200 steps' in result.stdout
   expected, found = restored_state(finished[0], 200), restored_state(tmp_path / 'run', 200)
@@ -172,7 +176,7 @@ def test_told_to_stop_saves_and_resumes(finished, command, tmp_path, number):
   assert 20 <= stopped < 200
   if number == signal.SIGINT:
     return
-  result = run(command(tmp_path / 'run'))
+  result = start(command(tmp_path / 'run'))
   assert f'Resumed at step {stopped}' in result.stdout
   jax.tree.map(np.testing.assert_array_equal, restored_state(tmp_path / 'run', 200).ema_params,
                restored_state(finished[0], 200).ema_params)
@@ -205,25 +209,28 @@ def test_on_eight_devices(finished, command, tmp_path):
       np.array(losses(output)[:20], float), np.array(losses(finished[1].stdout)[:20], float), atol=2e-3)
 
 
-def sample(workdir, *flags):
-  return run([sys.executable, '-m', 'ddgan_jax.sample', '--workdir', str(workdir), *flags])
+def draw(workdir, *flags):
+  return run_command(sample.main, '--workdir', workdir, *flags)
 
 
 def test_sample_to_grid_array_and_folder(finished, tmp_path):
   workdir, _ = finished
+  flags = ['--workdir', str(workdir), '--num', '6', '--seed', '3', '--out', str(tmp_path / 'process.npz')]
+  subprocess.run([sys.executable, '-m', 'ddgan_jax.sample', *flags], cwd=ROOT, env=ENVIRONMENT, check=True)
   for out in ('some/array.npz', 'folder'):
-    result = sample(workdir, '--num', '6', '--seed', '3', '--out', str(tmp_path / out))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f'6 images of step 200 of {workdir}, seed 3: {tmp_path / out}\n'
+    result = draw(workdir, '--num', '6', '--seed', '3', '--out', tmp_path / out)
+    assert result.status == 0, result.err
+    assert result.out == f'6 images of step 200 of {workdir}, seed 3: {tmp_path / out}\n'
   images = np.load(tmp_path / 'some' / 'array.npz')['images']
   assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
+  np.testing.assert_array_equal(np.load(tmp_path / 'process.npz')['images'], images)
   files = sorted((tmp_path / 'folder').iterdir())
   assert [file.name for file in files] == [f'{i:06d}.png' for i in range(6)]
   np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], images[..., 0])
   image_output.save(str(tmp_path / 'grid.png'), images)
   assert np.asarray(Image.open(tmp_path / 'grid.png')).shape == (102, 152)
-  again = sample(workdir, '--num', '6', '--out', str(tmp_path / 'folder'))
-  assert again.returncode == 2 and 'exists and is not an empty folder' in again.stderr
+  again = draw(workdir, '--num', '6', '--out', str(tmp_path / 'folder'))
+  assert again.status == 2 and 'exists and is not an empty folder' in again.err
 
 
 def test_image_depends_on_seed_and_index_alone(finished):
@@ -251,24 +258,22 @@ MISTAKES = {
 
 @pytest.mark.parametrize('flags, message', MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_gets_one_sentence(command, tmp_path, flags, message):
-  result = run(command(tmp_path / 'run', *flags))
-  assert result.returncode != 0 and message in result.stderr + result.stdout, result.stderr
-  assert 'Compiling' not in result.stdout and not (tmp_path / 'run').exists()
-  assert 'Traceback' not in result.stderr
-  if 'Error: ' in message:
-    assert result.stderr.count('\n') == 1 and result.returncode == 2
+  result = run_command(train.main, *command(tmp_path / 'run', *flags))
+  assert result.status == 2 and result.err.startswith('Error: ') and message in result.err, result.err
+  assert result.err.count('\n') == 1 and not result.out and not (tmp_path / 'run').exists()
 
 
 def test_a_config_file_that_is_not_there(command, tmp_path):
-  result = run(command(tmp_path / 'run', config=tmp_path / 'nowhere.py'))
-  assert result.returncode == 2
-  assert result.stderr == f"Error: --config: no such file '{tmp_path / 'nowhere.py'}'; configs/ holds the recipes\n"
+  result = run_command(train.main, *command(tmp_path / 'run', config=tmp_path / 'nowhere.py'))
+  assert result.status == 2
+  assert result.err.startswith(f"Error: --config: no such file '{tmp_path / 'nowhere.py'}'; the recipes are cel")
+  assert result.err.count('\n') == 1
 
 
 def test_devices_that_do_not_divide_the_batch(command, tmp_path):
-  result = run(command(tmp_path / 'run'), env=conftest.command_environment(3))
-  assert result.returncode == 2
-  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.stderr
+  result = run_command(train.main, *command(tmp_path / 'run'), devices=3)
+  assert result.status == 2
+  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.err
 
 
 def files_of(folder):
@@ -277,11 +282,11 @@ def files_of(folder):
 
 def test_a_workdir_of_another_config_names_the_fields(finished, command):
   before = files_of(finished[0])
-  result = run(command(
+  result = run_command(train.main, *command(
       finished[0], '--config.optim.lr_g=3e-4', '--config.generator.nz=5', '--config.train.num_steps=999'))
-  assert result.returncode == 2
-  assert 'optim.lr_g was 0.00016, is 0.0003' in result.stderr and 'generator.nz was 4, is 5' in result.stderr
-  assert 'num_steps' not in result.stderr and result.stderr.count('\n') == 1
+  assert result.status == 2
+  assert 'optim.lr_g was 0.00016, is 0.0003' in result.err and 'generator.nz was 4, is 5' in result.err
+  assert 'num_steps' not in result.err and result.err.count('\n') == 1
   assert files_of(finished[0]) == before
 
 
@@ -289,8 +294,8 @@ def test_foreign_checkpoints_are_left_alone(command, tmp_path):
   (tmp_path / 'checkpoints' / '100').mkdir(parents=True)
   (tmp_path / 'checkpoints' / '100' / 'model.pt').write_text('somebody else')
   before = files_of(tmp_path)
-  result = run(command(tmp_path))
-  assert result.returncode == 2 and 'has no config.json, so they are not of a run of ddgan_jax' in result.stderr
+  result = run_command(train.main, *command(tmp_path))
+  assert result.status == 2 and 'has no config.json, so they are not of a run of ddgan_jax' in result.err
   assert files_of(tmp_path) == before
 
 
@@ -304,11 +309,11 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
     if file.is_file():
       file.write_bytes(b'')
   shutil.copytree(workdir / 'checkpoints' / '150', workdir / 'checkpoints' / '151')  # readable, but not step 151
-  result = run(command(workdir, '--config.train.num_steps=201'))
-  assert result.returncode == 0, result.stderr
-  assert '200: its list of arrays cannot be read; going back to step 151.' in result.stdout
-  assert '151: holds step 150, so it was renamed or copied; going back to step 150.' in result.stdout
-  assert 'Resumed at step 150' in result.stdout and 'Finished 201 steps' in result.stdout
+  result = run_command(train.main, *command(workdir, '--config.train.num_steps=201'))
+  assert result.status == 0, result.err
+  assert '200: its list of arrays cannot be read; going back to step 151.' in result.out
+  assert '151: holds step 150, so it was renamed or copied; going back to step 150.' in result.out
+  assert 'Resumed at step 150' in result.out and 'Finished 201 steps' in result.out
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
       '151.damaged', '200', '200.damaged', '201']
 
@@ -320,34 +325,32 @@ def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path):
     (tmp_path / animal / 'images').mkdir(parents=True)
     for i in range(4):
       Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / animal / 'images' / f'{i}.png')
-  env = {**ENVIRONMENT, 'PYTHONPATH': os.pathsep.join([str(ROOT), ENVIRONMENT['PYTHONPATH']])}
 
-  def train(animal, *flags):
-    return subprocess.run(
-        [sys.executable, '-m', 'ddgan_jax.main', '--config', str(config_file), '--config.data.name=folder',
-         f'--config.data.path={animal}/images', '--config.train.num_steps=2', *flags],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+  def train_on(animal, *flags, num_steps=2):
+    return run_command(
+        train.main, '--config', config_file, '--config.data.name=folder', f'--config.data.path={animal}/images',
+        f'--config.train.num_steps={num_steps}', *flags, cwd=tmp_path)
 
-  first = train('cats')
-  assert first.returncode == 0 and 'Finished 2 steps in runs/tiny_images' in first.stdout, first.stderr
+  first = train_on('cats')
+  assert first.status == 0 and 'Finished 2 steps in runs/tiny_images' in first.out, first.err
   before = files_of(tmp_path / 'runs')
-  for flags in ([], ['--config.train.num_steps=4']):  # finished, or to be continued
-    refused = train('dogs', *flags)
-    assert refused.returncode == 2 and files_of(tmp_path / 'runs') == before
+  for num_steps in (2, 4):  # finished, or to be continued
+    refused = train_on('dogs', num_steps=num_steps)
+    assert refused.status == 2 and files_of(tmp_path / 'runs') == before
     assert re.fullmatch(
         r'Error: runs/tiny_images: holds a run on other data \(4 images with checksum \w{16}\) than folder at '
         r'dogs/images \(4 images with checksum \w{16}\); set --workdir to another folder to start a new run, or set '
-        r'--workdir=runs/tiny_images to continue this one with the other data\n', refused.stderr), refused.stderr
+        r'--workdir=runs/tiny_images to continue this one with the other data\n', refused.err), refused.err
   (tmp_path / 'cats').rename(tmp_path / 'felines')
-  assert 'runs/tiny_images has finished its 2 steps' in train('felines').stdout  # the same data elsewhere
-  continued = train('dogs', '--workdir=runs/tiny_images', '--config.train.num_steps=4')
-  assert continued.returncode == 0 and 'The data are not those that this run began with' in continued.stdout
+  assert 'runs/tiny_images has finished its 2 steps' in train_on('felines').out  # the same data elsewhere
+  continued = train_on('dogs', '--workdir=runs/tiny_images', num_steps=4)
+  assert continued.status == 0 and 'The data are not those that this run began with' in continued.out
 
 
 def test_a_workdir_that_cannot_be_written(command, tmp_path):
   (tmp_path / 'file').write_text('in the way')
-  result = run(command(tmp_path / 'file' / 'run'))
-  assert result.returncode == 2 and 'cannot be written to' in result.stderr and 'Compiling' not in result.stdout
+  result = run_command(train.main, *command(tmp_path / 'file' / 'run'))
+  assert result.status == 2 and 'cannot be written to' in result.err and 'Compiling' not in result.out
 
 
 def test_no_space_left(tiny_config, tmp_path, monkeypatch):
@@ -366,13 +369,14 @@ def test_no_space_left(tiny_config, tmp_path, monkeypatch):
         train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh())))
 
 
-def test_data_that_cannot_be_downloaded(tmp_path):
+def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
   """Within seconds, before anything compiles, with what to do instead; the proxy makes any network unreachable."""
-  env = {**ENVIRONMENT, 'HTTPS_PROXY': 'http://127.0.0.1:9', 'HTTP_PROXY': 'http://127.0.0.1:9'}
-  result = run([sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/cifar10.py', '--workdir',
-                str(tmp_path / 'run'), f'--config.data.data_dir={tmp_path / "data"}'], env=env)
-  assert result.returncode == 2
-  assert 'cifar-10-binary.tar.gz' in result.stderr and 'Compiling' not in result.stdout
+  for name in ('HTTPS_PROXY', 'HTTP_PROXY'):
+    monkeypatch.setenv(name, 'http://127.0.0.1:9')
+  result = run_command(
+      train.main, '--config', 'cifar10', '--workdir', tmp_path / 'run', f'--config.data.data_dir={tmp_path / "data"}')
+  assert result.status == 2
+  assert 'cifar-10-binary.tar.gz' in result.err and 'Compiling' not in result.out
 
 
 def test_a_truncated_config_json_is_named(finished, command, tmp_path):
@@ -381,13 +385,14 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
   shutil.copytree(finished[0], tmp_path / 'run')
   file = tmp_path / 'run' / 'config.json'
   file.write_text(file.read_text()[:50])
-  for result in (run(command(tmp_path / 'run')), sample(tmp_path / 'run', '--out', str(tmp_path / 'x.png'))):
-    assert result.returncode == 2 and 'config.json: is not a config of this version of ddgan_jax' in result.stderr
-    assert result.stderr.count('\n') == 1
+  trained = run_command(train.main, *command(tmp_path / 'run'))
+  for result in (trained, draw(tmp_path / 'run', '--out', tmp_path / 'x.png')):
+    assert result.status == 2 and 'config.json: is not a config of this version of ddgan_jax' in result.err
+    assert result.err.count('\n') == 1
 
 
 def test_losses_that_are_not_finite_stop_the_run(command, tmp_path):
-  result = run(command(tmp_path / 'run', '--config.optim.lr_g=1e30', '--config.optim.lr_d=1e30'))
-  assert result.returncode == 2
-  assert 'not finite at step' in result.stderr and 'there is no checkpoint yet' in result.stderr
+  result = run_command(train.main, *command(tmp_path / 'run', '--config.optim.lr_g=1e30', '--config.optim.lr_d=1e30'))
+  assert result.status == 2
+  assert 'not finite at step' in result.err and 'there is no checkpoint yet' in result.err
   assert not list((tmp_path / 'run').glob('checkpoints/*'))

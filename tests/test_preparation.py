@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddgan_jax import prepare as prepare_command
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import images, preparation, readers, sources
 from ddgan_jax.data.readers import DataError
+from tests.support.commands import run_command, succeed
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 
@@ -210,8 +212,7 @@ print(len(reader.reads), said)
 
 
 def command(size, *flags):
-  config = os.path.join(ROOT, 'configs', 'folder.py')
-  return [sys.executable, '-m', 'ddgan_jax.prepare', '--config', f'{config}:{size}', *flags]
+  return [sys.executable, '-m', 'ddgan_jax.prepare', '--config', f'folder:{size}', *flags]
 
 
 @pytest.fixture
@@ -228,17 +229,16 @@ def photos(tmp_path):
 def test_the_command_prints_what_it_found(photos, tmp_path):
   flags = [f'--config.data.path={photos}', f'--config.data.cache_dir={tmp_path / "cache"}',
            f'--preview={tmp_path}/p.png']
-  first = subprocess.run(command(64, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
-  assert f'{photos}: 12 images of 64x64x3, 0.1 MiB as uint8, in {tmp_path / "cache"}' in first.stdout
-  assert '2 classes: cat 6, dog 6\n' in first.stdout
+  first = succeed(prepare_command.main, '--config=folder:64', *flags)
+  assert f'{photos}: 12 images of 64x64x3, 0.1 MiB as uint8, in {tmp_path / "cache"}' in first
+  assert '2 classes: cat 6, dog 6\n' in first
   preview = np.asarray(Image.open(tmp_path / 'p.png'))
   assert preview.shape == (3 * 66 + 2, 4 * 66 + 2, 3) and preview.std() > 20
-  second = subprocess.run(command(64, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
-  assert second.stdout == first.stdout
+  assert succeed(prepare_command.main, '--config=folder:64', *flags) == first
   (photos / 'cat' / 'x.png').write_bytes(b'')
-  bad = subprocess.run(command(64, *flags), capture_output=True, text=True, cwd=ROOT)
-  assert bad.returncode == 2 and 'Traceback' not in bad.stderr
-  assert bad.stderr.splitlines()[-1].startswith('Error: 1 of 13 images of') and 'cat/x.png is empty' in bad.stderr
+  bad = run_command(prepare_command.main, '--config=folder:64', *flags)
+  assert bad.status == 2 and 'Traceback' not in bad.err
+  assert bad.err.splitlines()[-1].startswith('Error: 1 of 13 images of') and 'cat/x.png is empty' in bad.err
 
 
 def test_a_killed_command_begins_again(tmp_path):

@@ -2,20 +2,19 @@
 
 import dataclasses
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import ddgan_jax
-from ddgan_jax import sampling, train_state
+from ddgan_jax import main as train
+from ddgan_jax import sample, sampling, train_state
 from ddgan_jax.cli import image_output
 from ddgan_jax.config import ConfigError
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.training import loop
-from tests.conftest import command_environment
+from tests.support.commands import run_command, succeed
 from tests.test_ablations import toy_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,24 +22,16 @@ SMALL = ['--config.generator.num_channels_dae=16', '--config.discriminator.ngf=1
          '--config.train.log_every=10', '--config.train.num_samples=50', '--config.optim.lazy_reg=1']
 
 
-def run(*arguments):
-  return subprocess.run(
-      [sys.executable, '-m', *map(str, arguments)], cwd=ROOT, env=command_environment(tensorflow=False),
-      capture_output=True, text=True)
-
-
 def test_points_from_command_to_picture(tmp_path):
   """Trained, sampled to floats and to a scatter picture; a folder of points is refused."""
   workdir = tmp_path / 'run'
-  result = run('ddgan_jax.main', '--config', 'configs/gaussians25.py', '--workdir', workdir, *SMALL)
-  assert result.returncode == 0, result.stderr
-  assert 'gaussians25: 100,000 points, on 1 cpu device(s)' in result.stdout and 'Finished 20 steps' in result.stdout
+  said = succeed(train.main, '--config', 'gaussians25', '--workdir', workdir, *SMALL)
+  assert 'gaussians25: 100,000 points, on 1 cpu device(s)' in said and 'Finished 20 steps' in said
   for picture in ('data.png', 'samples/step_00000020.png'):
     assert Image.open(workdir / picture).size == (600, 600)
 
-  result = run('ddgan_jax.sample', '--workdir', workdir, '--num', 7, '--out', tmp_path / 'x.npz')
-  assert result.returncode == 0, result.stderr
-  assert result.stdout.startswith('7 points of step 20 of')
+  said = succeed(sample.main, '--workdir', workdir, '--num', 7, '--out', tmp_path / 'x.npz')
+  assert said.startswith('7 points of step 20 of')
   points = np.load(tmp_path / 'x.npz')['images']
   assert points.shape == (7, 1, 1, 2) and points.dtype == np.float32
   assert len(np.unique(np.round(127.5 * points) / 127.5 - points)) > 10  # not quantised
@@ -49,8 +40,8 @@ def test_points_from_command_to_picture(tmp_path):
 
   image_output.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
-  result = run('ddgan_jax.sample', '--workdir', workdir, '--out', tmp_path / 'folder')
-  assert result.returncode == 2 and 'but points go to a .png' in result.stderr
+  result = run_command(sample.main, '--workdir', workdir, '--out', tmp_path / 'folder')
+  assert result.status == 2 and 'but points go to a .png' in result.err
 
 
 def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys, monkeypatch):

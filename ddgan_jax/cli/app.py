@@ -1,42 +1,91 @@
-"""How every command starts and ends: flags in, one sentence out for a mistake, a clean exit status."""
+"""How every command starts and ends: flags in, one sentence for a mistake, an exit status out."""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import faulthandler
 import os
-import re
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator, Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from ddgan_jax import config as config_lib
+from ddgan_jax.cli import options
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-  """`app.run(main)`, with mistakes of the user's as one sentence on standard error and exit status 2."""
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+def run(
+    command: Callable[[types.SimpleNamespace], None], define: Callable[[options.Definer], None], doc: str,
+    argv: Sequence[str] | None = None, required: Sequence[str] = (), resumes: bool = False) -> int:
+  """Parses a command line and runs a command with it; may be called many times in one process.
 
+  Args:
+    command: takes the flags' values, as `options.parse` returns them.
+    define: defines the flags.
+    doc: what --help prints above the flags.
+    argv: the command line without the program; by default that of this process.
+    required, resumes: as of `options.parse`.
 
-def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.ERROR)  # libraries log every file that they write
-  status = 0
+  Returns:
+    The exit status: 0, 2 after a mistake of the user's, of which standard error has one sentence, or 130 after Ctrl-C.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
   try:
-    if len(argv) > 1:
-      raise config_lib.ConfigError(f'{argv[1]!r} is not understood: flags begin with --')
-    main(argv)
-  except config_lib.UserError as error:
-    status = _say(error)
+    if set(options.HELP) & set(argv):
+      print(options.help_text(doc, define))
+      return 0
+    args = options.parse(define, argv, required, resumes)
+    with _log_level(args.verbosity):
+      command(args)
+  except (config_lib.UserError, flags.Error) as error:
+    return say(error)
   except OSError as error:
-    status = _say(f'{error.filename or "a file"}: {error.strerror or error}')
+    return say(f'{error.filename or "a file"}: {error.strerror or error}')
   except KeyboardInterrupt:
-    status = _say('interrupted', 130)
+    return say('interrupted', 130)
+  return 0
+
+
+def start(main: Callable[[], int]) -> None:
+  """Runs `main` as this process's command, and ends the process with its status."""
+  logging.use_absl_handler()
+  flags.FLAGS.mark_as_parsed()  # libraries read absl's own
+  faulthandler.enable()
+  try:
+    status = main()
   except BaseException:
     _leave(1, only_if_compiling=True, report=True)
     raise
   _leave(status, only_if_compiling=status == 0)
+
+
+def configure() -> None:
+  """Makes the settings of the process: a persistent compilation cache. For commands whose flags are checked."""
+  from ddgan_jax.parallel import compilation  # JAX takes a second to import
+
+  compilation.use_persistent_cache()
+
+
+def say(error: object, status: int = 2) -> int:
+  """Prints a mistake as one sentence on standard error; returns `status`."""
+  index, _ = _process()
+  who = f' (process {index})' if index else ''
+  text = str(error).encode('utf-8', 'backslashreplace').decode()  # names of files need not be Unicode
+  print('\n' * sys.stdout.isatty() + f'Error{who}: {text}', file=sys.stderr, flush=True)
+  return status
+
+
+@contextlib.contextmanager
+def _log_level(verbosity: int) -> Iterator[None]:
+  """Keeps quiet the libraries that log every file they write."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(verbosity)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
@@ -71,43 +120,3 @@ def _process() -> tuple[int, int]:
 
   state = distributed.global_state
   return (state.process_id, state.num_processes) if state.client else (0, 1)
-
-
-def _say(error: object, status: int = 2) -> int:
-  index, _ = _process()
-  who = f' (process {index})' if index else ''
-  text = str(error).encode('utf-8', 'backslashreplace').decode()  # names of files need not be Unicode
-  print('\n' * sys.stdout.isatty() + f'Error{who}: {text}', file=sys.stderr, flush=True)
-  return status
-
-
-def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; a wrong one is a sentence, where absl prints its usage and ml_collections raises a traceback."""
-  try:
-    _check_file(argv)
-    return flags.FLAGS(argv)
-  except (flags.Error, config_lib.ConfigError) as error:
-    lines = str(error).strip().splitlines()  # what a config file raises comes as a traceback in a message
-    sys.exit(_say(error if len(lines) == 1 else f'--config: {lines[-1].partition(": ")[2] or lines[-1]}'))
-  except (AttributeError, KeyError, TypeError, OSError, ImportError, SyntaxError) as error:
-    sys.exit(_say(_explain(argv, error)))
-
-
-def _explain(argv: list[str], error: Exception) -> str:
-  known = [*config_lib.flatten(config_lib.Config())]
-  for argument in argv:
-    field = re.match(r'--config\.([\w.]+)', argument)
-    if field and field[1] not in known:
-      close = difflib.get_close_matches(field[1], known, n=1)
-      return f'--config.{field[1]}: no such field; ' + (
-          f'did you mean --config.{close[0]}?' if close else 'ddgan_jax/config/schema.py lists them all')
-  return f'--config: cannot be read ({type(error).__name__}: {error})'
-
-
-def _check_file(argv: list[str]) -> None:
-  for i, argument in enumerate(argv):
-    file = re.match(r'--?config(?:=(.*))?$', argument)
-    if file:
-      path = (file[1] if file[1] is not None else ' '.join(argv[i + 1:i + 2])).split(':')[0]
-      if not os.path.isfile(path):
-        raise config_lib.ConfigError(f'--config: no such file {path!r}; configs/ holds the recipes')

@@ -23,8 +23,6 @@ import threading
 import time
 from collections.abc import Mapping
 
-from absl import flags
-
 from ddgan_jax.config import UserError
 
 _PATIENCE = 60  # seconds after which one that has gone silent is given up
@@ -92,21 +90,6 @@ def initialize(
   if is_main():
     print(f'{jax.process_count()} processes with {jax.device_count()} {jax.devices()[0].platform} device(s), '
           f'{jax.local_device_count()} each.', flush=True)
-
-
-def define_flags() -> None:
-  """Defines the flags of `initialize`, for a command that may run as several processes."""
-  flags.DEFINE_string('coordinator_address', None, 'HOST:PORT where process 0 is to listen.')
-  flags.DEFINE_integer('num_processes', None, 'How many processes; 1 joins none.')
-  flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0.')
-  flags.DEFINE_integer('initialization_timeout', TIMEOUT, 'Seconds to wait for the other processes.', lower_bound=1)
-
-
-def initialize_from_flags() -> None:
-  """`initialize` as the flags say."""
-  values = flags.FLAGS
-  initialize(
-      values.coordinator_address, values.num_processes, values.process_id, values.initialization_timeout)
 
 
 def is_main() -> bool:

@@ -18,6 +18,7 @@ from etils import epath
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import Config, UserError
+from ddgan_jax.config.resuming import MAY_CHANGE
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
 from ddgan_jax.parallel import consensus
@@ -25,13 +26,6 @@ from ddgan_jax.reporting import grids
 from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
-
-# Fields that may differ between a workdir and the config that continues it: they do not change a step's arithmetic
-# beyond rounding, except num_steps, which stretches the cosine and is announced.
-_MAY_CHANGE = (
-    'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
-    'eval.',
-    'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
 
 
 class WorkdirError(UserError):
@@ -94,10 +88,10 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
   now = config_lib.flatten(config)
   changed = [
       f'{field} was {before[field]}, is {now[field]}' for field in now
-      if before[field] != now[field] and not field.startswith(_MAY_CHANGE)]
+      if before[field] != now[field] and not field.startswith(MAY_CHANGE)]
   if changed:
     raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
-                       'choose another --workdir, or set the fields back')
+                       'choose another --workdir, set the fields back, or leave out --config to resume it as it is')
   if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
     print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
           'follow the cosine of the new length from here on.', flush=True)

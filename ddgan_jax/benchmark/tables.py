@@ -1,0 +1,53 @@
+"""The tables of a benchmark, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ddgan_jax.config import Config
+
+
+def heading(config: Config, report: dict[str, Any]) -> Iterator[str]:
+  """What was measured, on what, and the peak of that."""
+  device = report['device']
+  peak = device['peak']
+  yield (f'{config.data.name} {config.data.image_size}x{config.data.image_size}, global batch '
+         f'{config.data.batch_size}, {config.parallel.dtype}, on {device["devices"]} {device["kind"]} '
+         f'({device["platform"]}), jax {report["jax"]}, {report["date"]}')
+  if peak is None:
+    yield (f'The peak of {device["kind"]!r} is unknown, so there is no utilisation '
+           '(ddgan_jax/benchmark/hardware.py has a table).')
+  elif peak[config.parallel.dtype] is None:
+    yield f'{device["kind"]!r} has no units for {config.parallel.dtype}, so there is no utilisation.'
+  else:
+    unit = f' ({peak["float32_unit"]})' if config.parallel.dtype == 'float32' else ''
+    yield f'Peak of a device: {peak[config.parallel.dtype] / 1e12:,.1f} TFLOP/s{unit}, by {peak["source"]}.'
+
+
+def compile_table(times: dict[str, dict[str, float]]) -> Iterator[str]:
+  """`Programs.compile_times`."""
+  yield '\n| program | traced, s | compiled, s | from the cache, s |\n|---|---|---|---|'
+  for name, row in times.items():
+    yield (f'| {name} | {row["cold_trace_seconds"]:.1f} | {row["cold_seconds"]:.1f} | {row["warm_seconds"]:.1f} |')
+
+
+def speed_table(title: str, found: dict[str, dict[str, Any]]) -> Iterator[str]:
+  """What `measure_training` or `measure_sampling` found."""
+  yield f'\n| {title} | ms, median (fastest to slowest) | images/s | GFLOP/s a device | utilisation |'
+  yield '|---|---|---|---|---|'
+  for name, row in found.items():
+    spread = f' ({1e3 * row["fastest"]:,.1f} to {1e3 * row["slowest"]:,.1f})' if 'fastest' in row else ''
+    used = 'unknown' if row['utilisation'] is None else f'{row["utilisation"]:.1%}'
+    yield (f'| {name} | {1e3 * row["seconds"]:,.1f}{spread} | {row["images_per_second"]:,.2f} | '
+           f'{row["operations_per_second_per_device"] / 1e9:,.1f} | {used} |')
+
+
+def memory_lines(memory: dict[str, Any]) -> Iterator[str]:
+  """What `measure_memory` found."""
+  yield '\n| memory of a device | in all, MiB | temporary, MiB |\n|---|---|---|'
+  for name, row in memory.items():
+    if isinstance(row, dict):
+      yield f'| step {name}, by the compiler\'s account | {row["step_mib"]:,.0f} | {row["temporary_mib"]:,.0f} |'
+  peak = memory['device_peak_mib']
+  yield f'| in use at most | {"unknown: this backend does not count" if peak is None else f"{peak:,.0f}"} | |'

@@ -1,0 +1,122 @@
+"""Measures and times what `compare` has trained, and writes its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import ddgan_jax
+from ddgan_jax import sampling, train_state
+from ddgan_jax.cli import image_output
+from ddgan_jax.compare import comparison
+from ddgan_jax.compare.comparison import METHODS
+from ddgan_jax.config import Config
+from ddgan_jax.metrics import image_sets
+from ddgan_jax.models import labels
+from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.utils import files
+
+_TIMED = 100  # images, as in the paper's table
+_POINTS = 2_000  # of a scatter picture
+_REPORTS = 3  # raised when the same samples would give another report
+_TURN = 1.0  # seconds of a turn, or one call if that takes longer
+
+
+def measure(
+    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any, checksum: str
+) -> list[dict[str, Any]]:
+  """One row per sampler: its run, title, evaluations, and its report, which is kept beside the run.
+
+  Args:
+    evaluate: images → report, with the data as reference.
+    base: the config whose `eval` says what is measured.
+    names: of `METHODS`.
+    workdir: the comparison's.
+    mesh: the devices that sample.
+    checksum: of the data; a report on other data is not used again.
+  """
+  num = base.eval.num
+  rows = []
+  for name in names:
+    for num_timesteps in METHODS[name].num_timesteps:
+      run = ddgan_jax.load(os.path.join(workdir, name), None, num_timesteps, sharding.replicated(mesh))
+      evaluations = run.schedule.num_timesteps
+      path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
+      report = _kept(path)
+      asked = [_REPORTS, run.step, *base.eval.metrics, checksum]
+      if report is None or report.get('asked') != asked:
+        print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
+        images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
+        report = evaluate(images(run.params, name)) | {'asked': asked}
+        try:
+          with files.atomic_write(path) as file:
+            file.write(json.dumps(report, indent=2))
+        except OSError as error:
+          print(f'{path}: cannot be written ({error.strerror or error}); measured again next time.', flush=True)
+      rows.append({
+          'name': name, 'title': METHODS[name].title, 'evaluations': evaluations, 'run': run,
+          'num_timesteps': num_timesteps, **report})
+  return rows
+
+
+def _kept(path: str) -> dict[str, Any] | None:
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except (OSError, ValueError):
+    return None
+
+
+def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
+  """Puts into each row `samples`, and `seconds`, the median of the compiled call that makes a hundred; in turns.
+
+  So a machine that is busy at times is so for all of them, and short calls are timed as long as others.
+  """
+  def make(config, num_timesteps):
+    def sample(params, first):
+      generator_fn, schedule = train_state.make_sampler(
+          config, params, num_timesteps, labels.for_timing(config.generator))
+      return sampling.sample_many(
+          0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
+
+    return compilation.jit(sample)
+
+  samplers = [make(row['run'].config, row['num_timesteps']) for row in rows]
+  times: list[list[float]] = [[] for _ in rows]
+  for i, sample in enumerate(samplers):  # compiles
+    rows[i]['samples'] = jax.block_until_ready(sample(rows[i]['run'].params, 0))
+  for i, sample in repeats * list(enumerate(samplers)):
+    left = _TURN
+    while left > 0:
+      begun = time.perf_counter()
+      jax.block_until_ready(sample(rows[i]['run'].params, 0))
+      times[i].append(time.perf_counter() - begun)
+      left -= times[i][-1]
+  for row, measured in zip(rows, times):
+    row['seconds'] = statistics.median(measured)
+    generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
+    num = _POINTS if is_points else _TIMED
+    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.required(generator) else None
+    if is_points or label is not None:  # whose timed samples are too few, or all of one label
+      row['samples'] = image_output.generate(row['run'], num, seed=0, batch_size=num, label=label)
+
+
+def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int) -> None:
+  """Prints the table, and writes it as table.md, comparison.json, trilemma.png and samples.png."""
+  table = comparison.table(rows, base, num_steps)
+  print(table)
+  with open(os.path.join(workdir, 'table.md'), 'w', encoding='utf-8') as file:
+    file.write(table + '\n')
+  with open(os.path.join(workdir, 'comparison.json'), 'w', encoding='utf-8') as file:
+    plain = [{key: value for key, value in row.items() if key not in ('run', 'samples')} for row in rows]
+    json.dump(plain, file, indent=2)
+  comparison.draw(rows, os.path.join(workdir, 'trilemma.png'))
+  comparison.draw_samples(rows, os.path.join(workdir, 'samples.png'))
+  print(f'In {workdir}: table.md, comparison.json, trilemma.png, samples.png')

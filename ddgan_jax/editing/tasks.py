@@ -1,0 +1,119 @@
+"""What `ddgan edit` does, as functions: uint8 images in, uint8 images out, image i a function of (seed, i)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax import sampling
+from ddgan_jax.editing import interpolation, noise_optimization, replacement
+from ddgan_jax.parallel import compilation
+
+
+class Draws(NamedTuple):
+  """Which results to make.
+
+  Attributes:
+    num: how many.
+    seed: of the noise.
+    batch_size: images at a time at most.
+  """
+
+  num: int
+  seed: int
+  batch_size: int = 100
+
+
+def inpaint(
+    run: Any, image: np.ndarray, mask: np.ndarray, draws: Draws, by_matching: bool, passes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """New pixels below a mask; all others are kept exactly.
+
+  Args:
+    run: as `ddgan_jax.load` returns it.
+    image: [H, W, C] uint8, of the run's shape.
+    mask: [H, W, 1] bool, True is filled in.
+    draws: which results.
+    by_matching: fit the sampler's noise to the known pixels (`noise_optimization`), or put them into each x_t
+      (`replacement`).
+    passes: steps of the fit, or passes through each level.
+
+  Returns:
+    [num, H, W, C] uint8, and [2, H, W, C] uint8: the image, and what of it is kept.
+  """
+  module = noise_optimization if by_matching else replacement
+
+  def edit(key):
+    return module.inpaint(
+        key, run.generator_fn, run.schedule, _to_float(image)[None], mask, run.config.generator.nz, passes)
+
+  noise = run.schedule.num_timesteps * (1 if by_matching else 3 * passes)
+  return _edit_each(run, edit, draws, noise), np.stack([image, np.where(mask, np.uint8(128), image)])
+
+
+def image_to_image(run: Any, image: np.ndarray, draws: Draws, level: int) -> tuple[np.ndarray, np.ndarray]:
+  """An image [H, W, C] uint8 diffused to `level`, 1 to T, and denoised: [num, H, W, C] uint8, and the image [1, …]."""
+  image = image[None]
+
+  def edit(key):
+    return replacement.image_to_image(
+        key, run.generator_fn, run.schedule, _to_float(image), run.config.generator.nz, level)
+
+  return _edit_each(run, edit, draws, level), image
+
+
+def interpolate_images(run: Any, images: np.ndarray, draws: Draws, level: int) -> tuple[np.ndarray, np.ndarray]:
+  """`num` frames from one image to the other of [2, H, W, C] uint8, diffused to `level`, 1 to T; and those two."""
+  frames = compilation.jit(lambda: interpolation.interpolate_images(
+      jax.random.key(draws.seed), run.generator_fn, run.schedule, _to_float(images), run.config.generator.nz, level,
+      draws.num))()
+  return np.asarray(sampling.to_uint8(frames)), images
+
+
+def interpolate_samples(run: Any, between: tuple[int, int], draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+  """`num` frames from one sample of the seed to another, by their numbers; and no inputs."""
+  key_a, key_b = (jax.random.fold_in(jax.random.key(draws.seed), number) for number in between)
+  shape = run.config.image_shape
+  frames = compilation.jit(lambda: interpolation.interpolate(
+      key_a, key_b, run.generator_fn, run.schedule, shape, run.config.generator.nz, draws.num))()
+  return np.asarray(sampling.to_uint8(frames)), np.zeros((0, *shape), np.uint8)
+
+
+def super_resolve(
+    run: Any, small: np.ndarray, factor: int, draws: Draws, by_matching: bool, num_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Images whose block means are `small`, [H / factor, W / factor, C] uint8: [num, H, W, C] uint8, and it enlarged.
+
+  `by_matching` fits the sampler's noise in `num_steps` steps; otherwise the means are put into each x_t.
+  """
+  small = small[None]
+  module, passes = (noise_optimization, (num_steps,)) if by_matching else (replacement, ())
+
+  def edit(key):
+    return module.super_resolve(
+        key, run.generator_fn, run.schedule, _to_float(small), run.config.generator.nz, factor, *passes)
+
+  return (_edit_each(run, edit, draws, 2 * run.schedule.num_timesteps),
+          np.asarray(replacement.enlarge(small, factor)))
+
+
+def _edit_each(run: Any, edit: Callable[[jax.Array], jax.Array], draws: Draws, noise: int) -> np.ndarray:
+  """[num, H, W, C] uint8 of `edit`: key → [1, H, W, C]; `noise` is how many images of noise it draws."""
+  most = sampling.most_at_once(noise, run.config.image_shape, run.config.generator.nz)
+  batch_size = min(draws.batch_size, draws.num, most)
+
+  @compilation.jit
+  def edit_batch(first):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(draws.seed)))(first + jnp.arange(batch_size))
+    return sampling.to_uint8(jax.vmap(edit)(keys)[:, 0])
+
+  return np.concatenate([np.asarray(edit_batch(first)) for first in range(0, draws.num, batch_size)])[:draws.num]
+
+
+def _to_float(image: np.ndarray) -> np.ndarray:
+  return image.astype(np.float32) / np.float32(127.5) - 1

@@ -1,0 +1,56 @@
+"""Commands called in this process, with what they print captured."""
+
+import contextlib
+import io
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+
+from ddgan_jax.reporting import tensorboard
+
+
+class Result(NamedTuple):
+  """How a command ended.
+
+  Attributes:
+    status: its exit status.
+    out, err: what it printed.
+  """
+
+  status: int
+  out: str
+  err: str
+
+
+def run_command(main, *args, cwd=None, devices=1, events=False) -> Result:
+  """Calls a command's `main` with these arguments.
+
+  Args:
+    main: such as `ddgan_jax.sample.main`.
+    *args: the command line, as anything that `str` turns into its words.
+    cwd: the folder that it is called in.
+    devices: how many of this process's devices it sees, as on a machine that has no more.
+    events: whether a run writes TensorBoard's events, for which TensorFlow is imported, slowly.
+  """
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.ExitStack() as exits:
+    if cwd is not None:
+      exits.enter_context(contextlib.chdir(cwd))
+    if not events:
+      exits.enter_context(mock.patch.object(tensorboard, '_open_writer', lambda workdir: None))
+    seen = jax.devices()[:devices]
+    for name, value in (('devices', seen), ('local_devices', seen), ('device_count', len(seen)),
+                        ('local_device_count', len(seen))):
+      exits.enter_context(mock.patch.object(jax, name, lambda *args, value=value, **kwargs: value))
+    exits.enter_context(contextlib.redirect_stdout(out))
+    exits.enter_context(contextlib.redirect_stderr(err))
+    status = main([str(arg) for arg in args])
+  return Result(status, out.getvalue(), err.getvalue())
+
+
+def succeed(main, *args, **kwargs) -> str:
+  """What a command prints that succeeds."""
+  result = run_command(main, *args, **kwargs)
+  assert result.status == 0, result.err
+  return result.out
