@@ -1,11 +1,7 @@
-"""Shared by all tests: eight simulated devices, a compilation cache, golden numbers, and one tiny run."""
+"""All tests: eight simulated devices, one compilation cache, one tiny run."""
 
-import contextlib
-import json
 import os
 import pathlib
-import tracemalloc
-import zlib
 
 # Before JAX is imported, here and in the commands that tests start.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -18,111 +14,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is most of what the tests do
 
-import numpy as np
 import pytest
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
-
-
-def golden(name):
-  """A golden file's arrays, and its `config` decoded."""
-  arrays = dict(np.load(GOLDEN / name))
-  return arrays, json.loads(str(arrays.pop('config')))
-
-
-def recipe(name, shape):
-  """The weight of a golden case, a function of the original's tensor name and shape."""
-  x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-  if len(shape) >= 2:
-    fan_in = shape[0] if name.endswith('.W') else np.prod(shape[1:])
-    return x / np.float32(np.sqrt(fan_in))
-  if name.endswith('weight'):
-    return 1 + np.float32(0.1) * x
-  return np.float32(0.1) * x
-
-
-def state_dict(param_names):
-  """The weights of a golden case from its `name|shape` rows."""
-  rows = (str(row).split('|') for row in param_names)
-  return {name: recipe(name, json.loads(shape)) for name, shape in rows}
-
-
-def nhwc(x):
-  return x.transpose(0, 2, 3, 1)
-
-
-def relative_error(found, expected):
-  """The largest difference, in units of the largest expected value."""
-  return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
-
-
-def generator_config(options):
-  """GeneratorConfig from a golden case's options, which also hold fields of other sections."""
-  import dataclasses
-
-  from ddgan_jax.config import GeneratorConfig
-
-  known = {field.name for field in dataclasses.fields(GeneratorConfig)}
-  return GeneratorConfig(**{k: v for k, v in options.items() if k in known})
-
-
-def tiny_config_dict(**data):
-  """A run on 8x8 digits that compiles in seconds."""
-  return {
-      'data': {'name': 'digits', 'image_size': 8, 'num_channels': 1, 'batch_size': 32, **data},
-      'diffusion': {'num_timesteps': 2},
-      'generator': {
-          'num_channels_dae': 8, 'ch_mult': (1,), 'num_res_blocks': 1, 'attn_resolutions': (), 'nz': 4, 'z_emb_dim': 8,
-          'n_mlp': 1},
-      'discriminator': {'ngf': 2, 't_emb_dim': 8},
-      'optim': {'lazy_reg': 4, 'ema_decay': 0.9, 'r1_gamma': 0.5},
-      'train': {
-          'num_steps': 200, 'log_every': 1, 'sample_every': 100, 'checkpoint_every': 50, 'num_samples': 4},
-  }
-
-
-def quick_config_dict(**data):
-  """The same run with multilayer perceptrons, which compile four times as fast: for what is not about the networks."""
-  fields = tiny_config_dict(**data)
-  return {**fields, 'generator': {**fields['generator'], 'kind': 'mlp', 'num_channels_dae': 16},
-          'discriminator': {**fields['discriminator'], 'kind': 'mlp', 'ngf': 16}}
-
-
-def config_text(fields):
-  """The text of a --config file, the recipe cifar10 with these fields of sections."""
-  return f'''
-"""A tiny run for the tests of the commands."""
-import ml_collections
-from ddgan_jax.config import recipes
-
-def get_config():
-  c = recipes.load('cifar10')
-  for section, fields in {fields!r}.items():
-    c[section].update(fields)
-  return c
-'''
-
-
-def command_environment(num_devices=1, tensorflow=True):
-  """The environment of a command: its simulated devices; without TensorFlow it writes no events and starts sooner."""
-  environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={num_devices}',
-                 'PYTHONUNBUFFERED': '1'}
-  if not tensorflow:
-    stub = str(pathlib.Path(__file__).parent / 'without_tensorflow')
-    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [stub, os.environ.get('PYTHONPATH')]))
-  return environment
-
-
-@contextlib.contextmanager
-def little_memory(limit=2**24):
-  """Checks that no more than `limit` bytes are allocated at once, also where something raises."""
-  tracemalloc.start()
-  try:
-    yield
-  finally:
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak <= limit
+from tests.support import quick_config_dict, tiny_config_dict
 
 
 @pytest.fixture(scope='session')

@@ -22,7 +22,7 @@ from ddgan_jax.interop import pytorch
 from ddgan_jax.metrics import points
 from ddgan_jax.reporting import grids
 from ddgan_jax.runs import run as run_lib
-from tests.conftest import quick_config_dict
+from tests.support import quick_config_dict
 from tests.test_sampling import fake_generator
 
 SCHEDULE = diffusion.make_schedule(4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddgan_jax import diffusion
-from tests.conftest import golden
+from tests.support import golden
 
 NAMES = {
     'betas': 'beta',

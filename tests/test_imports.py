@@ -1,13 +1,13 @@
 """Importing the package changes nothing in the process: JAX, loggers, warnings, the environment, flags."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.support import ROOT
+
 # What other packages do when they are imported is theirs, so the second process imports them first.
 PROGRAM = '''
 import importlib, json, logging, os, pkgutil, sys, warnings

@@ -14,7 +14,7 @@ from ddgan_jax.interop import pytorch
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.training import results
-from tests.conftest import generator_config, golden, nhwc, quick_config_dict, relative_error, state_dict
+from tests.support import generator_config, golden, nhwc, quick_config_dict, relative_error, state_dict
 
 
 def test_golden():

@@ -12,7 +12,7 @@ from ddgan_jax.config import OptimConfig
 from ddgan_jax.interop import pytorch
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import sharding
-from tests.golden_steps import GoldenSteps
+from tests.support.golden_steps import GoldenSteps
 
 
 @pytest.mark.parametrize('accumulation, remat', [(1, False), (2, True)])

@@ -1,0 +1,166 @@
+"""The benchmark: counts of operations, peaks, turns, and the command on a tiny run."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import train_state, train_step
+from ddgan_jax.benchmark import __main__ as benchmark
+from ddgan_jax.benchmark import hardware, operations, performance, timing
+from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
+from ddgan_jax.parallel import sharding
+from tests.support import ROOT, config_text, quick_config_dict, tiny_config_dict
+from tests.support.commands import run_command
+
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
+
+
+def shape(*sizes):
+  return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def convolution(x, kernel, stride=1):
+  return jax.lax.conv_general_dilated(x, kernel, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def test_counts_convolutions_products_and_loops():
+  x, kernel = shape(2, 8, 8, 4), shape(3, 3, 4, 16)
+  forward = 2 * (2 * 8 * 8 * 16) * (3 * 3 * 4)
+  assert operations.count(convolution, x, kernel) == forward
+  assert operations.count(lambda x, k: convolution(x, k, 2), x, kernel) == forward / 4
+  # Backward to both arguments costs two forwards, strided or not.
+  loss = lambda x, k, stride: (convolution(x, k, stride) ** 2).sum()
+  for stride, share in ((1, 1), (2, 4)):
+    gradient = lambda x, k, stride=stride: jax.grad(loss, argnums=(0, 1))(x, k, stride)
+    assert operations.count(gradient, x, kernel) == 3 * forward / share
+  product = 2 * 5 * 6 * 7
+  assert operations.count(jnp.matmul, shape(5, 6), shape(6, 7)) == product
+  looped = lambda a, b: jax.lax.scan(lambda c, _: (c @ b, None), a, length=3)[0]
+  assert operations.count(looped, shape(5, 6), shape(6, 6)) == 3 * 2 * 5 * 6 * 6
+
+
+def test_operations_of_an_mlp_run():
+  """Every product of a run whose networks are matrix products alone, by hand: 4 G and 8 D, less what nobody needs."""
+  width, ngf, nz, emb, group = 16, 8, 4, 8, 4
+  config = Config(
+      data=DataConfig(name='gaussians25', image_size=1, num_channels=2, batch_size=8),
+      generator=GeneratorConfig(kind='mlp', image_size=1, num_channels=2, num_channels_dae=width, nz=nz, ch_mult=(1,)),
+      discriminator=DiscriminatorConfig(
+          kind='mlp', image_size=1, num_channels=2, ngf=ngf, t_emb_dim=emb, stddev_group=group))
+  kernels = [
+      leaf.size for leaf in jax.tree.leaves(train_state.abstract(config, None).g_params) if leaf.ndim == 2]
+  assert operations.of_sample(config) == config.diffusion.num_timesteps * 2 * sum(kernels)
+
+
+def test_agrees_with_the_compiler():
+  """XLA's own count of the compiled step, for networks wide enough to have little element-wise work, which it includes,
+  and images so large that few taps of a convolution lie on the padding, which it leaves out."""
+  tiny_config = config_lib.from_config_dict(tiny_config_dict(image_size=32))
+  config = dataclasses.replace(
+      tiny_config, generator=dataclasses.replace(tiny_config.generator, num_channels_dae=64),
+      discriminator=dataclasses.replace(tiny_config.discriminator, ngf=16))
+  count = operations.of_step(config, False)
+  x_0 = jax.ShapeDtypeStruct((32, 32, 32, 1), jnp.float32)
+  step = train_step.make_step_fn(config, sharding.make_mesh(jax.devices()[:1]), with_r1=False)
+  compiled = step.lower(train_state.abstract(config, None), x_0).compile()
+  assert count == pytest.approx(compiled.cost_analysis()['flops'] / 32, rel=0.05)
+  # R1 that shares D's forward pass adds three of D's: forward over reverse would be four, a separate one five.
+  assert operations.of_step(config, True) > count
+
+
+def test_published_generator_has_the_known_count():
+  """G of CIFAR-10: 14.1 GFLOP by XLA's count of the compiled program, of which the products are nearly all."""
+  assert operations.of_sample(Config()) / 4 == pytest.approx(14.1e9, rel=0.03)
+
+
+def test_peaks_are_found_by_the_names_that_jax_gives():
+  for kind, bfloat16, float32 in (
+      ('NVIDIA H100 80GB HBM3', 989e12, 494e12), ('NVIDIA H100 PCIe', 756e12, 378e12),
+      ('NVIDIA A100-SXM4-40GB', 312e12, 156e12), ('Tesla V100-SXM2-16GB', None, 15.7e12), ('NVIDIA L4', 121e12, 60e12),
+      ('Tesla T4', None, 8.1e12), ('NVIDIA L40S', 362e12, 183e12), ('TPU v5 lite', 197e12, 197e12),
+      ('TPU v5', 459e12, 459e12), ('TPU v4', 275e12, 275e12), ('TPU v6 lite', 918e12, 918e12)):
+    assert (hardware.peak_operations(kind, 'bfloat16'), hardware.peak_operations(kind, 'float32')) == (
+        bfloat16, float32), kind
+  for kind in ('cpu', 'NVIDIA L400', 'Quadro T400'):
+    assert hardware.peak(kind) is None
+
+
+def test_takes_turns():
+  order = []
+  runs = {name: lambda name=name: order.append(name) for name in 'ab'}
+  timings = timing.interleaved(runs, rounds=3)
+  assert order == list('aabb' + 'ab' * 3)
+  assert {name: len(found.seconds) for name, found in timings.items()} == {'a': 3, 'b': 3}
+  assert timing.Timing((3.0, 1.0, 2.0)).median == 2.0
+
+
+@pytest.mark.parametrize('data, generator, channels', [
+    ({}, {'num_classes': 10}, 1), ({'num_channels': 3, 'stack': 3}, {}, 3),
+    ({'num_channels': 3, 'stack': 3}, {'num_classes': 10}, 3)])
+def test_programs_of_labels_and_stacks(data, generator, channels):
+  """What the step takes is what the pipeline of random images gives, alone and several to a call."""
+  fields = quick_config_dict(**data)
+  fields['generator'].update(generator)
+  for several in (1, 2):
+    fields['train'].update(steps_per_call=several, log_every=2)
+    config = config_lib.from_config_dict(fields)
+    programs = performance.Programs(config)
+    lowered = programs.lower(programs.steps[0])
+    batch = performance.first_batch(programs, performance.RandomImages(config))
+    image = (32, 8, 8, channels)
+    assert batch[0].shape == (image if several == 1 else (2, *image))
+    assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
+
+
+def test_programs_compile_ahead(monkeypatch):
+  programs = performance.Programs(config_lib.from_config_dict(quick_config_dict()))
+  lowered = []
+  monkeypatch.setattr(programs, 'lower', lambda name: lowered.append(name) or jax.jit(lambda: len(name)).lower())
+  programs.compile(['plain', 'sample_1'])
+  assert lowered == ['plain', 'sample_1']
+  assert (int(programs['plain']()), int(programs['sample_1']())) == (5, 8) and lowered == ['plain', 'sample_1']
+
+
+def test_command(tmp_path):
+  (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
+  command = [
+      sys.executable, '-m', 'ddgan_jax.benchmark', '--config', tmp_path / 'tiny.py', '--out', tmp_path / 'b.json',
+      '--profile', tmp_path / 'trace', '--repeats', 2, '--seconds', 0, '--data_steps', 2, '--sample_batches', '1,4']
+  result = subprocess.run(
+      list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  report = json.loads((tmp_path / 'b.json').read_text())
+  assert report['device'] | {'peak': 0} == {'platform': 'cpu', 'kind': 'cpu', 'devices': 2, 'peak': 0}
+  assert "peak of 'cpu' is unknown" in result.stdout and report['device']['peak'] is None
+  assert set(report['compile']) == {'plain', 'r1', 'sample_1', 'sample_4'}
+  train, lazy_reg = report['train'], report['config']['optim']['lazy_reg']
+  assert train['amortised']['seconds'] == pytest.approx(
+      (train['r1']['seconds'] + (lazy_reg - 1) * train['plain']['seconds']) / lazy_reg)
+  for row in train.values():
+    assert row['images_per_second'] == pytest.approx(32 / row['seconds']) and row['utilisation'] is None
+    assert row['operations_per_second_per_device'] == pytest.approx(
+        row['operations_per_image'] * row['images_per_second'] / 2)
+  assert report['sample']['sample_4']['images_per_second'] == pytest.approx(4 / report['sample']['sample_4']['seconds'])
+  assert 0 <= report['data']['data_wait'] <= 1
+  assert report['memory']['r1']['step_mib'] > report['memory']['r1']['temporary_mib'] > 0
+  assert list((tmp_path / 'trace').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (('--what', 'train,speed'), "--what: found 'speed', must be some of compile"),
+    (('--sample_batches', '1,x'), "--sample_batches: found '1,x', must be positive whole numbers"),
+    (('--out', 'b.txt'), "--out: found 'b.txt', must end in .json"),
+    (('--out', 'nowhere/b.json'), "--out: the folder 'nowhere' does not exist"),
+    (('--config.data.batch_size=20',), 'data.batch_size: found 20, must be a multiple of 8'),
+])
+def test_mistakes_are_one_sentence(tmp_path, arguments, message):
+  (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
+  result = run_command(benchmark.main, '--config', tmp_path / 'tiny.py', *arguments, devices=2)
+  assert result.status == 2 and result.err.startswith(f'Error: {message}') and result.err.count('\n') == 1

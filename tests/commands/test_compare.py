@@ -1,0 +1,139 @@
+"""The trilemma: what each method is trained as, and the table and figures of what came out."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import sampling, train_state
+from ddgan_jax.compare import __main__ as compare
+from ddgan_jax.compare import comparison, measuring
+from ddgan_jax.config import ConfigError
+from ddgan_jax.parallel import sharding
+from tests.commands.test_toy_run import SMALL
+from tests.support import tiny_config_dict
+from tests.support.commands import succeed
+
+
+@pytest.fixture
+def base():
+  return config_lib.from_config_dict(tiny_config_dict(num_channels=3, stack=3))
+
+
+def test_methods_share_data_network_and_budget(base):
+  configs = {name: comparison.config_of(base, method, 70) for name, method in comparison.METHODS.items()}
+  assert {name: config.diffusion.num_timesteps for name, config in configs.items()} == {
+      'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4}
+  for config in configs.values():
+    assert config.data == base.data and config.train.num_steps == 70
+    # An EMA of 0.9 reaches back 10 steps, more than a tenth of these 70.
+    assert config.optim == dataclasses.replace(base.optim, ema_decay=pytest.approx(1 - 10 / 70))
+  assert comparison.config_of(base, comparison.METHODS['gan'], 100_000).optim == base.optim
+  sizes = {
+      name: train_state.count_parameters(train_state.abstract(config, None).g_params)
+      for name, config in configs.items()}
+  assert len({size for name, size in sizes.items() if name != 'no_latent'}) == 1
+  assert sizes['no_latent'] < sizes['ddgan_4']  # by what reads z
+  assert configs['ddpm'].method == 'gaussian' and configs['ddpm'].generator.prediction == 'noise'
+
+
+def rows(shape):
+  entry = {'features': 'x', 'of_reference': 998, 'n_reference': 2000}
+  out_of = 25 if shape == (1, 1, 2) else 10 ** shape[-1]
+  return [
+      {'title': title, 'evaluations': evaluations, 'seconds': seconds, 'n': 2000, 'biased': True,
+       'samples': np.random.default_rng(0).uniform(-1, 1, (100, *shape)).astype(np.float32),
+       'metrics': {'modes': {**entry, 'value': modes, 'out_of': out_of},
+                   'mode_kl': {**entry, 'value': 0.5, 'of_reference': 0.25},
+                   'fd_classifier': {'value': 3.25, 'features': 'x'},
+                   **({'in_mode': {'value': 0.5, 'features': 'x'}} if shape == (1, 1, 2) else {})}}
+      for title, evaluations, seconds, modes in (('DDGAN', 4, 0.21, 1000), ('Gaussian diffusion', 1000, 80.5, 1))]
+
+
+def test_table(base):
+  text = comparison.table(rows((8, 8, 3)), base, 70)
+  assert text.splitlines() == [
+      'digits: 70 steps of 32 each, n = 2,000 samples (fewer than 10,000: biased); seconds are medians of one compiled '
+      'call.', '',
+      '| method | network evaluations | FD (classifier) | modes found of 1,000 | KL to uniform | seconds per 100 |',
+      '|---|---|---|---|---|---|',
+      '| DDGAN | 4 | 3.25 | 1,000 | 0.5 | 0.21 |',
+      '| Gaussian diffusion | 1,000 | 3.25 | 1 | 0.5 | 80.5 |',
+      '| the data themselves | |  | 998 | 0.25 | |']
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 1), (8, 8, 3), (1, 1, 2)])
+def test_figures(tmp_path, shape):
+  """Pictures with something in them."""
+  comparison.draw(rows(shape), str(tmp_path / 'trilemma.png'))
+  comparison.draw_samples(rows(shape), str(tmp_path / 'samples.png'))
+  for name in ('trilemma', 'samples'):
+    picture = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
+    assert min(picture.shape) > 100 and picture.std() > 10
+
+
+def test_samples_that_are_quantised_already_look_the_same(tmp_path):
+  floats = rows((8, 8, 1))
+  comparison.draw_samples(floats, str(tmp_path / 'floats.png'))
+  quantised = [{**row, 'samples': np.asarray(sampling.to_uint8(row['samples']))} for row in floats]
+  comparison.draw_samples(quantised, str(tmp_path / 'quantised.png'))
+  np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('floats', 'quantised')))
+
+
+def test_names_in_the_figure_keep_apart():
+  figure = Figure(layout='constrained')
+  axes = figure.add_subplot()
+  points = [(0.5, 0.1), (0.5, 0.11), (0.51, 0.12), (0.5, 0.9)]
+  axes.scatter(*np.transpose(points))
+  texts = [axes.annotate('two\nlines', point, xytext=(6, 6), textcoords='offset points') for point in points]
+  figure.draw_without_rendering()
+  apart = lambda: not any(
+      a.get_window_extent().overlaps(b.get_window_extent()) for a, b in itertools.combinations(texts, 2))
+  assert not apart()
+  comparison._keep_apart(figure, texts)
+  figure.draw_without_rendering()
+  assert apart()
+
+
+def test_what_cannot_be_compared_is_refused():
+  with pytest.raises(ConfigError, match="--methods: found 'vae', must be some of gan, ddpm, ddgan_2"):
+    comparison.choose(['gan', 'vae'])
+  for metrics, message in ((('is', 'pr'), 'fid, kid or modes for quality'), (('fid',), 'modes, pr or dc for coverage')):
+    config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': metrics}})
+    with pytest.raises(ConfigError, match=rf'eval.metrics: found \({metrics[0]!r}.*\), must have {message}'):
+      comparison.check_metrics(config)
+  assert comparison.choose(None) == list(comparison.METHODS)
+
+
+def test_the_command(tmp_path):
+  """Two methods on points, trained, measured, timed and drawn; again, nothing is trained or measured twice."""
+  first, second = (
+      succeed(compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
+              '--force', *SMALL) for _ in range(2))
+  assert first.count('Sampling 50 of') == 2 and 'Sampling 50 of' not in second
+  assert 'has finished its 20 steps' in second
+  found = json.loads((tmp_path / 'comparison.json').read_text())
+  assert [(row['name'], row['evaluations'], row['n'], row['biased']) for row in found] == [
+      ('gan', 1, 50, True), ('ddgan_2', 2, 50, True)]
+  assert all(0 < row['seconds'] < 60 and 0 <= row['metrics']['modes']['value'] <= 25 for row in found)
+  assert (tmp_path / 'table.md').read_text().strip() in second
+  for name in ('trilemma.png', 'samples.png'):
+    assert Image.open(tmp_path / name).size > (400, 200)
+
+  # On other data it is measured again, once.
+  config = config_lib.from_json((tmp_path / 'gan' / 'config.json').read_text())
+  config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num=50, force=True))
+  measured = []
+
+  def evaluate(images):
+    measured.append(images.name)
+    return {'metrics': {}}
+
+  for checksum in ('other', 'other', 'another'):
+    measuring.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
+  assert measured == ['gan', 'gan']

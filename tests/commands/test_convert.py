@@ -1,0 +1,426 @@
+"""The original's files in and out: the command, a resumed run against the original's losses, and what is refused."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+import ddgan_jax
+from ddgan_jax import config as config_lib
+from ddgan_jax import convert, train_state
+from ddgan_jax import main as train
+from ddgan_jax.cli import image_output
+from ddgan_jax.config import ConfigError, DiscriminatorConfig
+from ddgan_jax.interop import architecture, pytorch, resume_file, torch_file, torch_writer
+from ddgan_jax.interop.pytorch import InteropError
+from ddgan_jax.runs.checkpoints import Checkpoints
+from tests.models.test_generator import CRASHES_THERE, SMALL
+from tests.support import GOLDEN, ROOT, generator_config, golden, nhwc, recipe, relative_error, tiny_config_dict
+from tests.support.commands import run_command, succeed
+from tests.support.golden_steps import FOREVER, GoldenSteps
+
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'PYTHONUNBUFFERED': '1'}
+CONFIG = '''
+import json
+import ml_collections
+
+def get_config():
+  return ml_collections.ConfigDict(json.loads({!r}))
+'''
+
+
+def write_config(folder, **sections):
+  (folder / 'config.py').write_text(CONFIG.format(json.dumps(sections)))
+  return folder / 'config.py'
+
+
+@pytest.fixture(scope='module')
+def official(tmp_path_factory):
+  """(config file, workdir, what was printed) of netG_tiny.pth, made ready to be trained on other images."""
+  folder = tmp_path_factory.mktemp('official')
+  images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+  np.savez(folder / 'images.npz', images=images)
+  _, options = golden('netG_tiny_io.npz')
+  config = write_config(
+      folder, data={'name': 'npz', 'path': str(folder / 'images.npz'), 'batch_size': 8},
+      generator={name: value for name, value in options.items() if name != 'image_size'},
+      discriminator={'ngf': 2, 't_emb_dim': 8}, optim={'r1_gamma': 0.0},
+      train={'num_steps': 2, 'num_samples': 4, 'log_every': 1})
+  result = subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.convert', '--from_pytorch', str(GOLDEN / 'netG_tiny.pth'), '--config',
+       str(config), '--workdir', str(folder / 'run')],
+      cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  return config, folder / 'run', result.stdout
+
+
+def test_a_generator_comes_in_and_samples(official):
+  arrays, _ = golden('netG_tiny_io.npz')
+  run = ddgan_jax.load(official[1])
+  assert run.step == 0
+  out = jax.jit(run.generator_fn)(nhwc(arrays['x']), arrays['t'].astype(np.int32), arrays['z'])
+  assert relative_error(out, nhwc(arrays['out'])) < 1e-4
+  images = image_output.generate(run, 2, seed=0)
+  assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 10
+  assert 'The file holds no discriminator' in official[2] and 'diffusion.num_timesteps=4' in official[2]
+
+
+def test_a_generator_goes_out_bit_equal_and_in_again(official, tmp_path):
+  before = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
+  succeed(convert.main, '--to_pytorch', tmp_path / 'netG.pth', '--workdir', official[1])
+  after = torch_file.read_state_dict(tmp_path / 'netG.pth')
+  assert [*after] == [*before] and all(name.startswith('module.') for name in after)
+  for name in before:
+    assert after[name].dtype == np.float32
+    np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+  loaded = ddgan_jax.load(official[1])
+  again = pytorch.generator_params(after, loaded.config.generator)
+  jax.tree.map(np.testing.assert_array_equal, again, loaded.params)
+
+
+def test_main_trains_on_from_a_generator_alone(official, tmp_path):
+  """With a fresh D: two Adam steps move no weight by more than a few learning rates."""
+  config, workdir, _ = official
+  shutil.copytree(workdir, tmp_path / 'run')
+  printed = succeed(train.main, '--config', config, '--workdir', tmp_path / 'run')
+  assert 'Finished 2 steps' in printed
+  before, after = ddgan_jax.load(workdir), ddgan_jax.load(tmp_path / 'run')
+  assert after.step == 2
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before.params, after.params)
+  assert 1e-5 < max(jax.tree.leaves(moved)) < 4 * before.config.optim.lr_g
+
+
+@pytest.fixture(scope='module')
+def steps():
+  return GoldenSteps()
+
+
+def original_content(state, steps):
+  """The state as the original of 2021 saves it: counts are integers, and the optimizer of G holds its average."""
+  g = lambda params: pytorch.generator_state_dict(params, steps.g_config)
+  d = lambda params: pytorch.discriminator_state_dict(params, steps.d_config)
+
+  def optimizer(rate, adam, moments):
+    entries = zip(*(tensors.values() for tensors in moments.values()))
+    return {'state': {i: {'step': int(adam.count), **dict(zip(moments, entry))} for i, entry in enumerate(entries)},
+            'param_groups': [{
+                'lr': rate, 'betas': (0.5, 0.9), 'eps': 1e-8, 'weight_decay': 0, 'amsgrad': False,
+                'initial_lr': rate, 'params': [*range(len(next(iter(moments.values()))))]}]}
+
+  g_adam, d_adam = state.g_opt_state[0], state.d_opt_state[0]
+  module = lambda tensors: {f'module.{name}': tensor for name, tensor in tensors.items()}
+  return {
+      'epoch': 1, 'global_step': int(state.step),
+      'args': {'num_timesteps': 4, 'fir_kernel': [1, 3, 3, 1], 'use_geometric': False, 'lazy_reg': 2, 'r1_gamma': 5.0},
+      'netG_dict': module(g(state.g_params)),
+      'optimizerG': optimizer(
+          1.6e-4, g_adam, {'exp_avg': g(g_adam.mu), 'exp_avg_sq': g(g_adam.nu), 'ema': g(state.ema_params)}),
+      'schedulerG': {'last_epoch': 1},
+      'netD_dict': module(d(state.d_params)),
+      'optimizerD': optimizer(1.25e-4, d_adam, {'exp_avg': d(d_adam.mu), 'exp_avg_sq': d(d_adam.nu)}),
+      'schedulerD': {'last_epoch': 1}}
+
+
+@pytest.fixture(scope='module')
+def resumed(steps, tmp_path_factory):
+  """(config file, workdir, what was printed, state after two golden steps, its content) of a content.pth."""
+  folder = tmp_path_factory.mktemp('resumed')
+  state = steps.initial_state()
+  for i in range(2):
+    state, _ = steps.step(state, i)
+  content = original_content(state, steps)
+  torch_writer.write_checkpoint(folder / 'content.pth', content)
+  config = write_config(
+      folder, data={'name': 'cifar10', 'batch_size': 8},
+      generator={field: getattr(steps.g_config, field) for field in (
+          'num_channels_dae', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'nz', 'z_emb_dim', 'n_mlp')},
+      discriminator={'ngf': 4, 't_emb_dim': 16}, optim=dataclasses.asdict(steps.optim), train={'num_steps': FOREVER})
+  printed = succeed(convert.main, '--from_pytorch', folder / 'content.pth', '--config', config, '--workdir',
+                folder / 'run')
+  return config, folder / 'run', printed, state, content
+
+
+def restored(workdir):
+  config = config_lib.from_json((workdir / 'config.json').read_text())
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return Checkpoints(workdir).restore(train_state.abstract(config, device), Checkpoints(workdir).latest_step())
+
+
+def test_a_resume_file_goes_on_with_the_losses_of_the_original(resumed, steps):
+  _, workdir, printed, before, _ = resumed
+  state = restored(workdir)
+  jax.tree.map(np.testing.assert_array_equal, state.replace(rng=0), before.replace(rng=0))
+  for i in (2, 3):
+    state, metrics = steps.step(state, i)
+    steps.check_losses(metrics, i)
+  assert 'both Adam states and the EMA' in printed and 'at step 2' in printed
+  assert 'num_timesteps' not in printed and 'skip_rescale=True' in printed  # args shows the one and not the other
+
+
+def assert_same(a, b):
+  assert type(a) is type(b)
+  if isinstance(a, dict):
+    assert [*a] == [*b]
+    for key in a:
+      assert_same(a[key], b[key])
+  elif isinstance(a, np.ndarray):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
+  _, workdir, _, state, content = resumed
+  succeed(convert.main, '--to_pytorch', tmp_path / 'out.pth', '--resume_file', '--steps_per_epoch', 2, '--workdir',
+      workdir)
+  after = torch_file.read_checkpoint(tmp_path / 'out.pth')
+  assert after['epoch'] == content['epoch'] and after['global_step'] == content['global_step']
+  for key in ('netG_dict', 'netD_dict'):
+    assert_same(after[key], content[key])
+  for key in ('optimizerG', 'optimizerD'):
+    group, expected = after[key]['param_groups'][0], content[key]['param_groups'][0]
+    assert group == {**expected, 'lr': pytest.approx(expected['lr'])}
+    for i, entry in content[key]['state'].items():
+      assert after[key]['state'][i].pop('step') == 2
+      assert_same(after[key]['state'][i], {name: array for name, array in entry.items() if name != 'step'})
+  again, has_ema = resume_file.state_of_content(after | {'optimizerG': with_steps(after['optimizerG']),
+                                                         'optimizerD': with_steps(after['optimizerD'])},
+                                                config_lib.from_json((workdir / 'config.json').read_text()))
+  assert has_ema
+  jax.tree.map(np.testing.assert_array_equal, again.replace(rng=0), state.replace(rng=0))
+
+
+@pytest.mark.parametrize('num_stacks, steps_per_epoch', [(0, 2), (43, 5)])
+def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoch, tmp_path):
+  """Of the images, or of the fixed stacks that are made of them; without the last partial batch."""
+  config = config_lib.from_config_dict(
+      tiny_config_dict(num_channels=3, stack=3, num_stacks=num_stacks, batch_size=8) | {'train': {'num_steps': 31}})
+  state = jax.tree.map(
+      lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else np.full(leaf.shape, 0 if leaf.ndim else 17, leaf.dtype), train_state.abstract(config, None))
+  (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+  (tmp_path / 'data.json').write_text(json.dumps({'images': 20, 'checksum': 'x'}))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state)
+  checkpoints.close()
+  printed = succeed(convert.main, '--to_pytorch', tmp_path / 'x.pth', '--resume_file', '--workdir', tmp_path)
+  epoch, num_epochs = 17 // steps_per_epoch, -(-31 // steps_per_epoch)
+  assert f'at step 17, epoch {epoch} of {num_epochs}.' in printed
+  content = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  assert (content['epoch'], content['global_step'], content['schedulerG']['T_max']) == (epoch, 17, num_epochs)
+
+
+def with_steps(optimizer):
+  """As new versions of PyTorch count: in a float tensor."""
+  return {**optimizer, 'state': {i: {**entry, 'step': np.float32(2)} for i, entry in optimizer['state'].items()}}
+
+
+def test_a_resume_file_without_average_or_with_holes(resumed):
+  _, workdir, _, _, content = resumed
+  config = config_lib.from_json((workdir / 'config.json').read_text())
+  optimizer = content['optimizerG']
+  plain = {i: {key: value for key, value in entry.items() if key != 'ema'} for i, entry in optimizer['state'].items()}
+  state, has_ema = resume_file.state_of_content(content | {'optimizerG': {**optimizer, 'state': plain}}, config)
+  assert not has_ema
+  jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.g_params)
+
+  def refused(message, **changes):
+    with pytest.raises(InteropError, match=message):
+      resume_file.state_of_content(content | changes, config)
+
+  refused('has no netD_dict, which a resume file must have', netD_dict=None)
+  holes = {i: entry for i, entry in optimizer['state'].items() if i != 3}
+  refused(r'optimizerG: has no complete state of module\.all_modules\.1\.bias',
+          optimizerG={**optimizer, 'state': holes})
+  refused('optimizerG: has made 2, 5 steps', optimizerG={
+      **optimizer, 'state': {**optimizer['state'], 3: {**optimizer['state'][3], 'step': 5}}})
+  refused('optimizerG: is of 161 parameters, but netG_dict holds 162', optimizerG={
+      **optimizer, 'param_groups': [{**optimizer['param_groups'][0], 'params': [*range(161)]}]})
+  refused('weight_decay=0.1', optimizerD={
+      **content['optimizerD'], 'param_groups': [{**content['optimizerD']['param_groups'][0], 'weight_decay': 0.1}]})
+
+
+def test_what_the_original_never_updates_has_no_moments():
+  """Its Adam knows nothing of the unused layers of an unconditional G, nor of fixed fourier frequencies."""
+  from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig
+
+  for options, name_of_idle in (({'conditional': False}, 'Dense_0'), ({'embedding_type': 'fourier'}, '.0.W')):
+    config = Config(
+        data=DataConfig(image_size=8, batch_size=8), generator=dataclasses.replace(SMALL, **options),
+        discriminator=DiscriminatorConfig(image_size=8, ngf=2, t_emb_dim=4))
+    state = jax.eval_shape(lambda config=config: train_state.create(config))
+    state = jax.tree.map(lambda leaf: np.full(leaf.shape, 2, np.float32), state)
+    content = resume_file.content_of_state(state, config, epoch=1, num_epochs=2)
+    entries = content['optimizerG']['state']
+    idle = [i for i, name in enumerate(content['netG_dict']) if name_of_idle in name]
+    assert idle
+    for i in idle:
+      del entries[i]
+    state, _ = resume_file.state_of_content(content, config)
+    moments = state.g_opt_state[0].mu
+    assert set(np.unique(moments['conv_in']['kernel'])) == {2}
+    if 'fourier' in moments:
+      assert not moments['fourier'].any() and (np.asarray(state.ema_params['fourier']) == 2).all()
+
+
+class Runs:
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+def test_the_command_refuses_in_one_sentence(official, resumed, tmp_path):
+  content = resumed[4]
+  whole = (GOLDEN / 'netG_tiny.pth').read_bytes()
+  (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
+  with zipfile.ZipFile(tmp_path / 'hostile.pth', 'w') as archive:
+    archive.writestr('archive/data.pkl', pickle.dumps({'module.x': Runs(str(tmp_path / 'made'))}, 2))
+  torch_writer.write_checkpoint(tmp_path / 'netD.pth', content['netD_dict'])
+  torch_writer.write_checkpoint(tmp_path / 'T2.pth', content | {'args': {'num_timesteps': 2, 'skip_rescale': False}})
+  mismatch = 'is not what the config says: '
+  cases = [
+      (['netG_tiny.pth', '--config.generator.nz=10'],
+       f'{mismatch}generator.nz is 12 in the file and 10 in the config'),
+      (['truncated.pth'], 'is truncated or damaged (File is not a zip file)'),
+      (['hostile.pth'], 'asks for posix.mkdir, which a checkpoint of tensors does not need; refused, because a '
+                        'checkpoint can run any code that it names'),
+      (['netD.pth'], 'holds a discriminator (start_conv.weight, end_linear.weight, …), must hold a generator: '
+                     'netG_*.pth, or the whole content.pth'),
+      (['T2.pth'], f'{mismatch}diffusion.num_timesteps is 2 in the file and 4 in the config; generator.skip_rescale '
+                   'is False in the file and True in the config'),
+  ]
+  for (file, *flags), message in cases:
+    folder = GOLDEN if file == 'netG_tiny.pth' else tmp_path
+    config = (resumed if file == 'T2.pth' else official)[0]
+    status, out, err = run_command(
+        convert.main, '--workdir', tmp_path / 'run', '--from_pytorch', folder / file, '--config', config, *flags)
+    assert status == 2 and not out
+    assert err.startswith('Error: ') and err.endswith(f'{file}: {message}\n') and err.count('\n') == 1, err
+  assert not (tmp_path / 'run').exists() and not (tmp_path / 'made').exists()
+
+
+def zeros(param_names):
+  rows = (str(row).split('|') for row in param_names)
+  return {name: np.broadcast_to(np.float32(0), json.loads(shape)) for name, shape in rows}
+
+
+def wrong_in_one_field(config):
+  """(fields, config) for each field that tensors show, set to something else."""
+  names = lambda config: [name for name, *_ in pytorch.generator_rows(config)]
+  sizes = ('nz', 'z_emb_dim', 'num_channels', 'num_channels_dae', 'ch_mult')
+  for changes in (
+      {'nz': config.nz + 1}, {'z_emb_dim': config.z_emb_dim + 1}, {'n_mlp': config.n_mlp + 1}, {'num_channels': 2},
+      {'num_channels_dae': 2 * config.num_channels_dae}, {'num_res_blocks': config.num_res_blocks + 1},
+      {'ch_mult': (*config.ch_mult, 2)}, {'ch_mult': tuple(mult + 1 for mult in config.ch_mult)},
+      {'attn_resolutions': ()}, {'attn_resolutions': config.resolutions[-1:]}, {'resblock_type': 'ddpm'},
+      {'resblock_type': 'biggan'}, {'resblock_type': 'biggan_oneadagn'}, {'progressive': 'output_skip'},
+      {'progressive': 'none'}, {'progressive': 'residual'}, {'progressive_input': 'none'},
+      {'progressive_input': 'residual'}, {'progressive_input': 'input_skip'}, {'conditional': not config.conditional},
+      {'embedding_type': 'fourier'}, {'embedding_type': 'positional'}, {'fir': not config.fir}):
+    try:
+      other = dataclasses.replace(config, **changes)
+    except ConfigError:
+      continue  # these fields cannot be together
+    if other != config and (names(other) != names(config) or not {*changes}.isdisjoint(sizes)):
+      yield {*changes}, other
+
+
+def check_that_wrong_fields_are_named(tensors, config):
+  found = architecture.generator_fields(tensors, config)
+  assert not architecture.differences('generator', found, config)
+  for fields, other in wrong_in_one_field(config):
+    clauses = architecture.differences('generator', architecture.generator_fields(tensors, other), other)
+    field, = fields
+    section = 'data' if field == 'num_channels' else 'generator'
+    assert clauses == [
+        f'{section}.{field} is {getattr(config, field)!r} in the file and {getattr(other, field)!r} in the config']
+
+
+@pytest.mark.parametrize('case', sorted(path.name for path in GOLDEN.glob('generator_*.npz')))
+def test_the_architecture_shows_in_names_and_shapes(case):
+  arrays, options = golden(case)
+  check_that_wrong_fields_are_named(zeros(arrays['param_names']), generator_config(options))
+
+
+def test_several_wrong_fields_are_all_named():
+  arrays, options = golden('generator_three_levels.npz')
+  other = generator_config({**options, 'num_res_blocks': 1, 'ch_mult': (1, 2), 'attn_resolutions': (), 'nz': 3})
+  clauses = architecture.differences(
+      'generator', architecture.generator_fields(zeros(arrays['param_names']), other), other)
+  assert clauses == [
+      'generator.nz is 12 in the file and 3 in the config', 'generator.ch_mult is (1, 2, 2) in the file and (1, 2) in '
+      'the config', 'generator.num_res_blocks is 2 in the file and 1 in the config',
+      'generator.attn_resolutions is (16,) in the file and () in the config']
+
+
+@pytest.mark.parametrize('case', ['small', 'large'])
+def test_the_discriminator_shows_in_names_and_shapes(case):
+  arrays, options = golden(f'discriminator_{case}.npz')
+  found = architecture.discriminator_fields(zeros(arrays['param_names']))
+  assert found == {field: options[field] for field in ('kind', 'num_channels', 'ngf', 't_emb_dim')}
+
+
+VARIANTS = {
+    **CRASHES_THERE,
+    'wide first level': {'ch_mult': (2, 1, 1), 'num_res_blocks': 2, 'attn_resolutions': (8, 2)},
+    'one level': {'ch_mult': (1,), 'attn_resolutions': (), 'progressive': 'residual'},
+}
+
+
+@pytest.mark.parametrize('options', VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_architecture_of_what_is_ours_alone(options):
+  config = dataclasses.replace(SMALL, **options)
+  shapes = pytorch._generator_shapes(config)
+  tensors = pytorch.generator_state_dict(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), config)
+  check_that_wrong_fields_are_named(tensors, config)
+
+
+def test_a_tensor_of_another_shape_is_named():
+  tensors = {name: recipe(name, array.shape) for name, array in zeros(
+      golden('generator_default.npz')[0]['param_names']).items()}
+  config = generator_config(golden('generator_default.npz')[1])
+  tensors['all_modules.0.bias'] = np.zeros(3, np.float32)
+  with pytest.raises(InteropError, match=r'all_modules\.0\.bias: has shape \[3\] in the file, but \[\d+\] in the conf'):
+    pytorch.generator_params(tensors, config)
+
+
+def test_pytorch_reads_what_is_written(resumed, tmp_path):
+  """PyTorch loads both kinds without running anything; its Adam, resumed, makes the step that optax makes."""
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed; everything else is tested without it')
+  import optax
+
+  _, workdir, _, state, _ = resumed
+  config = config_lib.from_json((workdir / 'config.json').read_text())
+  torch_writer.write_checkpoint(
+      tmp_path / 'x.pth', resume_file.content_of_state(state, config, epoch=1, num_epochs=10))
+  content = torch.load(tmp_path / 'x.pth', weights_only=True)
+  tensors = {name: torch.nn.Parameter(tensor) for name, tensor in content['netG_dict'].items()}
+  adam = torch.optim.Adam(tensors.values(), lr=1.0)
+  adam.load_state_dict(content['optimizerG'])
+  scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 10)
+  scheduler.load_state_dict(content['schedulerG'])
+  assert scheduler.get_last_lr() == [pytest.approx(1.6e-4)] and scheduler.T_max == 10
+  gradients = {name: recipe(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+  for name, tensor in tensors.items():
+    tensor.grad = torch.from_numpy(gradients[name])
+  adam.step()
+  to_g = lambda tensors: pytorch.generator_params(tensors, config.generator)
+  optimizer, _ = train_state.make_optimizers(config.optim, config.train.num_steps)
+  updates, _ = optimizer.update(to_g(gradients), state.g_opt_state)
+  expected = optax.apply_updates(state.g_params, updates)
+  found = to_g({name: tensor.detach().numpy() for name, tensor in tensors.items()})
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found, expected)
+
+
+def test_a_discriminator_that_the_original_does_not_have():
+  with pytest.raises(InteropError, match="the original has no discriminator with kind='tiny'"):
+    list(pytorch.discriminator_rows(DiscriminatorConfig(image_size=8, kind='tiny')))

@@ -1,0 +1,242 @@
+"""What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import ddgan_jax
+from ddgan_jax import config as config_lib
+from ddgan_jax import export, sampling, train_state
+from ddgan_jax.cli import image_output
+from ddgan_jax.config import UserError, recipes
+from ddgan_jax.interop import stablehlo
+from ddgan_jax.parallel import compilation
+from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
+from tests.config.test_config import FOLDER_SIZES, RECIPES
+from tests.objectives.test_ablations import filled
+from tests.support import ROOT, tiny_config_dict
+from tests.support.commands import run_command
+
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+WITHOUT = '''
+import runpy, sys
+for name in ('flax', 'ddgan_jax', 'optax', 'orbax', 'ml_collections', 'tensorflow', 'safetensors'):
+  sys.modules[name] = None  # importing it fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A run with FIR filters and attention, and large weights: fresh ones would give grey images."""
+  folder = tmp_path_factory.mktemp('export')
+  raw = tiny_config_dict()
+  raw['generator'].update(ch_mult=(1, 2), attn_resolutions=(4,))
+  config = config_lib.from_config_dict(raw)
+  rng = np.random.default_rng(0)
+
+  def fill(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    return jnp.asarray(rng.standard_normal(leaf.shape) / 4 if leaf.ndim else 7, leaf.dtype)
+
+  state = jax.tree.map(fill, train_state.abstract(config, None))
+  (folder / 'config.json').write_text(config_lib.to_json(config))
+  checkpoints = Checkpoints(folder)
+  checkpoints.save(state)
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(scope='module')
+def run(workdir):
+  return ddgan_jax.load(workdir)
+
+
+@pytest.fixture(scope='module')
+def files(workdir):
+  """The two files of the command."""
+  result = subprocess.run(
+      [sys.executable, '-m', 'ddgan_jax.export', '--workdir', workdir, '--out', workdir / 'x.stablehlo',
+       '--safetensors', workdir / 'x.safetensors'],
+      cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  assert 'the sampler of step 7' in result.stdout and 'for cpu, cuda, tpu' in result.stdout
+  return workdir / 'x.stablehlo', workdir / 'x.safetensors'
+
+
+def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, files, tmp_path, monkeypatch):
+  """Bit for bit where both are compiled with JAX's own options: a batch that does not divide the number, a seed beyond
+  int32."""
+  seed = 3_000_000_000
+  subprocess.run(
+      [sys.executable, '-c', WITHOUT, ROOT / 'launch' / 'sample_exported.py', files[0], 'x.npz', '--num', '5',
+       '--seed', str(seed), '--batch_size', '3'],
+      cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': ''}, check=True, timeout=600)
+  found = np.load(tmp_path / 'x.npz')['images']
+  monkeypatch.setattr(compilation, 'options', lambda platform: {})
+  expected = image_output.generate(run, 5, seed, batch_size=3)
+  assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1) and expected.std() > 10
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_the_exported_sampler_is_for_all_platforms_and_batches(files):
+  exported = jax.export.deserialize(files[0].read_bytes())
+  assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}
+  assert [str(aval) for aval in exported.in_avals] == ['uint32[]', 'int32[batch]']
+  assert [str(aval) for aval in exported.out_avals] == ['uint8[batch,8,8,1]']
+  # The FIR filters: weighted sums, and a depthwise convolution for TPUs, chosen where the program is compiled.
+  assert 'stablehlo.case' in exported.mlir_module()
+
+
+def all_recipes():
+  """`name`, or `name:size` of a recipe that comes in several sizes, as --config takes them."""
+  for name in RECIPES:
+    yield from [f'{name}:{size}' for size in FOLDER_SIZES] if name == 'folder' else [name]
+
+
+def recipe_run(recipe, label=None, num_timesteps=None, **fields):
+  """A run of a recipe, with a narrow G of at most two levels that is filled with random numbers."""
+  config_dict = recipes.load(recipe)
+  config_dict.data.path = config_dict.data.path or 'photos' * recipe.startswith('folder')
+  generator = config_dict.generator
+  generator.update(
+      num_channels_dae=8, ch_mult=generator.ch_mult[:2], num_res_blocks=1, nz=4, z_emb_dim=8, n_mlp=1,
+      attn_resolutions=(config_dict.data.image_size // 2,) if generator.attn_resolutions else ())
+  config_dict.update_from_flattened_dict(fields)
+  config = config_lib.from_config_dict(config_dict)
+  module, _ = train_state.make_networks(config)
+  x, z = jnp.zeros((1, *config.image_shape)), jnp.zeros((1, config.generator.nz))
+  params = filled(jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1, jnp.int32), z)['params'])
+  return ddgan_jax.Run(*train_state.make_sampler(config, params, num_timesteps, label), config, 0, params)
+
+
+@pytest.mark.parametrize('recipe', list(all_recipes()))
+def test_every_recipe_can_be_exported(recipe):
+  run = recipe_run(recipe)
+  (images,) = stablehlo.export_sampler(run, ['cpu']).out_avals
+  assert str(images.shape[0]) == 'batch' and images.shape[1:] == run.config.image_shape
+
+
+@pytest.mark.parametrize('recipe, fields', [
+    ('digits_conditional', {'label': 3, 'generator.ch_mult': (1,), 'generator.attn_resolutions': ()}),
+    ('gaussians25', {}),
+    ('stacked_digits', {'label': 314, 'num_timesteps': 4, 'method': 'gaussian', 'diffusion.num_timesteps': 20,
+                        'generator.kind': 'mlp', 'generator.num_classes': 10}),
+], ids=['a label', 'points', 'a label of three digits in fewer steps'])
+def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
+  run = recipe_run(recipe, **fields)
+  sample = jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
+  expected = image_output.generate(run, 5, seed=7)
+  assert expected.std() > 0.1
+  for indices in ([0, 1, 2, 3, 4], [4, 2]):
+    found = np.asarray(sample(np.uint32(7), np.array(indices, np.int32)))
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found.astype(float), expected[indices], atol=1 if found.dtype == np.uint8 else 1e-5)
+
+
+def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeypatch):
+  """The images are those of a program that draws all noise at once; a batch that is one part needs no loop."""
+  run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
+
+  def exported(most):
+    monkeypatch.setattr(sampling, '_MOST_NOISE', most * 30 * (8 * 8 + 4))
+    return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
+
+  def compiled(sample, indices):
+    program = sample.lower(np.uint32(7), indices).compile()
+    shapes = re.findall(r'f32\[([\d,]+)\]', program.as_text())
+    largest = max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
+    return np.asarray(program(np.uint32(7), indices)).astype(int), largest, program.as_text().count(' while(')
+
+  at_once, in_parts = exported(1_000_000), exported(3)
+  indices = np.array([5, 0, 3, 8, 1, 2, 9], np.int32)
+  expected, largest, _ = compiled(at_once, indices)
+  assert largest >= 7 * 30 * 8 * 8 and expected.std() > 10
+  found, largest, _ = compiled(in_parts, indices)
+  assert largest <= 3 * 30 * 8 * 8
+  assert np.abs(found - expected).max() <= 1
+  assert compiled(in_parts, indices[:3])[2] == compiled(at_once, indices[:3])[2]
+
+
+def test_safetensors_hold_the_parameters_and_the_config(run, files):
+  tensors = safetensors.numpy.load_file(files[1])
+  np.testing.assert_array_equal(
+      tensors['down_0_block_0.conv_0.kernel'], run.params['down_0_block_0']['conv_0']['kernel'])
+  assert len(tensors) == len(jax.tree.leaves(run.params))
+  loaded = ddgan_jax.load(files[1])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, run.params)
+  assert loaded.config == run.config and loaded.step == run.step == 7
+  x, z = np.ones((1, 8, 8, 1), np.float32), np.ones((1, 4), np.float32)
+  np.testing.assert_array_equal(
+      jax.jit(loaded.generator_fn)(x, np.zeros(1, np.int32), z), jax.jit(run.generator_fn)(x, np.zeros(1, np.int32), z))
+  with pytest.raises(CheckpointError, match='holds step 7, not 6'):
+    ddgan_jax.load(files[1], step=6)
+
+
+def test_other_safetensors_are_refused(files, tmp_path):
+  path = tmp_path / 'x.safetensors'
+  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors .*o such file'):
+    ddgan_jax.load(path)
+  whole = files[1].read_bytes()
+  path.write_bytes(whole[:-4])
+  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors'):
+    ddgan_jax.load(path)
+  with safetensors.safe_open(files[1], 'numpy') as file:
+    metadata = file.metadata()
+  tensors = safetensors.numpy.load(whole)
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(UserError, match='has no config of ddgan_jax in its metadata'):
+    ddgan_jax.load(path)
+  tensors['conv_in.bias'] = np.zeros(3, np.float32)
+  safetensors.numpy.save_file(tensors, path, metadata)
+  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config asks for float32\[8\]'):
+    ddgan_jax.load(path)
+
+
+@pytest.mark.parametrize('flags, message', [
+    ([], '--out FILE or --safetensors FILE: at least one must be given'),
+    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms: found gpu, must be some of cpu,cuda,tpu'),
+])
+def test_the_command_refuses_in_one_sentence(workdir, flags, message):
+  result = run_command(export.main, '--workdir', workdir, *flags)
+  assert result == (2, '', f'Error: {message}\n')
+
+
+def test_samples_can_be_mapped_and_compiled(run):
+  """vmap over keys, inside jit, is one key after the other."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  one = jax.jit(lambda key: sampling.sample(key, run.generator_fn, run.schedule, (2, 8, 8, 1), 4))
+  together = jax.jit(jax.vmap(one))(keys)
+  assert together.shape == (3, 2, 8, 8, 1) and float(together.std()) > 0.1
+  for i in range(3):
+    np.testing.assert_allclose(together[i], one(keys[i]), atol=1e-5)
+
+
+def test_samples_have_gradients(run):
+  """The derivative along a direction of z, x_T and the noise is that of differences, through all steps."""
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+  noise, direction = [(normal(1, 8, 8, 1), normal(2, 1, 4), normal(2, 1, 8, 8, 1)) for _ in range(2)]
+  weights = normal(1, 8, 8, 1)
+
+  @jax.jit
+  def score(noise):
+    return (sampling.sample_given_noise(run.generator_fn, run.schedule, *noise) * weights).sum()
+
+  gradient = jax.jit(jax.grad(score))(noise)
+  assert all(np.abs(leaf).max() > 0 for leaf in gradient[:2])
+  along = sum(float((a * b).sum()) for a, b in zip(gradient, direction))
+  step = 1e-2
+  ahead, behind = (
+      score(tuple(a + sign * step * b for a, b in zip(noise, direction))) for sign in (1, -1))
+  assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)

@@ -1,0 +1,150 @@
+"""Wrong configurations are refused by name, and right ones survive the way through JSON."""
+
+import functools
+import pathlib
+
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax.config import ConfigError, recipes
+from tests.support import ROOT, tiny_config_dict
+
+RECIPES = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*.py'))
+FOLDER_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def with_fields(fields):
+  nested = tiny_config_dict()
+  for name, value in fields.items():
+    *sections, field = name.split('.')
+    node = nested
+    for section in sections:
+      node = node.setdefault(section, {})
+    node[field] = value
+  return nested
+
+
+BAD = {
+    'unknown field': ({'optim.lr': 1e-4}, 'optim.lr: no such field; did you mean optim.lr_g?'),
+    'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer: no such field; did you mean optim?'),
+    'shared field': ({'generator.image_size': 8}, 'generator.image_size: is said once, as data.image_size'),
+    'text for a number': ({'train.num_steps': '100'}, r"train.num_steps: found '100' \(str\), must be int"),
+    'number for a switch': ({'data.flip': 1}, r'data.flip: found 1 \(int\), must be bool'),
+    'switch for a number': ({'seed': True}, r'seed: found True \(bool\), must be int'),
+    'number for a tuple': ({'generator.ch_mult': 2}, 'generator.ch_mult: found 2, must be a tuple'),
+    'nan': ({'optim.lr_g': float('nan')}, 'optim.lr_g: found nan, must be finite'),
+    'T': ({'diffusion.num_timesteps': 0}, 'diffusion.num_timesteps: found 0, must be at least 1'),
+    'schedule': ({'diffusion.kind': 'cosine'}, "diffusion.kind: found 'cosine', must be one of 'vp', 'geometric'"),
+    'levels': ({'data.image_size': 10, 'generator.ch_mult': (1, 1, 2)},
+               r'data.image_size: found 10, but generator.ch_mult=\(1, 1, 2\) .*multiple of 4'),
+    'small D': ({'data.image_size': 12}, "found 12, but discriminator.kind='small' halves the image 3 times"),
+    'large D': ({'discriminator.kind': 'large'}, 'found 8, but .* halves the image 6 times and needs a multiple of 64'),
+    'attention': ({'generator.attn_resolutions': (16,)},
+                  'generator.attn_resolutions: found 16, which never occurs; .* give 8'),
+    'group of rows': ({'data.batch_size': 30}, 'data.batch_size: found 30, must be a multiple of 4'),
+    'stack': ({'data.stack': 3}, 'data.num_channels: found 1, but data.stack=3 makes 3 channels'),
+    'cat': ({'generator.progressive_combine': 'cat'}, "generator.progressive_combine: 'cat' joins the pyramid"),
+    'fourier without t': ({'generator.embedding_type': 'fourier', 'generator.conditional': False},
+                          "generator.embedding_type: 'fourier' embeds t"),
+    'kernel': ({'generator.fir_kernel': (1.0, -1.0)}, 'generator.fir_kernel: found .* do not sum to 0'),
+    'ema': ({'optim.ema_decay': 1.0}, r'optim.ema_decay: found 1.0, must be in \[0, 1\)'),
+    'dropout': ({'generator.dropout': -0.1}, r'generator.dropout: found -0.1, must be in \[0, 1\)'),
+    'seed': ({'seed': 2**32}, r'seed: found 4294967296, must be in \[0, 4294967296\)'),
+    'image size': ({'data.image_size': 0}, 'data.image_size: found 0, must be at least 1'),
+    'pyramid': ({'generator.progressive_input': 'cat'},
+                "generator.progressive_input: found 'cat', must be one of 'none', 'input_skip', 'residual'"),
+    'lr_min': ({'optim.lr_min': 1e-3}, 'optim.lr_g: found 0.00016, must be positive and not below optim.lr_min=0.001'),
+    'dtype': ({'parallel.dtype': 'float16'}, "parallel.dtype: found 'float16', must be one of"),
+    'divergence': ({'train.on_nonfinite': 'ignore'},
+                   "train.on_nonfinite: found 'ignore', must be one of 'stop', 'rollback'"),
+    'profile': ({'train.profile_steps': -1}, 'train.profile_steps: found -1, must be at least 0'),
+    'method': ({'method': 'vae'}, "method: found 'vae', must be one of 'ddgan', 'gaussian', 'augmented_gan'"),
+    'prediction': ({'generator.prediction': 'v'},
+                   "generator.prediction: found 'v', must be one of 'x_0', 'noise', 'x_t'"),
+    'direct Gaussian': ({'method': 'gaussian', 'generator.prediction': 'x_t'},
+                        "generator.prediction: found 'x_t', but with method='gaussian' it must be 'x_0' or 'noise'"),
+    'one-shot noise': ({'method': 'augmented_gan', 'generator.prediction': 'noise'},
+                       "generator.prediction: found 'noise', but with method='augmented_gan' it must be 'x_0': "),
+    'latent': ({'generator.nz': -1}, 'generator.nz: found -1, must be at least 0'),
+    'dropout in an MLP': ({'generator.kind': 'mlp', 'generator.dropout': 0.1},
+                          "generator.dropout: found 0.1, but kind='mlp' has none"),
+    'fourier in an MLP': ({'generator.kind': 'mlp', 'generator.embedding_type': 'fourier'},
+                          "generator.embedding_type: found 'fourier', but kind='mlp'"),
+    'images as points': ({'data.name': 'gaussians25'}, "data.num_channels: found 1, but data.name='gaussians25' gives"),
+    'two channels': ({'data.num_channels': 2}, 'data.num_channels: found 2, must be one of 1, 3'),
+    'betas': ({'diffusion.beta_min': 30.0}, 'diffusion.beta_min: found 30.0, must be above 0 and below beta_max=20.0'),
+}
+
+
+@pytest.mark.parametrize('fields, message', BAD.values(), ids=BAD.keys())
+def test_refused(fields, message):
+  with pytest.raises(ConfigError, match=message):
+    config_lib.from_config_dict(with_fields(fields))
+
+
+def test_batch_and_devices():
+  config = config_lib.from_config_dict(with_fields({'data.batch_size': 12}))
+  config_lib.check_devices(config, 3)
+  with pytest.raises(ConfigError, match='data.batch_size: found 12, must be a multiple of 16: 4 devices, times the 4'):
+    config_lib.check_devices(config, 4)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes(name):
+  """Every file in configs/ is accepted, names its command, and comes back from JSON as it was."""
+  config_dict = recipes.load(name)
+  config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
+  config = config_lib.from_config_dict(config_dict)
+  assert f'python -m ddgan_jax.main --config configs/{name}.py' in pathlib.Path(recipes.find(name)).read_text()
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert hash(config) == hash(config_lib.from_config_dict(config_dict))
+
+
+@pytest.mark.parametrize('size', FOLDER_SIZES)
+def test_folders_of_every_size(size):
+  config_dict = recipes.load(f'folder:{size}')
+  config_dict.data.path = 'photos'
+  assert config_lib.from_config_dict(config_dict).image_shape == (size, size, 3)
+  with pytest.raises(ValueError, match="found image size '48', must be one of 8, 16"):
+    recipes.load('folder:48')
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_has_all_fields(name):
+  """So that each can be set on the command line, which takes only a field that is there and values of its type."""
+  config_dict = recipes.load(name)
+  for field, value in config_lib.flatten(config_lib.Config()).items():
+    assert type(functools.reduce(getattr, field.split('.'), config_dict)) is type(value), field
+
+
+def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').mkdir()  # the user's own
+  (tmp_path / 'configs' / 'digits.py').write_text('')
+  (tmp_path / 'mine.py').write_text(
+      'from ddgan_jax.config import recipes\n\ndef get_config():\n  c = recipes.load("digits")\n'
+      '  c.seed = 7\n  return c\n')
+  assert recipes.names() == RECIPES
+  assert recipes.load('digits').data.image_size == 8
+  assert recipes.load('mine.py').seed == 7
+  with pytest.raises(ConfigError, match="--config: no recipe 'digit'; did you mean digits\\? The recipes are celebahq"):
+    recipes.load('digit')
+  with pytest.raises(ConfigError, match="--config: no such file 'none.py'; the recipes are celebahq_256, cifar10"):
+    recipes.load('none.py')
+
+
+@pytest.mark.parametrize('name, section, expected', [
+    ('cifar10', 'optim', {'lr_g': 1.6e-4, 'lr_d': 1.25e-4, 'ema_decay': 0.9999, 'r1_gamma': 0.02, 'lazy_reg': 15}),
+    ('celebahq_256', 'optim', {'lr_g': 2e-4, 'lr_d': 1e-4, 'ema_decay': 0.9999, 'r1_gamma': 2.0, 'lazy_reg': 10}),
+    ('lsun_church_256', 'optim', {'lr_g': 1.6e-4, 'lr_d': 1e-4, 'ema_decay': 0.999, 'r1_gamma': 1.0, 'lazy_reg': 10}),
+    ('cifar10', 'data', {'batch_size': 256, 'flip': True}),
+    ('celebahq_256', 'data', {'batch_size': 32, 'flip': True, 'image_size': 256}),
+    ('lsun_church_256', 'data', {'batch_size': 64, 'flip': True, 'image_size': 256, 'resize': 'crop'}),
+    ('cifar10', 'diffusion', {'num_timesteps': 4}),
+    ('celebahq_256', 'diffusion', {'num_timesteps': 2}),
+    ('lsun_church_256', 'diffusion', {'num_timesteps': 4}),
+    ('stacked_mnist', 'data', {'stack': 3, 'flip': False, 'resize': 'pad', 'image_size': 32}),
+])
+def test_published_numbers(name, section, expected):
+  config = recipes.load(name)
+  assert {field: config[section][field] for field in expected} == expected

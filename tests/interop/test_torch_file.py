@@ -1,0 +1,274 @@
+"""Checkpoints of PyTorch 2.13 in both formats, what older versions wrote, and files that must be refused."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from ddgan_jax.config import UserError
+from ddgan_jax.interop import torch_file, torch_writer
+from ddgan_jax.interop.torch_file import TorchFileError
+from tests.support import GOLDEN, little_memory
+
+BASE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+# What the two golden files were made of; `part` shares its data with `transposed`.
+EXPECTED = {
+    'plain.weight': BASE / 8,
+    'transposed': BASE.transpose(2, 0, 1),
+    'part': BASE[1, 1:, ::2],
+    'empty': np.zeros((0, 3), np.float32),
+    'scalar': np.int64(7),
+    'parameter': np.float32([1.5, -2]),
+    **{f'dtype.{name}': np.array([0, 1, 100]).astype(name)
+       for name in ('float64', 'float16', 'bfloat16', 'int32', 'int16', 'int8', 'uint8', 'bool')},
+}
+# As PyTorch wrote them in 2017: rebuilt without the later arguments, and a Parameter whose state holds the tensor.
+OLD = {'old.tensor': BASE[0] + 100, 'old.parameter': BASE[1] + 100}
+
+
+@pytest.mark.parametrize('name, expected', [('torch_zip.pth', EXPECTED), ('torch_legacy.pth', {**EXPECTED, **OLD})])
+def test_golden(name, expected):
+  arrays = torch_file.read_state_dict(GOLDEN / name)
+  assert [*arrays] == [*expected]
+  for key, array in arrays.items():
+    assert array.dtype == expected[key].dtype, key
+    np.testing.assert_array_equal(array, expected[key], err_msg=key)
+  assert arrays['dtype.bfloat16'].dtype == jax.numpy.bfloat16
+
+
+def encoded(value):
+  """The opcodes that leave `value` on the unpickler's stack."""
+  return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(shape, strides, offset=0, total=6, view=None, dtype=b'ctorch\nFloatStorage\n'):
+  """The opcodes of a tensor of the storage 'k'."""
+  pid = b'(' + encoded('storage') + dtype + b''.join(map(encoded, ('k', 'cpu', total, view))) + b'tQ'
+  arguments = b'(' + pid + b''.join(map(encoded, (offset, shape, strides, False))) + b'ccollections\nOrderedDict\n)Rt'
+  return b'ctorch._utils\n_rebuild_tensor_v2\n' + arguments + b'R'
+
+
+def legacy(path, body, total=6):
+  """A file of the older format: a state dict with the tensor that `body` makes, called 'x'."""
+  header = (0x1950A86A20F9469CFC6C, 1001, {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}})
+  state_dict = b'\x80\x02}' + encoded('x') + body + b's.'
+  path.write_bytes(b''.join(pickle.dumps(part, 2) for part in header) + state_dict + pickle.dumps(['k'], 2)
+                   + struct.pack('<q', total) + np.arange(6, dtype=np.float32).tobytes())
+  return path
+
+
+def test_a_storage_that_is_a_part_of_another(tmp_path):
+  path = legacy(tmp_path / 'x.pth', tensor((2,), (1,), view=('v', 3, 3), offset=1))
+  np.testing.assert_array_equal(torch_file.read_state_dict(path)['x'], [4, 5])
+
+
+@pytest.mark.parametrize('body', [
+    tensor((2, 3), (3, 1), offset=1),
+    tensor((7,), (1,)),
+    tensor((3,), (1,), view=('v', 2, 2)),
+    tensor((3,), (1,), view=('v', 4, 4)),
+    tensor((2,), (1,), view=('v', -2, 2)),
+    tensor((3,), (-1,), offset=2),
+    tensor((3, -1), (1, 1)),
+    tensor((10**12,), (0,)),  # would be terabytes
+    tensor((2,), (1,), total=10**15),
+    tensor((2,), (1,), dtype=encoded('object')),
+])
+def test_tensors_beyond_their_data_are_refused(tmp_path, body):
+  total = 10**15 if encoded(10**15) in body else 6
+  with pytest.raises(TorchFileError, match=r'x\.pth: is truncated or damaged \(.+\)$'):
+    torch_file.read_state_dict(legacy(tmp_path / 'x.pth', body, total))
+
+
+class Runs:
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+def in_zip(path, data):
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', data)
+
+
+def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
+  target, path = tmp_path / 'made', tmp_path / 'x.pth'
+  hostile = Runs()
+  hostile.path = str(target)
+  for protocol in (2, 4):
+    data = pickle.dumps({'x': hostile}, protocol)
+    in_zip(path, data)
+    with pytest.raises(TorchFileError, match=r'x\.pth: asks for posix\.mkdir, which .*; refused'):
+      torch_file.read_state_dict(path)
+    path.write_bytes(data)
+    with pytest.raises(TorchFileError, match='asks for posix.mkdir'):
+      torch_file.read_state_dict(path)
+  # Through an allowed name's attributes, and through the tensors' own storage type.
+  for module, name in (('torch._utils', '_rebuild_tensor_v2.__globals__'), ('builtins', 'getattr')):
+    in_zip(path, b'\x80\x04' + encoded(module) + encoded(name) + b'\x93.')
+    with pytest.raises(TorchFileError, match=f'asks for {module}.{name}'):
+      torch_file.read_state_dict(path)
+  assert not target.exists()
+
+
+@pytest.mark.parametrize('name', ['torch_zip.pth', 'torch_legacy.pth'])
+def test_truncated_anywhere(tmp_path, name):
+  whole = (GOLDEN / name).read_bytes()
+  path = tmp_path / 'x.pth'
+  for length in {*range(0, len(whole), 37), len(whole) - 1}:
+    path.write_bytes(whole[:length])
+    with pytest.raises(TorchFileError, match=r'x\.pth: is (not a PyTorch checkpoint|truncated or damaged) \(.+\)$'):
+      torch_file.read_state_dict(path)
+
+
+def test_overwritten_zip(tmp_path):
+  damaged = bytearray((GOLDEN / 'torch_zip.pth').read_bytes())
+  place = damaged.index(EXPECTED['plain.weight'].tobytes())
+  damaged[place + 5] ^= 1
+  (tmp_path / 'x.pth').write_bytes(damaged)
+  with pytest.raises(TorchFileError, match='truncated or damaged'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def test_a_compressed_file_is_refused_unread(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('archive/data.pkl', pickle.dumps({}, 2) + bytes(2**26))
+  with little_memory(), pytest.raises(TorchFileError, match='is compressed, which torch.save never does; load'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('member', ['data.pkl', 'byteorder', 'data/k'])
+def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
+  members = {'byteorder': b'little', 'data.pkl': b'\x80\x02}' + encoded('x') + tensor((2, 3), (3, 1)) + b's.',
+             'data/k': np.arange(6, dtype=np.float32).tobytes()}
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+    for name, data in members.items():
+      archive.writestr(f'archive/{name}', data + bytes(2**26 if name == member else 0))
+  with little_memory(), pytest.raises(TorchFileError, match=rf'x.pth: archive/{member} has 67,.* must have at most'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('data', [
+    b'\x80\x02Nr\0\0\0\1.',  # a memo of 2**24 places
+    b'\x80\x02]' + b']a' * 2**16 + b'.'])
+@pytest.mark.parametrize('form', ['zip', 'legacy'])
+def test_a_pickle_that_takes_much_memory_is_refused(tmp_path, monkeypatch, data, form):
+  monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16)
+  path = tmp_path / 'x.pth'
+  in_zip(path, data) if form == 'zip' else path.write_bytes(data)
+  with little_memory(2**20), pytest.raises(TorchFileError, match=r'x.pth: .*65,536'):
+    torch_file.read_state_dict(path)
+
+
+def test_tensors_that_share_their_data_too_often_are_refused(tmp_path):
+  shared = tensor((2**18,), (1,), total=2**18) + b'q\1'
+  names = b''.join(encoded(f'{i}') + b'h\1s' for i in range(99))
+  with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+    archive.writestr('archive/data.pkl', b'\x80\x02}' + encoded('x') + shared + b's' + names + b'.')
+    archive.writestr('archive/data/k', bytes(2**20))
+  with little_memory(), pytest.raises(TorchFileError, match=r'its tensors need 104,857,600 bytes, the file has 1,0'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('data', [
+    # One long object is given to many calls, each of which would copy it.
+    b'ctorch\nSize\nq\2' + b'B' + (2**16).to_bytes(4, 'little') + bytes(2**16) + b'q\3' + b'h\2h\3\x85R' * 300,
+    b'ccollections\nOrderedDict\nq\2](' + b'N)\x86' * 2**15 + b'eq\3' + b'h\2h\3\x85R' * 300])
+def test_a_pickle_that_copies_much_is_refused(tmp_path, data, monkeypatch):
+  monkeypatch.setattr(torch_file, '_MAX_ITEMS', 2**16)
+  in_zip(tmp_path / 'x.pth', b'\x80\x02(' + data + b'l.')
+  with little_memory(), pytest.raises(TorchFileError, match=r'damaged \(.*(torch.Size|more than 65,536 items)'):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def npz_bytes():
+  file = io.BytesIO()
+  np.savez(file, x=np.zeros(3))
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'', r'is not a PyTorch checkpoint \(0 bytes'),
+    (b'<!DOCTYPE html>', r'is not a PyTorch checkpoint \(15 bytes'),
+    (pickle.dumps([1, 2]), 'is not a PyTorch checkpoint'),
+    (npz_bytes(), 'is a zip file without data.pkl'),
+])
+def test_other_files(tmp_path, content, message):
+  (tmp_path / 'x.pth').write_bytes(content)
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+  with pytest.raises(TorchFileError, match='y.pth: cannot be read .No such file'):
+    torch_file.read_state_dict(tmp_path / 'y.pth')
+
+
+@pytest.mark.parametrize('content, message', [
+    ([1, 2], 'holds a value of type list, must be a state dict'),
+    ({}, 'holds nothing, must be a state dict'),
+    ({'epoch': 3}, "holds a value of type int under 'epoch', must be a state dict"),
+    ({'state_dict': {}}, "under 'state_dict', must be .*; save that part of it alone"),
+])
+def test_checkpoints_of_something_else(tmp_path, content, message):
+  in_zip(tmp_path / 'x.pth', pickle.dumps(content, 2))
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_state_dict(tmp_path / 'x.pth')
+
+
+def test_a_resume_file_of_pytorch():
+  """After one step of Adam with gradient 2: moments 2 (1 - 0.5) and 4 (1 - 0.9); options as a dict."""
+  content = torch_file.read_checkpoint(GOLDEN / 'torch_resume.pth')
+  assert [*content] == ['epoch', 'global_step', 'args', 'netG_dict', 'optimizerG', 'schedulerG']
+  assert content['args'] == {'num_timesteps': 4, 'ch_mult': [1, 2], 'attn_resolutions': (16,), 'fir': True,
+                             'lazy_reg': None, 'lr_g': 0.1, 'exp': 'x'}
+  assert {name: array.tolist() for name, array in content['netG_dict'].items()} == {
+      'module.a.weight': [[3, 3, 3]] * 2, 'module.a.bias': [3, 3]}
+  assert content['optimizerG']['param_groups'][0]['betas'] == (0.5, 0.9)
+  for i, shape in enumerate([(2, 3), (2,)]):
+    entry = content['optimizerG']['state'][i]
+    assert entry['step'] == 1
+    for name, value in (('exp_avg', 1), ('exp_avg_sq', 0.4), ('ema', 7)):
+      np.testing.assert_allclose(entry[name], np.full(shape, value), rtol=1e-6)
+  assert content['schedulerG']['T_max'] == 10
+
+
+@pytest.mark.parametrize('content, message', [
+    ([1, 2], 'holds a value of type list, must be a dict with tensors in it'),
+    ({'a': {'b': [1, {2}]}}, r'holds a value of type set under a\.b\.1, must hold tensors, numbers and texts alone'),
+    ({'a': {(1, 2): 3}}, r'under a\.\(1, 2\), must hold'),
+])
+def test_checkpoints_that_hold_other_things(tmp_path, content, message):
+  in_zip(tmp_path / 'x.pth', pickle.dumps(content, 4))
+  with pytest.raises(TorchFileError, match=message):
+    torch_file.read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+  cyclic = {'a': []}
+  cyclic['a'].append(cyclic)
+  nested = [[]]
+  for _ in range(60):
+    nested = [nested, nested]  # 2**60 lists to whoever walks them one by one
+  in_zip(tmp_path / 'x.pth', pickle.dumps({'cyclic': cyclic, 'nested': nested}, 2))
+  found = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  assert found['cyclic']['a'][0] is found['cyclic']
+
+
+def test_written_and_read(tmp_path):
+  content = {
+      'state': {0: {'step': np.float32([3]).reshape(()), 'x': BASE.transpose(2, 0, 1)}, 1: {'step': 7}},
+      'groups': [{'betas': (0.5, 0.9), 'on': True, 'none': None, 'big': 2**40}], 'empty': np.zeros((0, 3), np.float32),
+      'int64': np.arange(3), 'text': 'x', 'nothing': {}}
+  torch_writer.write_checkpoint(tmp_path / 'x.pth', content)
+  found = torch_file.read_checkpoint(tmp_path / 'x.pth')
+  leaves, structure = jax.tree.flatten(content)
+  found_leaves, found_structure = jax.tree.flatten(found)
+  assert found_structure == structure
+  for leaf, expected in zip(found_leaves, leaves, strict=True):
+    assert np.asarray(leaf).dtype == np.asarray(expected).dtype
+    np.testing.assert_array_equal(leaf, expected)
+  assert os.listdir(tmp_path) == ['x.pth']
+  with pytest.raises(UserError, match='cannot be written'):
+    torch_writer.write_checkpoint(tmp_path / 'no' / 'x.pth', content)

@@ -1,0 +1,368 @@
+"""Measuring sets of images: what must not depend on batches or devices, and every refusal."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from PIL import Image
+
+from ddgan_jax.config import ConfigError, DataConfig, UserError
+from ddgan_jax.data import sources
+from ddgan_jax.data.readers import DataError
+from ddgan_jax.metrics import evaluator, image_sets, statistics
+from ddgan_jax.metrics.evaluator import Evaluator
+from ddgan_jax.metrics.features import inception
+from ddgan_jax.parallel import sharding
+from tests.support import little_memory
+
+
+@pytest.fixture(autouse=True)
+def small_inception(monkeypatch, tmp_path):
+  """Twelve random features in place of the network, which is tested for itself."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  params = {'kernel': np.random.default_rng(0).standard_normal((64, 12), np.float32)}
+
+  def features(params, images):
+    x = images.reshape(len(images), -1)[:, :64].astype(jnp.float32) / 255
+    return jnp.tanh(x @ params['kernel']), x @ params['kernel']
+
+  monkeypatch.setattr(inception, 'load', lambda path, allow_any: params)
+  monkeypatch.setattr(inception, 'features', features)
+  return lambda images: np.asarray(features(params, images)[0], np.float64)
+
+
+def pictures(seed, count=150):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, rng.integers(128, 256, (count, 1, 1, 1)), (count, 8, 8, 1)).astype(np.uint8)
+
+
+def fid(mesh, batch_size, images, reference, **changes):
+  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
+  return evaluator.evaluate(images)['metrics']
+
+
+def test_fid_of_arrays(small_inception):
+  """The Fréchet distance of the features, whatever the batches and devices are."""
+  ours, others = pictures(0), pictures(1, 97)
+  a, b = small_inception(ours), small_inception(others)
+  cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+  expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(
+      cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+  found = []
+  for devices, batch_size in ((1, 7), (1, 64), (8, 64), (4, 1000)):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    metrics = fid(mesh, batch_size, image_sets.of_array(ours, 'ours'), image_sets.of_array(others, 'others'))
+    found.append((metrics['fid']['value'], metrics['is']['value']))
+  np.testing.assert_allclose(found[0][0], expected, rtol=1e-5)
+  np.testing.assert_allclose(found, [found[0]] * 4, rtol=1e-6)
+
+
+def test_the_report_says_what_it_is_of():
+  images, reference = image_sets.of_array(pictures(0), 'ours'), image_sets.of_array(pictures(1, 97), 'others')
+  report = Evaluator(
+      ('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None).evaluate(images)
+  assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
+  text = evaluator.table(report)
+  assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
+  assert 'Biased: fewer than 10,000 images.' in text
+  assert json.loads(json.dumps(report)) == report
+
+
+def test_the_report_says_how_many_splits_the_inception_score_has():
+  """More splits than samples are refused before anything is read."""
+  images = image_sets.of_array(pictures(0), 'ours')
+  reports = [
+      Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
+      for splits in (10, 1)]
+  ten, one = (report['metrics']['is'] for report in reports)
+  assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
+  assert '(10 splits)' in evaluator.table(reports[0]) and '(1 split)' in evaluator.table(reports[1])
+  unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
+  with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
+    Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
+
+
+def test_jpeg_changes_both_sides_alike():
+  images = image_sets.of_array(pictures(0), 'ours')
+  jpeg = image_sets.as_jpeg(images)
+  assert jpeg.rows(0, 8).shape == (8, 8, 8, 1) and (jpeg.rows(0, 8) != images.rows(0, 8)).any()
+  mesh = sharding.make_mesh()
+  assert abs(fid(mesh, 64, jpeg, jpeg)['fid']['value']) < 1e-9 < 1e-4 < fid(mesh, 64, jpeg, images)['fid']['value']
+
+
+def test_statistics_of_data_are_kept_and_written(tmp_path):
+  source = sources.load_source(DataConfig(image_size=8, num_channels=1))
+  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+  said = []
+  for _ in range(2):
+    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
+    found = evaluator.reference_statistics()
+  assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
+  statistics.write(tmp_path / 'digits.npz', found)
+  again = statistics.read(str(tmp_path / 'digits.npz'), 12)
+  np.testing.assert_array_equal(again.covariance, found.covariance)
+  assert again.count == 1498
+  images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
+  by_file = Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
+  assert abs(by_file['metrics']['fid']['value']) < 1e-6
+  changed = again._replace(mean=again.mean + 1)
+  other = Evaluator(('fid',), changed, sharding.make_mesh(), 2000, 500).evaluate(images)
+  assert other['reference'] == by_file['reference'] and other['reference_digest'] != by_file['reference_digest']
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+  """As a quota would: no file may exceed 1,000 bytes. The cache is best effort, a file of the user's is not."""
+  said, found = [], statistics.Statistics('digits', np.arange(12.0), np.eye(12), 10)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(OSError, match='File too large'):
+      statistics.write(tmp_path / 'mine' / 'digits.npz', found)
+    assert not os.listdir(tmp_path / 'mine')
+    statistics.store('key', found, said.append)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert len(said) == 1 and 'cannot be cached (File too large); the next run computes it again' in said[0]
+  assert statistics.load_cached('key') is None
+  assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_published_files_are_read(tmp_path):
+  mean, covariance = np.arange(12.0), np.eye(12)
+  np.save(tmp_path / 'dict.npy', {'mu': mean, 'sigma': covariance})
+  np.savez(tmp_path / 'plain.npz', mu=mean, sigma=covariance)
+  for name in ('dict.npy', 'plain.npz'):
+    found = statistics.read(str(tmp_path / name), 12)
+    np.testing.assert_array_equal(found.mean, mean)
+    np.testing.assert_array_equal(found.covariance, covariance)
+    assert found.count is None
+
+
+class _Malicious:
+  def __reduce__(self):
+    return os.system, ('touch /tmp/should_not_exist',)
+
+
+def test_files_of_statistics_that_are_refused(tmp_path):
+  np.savez(tmp_path / 'small.npz', mu=np.zeros(3), sigma=np.eye(3))
+  np.savez(tmp_path / 'other.npz', images=np.zeros(3))
+  np.save(tmp_path / 'array.npy', np.zeros(3))
+  np.save(tmp_path / 'evil.npy', {'mu': _Malicious()})
+  np.savez(tmp_path / 'nan.npz', mu=np.full(12, np.nan), sigma=np.eye(12))
+  (tmp_path / 'torn.npz').write_bytes((tmp_path / 'small.npz').read_bytes()[:100])
+  for name, message in (
+      ('none.npz', 'no such file; statistics are an .npz or .npy with mu and sigma'),
+      ('small.npz', r'mu is \[3\] and sigma \[3, 3\], must be \[12\] and \[12, 12\]'),
+      ('other.npz', 'holds no mu and sigma that can be read'),
+      ('array.npy', r'holds no mu and sigma .*it is an array float64\[3\]'),
+      ('evil.npy', r'it asks for posix.system, which arrays do not need'),
+      ('nan.npz', 'mu or sigma is not finite'),
+      ('torn.npz', 'holds no mu and sigma that can be read')):
+    with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      statistics.read(str(tmp_path / name), 12)
+
+
+def test_statistics_whose_pickle_copies_much_are_refused(tmp_path):
+  """A void of a gigabyte, and one text that is encoded again and again."""
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+  scalar = b'cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x0bV1000000000K\0K\1tRC\0tR'
+  encode = b'c_codecs\nencode\nq\1X\0\0\1\0' + bytes(2**16) + b'q\2' + b'X\6\0\0\0latin1q\3' + b'h\1h\2h\3\x86R' * 999
+  for data in (scalar, encode):
+    (tmp_path / 'x.npy').write_bytes(header.getvalue() + b'\x80\2(U\2mu' + data + b'd.')
+    with little_memory(), pytest.raises(statistics.StatisticsError, match='holds no mu and sigma that can be read'):
+      statistics.read(str(tmp_path / 'x.npy'))
+
+
+def test_files_of_statistics_that_would_take_much_memory(tmp_path):
+  good = {'mu': np.zeros(12), 'sigma': np.eye(12)}
+  np.savez_compressed(tmp_path / 'extra.npz', **good, features=np.zeros(2**23))
+  with little_memory():
+    assert statistics.read(str(tmp_path / 'extra.npz'), 12).mean.shape == (12,)
+  np.savez_compressed(tmp_path / 'large.npz', mu=np.zeros(2**23), sigma=good['sigma'])
+  np.savez_compressed(tmp_path / 'wide.npz', mu=np.zeros(12, 'U500000'), sigma=good['sigma'])
+  np.savez_compressed(tmp_path / 'many.npz', **good, n=np.zeros(2**23))
+  head = io.BytesIO()
+  np.lib.format.write_array_header_1_0(head, {'descr': '|O', 'fortran_order': False, 'shape': ()})
+  shape = pickle.dumps((2**26,), 2)[2:-1]
+  for name, body in (
+      ('memo.npy', b'Nr\0\0\0\1'), ('shape.npy', b'cnumpy\nndarray\n' + shape + b'\x85R'),
+      ('rebuilt.npy', b'cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n' + shape + b'U\1b\x87R')):
+    (tmp_path / name).write_bytes(head.getvalue() + b'\x80\x02' + body + b'.')
+  for name, message in (
+      ('large.npz', r'mu is \[8388608\] and sigma \[12, 12\], must be'), ('wide.npz', r'mu is <U500000\[12\]'),
+      ('many.npz', r'n is float64\[8388608\]'), ('memo.npy', 'a pickle that takes more than'),
+      ('shape.npy', 'holds no mu and sigma'), ('rebuilt.npy', 'holds no mu and sigma')):
+    with little_memory(), pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      statistics.read(str(tmp_path / name), 12)
+
+
+def test_images_in_files(tmp_path):
+  images = pictures(0, 5)
+  (tmp_path / 'folder').mkdir()
+  for i, image in enumerate(images):
+    Image.fromarray(image[..., 0]).save(tmp_path / 'folder' / f'{i}.png')
+  np.savez(tmp_path / 'images.npz', images=images)
+  fingerprints = set()
+  for name in ('folder', 'images.npz'):
+    for num_channels in (1, 3):
+      found = image_sets.of_files(str(tmp_path / name), num_channels)
+      assert found.size == 5 and found.shape == (8, 8, num_channels)
+      np.testing.assert_array_equal(found.rows(0, 5), images.repeat(num_channels, axis=-1))
+      fingerprints.add(found.fingerprint)
+  assert len(fingerprints) == 2 and '' not in fingerprints  # one for each number of channels
+
+
+def test_colours_do_not_depend_on_the_first_file(tmp_path):
+  """Palettes (PNG, GIF) are colours, and so is a folder whose first file is grey; grey files become grey RGB."""
+  colours = np.random.default_rng(0).integers(0, 8, (4, 8, 8, 3), np.uint8) * 32
+  for name, ending in (('palette', 'png'), ('gif', 'gif'), ('mixed', 'png')):
+    (tmp_path / name).mkdir()
+    expected = []
+    for i, pixels in enumerate(colours):
+      image = Image.fromarray(pixels)
+      image = image.convert('L') if (name, i) == ('mixed', 0) else image if name == 'mixed' else image.quantize(64)
+      image.save(tmp_path / name / f'{i}.{ending}')
+      expected.append(np.asarray(image.convert('RGB')))
+    found = image_sets.of_files(str(tmp_path / name))
+    assert found.shape == (8, 8, 3)
+    np.testing.assert_array_equal(found.rows(0, 4), expected)
+
+
+def test_grey_images_are_seen_as_rgb():
+  """The input of Inception and VGG16, bit for bit, also after JPEG."""
+  grey = image_sets.of_array(pictures(0, 8), 'grey')
+  rgb = image_sets.of_array(pictures(0, 8).repeat(3, axis=-1), 'rgb')
+  for change in (lambda images: images, image_sets.as_jpeg):
+    one, three = (jax.jit(inception.resize, static_argnums=1)(change(images).rows(0, 8), 32) for images in (grey, rgb))
+    np.testing.assert_array_equal(one, three)
+
+
+def test_the_size_is_that_of_the_upright_image(tmp_path):
+  """Exif may turn an image, so its stored height is its width."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  (tmp_path / 'turned').mkdir()
+  Image.new('RGB', (8, 6)).save(tmp_path / 'turned' / 'a.png', exif=exif)
+  with pytest.raises(DataError, match='a.png is 8x6, must be square'):
+    image_sets.of_files(str(tmp_path / 'turned'))
+
+
+def test_images_that_are_refused(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(DataError, match=r'^\S+empty holds no image'):
+    image_sets.of_files(str(tmp_path / 'empty'))
+  with pytest.raises(DataError, match=r'^\S+nothing.npz does not exist'):
+    image_sets.of_files(str(tmp_path / 'nothing.npz'))
+  (tmp_path / 'oblong').mkdir()
+  Image.new('L', (8, 6)).save(tmp_path / 'oblong' / 'a.png')
+  with pytest.raises(DataError, match='a.png is 6x8, must be square'):
+    image_sets.of_files(str(tmp_path / 'oblong'))
+  evaluator = Evaluator(('fid',), image_sets.of_array(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
+  with pytest.raises(ConfigError, match='grey 16: its images are 16x16x1, but those of ours are 8x8x1; a comparison'):
+    evaluator.evaluate(image_sets.of_array(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
+
+
+@pytest.mark.parametrize('metrics, reference, message', [
+    (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
+    (('fid', 'kid'), 'statistics', 'kid: needs images as reference, but file holds a mean and a covariance'),
+    (('modes',), 'images', 'modes: needs labelled data to know them by'),
+    (('sfid',), 'images', "metrics: found 'sfid', must be some of fid, is, kid, pr, dc, modes"),
+])
+def test_metrics_that_cannot_be_had(metrics, reference, message):
+  reference = {
+      None: None, 'images': image_sets.of_array(pictures(0), 'ours'),
+      'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
+  with pytest.raises(ConfigError, match=message):
+    Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
+
+
+def test_stacks_by_number():
+  """Fixed stacks are those that training draws; the endless sequence does not depend on the batch."""
+  source = sources.load_source(DataConfig(image_size=8, num_channels=1))
+  fixed = DataConfig(image_size=8, num_channels=3, stack=3, num_stacks=50)
+  found = image_sets.of_data(source, fixed)
+  assert found.size == 50 and found.rows(0, 50).shape == (50, 8, 8, 3)
+  endless = image_sets.of_data(source, dataclasses.replace(fixed, num_stacks=0))
+  assert endless.size is None
+  np.testing.assert_array_equal(
+      np.concatenate([endless.rows(0, 16), endless.rows(16, 16)]), endless.rows(0, 32))
+  assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch
+
+
+@pytest.mark.parametrize('num', [60, 97])
+def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
+  """Samples are drawn once for Inception and VGG16; of the reference all images are read once, and a subset once."""
+  from ddgan_jax.metrics.features import vgg
+
+  monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
+  monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(jnp.float32))
+  pixels, source = pictures(0), sources.ArraySource(pictures(1, 97))
+  drawn, read, gather = [], [], source.gather
+  monkeypatch.setattr(source, 'gather', lambda numbers: (read.extend(numbers), gather(numbers))[1])
+  images = image_sets.ImageSet(
+      'ours', '', None, (8, 8, 1), lambda first, count: (drawn.append(count), pixels[first:first + count])[1])
+  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+
+  def evaluate(*metrics):
+    return Evaluator(
+        metrics, reference, sharding.make_mesh(), num, 8, say=lambda text: None).evaluate(images)['metrics']
+
+  together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
+  assert sum(drawn) == -(-num // 8) * 8
+  assert len(read) == 104 + (64 if num < 97 else 0)  # whole batches
+  assert together == evaluate('fid', 'is') | evaluate('kid') | evaluate('pr', 'dc')
+
+
+def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
+  """The same numbers in every process, batch and version of NumPy, with their labels."""
+  images = image_sets.of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')
+  images = images._replace(fingerprint='known', asked=lambda num: np.arange(num, dtype=np.int32))
+  chosen = image_sets.subset(images, 6)
+  expected = [33, 65, 68, 86, 94, 99]
+  assert chosen.rows(0, 8).ravel().tolist() == [*expected, 99, 99] and chosen.size == 6
+  assert chosen.asked(5).tolist() == expected[:5]
+  assert chosen.fingerprint == 'known subset 6' and image_sets.subset(images, 7).fingerprint != chosen.fingerprint
+  assert image_sets.subset(images, 100) is images and image_sets.subset(images._replace(size=None), 6).size is None
+  jpeg = image_sets.subset(image_sets.as_jpeg(images), 6)
+  np.testing.assert_array_equal(jpeg.rows(0, 6), image_sets.as_jpeg(chosen).rows(0, 6))
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  parts = []
+  for index in range(2):
+    monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
+    parts.append(chosen.rows(0, 6).ravel())
+  assert np.concatenate(parts).tolist() == expected
+
+
+def test_distances_of_the_features(small_inception, monkeypatch):
+  """kid, pr and dc are those functions of the reference's and the images' features; dc and pr have as many of each."""
+  from ddgan_jax.metrics import kid, precision_recall
+  from ddgan_jax.metrics.features import vgg
+
+  params = {'kernel': np.random.default_rng(1).standard_normal((64, 8), np.float32)}
+  read = lambda params, images: images.reshape(len(images), -1).astype(jnp.float32) / 255 @ params['kernel']
+  monkeypatch.setattr(vgg, 'load', lambda path, allow_any: params)
+  monkeypatch.setattr(vgg, 'features', read)
+  ours, others = pictures(0, 60), pictures(1, 97)
+  evaluator = Evaluator(
+      ('kid', 'pr', 'dc', 'fid'), image_sets.of_array(others, 'others'), sharding.make_mesh(), 10_000, 16,
+      say=lambda text: None)
+  metrics = evaluator.evaluate(image_sets.of_array(ours, 'ours'))['metrics']
+  value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
+  assert metrics['kid']['value'] == pytest.approx(value, rel=1e-4)
+  assert metrics['kid']['deviation'] == pytest.approx(deviation, rel=1e-3, abs=1e-6)
+  chosen = image_sets.subset(image_sets.of_array(others, 'others'), 60).rows(0, 60)
+  real, fake = (np.asarray(read(params, x)) for x in (chosen, ours))
+  for names, function in ((('precision', 'recall'), precision_recall.precision_recall),
+                          (('density', 'coverage'), precision_recall.density_coverage)):
+    for name, value in zip(names, function(real, fake)):
+      assert metrics[name]['value'] == pytest.approx(value) and metrics[name]['n_reference'] == 60
+  assert metrics['recall']['value'] != metrics['precision']['value']

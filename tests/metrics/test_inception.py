@@ -1,0 +1,76 @@
+"""The FID Inception network against PyTorch's numbers, with random weights."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from ddgan_jax.config import UserError
+from ddgan_jax.metrics.features import inception, weights
+from ddgan_jax.parallel import compilation
+from tests.support import golden, relative_error
+
+
+def weight(name, shape):
+  """The recipe of the golden file: a function of the tensor's name that keeps the activations' size."""
+  x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
+  if len(shape) > 1:
+    return x * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+  if name.endswith('running_var'):
+    return 1 + np.float32(0.1) * np.abs(x)
+  return np.float32(0.1) * x + name.endswith('bn.weight')
+
+
+@pytest.fixture(scope='module')
+def arrays():
+  return golden('inception_fid.npz')[0]
+
+
+@pytest.fixture(scope='module')
+def state_dict(arrays):
+  rows = (str(row).split('|') for row in arrays['param_names'])
+  return {name: weight(name, json.loads(shape)) for name, shape in rows}
+
+
+@pytest.fixture(scope='module')
+def features(state_dict):
+  params = inception.params_from_state_dict(state_dict)
+  compiled = compilation.jit(inception.features)
+  return lambda images: compiled(params, images)
+
+
+@pytest.mark.parametrize('case', ['cifar', 'wide', 'native'])
+def test_golden(arrays, features, case):
+  pool3, logits = features(arrays[f'{case}/images_uint8_nhwc'])
+  assert pool3.dtype == logits.dtype == np.float32
+  assert relative_error(pool3, arrays[f'{case}/pool3']) < 1e-5
+  assert relative_error(logits, arrays[f'{case}/logits']) < 1e-5
+
+
+def test_grey_images_are_seen_as_equal_channels(arrays):
+  grey = arrays['cifar/images_uint8_nhwc'][..., :1]
+  np.testing.assert_array_equal(inception.resize(grey, 50), inception.resize(np.repeat(grey, 3, axis=-1), 50))
+
+
+@pytest.mark.parametrize('images, found', [
+    (np.zeros((2, 32, 32, 3), np.float32), 'float32'),
+    (np.zeros((32, 32, 3), np.uint8), r'uint8 \(32, 32, 3\)'),
+    (np.zeros((2, 3, 32, 32), np.uint8), r'uint8 \(2, 3, 32, 32\)'),
+])
+def test_other_images_are_refused(images, found):
+  with pytest.raises(UserError, match=f'images: found {found}.*, must be uint8'):
+    inception.features({}, images)
+
+
+def test_other_networks_are_refused(state_dict):
+  of_torchvision = {**state_dict, 'fc.weight': np.zeros((1000, 2048), np.float32)}
+  with pytest.raises(weights.WeightsError, match=r'fc.weight: found shape \(1000, 2048\), must be \(1008, 2048\)'):
+    inception.params_from_state_dict(of_torchvision)
+  del of_torchvision['Mixed_7c.branch_pool.bn.bias']
+  with pytest.raises(weights.WeightsError, match='Mixed_7c.branch_pool.bn.bias: no such tensor'):
+    inception.params_from_state_dict(of_torchvision)
+  wide = {**state_dict, 'Mixed_6b.branch7x7_1.conv.weight': np.zeros((160, 768, 1, 1), np.float32)}
+  wide |= {name: np.ones(160) for name in wide if name.startswith('Mixed_6b.branch7x7_1.bn')}
+  with pytest.raises(weights.WeightsError, match=r'Mixed_6b: .* \[192, 160, 128, 192\] channels, must be \[192, 128'):
+    inception.params_from_state_dict(wide)

@@ -1,0 +1,79 @@
+"""Precision, recall, density and coverage against brute force in float64."""
+
+import numpy as np
+import pytest
+
+from ddgan_jax.config import UserError
+from ddgan_jax.metrics import precision_recall as pr
+from tests.support import GOLDEN
+
+
+def brute_force(real, fake, k):
+  """Precision, recall, density, coverage from all differences; balls with their edge, oneself no neighbour."""
+  real, fake = real.astype(np.float64), fake.astype(np.float64)
+  distances = lambda a, b: np.array([((b - row) ** 2).sum(axis=1) for row in a])
+  radii = lambda a: np.sort(distances(a, a) + np.diag(np.full(len(a), np.inf)), axis=1)[:, k - 1]
+  between = distances(fake, real)
+  in_real, in_fake = between <= radii(real), between <= radii(fake)[:, None]
+  density = in_real.sum() / (k * len(fake))
+  return in_real.any(axis=1).mean(), in_fake.any(axis=0).mean(), density, in_real.any(axis=0).mean()
+
+
+def found(real, fake, k):
+  return *pr.precision_recall(real, fake, k), *pr.density_coverage(real, fake, k)
+
+
+def test_golden():
+  arrays = np.load(GOLDEN / 'metrics.npz')
+  expected = arrays['pr/precision'], arrays['pr/recall']
+  np.testing.assert_allclose(pr.precision_recall(arrays['pr/real'], arrays['pr/fake']), expected, rtol=1e-12)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Blocks of 64 rows and a last one that is not full, where there would be one of 1024."""
+  monkeypatch.setattr(pr, '_BLOCK_NUMBERS', 64 * 300)
+
+
+@pytest.mark.parametrize('k', [1, 5])
+def test_against_brute_force(small_blocks, k):
+  rng = np.random.default_rng(k)
+  real, fake = rng.standard_normal((300, 8)), rng.standard_normal((250, 8)) * 0.9 + 0.3
+  expected = brute_force(real, fake, k)
+  assert min(expected) > 0.1
+  # One sample is 0.003 of a share; one pair of the 75,000, which may be within 1e-6 of an edge, 0.001 of the density.
+  np.testing.assert_allclose(found(real, fake, k), expected, rtol=2e-3)
+
+
+def test_distances_far_smaller_than_the_features(small_blocks):
+  """Clusters 0.1 wide and 60 apart, all far from 0: a product of float32 numbers is off by a tenth of a radius."""
+  rng = np.random.default_rng(0)
+  place = 300 + np.where(rng.integers(0, 2, (2, 300, 1)), 30, -30)
+  real, fake = (place + 0.1 * rng.standard_normal((2, 300, 8))).astype(np.float32)
+  np.testing.assert_allclose(found(real, fake, 3), brute_force(real, fake, 3), rtol=2e-3)
+
+
+def test_samples_on_the_edge_are_inside():
+  """The reals as fakes, where each ball ends at a fake, and fakes that are all one real."""
+  real = np.random.default_rng(0).standard_normal((100, 40)).astype(np.float32) + 50
+  np.testing.assert_allclose(found(real, real, 5), (1, 1, 6 / 5, 1))
+  collapsed = np.repeat(real[:1], 30, axis=0)
+  np.testing.assert_allclose(found(real, collapsed, 5), brute_force(real, collapsed, 5))
+  assert pr.precision_recall(real, collapsed)[1] == 0.01  # that one
+
+
+def test_a_perfect_generator_has_density_one_and_a_coverage_in_closed_form():
+  """Naeem et al. 2020, equation 9: the expected coverage for N = M is about 1 - 2^-k."""
+  real, fake = np.random.default_rng(0).standard_normal((2, 1500, 16))
+  density, coverage = pr.density_coverage(real, fake)
+  assert abs(density - 1) < 0.05 and abs(coverage - (1 - 2**-5)) < 0.015
+
+
+def test_what_cannot_be_measured_is_refused():
+  x = np.zeros((5, 2))
+  with pytest.raises(UserError, match=r'fake features: found shape \(5, 3\), must be .* \(2,\)'):
+    pr.precision_recall(x, np.zeros((5, 3)))
+  with pytest.raises(UserError, match='real features: found 3 samples, must be 4 or more'):
+    pr.precision_recall(x[:3], x)
+  with pytest.raises(UserError, match='fake features: found a value that is not finite'):
+    pr.density_coverage(np.zeros((6, 2)), x + np.inf)

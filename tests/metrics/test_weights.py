@@ -1,0 +1,149 @@
+"""Where weights are looked for, and what is said when they are not there: a local server stands for the real ones."""
+
+import contextlib
+import hashlib
+import http.server
+import socket
+import threading
+
+import pytest
+
+from ddgan_jax.metrics.features import inception, vgg, weights
+from ddgan_jax.metrics.features.weights import Published, WeightsError
+from tests.support import GOLDEN
+
+CONTENT = b'weights' * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  for variable in ('WEIGHTS', 'DDGAN_JAX_INCEPTION', 'DDGAN_JAX_VGG16'):
+    monkeypatch.delenv(variable, raising=False)
+  for variable in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+    monkeypatch.delenv(variable, raising=False)
+  return tmp_path / 'cache' / 'ddgan_jax' / 'weights'
+
+
+@contextlib.contextmanager
+def server(status, content, length=None):
+  """Answers every GET in the same way; gives what is published there, and the list of requests."""
+  requests = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      requests.append(self.path)
+      self.send_response(status)
+      self.send_header('Content-Length', str(len(content) if length is None else length))
+      self.end_headers()
+      self.wfile.write(content)
+
+    def log_message(self, *args):
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield Published('w.pth', f'http://127.0.0.1:{httpd.server_port}/w.pth', SHA256, 'WEIGHTS'), requests
+    httpd.shutdown()
+
+
+def unreachable():
+  """What is published where nobody listens."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return Published('w.pth', f'http://127.0.0.1:{probe.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
+
+
+def test_downloaded_once(cache):
+  with server(200, CONTENT) as (published, requests):
+    file = weights.find(published)
+    assert file == cache / 'w.pth' and file.read_bytes() == CONTENT
+    assert weights.find(published) == file
+    assert requests == ['/w.pth']
+  assert [path.name for path in cache.iterdir()] == ['w.pth']
+
+
+@pytest.mark.parametrize('status, content, length, cause', [
+    (404, b'', None, r'cannot be downloaded \(it answers 404\)'),
+    (200, CONTENT[:100], len(CONTENT), r'cannot be downloaded \(\w+\)'),
+    (200, b'<html>', None, 'sent has another SHA-256 checksum than'),
+])
+def test_failed_downloads_leave_nothing(cache, status, content, length, cause):
+  with server(status, content, length) as (published, _), pytest.raises(WeightsError, match=cause) as error:
+    weights.find(published)
+  assert f'put w.pth into {cache}, or its path into the environment variable WEIGHTS' in str(error.value)
+  assert not cache.exists() or not any(cache.iterdir())
+
+
+def test_no_network(cache):
+  with pytest.raises(WeightsError, match=r'w.pth is not here and .* cannot be downloaded \(ConnectionError\)') as error:
+    weights.find(unreachable())
+  assert f'put w.pth into {cache}, or' in str(error.value)
+
+
+def test_a_network_that_swallows_everything_is_given_up_soon(monkeypatch):
+  monkeypatch.setattr(weights, '_SECONDS_TO_ANSWER', 0.5)
+  with socket.socket() as silent:
+    silent.bind(('127.0.0.1', 0))
+    silent.listen()
+    published = Published('w.pth', f'http://127.0.0.1:{silent.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
+    with pytest.raises(WeightsError, match=r'cannot be downloaded \(\w+Timeout\)'):
+      weights.find(published)
+
+
+def test_given_before_the_variable_before_the_cache(cache, tmp_path, monkeypatch):
+  published = unreachable()
+  cache.mkdir(parents=True)
+  for file in (cache / 'w.pth', tmp_path / 'of_variable.pth', tmp_path / 'given.pth'):
+    file.write_bytes(CONTENT)
+  assert weights.find(published) == cache / 'w.pth'
+  monkeypatch.setenv('WEIGHTS', str(tmp_path / 'of_variable.pth'))
+  assert weights.find(published) == tmp_path / 'of_variable.pth'
+  assert weights.find(published, tmp_path / 'given.pth') == tmp_path / 'given.pth'
+
+
+def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch):
+  published = unreachable()
+  other = tmp_path / 'other.pth'
+  other.write_bytes(b'other')
+  found = hashlib.sha256(b'other').hexdigest()[:8]
+  with pytest.raises(WeightsError, match=f'^{other} has the SHA-256 checksum {found}…, must be {SHA256[:8]}… as '):
+    weights.find(published, other)
+  assert weights.find(published, other, allow_any=True) == other
+  monkeypatch.setenv('WEIGHTS', str(other))
+  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {other} has the SHA-256 checksum {found}'):
+    weights.find(published)
+  monkeypatch.delenv('WEIGHTS')
+  cache.mkdir(parents=True)
+  (cache / 'w.pth').write_bytes(b'damaged')  # what nobody named is no choice of the user's: it is downloaded again
+  with pytest.raises(WeightsError, match='w.pth is damaged and .* cannot be downloaded'):
+    weights.find(published, allow_any=True)
+  with server(200, CONTENT) as (published, _):
+    assert weights.find(published, allow_any=True).read_bytes() == CONTENT
+
+
+def test_paths_that_are_no_file(tmp_path, monkeypatch):
+  with pytest.raises(WeightsError, match='none.pth does not exist, must be the file w.pth'):
+    weights.find(unreachable(), tmp_path / 'none.pth', allow_any=True)
+  monkeypatch.setenv('WEIGHTS', str(tmp_path))
+  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {tmp_path} is a folder, must be the file w.pth'):
+    weights.find(unreachable())
+
+
+@pytest.mark.parametrize('load, variable, missing', [
+    (inception.load, 'DDGAN_JAX_INCEPTION', 'Conv2d_1a_3x3.bn.weight'),
+    (vgg.load, 'DDGAN_JAX_VGG16', 'features.0.weight'),
+])
+def test_loading_a_checkpoint_of_something_else(monkeypatch, load, variable, missing):
+  with pytest.raises(WeightsError, match=f'torch_zip.pth: {missing}: no such tensor'):
+    load(str(GOLDEN / 'torch_zip.pth'), allow_any=True)
+  monkeypatch.setenv(variable, str(GOLDEN / 'torch_zip.pth'))
+  with pytest.raises(WeightsError, match=rf'^\${variable}: .* has the SHA-256 checksum'):
+    load()
+
+
+def test_published_names_carry_their_checksums():
+  for published in (weights.INCEPTION, weights.VGG16):
+    assert published.file.endswith(f'-{published.sha256[:8]}.pth') and published.url.endswith('/' + published.file)
+    assert len(published.sha256) == 64

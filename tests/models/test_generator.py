@@ -1,0 +1,230 @@
+"""The generator against the original's numbers, and the option combinations with which the original crashes."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, models
+from ddgan_jax.config import ConfigError, GeneratorConfig, recipes
+from ddgan_jax.interop import pytorch, torch_file
+from ddgan_jax.models import blocks
+from ddgan_jax.parallel import compilation
+from ddgan_jax.train_state import count_parameters
+from tests.support import GOLDEN, generator_config, golden, nhwc, relative_error, state_dict
+
+CASES = sorted(path.name for path in GOLDEN.glob('generator_*.npz'))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_golden(case):
+  """Output and both gradients, from the original's weights through the importer; and the way back is bit-equal."""
+  arrays, options = golden(case)
+  config = generator_config(options)
+  tensors = state_dict(arrays['param_names'])
+  params = pytorch.generator_params(tensors, config)
+  back = pytorch.generator_state_dict(params, config)
+  assert list(back) == list(tensors)
+  for name, tensor in tensors.items():
+    if config.conditional or 'Dense_0' not in name:  # the original carries these unused
+      np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+  generator = models.Generator(config)
+  x, t, z = nhwc(arrays['x']), arrays['t'], arrays['z']
+  shapes = jax.eval_shape(generator.init, jax.random.key(0), x, t, z)['params']
+  assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, params)
+
+  @compilation.jit
+  def run(params, x, z):
+    def objective(x, z):
+      out = generator.apply({'params': params}, x, t, z)
+      return (out * nhwc(arrays['cotangent'])).sum(), out
+
+    (_, out), (grad_x, grad_z) = jax.value_and_grad(objective, (0, 1), has_aux=True)(x, z)
+    return out, grad_x, grad_z
+
+  out, grad_x, grad_z = run(params, x, z)
+  tolerance = 2e-4 if 'full' in case else 1e-4
+  assert out.dtype == jnp.float32
+  assert relative_error(out, nhwc(arrays['out'])) < tolerance
+  assert relative_error(grad_x, nhwc(arrays['grad_x'])) < tolerance
+  assert relative_error(grad_z, arrays['grad_z']) < tolerance
+
+
+def test_golden_checkpoint():
+  """A file as the original writes it: names prefixed, every tensor used, the same images."""
+  arrays, options = golden('netG_tiny_io.npz')
+  config = generator_config(options)
+  tensors = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
+  assert all(name.startswith('module.') for name in tensors)
+  params = pytorch.generator_params(tensors, config)
+  out = compilation.jit(models.Generator(config).apply)({'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])
+  assert relative_error(out, nhwc(arrays['out'])) < 1e-4
+
+
+@pytest.mark.parametrize('recipe, expected', [('cifar10', 48_432_515), ('celebahq_256', 39_726_979)])
+def test_parameter_counts(recipe, expected):
+  config = config_lib.from_config_dict(recipes.load(recipe)).generator
+  size = config.image_size
+  shapes = jax.eval_shape(
+      models.Generator(config).init, jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32),
+      jnp.zeros((1, config.nz)))
+  assert count_parameters(shapes) == expected
+
+
+SMALL = GeneratorConfig(
+    image_size=8, num_channels=3, num_channels_dae=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), nz=4,
+    z_emb_dim=8, n_mlp=1)
+
+
+def outputs_and_gradients(config):
+  """G at every t of T = 4 through `generator_fn`, from large weights: nothing hides behind a zero init."""
+  schedule = diffusion.make_schedule(4)
+  generator = models.Generator(config)
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((4, 8, 8, 3), dtype=np.float32)
+  z = rng.standard_normal((4, 4), dtype=np.float32)
+  t = np.arange(4)
+  shapes = jax.eval_shape(generator.init, jax.random.key(0), x, t, z)['params']
+  params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) / 4, shapes)
+
+  def objective(params):
+    out = models.generator_fn(generator, params, schedule)(x, t, z)
+    return (out * x).sum(), out
+
+  (_, out), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+  return params, out, gradients
+
+
+CRASHES_THERE = {
+    'progressive residual': {'progressive': 'residual'},
+    'progressive residual, no fir': {'progressive': 'residual', 'fir': False},
+    'fourier': {'embedding_type': 'fourier'},
+    'ddpm with conv': {'resblock_type': 'ddpm', 'resamp_with_conv': True},
+    'ddpm without fir': {'resblock_type': 'ddpm', 'fir': False},
+    'ddpm without fir or conv': {'resblock_type': 'ddpm', 'fir': False, 'resamp_with_conv': False},
+    'output_skip without fir': {'progressive': 'output_skip', 'fir': False},
+}
+
+
+@pytest.mark.parametrize('options', CRASHES_THERE.values(), ids=CRASHES_THERE.keys())
+def test_combinations_that_crash_the_original(options):
+  config = dataclasses.replace(SMALL, **options)
+  params, out, gradients = outputs_and_gradients(config)
+  assert out.shape == (4, 8, 8, 3) and np.isfinite(out).all() and np.abs(out).max() <= 1
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(leaf).all(), path
+    if 'fourier' in str(path):
+      assert not leaf.any()  # random features stay fixed
+    elif 'key' not in str(path[-2:]):  # softmax ignores what the key's bias adds to all pixels
+      assert leaf.any(), f'{path} does not reach the output'
+  back = pytorch.generator_params(pytorch.generator_state_dict(params, config), config)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_every_combination_is_built_or_refused_by_name():
+  """The combinations of the options that name a variant: shapes agree with the importer's table, or ConfigError."""
+  choices = {
+      'resblock_type': ('biggan', 'biggan_oneadagn', 'ddpm'),
+      'progressive': ('none', 'output_skip', 'residual'),
+      'progressive_input': ('none', 'input_skip', 'residual'),
+      'progressive_combine': ('sum', 'cat'),
+      'fir': (True, False),
+      'resamp_with_conv': (True, False),
+      'embedding_type': ('positional', 'fourier'),
+  }
+  x, z = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4))
+  built = 0
+  for values in itertools.product(*choices.values()):
+    options = dict(zip(choices, values, strict=True))
+    refused = options['progressive_combine'] == 'cat' and options['progressive_input'] != 'input_skip'
+    if refused:
+      with pytest.raises(ConfigError, match='progressive_combine'):
+        dataclasses.replace(SMALL, **options)
+      continue
+    # What changes nothing else is not tried with everything else.
+    if options['resamp_with_conv'] and options['resblock_type'] != 'ddpm':
+      continue
+    if options['embedding_type'] == 'fourier' and options['progressive_input'] != 'none':
+      continue
+    config = dataclasses.replace(SMALL, **options)
+    shapes = jax.eval_shape(models.Generator(config).init, jax.random.key(0), x, jnp.ones(1), z)['params']
+    ours = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    assert ours == {path for _, path, layout in pytorch.generator_rows(config) if layout != 'unused'}, options
+    built += 1
+  assert built == 120
+
+
+def test_odd_widths_have_groups_that_divide_them():
+  """48 + 96 = 144 channels do not divide into 32 groups, with which the original crashes."""
+  assert blocks.num_groups(144) == 24
+  assert blocks.num_groups(256) == 32
+  assert blocks.num_groups(8) == 2
+
+
+def test_normalise_against_flax():
+  import flax.linen as nn
+
+  rng = np.random.default_rng(0)
+  x = 3 + 2 * rng.standard_normal((2, 5, 5, 16), dtype=np.float32)
+  scale, shift = rng.standard_normal((2, 16), dtype=np.float32)
+  expected = nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False).apply(
+      {'params': {'scale': scale, 'bias': shift}}, x)
+  np.testing.assert_allclose(blocks.normalise(x, scale, shift), expected, atol=1e-5)
+
+
+def test_statistics_reach_the_channels_of_their_group_exactly():
+  """On a CPU by a product with ones and zeros, which must not round."""
+  per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)
+  np.testing.assert_array_equal(jax.jit(lambda x: blocks._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
+  elsewhere = jax.jit(lambda x: blocks._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
+  assert 'dot_general' not in elsewhere.as_text()
+
+
+def test_dropout_acts_only_while_training():
+  config = dataclasses.replace(SMALL, dropout=0.5)
+  generator = models.Generator(config)
+  rng = np.random.default_rng(0)
+  x, t, z = rng.standard_normal((2, 8, 8, 3)), np.zeros(2, np.int32), rng.standard_normal((2, 4))
+  shapes = jax.eval_shape(generator.init, jax.random.key(0), x, t, z)
+  variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) / 4, shapes)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(seed, deterministic):
+    return generator.apply(variables, x, t, z, deterministic=deterministic, rngs={'dropout': jax.random.key(seed)})
+
+  np.testing.assert_array_equal(run(0, True), run(1, True))
+  assert np.abs(run(0, False) - run(1, False)).max() > 1e-3
+
+
+def test_dropout_does_not_depend_on_how_the_batch_is_cut():
+  x, places = np.ones((4, 8, 8, 2), np.float32), np.arange(4)
+  whole = blocks.dropout(jax.random.key(0), x, 0.25, places)
+  np.testing.assert_array_equal(blocks.dropout(jax.random.key(0), x[2:], 0.25, places[2:]), whole[2:])
+  assert set(np.unique(whole)) == {np.float32(0), np.float32(4 / 3)}
+  assert 0.15 < np.mean(whole == 0) < 0.35 and np.abs(whole[0] - whole[1]).max() > 0
+
+
+def test_bfloat16_stays_close():
+  arrays, options = golden('generator_default.npz')
+  config = generator_config(options)
+  params = pytorch.generator_params(state_dict(arrays['param_names']), config)
+  out = jax.jit(models.Generator(config, jnp.bfloat16).apply)(
+      {'params': params}, nhwc(arrays['x']), arrays['t'], arrays['z'])
+  expected = nhwc(arrays['out'])
+  assert out.dtype == jnp.float32
+  assert np.linalg.norm(out - expected) / np.linalg.norm(expected) < 0.03
+
+
+def test_importer_names_the_tensor_that_does_not_fit():
+  tensors = pytorch.generator_state_dict(outputs_and_gradients(SMALL)[0], SMALL)
+  with pytest.raises(pytorch.InteropError, match='all_modules.99.weight: the configured architecture has no such'):
+    pytorch.generator_params({**tensors, 'all_modules.99.weight': np.zeros(3)}, SMALL)
+  del tensors['z_transform.1.weight']
+  with pytest.raises(pytorch.InteropError, match='z_transform.1.weight: no such tensor in the file'):
+    pytorch.generator_params(tensors, SMALL)

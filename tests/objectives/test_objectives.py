@@ -1,0 +1,183 @@
+"""The protocol of training objectives: one defined here trains and samples, and each answers for itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddgan_jax import config as config_lib
+from ddgan_jax import diffusion, objectives, sampling, train_state, train_step
+from ddgan_jax.config import ConfigError, OptimConfig, checks
+from ddgan_jax.objectives import penalties
+from ddgan_jax.objectives.penalties import GradientPenalty
+from ddgan_jax.parallel import sharding
+from tests.objectives.test_ablations import BATCH, normal, state_of, toy_config
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquares(objectives.Ddgan):
+  """Least-squares GAN (Mao et al., 2017) whose D does not see x_{t+1}, with R1, R2 and a regression.
+
+      L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + step · mean (x'_{t+1} - x_{t+1})²
+
+  x'_{t+1} is a Markov step from x_t', by noise that no other objective needs.
+  """
+
+  name = 'least_squares'
+  any_divisor = True
+  extra_noise = 1
+
+  def pairs(self, model, g_params, rows):
+    pairs = super().pairs(model, g_params, rows)
+    return pairs._replace(x_tp1=jnp.zeros_like(pairs.x_tp1))
+
+  def discriminator_loss(self, model, d_params, pairs, rows, penalized):
+    judge = model.judge(d_params, rows)
+    real, fake, parts = penalties.penalized_logits(
+        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        self.penalty if penalized else penalties.NONE)
+    return jnp.square(real - 1).mean() + jnp.square(fake).mean() + sum(parts.values()), parts
+
+  def generator_loss(self, model, g_params, d_params, rows):
+    pairs = super().pairs(model, g_params, rows)
+    logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
+    again = diffusion.q_step(model.schedule, pairs.x_t_fake, pairs.t, rows.draws.extra_noise[:, 0])
+    regression = rows.step * jnp.square(again - pairs.x_tp1).mean()
+    return jnp.square(logits - 1).mean() + regression, {'regression': regression}
+
+
+TOY = LeastSquares(GradientPenalty(gamma=0.1, every=2, fake=True))
+
+
+def trained(config, num_devices, num_steps=2, several=False):
+  """The metrics of each step and the last state."""
+  mesh = sharding.make_mesh(jax.devices()[:num_devices])
+  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  batches = np.stack([np.tanh(normal((BATCH, 1, 1, 2), seed=seed)[0]) for seed in range(num_steps)])
+  if several:
+    state, metrics = train_step.make_steps_fn(config, mesh)(state, batches)
+    return [{name: value[i] for name, value in metrics.items()} for i in range(num_steps)], state
+  found = []
+  for i, x_0 in enumerate(batches):
+    step = train_step.make_step_fn(config, mesh, objectives.make(config).penalty.is_due(i))
+    state, metrics = step(state, jax.device_put(x_0, sharding.by_rows(mesh)))
+    found.append(metrics)
+  return found, state
+
+
+def test_an_objective_of_ones_own_trains_and_samples(monkeypatch):
+  """Its class is all that is needed: its metrics are logged, its penalties are lazy, it is sampled in 2 of 4 steps."""
+  monkeypatch.setattr(objectives, 'make', lambda config: TOY)
+  config = toy_config()
+  metrics, state = trained(config, num_devices=1)
+  common = {'loss_d', 'loss_g', 'regression', 'grad_norm_d', 'grad_norm_g', 'lr_d', 'lr_g'}
+  assert [set(found) for found in metrics] == [common | {'r1_penalty', 'r2_penalty'}, common]
+  assert float(metrics[0]['regression']) == 0 < float(metrics[1]['regression'])
+  before = state_of(config)
+  for name in ('g_params', 'd_params', 'ema_params'):
+    for old, new in zip(*(jax.tree.leaves(getattr(s, name)) for s in (before, state)), strict=True):
+      assert np.abs(np.asarray(new) - old).max() > 0, name
+  generator_fn, schedule = train_state.make_sampler(config, state.ema_params, 2)
+  images = jax.jit(lambda key: sampling.sample(key, generator_fn, schedule, (8, 1, 1, 2), config.generator.nz))(
+      jax.random.key(0))
+  assert schedule.num_timesteps == 2 and np.isfinite(images).all() and np.ptp(np.asarray(images)) > 1e-3
+
+
+@pytest.mark.parametrize('num_devices, accumulation, several', [(2, 2, False), (1, 1, True)])
+def test_it_is_spread_over_devices_and_steps_like_any_other(monkeypatch, num_devices, accumulation, several):
+  """Two devices and two microbatches, or both steps in one program: the losses of one device, step by step."""
+  monkeypatch.setattr(objectives, 'make', lambda config: TOY)
+  expected, state = trained(toy_config(), num_devices=1)
+  config = toy_config(accumulation=accumulation)
+  config = dataclasses.replace(
+      config, train=dataclasses.replace(config.train, steps_per_call=2 if several else 1))
+  found, other = trained(config, num_devices, several=several)
+  for mine, theirs in zip(found, expected, strict=True):
+    for name, value in theirs.items():
+      np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
+  if several:
+    assert found[1]['r1_penalty'] == found[1]['r2_penalty'] == 0 < found[0]['r2_penalty']
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other.g_params, state.g_params)
+
+
+def test_penalties_are_squared_gradients_of_real_and_of_fake():
+  """Against finite differences of a D that is not linear; each counts by itself, and neither changes the logits."""
+  matrix, = normal((4, 4))
+  x_t, x_t_fake = normal((3, 2, 2, 1), (3, 2, 2, 1), seed=1)
+
+  def judge(x):
+    flat = x.reshape(3, 4)
+    return ((flat @ matrix) * flat).sum(1) * np.array([1, 2, 3]) + flat.sum(1)
+
+  def squared_gradient(x):
+    total, step = np.zeros(3), 1e-3
+    for i in range(4):
+      moved = [np.float64(x).reshape(3, 4) + sign * step * np.eye(4)[i] for sign in (1, -1)]
+      up, down = (judge(side.reshape(x.shape)) for side in moved)
+      total += ((up - down) / (2 * step)) ** 2
+    return total.mean()
+
+  for penalty, expected in (
+      (penalties.NONE, {}),
+      (GradientPenalty(0.5), {'r1_penalty': x_t}),
+      (GradientPenalty(0.5, real=False, fake=True), {'r2_penalty': x_t_fake}),
+      (GradientPenalty(0.5, fake=True), {'r1_penalty': x_t, 'r2_penalty': x_t_fake})):
+    real, fake, parts = penalties.penalized_logits(judge, x_t, x_t_fake, penalty)
+    np.testing.assert_allclose(real, judge(x_t), rtol=1e-5)
+    np.testing.assert_allclose(fake, judge(x_t_fake), rtol=1e-5)
+    assert tuple(parts) == penalty.names == tuple(expected)
+    for name, x in expected.items():
+      assert float(parts[name]) == pytest.approx(0.25 * squared_gradient(x), rel=1e-3)
+
+
+def test_extra_noise_changes_no_other_draw():
+  shape = (64, 2, 2, 1)
+  for label_dropout in (0.0, 0.5):
+    plain = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout)
+    more = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout, extra_noise=2)
+    for half, other in zip(plain, more):
+      jax.tree.map(np.testing.assert_array_equal, half._replace(dropout_key=None),
+                   other._replace(dropout_key=None, extra_noise=None))
+      assert half.extra_noise is None and other.extra_noise.shape == (64, 2, 2, 2, 1)
+      noise = np.asarray(other.extra_noise)
+      assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
+      assert len({float(array.ravel()[0]) for array in (
+          noise[:, 0], noise[:, 1], np.asarray(other.posterior_noise), np.asarray(other.noise_t))}) == 4
+
+
+def test_every_method_of_the_config_has_an_objective():
+  fields = {'ddgan': 'x_t', 'gaussian': 'noise', 'augmented_gan': 'x_0'}
+  assert set(fields) == set(checks.PREDICTIONS)
+  optim = OptimConfig(r1_gamma=0.1, lazy_reg=1)
+  for method, prediction in fields.items():
+    config = toy_config(method, prediction=prediction)
+    objective = objectives.make(config)
+    assert objective.name == method
+    assert objective.penalty == (GradientPenalty(0.1) if objective.has_discriminator else penalties.NONE)
+    assert (train_state.make_networks(config)[1] is not None) == objective.has_discriminator
+    assert objective.penalty.variants(0) == (
+        penalties.r1(optim).variants(0) if objective.has_discriminator else (False,))
+
+
+def test_what_has_no_discriminator_has_no_pairs():
+  with pytest.raises(NotImplementedError, match='gaussian has no discriminator'):
+    objectives.Gaussian().pairs(None, None, None)
+
+
+@pytest.mark.parametrize('method, num_timesteps, message', [
+    ('ddgan', 1, "num_timesteps: found 1, but a run with method='ddgan' samples in the 4 that it was trained for"),
+    ('augmented_gan', 4, "found 4, but a run with method='augmented_gan' samples in the 1 that it was trained for"),
+    ('gaussian', 3, 'num_timesteps: found 3, must divide the 4 steps of the training'),
+    ('gaussian', 0, 'num_timesteps: found 0, must divide the 4 steps of the training'),
+])
+def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, message):
+  objective = objectives.make(toy_config(method))
+  with pytest.raises(ConfigError, match=message):
+    objective.make_sampler(lambda x_tp1, t, z: x_tp1, diffusion.make_schedule(4), num_timesteps)
+
+
+def test_a_config_with_another_method_is_refused_when_it_is_made():
+  with pytest.raises(ConfigError, match="method: found 'least_squares', must be one of 'ddgan', 'gaussian'"):
+    config_lib.from_config_dict({'method': 'least_squares'})
