@@ -2,18 +2,19 @@
 
 import re
 import signal
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from ddgan_jax import config as config_lib
+from ddgan_jax import main as train
 from ddgan_jax import train_state, train_step
 from ddgan_jax.data import pipeline
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import sharding
-from tests.commands.test_main import interrupt, restored_state, run
+from tests.commands.test_main import interrupt, restored_state
+from tests.support.commands import run_command
 
 # Networks without convolutions: what matters here is which step gets what, and they compile in a second.
 TINY = {
@@ -82,9 +83,9 @@ def test_batches_are_stacked_in_order():
   assert next(stacked)['image'][:, 0, 0].tolist() == [3, 4, 5] and next(stacked, None) is None and closed
 
 
-def train(folder, *flags):
+def arguments(folder, *flags):
   (folder / 'tiny.py').write_text(CONFIG)
-  return [sys.executable, '-m', 'ddgan_jax.main', '--config', str(folder / 'tiny.py'), *map(str, flags)]
+  return ['--config', str(folder / 'tiny.py'), *map(str, flags)]
 
 
 def losses(printed):
@@ -92,15 +93,16 @@ def losses(printed):
 
 
 def test_a_run_logs_saves_and_resumes_as_with_one(tmp_path):
-  one = run(train(tmp_path, '--workdir', tmp_path / 'one', '--config.train.steps_per_call=1'))
-  assert one.returncode == 0, one.stderr
-  status, printed = interrupt(train(tmp_path, '--workdir', tmp_path / 'three'), 'step 3/', signal.SIGTERM)
+  one = run_command(
+      train.main, *arguments(tmp_path, '--workdir', tmp_path / 'one', '--config.train.steps_per_call=1'))
+  assert one.status == 0, one.err
+  status, printed = interrupt(arguments(tmp_path, '--workdir', tmp_path / 'three'), 'step 3/', signal.SIGTERM)
   stopped = int(re.search(r'SIGTERM: saved step (\d+)', printed)[1]) if 'SIGTERM' in printed else 12
   assert status == 0 and stopped % 3 == 0, printed
-  three = run(train(tmp_path, '--workdir', tmp_path / 'three'))
-  assert three.returncode == 0, three.stderr
-  again = dict((step, rest) for step, *rest in losses(printed) + losses(three.stdout))
-  for step, *expected in losses(one.stdout):
+  three = run_command(train.main, *arguments(tmp_path, '--workdir', tmp_path / 'three'))
+  assert three.status == 0, three.err
+  again = dict((step, rest) for step, *rest in losses(printed) + losses(three.out))
+  for step, *expected in losses(one.out):
     np.testing.assert_allclose([float(x) for x in again[step]], [float(x) for x in expected], atol=2e-3)
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -110,9 +112,11 @@ def test_a_run_logs_saves_and_resumes_as_with_one(tmp_path):
 def test_a_step_between_calls_is_refused(tmp_path):
   flags = ('--workdir', tmp_path / 'run', '--config.train.num_steps=4', '--config.train.steps_per_call=1',
            '--config.train.log_every=1', '--config.train.checkpoint_every=4', '--config.train.sample_every=4')
-  assert run(train(tmp_path, *flags)).returncode == 0
-  result = run(train(tmp_path, '--workdir', tmp_path / 'run'))
-  assert result.returncode == 2 and 'the run goes on from step 4, which must be a multiple of it' in result.stderr
+  assert run_command(train.main, *arguments(tmp_path, *flags)).status == 0
+  several = [f'--config.train.{name}=12' for name in ('num_steps', 'log_every', 'checkpoint_every', 'sample_every')]
+  result = run_command(
+      train.main, '--workdir', tmp_path / 'run', '--config.train.steps_per_call=3', *several)
+  assert result.status == 2 and 'the run goes on from step 4, which must be a multiple of it' in result.err
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
