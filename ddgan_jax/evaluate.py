@@ -101,13 +101,13 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
 
   if args.workdir:
     run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh))
-    of_params = image_sets.of_generator(run.config, args.seed, mesh, args.num_timesteps)
-    return run, of_params(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
+    sampled = image_sets.of_generator(run.config, args.seed, mesh, args.num_timesteps)
+    return run, sampled(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
+  images = None
   if args.images:
     images = image_sets.of_files(args.images, config.data.num_channels if config else 3)
     checks.check_enough(f'{args.images}: images', images.size, args.force, '--force')
-    return None, images
-  return None, None
+  return None, images
 
 
 def _finish(report: dict, run: Any, args: types.SimpleNamespace, say: Callable[[str], None]) -> None:
@@ -124,7 +124,6 @@ def _finish(report: dict, run: Any, args: types.SimpleNamespace, say: Callable[[
                'generator_digest': statistics.digest(run.params)}
   if args.out:
     from etils import epath
-
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
   say(f'As JSON: {args.out or reports.keep(args.workdir, report)}')
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import time
 from typing import NamedTuple
 from unittest import mock
 
 import jax
 
+from ddgan_jax.parallel import compilation
 from ddgan_jax.reporting import tensorboard
 
 
@@ -45,7 +47,11 @@ def run_command(main, *args, cwd=None, devices=1, events=False) -> Result:
       exits.enter_context(mock.patch.object(jax, name, lambda *args, value=value, **kwargs: value))
     exits.enter_context(contextlib.redirect_stdout(out))
     exits.enter_context(contextlib.redirect_stderr(err))
-    status = main([str(arg) for arg in args])
+    try:
+      status = main([str(arg) for arg in args])
+    finally:
+      while compilation.is_busy():  # a process of its own would leave, but this one still has tests to run
+        time.sleep(0.05)
   return Result(status, out.getvalue(), err.getvalue())
 
 
