@@ -326,7 +326,7 @@ class Checkpoints:
       raise DamagedError(f"{folder}: holds {found} and no 'state'")
     try:
       metadata = ocp.StandardCheckpointHandler().metadata(folder / 'state')
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
       raise DamagedError(f'{folder}: its list of arrays cannot be read') from error
     stored = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(target):

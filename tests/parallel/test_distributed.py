@@ -183,10 +183,9 @@ PROGRAM = '''
 import contextlib
 import sys
 from ddgan_jax.cli import app
-from ddgan_jax import main as train
 from ddgan_jax.parallel import processes
 
-def main(argv):
+def command(args):
   with open(sys.argv[5], 'w') as file, contextlib.redirect_stdout(file):
     join_and_sum()
 
@@ -197,7 +196,7 @@ def join_and_sum():
   total = multihost_utils.process_allgather(jax.numpy.array(10.0 + jax.process_index())).sum()
   print(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(), total)
 
-app._guarded(main, [])
+app.start(lambda: app.run(command, lambda define: None, '', argv=[]))
 '''
 
 
