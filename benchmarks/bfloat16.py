@@ -31,7 +31,7 @@ from ddgan_jax.data import pipeline, sources
 from ddgan_jax.interop import pytorch
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, sharding
-from tests.conftest import generator_config, golden, nhwc, state_dict
+from tests.support import generator_config, golden, nhwc, state_dict
 
 _CONFIG = config_flags.DEFINE_config_file('config', str(ROOT / 'configs/digits.py'), 'The run.', lock_config=True)
 _STEPS = flags.DEFINE_integer('steps', 200, 'Training steps.', lower_bound=1)

@@ -2,7 +2,7 @@
 
 Downloads or reads the data of a config, checks every image, keeps them as one array, and says what was found. Training
 does the same by itself; this command does it before an accelerator is rented, and shows a preview. A second run is
-instant, a killed one goes on where it was.
+instant; a killed one starts again (archives that TFDS has downloaded are reused).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ POINTS = 'gaussians25'
 # The values of data.name that read files at data.path; all others are names of TFDS.
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
-# What `metrics.evaluation` can measure.
+# What `metrics.evaluator` can measure.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
 ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
 

@@ -1,8 +1,8 @@
 """Samples that match a measurement, found in the noise of the sampler: pure functions for jit, vmap and notebooks.
 
-Replacing pixels or block means level by level, as `editing` does, tells the generator of them through a noisy x_t
-alone, and with few levels that is nearly all noise. But few levels also make the whole sampler a short, differentiable
-function of its noise.
+Replacing pixels or block means level by level, as `replacement` does, conditions the generator on them only through a
+noisy x_t, and with few levels x_t is nearly all noise. But few levels also make the whole sampler a short,
+differentiable function of its noise.
 """
 
 from __future__ import annotations

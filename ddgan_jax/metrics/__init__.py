@@ -1,4 +1,4 @@
-"""Measuring samples: feature networks (`inception`, `vgg`), and what is computed from features and logits.
+"""Measuring samples: feature networks (in `features`), and what is computed from their features and logits.
 
 `frechet`, `kid`, `inception_score` and `precision_recall` take arrays, whichever network they come from.
 """

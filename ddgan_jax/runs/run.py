@@ -31,7 +31,7 @@ class Run:
     config: the run's configuration.
     step: training steps that the parameters have had.
     params: the EMA parameters.
-    label: what `generator_fn` is conditioned on; None is no label.
+    label: what `generator_fn` is conditioned on; None for no label.
     workdir: where the run was loaded from; empty for one that was not.
   """
 
@@ -59,7 +59,7 @@ class Run:
 
     Raises:
       ValueError, TypeError: an argument is not as above; the sentence names it.
-      config.ConfigError: the run knows no such label, or needs one.
+      config.ConfigError: the run has no such label, or requires one.
     """
     import jax.numpy as jnp
 
@@ -120,20 +120,20 @@ def load(
   """Loads the EMA generator of a run, ready for `Run.sample` and `sampling.sample`.
 
   Args:
-    workdir: the run's folder, or a `.safetensors` file that `python -m ddgan_jax.export` wrote of it.
-    step: which checkpoint; by default the newest good one, with a printed sentence for each that had to be refused.
-    num_timesteps: steps to sample in, by default those of the run; only Gaussian diffusion leaves a choice.
+    workdir: the run's folder, or a `.safetensors` file that `ddgan export` wrote of it.
+    step: which checkpoint; by default the newest good one; prints a sentence for each that is refused.
+    num_timesteps: sampling steps, by default those of the run; only Gaussian diffusion can use fewer.
     sharding: where the parameters go; by default the first device.
     label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label. A
       run with `generator.label_dropout=0` can be loaded without one, but its `generator_fn` then raises
-      config.ConfigError; `Run.sample`, `image_output.generate` and `train_state.make_sampler` take a label later.
+      config.ConfigError; `Run.sample` and `train_state.make_sampler` take a label later.
 
   Returns:
     A `Run`.
 
   Raises:
-    config.UserError: no run, no good checkpoint, the one asked for is damaged, or the run cannot be sampled in so many
-      steps or knows no such label; one sentence.
+    config.UserError: no run, no good checkpoint, the requested one is damaged, or the run cannot be sampled in so many
+      steps or with that label; one sentence.
     TypeError: an argument is of another type; the sentence names it.
   """
   import jax

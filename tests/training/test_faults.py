@@ -77,7 +77,7 @@ def poison(monkeypatch, is_bad):
 
 
 def measured(**values):
-  """A report, as `evaluation` makes it."""
+  """A report, as `evaluator` makes it."""
   return {'images': 'samples', 'n': 100, 'reference': None, 'n_reference': None, 'biased': True,
           'metrics': {name: {'value': value, 'features': 'none'} for name, value in values.items()}}
 
