@@ -1,6 +1,6 @@
-"""CIFAR-10, 32x32, T = 4: the published recipe, whose network and optimizer are the defaults of all fields.
+"""CIFAR-10, 32x32, T = 4: the published recipe; its network and optimizer settings are the defaults.
 
-    python -m ddgan_jax.main --config configs/cifar10.py
+    ddgan train --config cifar10
 
 Hardware and time: the authors trained 1,800 epochs on 4 V100 in about 48 hours; not yet measured here.
 Expected: FID 3.75, Inception score 9.63, recall 0.57 with 4 network evaluations (as published; their best

@@ -1,11 +1,11 @@
-"""Handwritten digits by class, 8x8 grey, T = 2: `digits.py` with G and D told which digit it is.
+"""Handwritten digits by class, 8x8 grey, T = 2: `digits.py` with G and D conditioned on the digit.
 
-    python -m ddgan_jax.main --config configs/digits_conditional.py
-    python -m ddgan_jax.sample --workdir runs/digits_conditional --label 3
+    ddgan train --config digits_conditional
+    ddgan sample --workdir runs/digits_conditional --label 3
 
 Hardware and time: 8,000 steps in 24 minutes on one CPU core that other work shared (2026-11-25).
-Measured: 99.2% of 10,000 samples are read as the digit that they were asked to be by a classifier that reads 98.7% of
-the held-out digits rightly (n = 150).
+Measured: a classifier that is right on 98.7% of held-out digits (n = 150) assigns 99.2% of 10,000 samples to the
+requested class.
 """
 
 import ml_collections

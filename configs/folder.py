@@ -1,13 +1,14 @@
-"""Your own images, at 8, 16, 32, 64, 128 or 256 pixels (after the colon; 64 if nothing is said).
+"""Your own images, at 8, 16, 32, 64, 128 or 256 pixels (after the colon; 64 by default).
 
-    python -m ddgan_jax.main --config configs/folder.py:32 --config.data.path=photos
+    ddgan train --config folder:32 --config.data.path=photos
 
-`photos` is a directory tree of PNG, JPEG, WebP, … of any sizes; folders of classes become labels. Each image is shrunk
-on its shorter side and cropped to the centre, smaller ones are enlarged. `--config.data.name=zip` (or npz, lmdb) reads
-those.
+`photos` is a directory tree of PNG, JPEG, WebP, … of any sizes; folders of classes become labels. Each image is resized
+to that size on its shorter side and cropped to the centre. Set `--config.data.name=zip` (or npz, lmdb) to read those
+instead of a directory.
 
-8 and 16 pixels train on a laptop (the network of `digits.py`); 32 and 64 are the CIFAR-10 recipe, 128 and 256 that of
-CelebA-HQ with T = 4, and want GPUs. Not a published recipe: with few images watch the samples for copies of them.
+8 and 16 pixels train on a laptop (the network of `digits.py`); 32 and 64 use the CIFAR-10 recipe, 128 and 256 that
+of CelebA-HQ with T = 4; these need GPUs. Not a published recipe: with few images, check that the samples are not
+copies of them.
 """
 
 import ml_collections

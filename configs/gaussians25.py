@@ -1,15 +1,15 @@
-"""25 Gaussians in the plane, T = 4: on which a one-shot GAN loses modes (the paper's toy experiment).
+"""25 Gaussians in the plane, T = 4: the paper's toy experiment, in which a one-shot GAN loses modes.
 
-    python -m ddgan_jax.main --config configs/gaussians25.py
+    ddgan train --config gaussians25
 
-G and D are MLPs of three hidden layers of 512, batch 512, 50,000 steps, as in the paper; R1's weight of 1.0 is ours.
+G and D are MLPs of three hidden layers of 512, batch 512, 50,000 steps, as in the paper; the R1 weight of 1.0 is ours.
 With `--config.diffusion.num_timesteps=1` it is the one-shot GAN, and with `--config.method=gaussian
 --config.diffusion.num_timesteps=500` Gaussian diffusion.
 
 Hardware and time: 5,000 steps in 6 minutes on one CPU core (2026-11-26); all 50,000 have not been run. After 5,000
 steps T = 4 has all 25 modes with 90% of 10,000 points in one, the one-shot GAN 6 modes (README, "Measuring"). With
-R1's weight at 0.01, T = 4 had 16 modes after 4,000 steps; at 0.2, 24 after 2,000; at 1.0, 25 after 1,000. `python -m
-ddgan_jax.evaluate --workdir runs/gaussians25` counts the modes of a run.
+an R1 weight of 0.01, T = 4 had 16 modes after 4,000 steps; at 0.2, 24 after 2,000; at 1.0, 25 after 1,000. `ddgan
+evaluate --workdir runs/gaussians25` counts the modes of a run.
 """
 
 import ml_collections

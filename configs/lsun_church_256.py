@@ -1,12 +1,12 @@
 """LSUN Church (outdoor), 256x256, T = 4: the published recipe.
 
     wget http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip && unzip church_outdoor_train_lmdb.zip
-    python -m ddgan_jax.main --config configs/lsun_church_256.py --config.data.path=church_outdoor_train_lmdb
+    ddgan train --config lsun_church_256 --config.data.path=church_outdoor_train_lmdb
 
 Hardware and time: the authors trained 500 epochs on 8 V100; not yet measured here.
 Expected: FID 5.25, recall 0.41 with 4 network evaluations (as published).
 The LMDB is read as LSUN publishes it; images are resized to 256 on their shorter side and centre-cropped, and kept in
-one file of 23 GiB (--config.data.cache_dir says where; --config.data.cache=none does without).
+one file of 23 GiB in --config.data.cache_dir (--config.data.cache=none decodes each time instead).
 """
 
 import ml_collections

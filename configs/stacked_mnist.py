@@ -1,6 +1,6 @@
 """StackedMNIST, 32x32, 1,000 modes, T = 4: three MNIST digits as red, green and blue.
 
-    python -m ddgan_jax.main --config configs/stacked_mnist.py
+    ddgan train --config stacked_mnist
 
 Hardware and time: not yet measured here.
 Expected: 1,000 modes, KL 0.071 (as published: 120,000 stacks, 26,000 samples). The paper gives no recipe of

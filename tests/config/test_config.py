@@ -95,7 +95,7 @@ def test_recipes(name):
   config_dict = recipes.load(name)
   config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
   config = config_lib.from_config_dict(config_dict)
-  assert f'python -m ddgan_jax.main --config configs/{name}.py' in pathlib.Path(recipes.find(name)).read_text()
+  assert f'ddgan train --config {name}' in pathlib.Path(recipes.find(name)).read_text()
   assert config_lib.from_json(config_lib.to_json(config)) == config
   assert hash(config) == hash(config_lib.from_config_dict(config_dict))
 
