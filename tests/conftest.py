@@ -14,9 +14,17 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is most of what the tests do
 
+import jax
 import pytest
 
 from tests.support import quick_config_dict, tiny_config_dict
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """A process may map only so much memory, and each compiled program takes dozens of maps."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

@@ -358,7 +358,7 @@ def test_resumed_is_uninterrupted(finished, run_config, tmp_path):
 def lively(finished):
   """A run as loaded, with parameters whose images differ."""
   run = ddgan_jax.load(finished)
-  return run._replace(params=filled(run.params, scale=0.5))
+  return dataclasses.replace(run, params=filled(run.params, scale=0.5))
 
 
 def test_one_label_for_all_or_one_for_each(finished):
