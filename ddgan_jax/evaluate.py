@@ -67,7 +67,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
     evaluator.check_asked(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
-      raise ConfigError(f'{config.data.name}: points have modes alone; --workdir DIR --metrics modes would be right')
+      raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
     _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, say)
     return
   source = reference = judge = None
