@@ -136,7 +136,7 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(modes, '_STEPS', 5)
   rng = np.random.default_rng(0)
   images, labels = rng.integers(0, 256, (300, 8, 8, 1), np.uint8), rng.integers(0, 10, 300)
-  with pytest.raises(modes.ClassifierError, match=r'noise: the classifier is right on only .*% of 30 held-out .* 97% are'):
+  with pytest.raises(modes.ClassifierError, match=r'the classifier is right on only .*% of 30 held-out .* 97% are'):
     modes.load_judge(sources.ArraySource(images, labels, 'noise', num_classes=10))
   with pytest.raises(modes.ClassifierError, match='noise: has no labels, so its modes cannot be counted'):
     modes.load_judge(sources.ArraySource(images, None, 'noise'))
