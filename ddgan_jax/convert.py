@@ -1,11 +1,11 @@
-"""Weights of the PyTorch original in and out; PyTorch is not needed.
+"""Read and write the weights of the PyTorch original; PyTorch is not needed.
 
     ddgan convert --from_pytorch netG_1200.pth --config cifar10 --workdir runs/official
     ddgan convert --to_pytorch netG.pth --workdir runs/cifar10
 
 In: `netG_<epoch>.pth` (an EMA generator) or `content.pth` (what the original resumes from) becomes a workdir that
-`sample`, `evaluate` and `main` accept. The config must be of the file's architecture; its data are what `main` goes on
-with. Out: the EMA as the original's test script loads it, or with `--resume_file` a `content.pth`.
+`ddgan sample`, `evaluate` and `train` accept. The config must have the file's architecture; its data are what `train`
+continues with. Out: the EMA as the original's test script loads it, or with `--resume_file` a `content.pth`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _read(args: types.SimpleNamespace) -> None:
   size = train_state.count_parameters(state.g_params)
   if 'netG_dict' not in content:
     print(f'{file}: a generator of {size:,} parameters, now G and EMA of {workdir} at step 0. The file holds no '
-          f'discriminator: sampling needs none, and main begins with a fresh one (seed {config.seed}) and fresh Adam '
+          f'discriminator: sampling needs none, and train begins with a fresh one (seed {config.seed}) and fresh Adam '
           'states.')
     return
   step = int(state.step)
@@ -97,7 +97,7 @@ def _read(args: types.SimpleNamespace) -> None:
         f'{" and the EMA" if has_ema else ""}, now {workdir} at step {step:,}'
         f'{"" if has_ema else "; the file has no EMA, so it starts from G"}.')
   if step >= config.train.num_steps:
-    print(f'train.num_steps is {config.train.num_steps:,}: main would find this run finished.')
+    print(f'train.num_steps is {config.train.num_steps:,}: ddgan train would find this run finished.')
 
 
 def _write(args: types.SimpleNamespace) -> None:

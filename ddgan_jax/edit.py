@@ -52,11 +52,11 @@ def _define_flags(define: options.Definer) -> None:
   define.string('out', 'edited.png', 'Grid (.png), array (.npz), or folder of PNGs.')
   define.integer('num', 8, 'How many results, or frames.', lower_bound=1)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
-  define.integer('level', None, 'How far the picture is diffused, from 1 (it stays) to T (hardly anything of it does); '
+  define.integer('level', None, 'How far the picture is diffused, from 1 (mostly kept) to T (hardly anything is kept); '
                  'by default T / 2 for stroke and interpolate, T / 4 for variations, rounded up.')
-  define.enum('method', None, ['match', 'replace'], 'How inpaint and superres impose what is given: `match` fits the '
-              'noise of the sampler to it, `replace` puts it into each x_t (RePaint, ILVR). By default `match` up to '
-              f'T = {_MOST_TIMESTEPS}.')
+  define.enum('method', None, ['match', 'replace'], 'How inpaint and superres impose the given pixels: `match` fits '
+              'the noise of the sampler to them, `replace` puts them into each x_t (RePaint, ILVR). By default `match` '
+              f'up to T = {_MOST_TIMESTEPS}.')
   define.integer('num_steps', 100, 'Steps of Adam, with --method match.', lower_bound=1)
   define.integer('num_resamples', 10, 'Passes through each level, with --method replace, so that new and kept pixels '
                  'can agree; 1 never goes back.', lower_bound=1)

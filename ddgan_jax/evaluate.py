@@ -1,13 +1,13 @@
-"""Measure: `ddgan evaluate --workdir runs/cifar10 --metrics fid,is,pr --num 50000`.
+"""Measure a run or images: `ddgan evaluate --workdir runs/cifar10 --metrics fid,is,pr --num 50000`.
 
-Of a run's EMA generator (`--workdir`) or of images (`--images`, a folder, zip or npz). The reference is the data of the
-run, or of `--config`, or `--reference`: images, or statistics as published (`.npz`, `.npy`). Prints a table and writes
+Measures a run's EMA generator (`--workdir`) or images (`--images`, a folder, zip or npz). The reference is the data of
+the run or of `--config`, or `--reference`: images, or published statistics (`.npz`, `.npy`). Prints a table and writes
 JSON; metrics measured under the same conditions share a file. `--config cifar10 --statistics FILE.npz`
 writes the data's own statistics.
 
-`fid` and `is` want the FID Inception weights and `kid` too, `pr` (improved precision and recall) and `dc` (density and
-coverage) VGG16's; `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` asks a run
-with labels (generator.num_classes) for each of them, and that classifier for what it sees.
+`fid`, `is` and `kid` need the FID Inception weights, `pr` (improved precision and recall) and `dc` (density and
+coverage) those of VGG16; `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` is
+the share of a run's samples that this classifier assigns to the requested label (generator.num_classes above 0).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(define: options.Definer) -> None:
   define.config('The recipe whose data is the reference, by default those of the run')
-  define.string('workdir', None, 'The run to be measured.')
-  define.string('images', None, 'Images to be measured: a folder, a zip, or an npz with uint8 `images`.')
+  define.string('workdir', None, 'The run to measure.')
+  define.string('images', None, 'Images to measure: a folder, a zip, or an npz with uint8 `images`.')
   define.string('statistics', None, 'Write the statistics of the data of --config to this .npz.')
   define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes, label_accuracy; by default those of the config.')
   define.string('reference', None, 'Images, or an .npz or .npy with mu and sigma; by default the data.')
   define.integer('num', 50_000, 'How many images at most.', lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
   define.integer('step', None, 'Which checkpoint; by default the newest.')
-  define.integer('num_timesteps', None, 'Steps to sample in, of a run of Gaussian diffusion.', lower_bound=1)
+  define.integer('num_timesteps', None, 'Sampling steps, for a run of Gaussian diffusion.', lower_bound=1)
   define.integer('splits', 10, 'Parts of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
   define.integer('batch_size', 200, 'Images at a time, over all devices.', lower_bound=1)
   define.boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')
@@ -46,7 +46,7 @@ def _define_flags(define: options.Definer) -> None:
   define.string('out', None, 'The JSON; by default evaluation_<step>.json in the workdir, _2, … for other conditions.')
   define.string('inception', None, 'File of the FID Inception weights; by default found or downloaded.')
   define.string('vgg16', None, 'File of the VGG16 weights; by default found or downloaded.')
-  define.boolean('any_weights', False, 'Also take weights that are not the published ones.')
+  define.boolean('any_weights', False, 'Also accept weights other than the published ones.')
   define.processes()
 
 
@@ -67,7 +67,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
     evaluator.check_asked(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
-      raise ConfigError(f'{config.data.name}: points have modes alone; --workdir DIR --metrics modes would be right')
+      raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
     _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, say)
     return
   source = reference = judge = None

@@ -1,8 +1,8 @@
-"""A run for other programs: `ddgan export --workdir runs/digits --out digits.stablehlo`.
+"""Export a run for other programs: `ddgan export --workdir runs/digits --out digits.stablehlo`.
 
-`--out` takes the whole sampler, (seed, which images) → uint8 images, with its parameters, compiled for no platform yet:
-`launch/sample_exported.py` runs it with jax, numpy and flatbuffers alone. `--safetensors ema.safetensors` takes the EMA
-parameters with the config as metadata, which `ddgan_jax.load` reads like a workdir.
+`--out` writes the whole sampler, (seed, image numbers) → uint8 images, with its parameters, not yet compiled for a
+platform; `launch/sample_exported.py` runs it with only jax, numpy and flatbuffers. `--safetensors ema.safetensors`
+writes the EMA parameters with the config as metadata; `ddgan_jax.load` reads that file like a workdir.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def _define_flags(define: options.Definer) -> None:
   define.string('safetensors', None, 'The safetensors file to write.')
   define.integer('step', None, 'Which checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+      'num_timesteps', None, 'Sampling steps; only Gaussian diffusion can use fewer than in training.')
   define.integer(
       'label', None, 'Class label of what --out makes; required if the run was trained with generator.label_dropout=0.')
-  define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Where --out is to run.')
+  define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms on which --out can run.')
 
 
 def _export(args: types.SimpleNamespace) -> None:

@@ -1,7 +1,7 @@
 """Prepare data: `ddgan prepare --config cifar10 [--config.data.FIELD=VALUE …]`, or `python -m ddgan_jax.prepare`.
 
 Downloads or reads the data of a config, checks every image, keeps them as one array, and says what was found. Training
-does the same by itself; this command does it before an accelerator is rented, and shows a preview. A second run is
+does the same by itself; this command does it beforehand, without an accelerator, and writes a preview. A second run is
 instant; a killed one starts again (archives that TFDS has downloaded are reused).
 """
 
@@ -25,7 +25,7 @@ def _define_flags(define: options.Definer) -> None:
   define.config()
   define.string(
       'preview', None, 'Where to put a grid of 64 images, as training will see them; by default beside the array.')
-  define.boolean('anew', False, 'Forget what has been prepared, and do it again.')
+  define.boolean('anew', False, 'Discard what has been prepared, and prepare it again.')
 
 
 def _prepare(args: types.SimpleNamespace) -> None:

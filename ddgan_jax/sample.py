@@ -2,11 +2,11 @@
 
 `--out x.png` writes one grid, `x.npz` uint8 [n, H, W, C] under `images`, any other name a folder with one PNG each.
 Points (data.name `gaussians25`) stay float32 [n, 1, 1, 2] in an npz, and a PNG is their scatter picture.
-Image i depends on the seed and i alone, not on the batch size or on how many are asked for.
+Image i depends only on the seed and i, not on the batch size or on `--num`.
 
-A run that was trained with labels (generator.num_classes) is asked for one by `--label 3`, for several in turn by
-`--label 3,1,4` or `--label all` (image i gets the next one; a grid has a column for each), and without the flag, or by
-`--label none`, for images of any class; a run that was trained with generator.label_dropout=0 needs a label.
+For a run that was trained with labels (generator.num_classes), `--label 3` samples that class, and `--label 3,1,4` or
+`--label all` several in turn (one column each in a grid). Without the flag, or with `--label none`, images are of any
+class; a run that was trained with generator.label_dropout=0 requires a label.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('batch_size', 100, 'Images at a time.', lower_bound=1)
   define.integer('step', None, 'Which checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Steps to sample in; only Gaussian diffusion can do with fewer than in training.')
+      'num_timesteps', None, 'Sampling steps; only Gaussian diffusion can use fewer than in training.')
   define.string(
-      'label', 'none', "What a run with labels is asked for: such as 3, several in turn as 3,1,4, 'all', or 'none'.")
+      'label', 'none', "Classes to sample from a run with labels: 3, several in turn such as 3,1,4, 'all', or 'none'.")
 
 
 def _sample(args: types.SimpleNamespace) -> None:

@@ -235,9 +235,9 @@ def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.S
 def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
   """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
 
-  The state lies as `sharding.of_state` says and is donated, `inputs` are split by rows, and so is the noise, which is
-  drawn for the global batch: a run does not depend on the number of devices. Not to be called inside another jit
-  (`compilation.jit`); `train_step` may be.
+  The state is sharded by `sharding.of_state` and donated. `inputs` are split by rows, and so is the noise, which is
+  drawn for the global batch: a run does not depend on the number of devices. Inside another jit it becomes a part of
+  that program (`compilation.jit`).
   """
   setup = make_setup(config, mesh)
   return _jit(lambda state, *batch: _step_of_run(setup, state, with_r1, *batch), config, mesh, stacked=False)
@@ -257,7 +257,7 @@ def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState,
 
 
 def by_step(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple[int, Metrics]]:
-  """What `make_steps_fn` gave, on the host, as (number after the step, its metrics) of each step up to `last`."""
+  """What `make_steps_fn` returned, on the host, as (number after the step, its metrics) of each step up to `last`."""
   count = len(next(iter(metrics.values())))
   steps = range(last - count + 1, last + 1)
   return [

@@ -1,11 +1,11 @@
-"""Kills a training run again and again and compares its end with that of a run that was left alone.
+"""Kills a training run repeatedly and compares its final state with that of an uninterrupted run.
 
     python launch/kill_test.py --kills 100 --folder /tmp/kill_test
 
-The real command trains a tiny digits network twice: once in peace, once under SIGKILL at random times (while it starts,
-in the middle of steps and of saves), restarted after each. The second one must go on each time from its newest complete
-checkpoint, print the very line of the first for every step, and end with the same bits in every array. Exit status 1 if
-not. 97 kills took 64 minutes on one core of a busy machine (2026-11-25).
+The real command trains a tiny digits network twice: once uninterrupted, once under SIGKILL at random times (while it
+starts, in the middle of steps and of saves), restarted after each. The second run must resume each time from its newest
+complete checkpoint, print the same line as the first for every step, and end with the same bits in every array;
+otherwise the exit status is 1. 97 kills took 64 minutes on one core of a busy machine (2026-11-25).
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def main() -> int:
     return 1
   start_up = peace.first_step_at - peace.started
   seconds = peace.last_step_at - peace.first_step_at
-  print(f'In peace: {start_up:.1f} s to the first step, then {arguments.steps:,} steps in {seconds:.1f} s.', flush=True)
+  print(f'Uninterrupted: {start_up:.1f} s to the first step, then {arguments.steps:,} steps in {seconds:.1f} s.',
+        flush=True)
 
   workdir = arguments.folder / 'war'
   where: collections.Counter = collections.Counter()
@@ -142,9 +143,9 @@ def main() -> int:
     if run.first_step_at is not None:
       start_up = min(start_up, run.first_step_at - run.started)  # the run in peace had to compile
     if run.resumed is not None and run.resumed != before:
-      mistakes.append(f'start {kills}: step {before} was complete, but it went on from {run.resumed}')
+      mistakes.append(f'start {kills}: step {before} was complete, but it resumed from {run.resumed}')
     if before and run.resumed is None and run.lines:
-      mistakes.append(f'start {kills}: step {before} was complete, but it began anew')
+      mistakes.append(f'start {kills}: step {before} was complete, but it began again')
     wrong = [step for step, line in run.lines.items() if line != peace.lines[step]]
     if wrong:
       mistakes.append(f'start {kills}: step {wrong[0]} says {run.lines[wrong[0]]!r}, was {peace.lines[wrong[0]]!r}')

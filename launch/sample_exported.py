@@ -1,4 +1,4 @@
-"""Samples from what `python -m ddgan_jax.export` wrote; needs jax, numpy and flatbuffers, and nothing of ddgan_jax.
+"""Samples from a file written by `ddgan export`; needs only jax, numpy and flatbuffers, not ddgan_jax.
 
     python launch/sample_exported.py digits.stablehlo samples.npz --num 64 --seed 0
 """

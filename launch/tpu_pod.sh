@@ -8,9 +8,9 @@
 # install   puts the code on all workers (SOURCE=git URL, otherwise a copy of this folder) and installs it
 # run -- …  starts the command on all workers and leaves it running
 # logs      follows worker 0 until the run ends; exits with the run's status
-# resume -- … after a pre-emption: requests the slice anew and runs the same command, which goes on from its gs:// workdir
+# resume -- … after a pre-emption: requests the slice again and runs the same command, which resumes from its workdir
 # delete    gives the slice back
-# all -- …  create, install, run, logs, resume as often as needed, and delete when the run has ended well
+# all -- …  create, install, run, logs, resume as often as needed, and delete when the run has succeeded
 #
 # Prints each gcloud command before it runs it; --dry-run only prints. Also read: PROJECT, RUNTIME (the VM's image),
 # PYTHON (default 3.12), POLL (seconds between looks at the queue, default 30).
@@ -113,7 +113,7 @@ setsid nohup bash -c $(printf %q "$inner") > ~/run.log 2>&1 < /dev/null & echo \
 }
 
 logs() {
-  # 143, told to stop, where a machine that started anew has no status.
+  # 143, stopped by a signal, where a restarted machine has no status.
   on_workers 0 "tail -n +1 -F --pid=\$(cat ~/run.pid) ~/run.log; exit \$(cat ~/run.status || echo 143)"
 }
 
@@ -141,7 +141,7 @@ all() {
       [ "$status" -ne 0 ] || break
       # ssh's own: the connection has dropped, and the run may go on, or its machine is just being taken away.
       [ "$status" -ne 255 ] || { sleep "${POLL:-30}"; continue; }
-      # A new slice would not mend a run that failed by itself; this one is kept to be looked at.
+      # A new slice would not fix a run that failed by itself; this one is kept to be looked at.
       [ "$status" -eq 143 ] || fail "the run ended with status $status; $NAME is kept: see '$0 logs', then '$0 delete'"
     fi
     resume

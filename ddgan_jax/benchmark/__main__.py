@@ -1,8 +1,8 @@
-"""How fast a run would be here: `ddgan benchmark --config cifar10 [--out b.json]`.
+"""Measure how fast a run would be on this machine: `ddgan benchmark --config cifar10 [--out b.json]`.
 
 Compile time (with an empty and a filled persistent cache), training with and without R1 and in the mixture of
-`optim.lazy_reg`, sampling, memory, and how much of the time the training loop would wait for data. Of training and
-sampling also the operations a second, and their share of the device's published peak. Prints tables; `--out` writes
+`optim.lazy_reg`, sampling, memory, and the share of time that the training loop would wait for data. For training and
+sampling also operations per second, and their share of the device's published peak. Prints tables; `--out` writes
 JSON; `--profile DIR` leaves a trace for TensorBoard's profiler. Uses all devices, and no data set unless
 `--data=real`.
 
@@ -38,9 +38,9 @@ def _define_flags(define: options.Definer) -> None:
   define.list('what', list(_WHAT), f'Some of {", ".join(_WHAT)}.')
   define.enum('data', 'synthetic', ['synthetic', 'real'], "Random images, or those of the config's data.")
   define.integer('repeats', 5, 'Rounds of measurements.', lower_bound=1)
-  define.float('seconds', 0.5, 'How long a measurement takes at least.', lower_bound=0)
+  define.float('seconds', 0.5, 'Shortest duration of a measurement.', lower_bound=0)
   define.integer(
-      'data_steps', 20, 'Training steps in which to see how long data take.', lower_bound=1)
+      'data_steps', 20, 'Training steps in which waiting for data is measured.', lower_bound=1)
   define.list('sample_batches', ['1', '16', '100'], 'Batch sizes of sampling.')
   define.processes()
 

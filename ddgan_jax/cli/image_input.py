@@ -16,7 +16,7 @@ def read_image(flag: str, path: str, data_config: DataConfig) -> np.ndarray:
   problem, _ = images_lib.size_problem(*picture_size(flag, path), data_config)
   if problem:
     raise ConfigError(
-        f'--{flag}: {path} {problem}; --resize=cover (shrink or enlarge it, crop the centre) would be right')
+        f'--{flag}: {path} {problem}; use --resize=cover (shrink or enlarge it, crop the centre)')
   try:
     return images_lib.decode(images_lib.read_file(path), data_config)
   except images_lib.BadImage as error:

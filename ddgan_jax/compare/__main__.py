@@ -1,11 +1,11 @@
-"""The trilemma: `ddgan compare --config stacked_digits [--workdir DIR] [--quick]`.
+"""Compare methods (the trilemma): `ddgan compare --config stacked_digits [--workdir DIR] [--quick]`.
 
 Trains, on the data of one config, with its network and its number of steps: a one-shot GAN (T = 1), Gaussian diffusion
 (L2 on the noise, T = 1000, sampled in 1,000 steps and in 4), Denoising Diffusion GANs with T = 2, 4, 8, and one with
 T = 4 and no latent. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
 
-Every training is a run of its own in the workdir; the same command goes on where it was stopped. The EMA reaches back
-a tenth of the steps at most, or a short budget's would still hold the first weights.
+Every training is a run of its own in the workdir; the same command resumes. The EMA averages over at most a tenth of
+the steps; with few steps it would otherwise still hold the initial weights.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define_flags(define: options.Definer) -> None:
   define.config('A recipe of data, network and budget')
   define.string(
-      'workdir', None, 'Where all goes; by default runs/compare_<name of the config file>, with --quick and _quick.')
-  define.list('methods', None, 'Some of them; by default all, with --quick three.')
-  define.integer('num', 10_000, 'Samples that are measured of each.', lower_bound=2)
+      'workdir', None, 'The output folder; by default runs/compare_<recipe>, with --quick runs/compare_<recipe>_quick.')
+  define.list('methods', None, 'Which methods; by default all, with --quick three.')
+  define.integer('num', 10_000, 'Samples to measure of each.', lower_bound=2)
   define.boolean('quick', False, 'A smoke test: at most 3,000 steps and 1,000 samples each, by default of gan, ddpm '
                  'and ddgan_4.')
   define.boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
-  define.integer('repeats', 3, 'Turns in which each method is timed, all in turn.', lower_bound=1)
+  define.integer('repeats', 3, 'Rounds of timing, in which the methods take turns.', lower_bound=1)
 
 
 def _compare(args: types.SimpleNamespace) -> None:
@@ -76,7 +76,7 @@ def _compare(args: types.SimpleNamespace) -> None:
     if is_default and Checkpoints(folder).latest_step() is not None:
       workdir_lib.check_data(folder, config, source, workdir)
     if not loop.train_and_evaluate(config, folder):
-      print('Stopped; the same command goes on from there.', flush=True)
+      print('Stopped; the same command resumes from there.', flush=True)
       return
   rows = measuring.measure(evaluate, base, names, workdir, mesh, source.checksum)
   measuring.time_samplers(rows, args.repeats)

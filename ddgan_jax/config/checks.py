@@ -119,7 +119,7 @@ def check_generator(g: GeneratorConfig) -> None:
       raise ConfigError(
           f"generator.embedding_type: found {g.embedding_type!r}, but kind='mlp' embeds t as 'positional' does")
     if g.dropout:
-      raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; 0 would be right")
+      raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; use 0")
     return
   if g.num_channels_dae % 4:
     raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
@@ -174,7 +174,7 @@ def _check_points(c: Config) -> None:
     if found != right:
       raise ConfigError(
           f'data.{field}: found {found!r}, but data.name={POINTS!r} gives points in the plane, as 1x1 images with two '
-          f'channels; {right!r} would be right')
+          f'channels; use {right!r}')
 
 
 def check_run(c: Config) -> None:
@@ -185,11 +185,11 @@ def check_run(c: Config) -> None:
     raise ConfigError(f'data.path: is empty, must be the {c.data.name} to read, because data.name={c.data.name!r}')
   if c.data.path and c.data.name not in FILE_SOURCES:
     raise ConfigError(
-        f'data.path: found {c.data.path!r}, which data.name={c.data.name!r} does not read; --config.data.name=folder '
-        '(or zip, npz, lmdb) would be right')
+        f'data.path: found {c.data.path!r}, which data.name={c.data.name!r} does not read; use '
+        '--config.data.name=folder (or zip, npz, lmdb)')
   if c.data.path and c.data.split != 'train':
     raise ConfigError(
-        f'data.split: found {c.data.split!r}, but only TFDS sets have splits; let data.path be what that split is in')
+        f'data.split: found {c.data.split!r}, but only TFDS sets have splits; set data.path to the files of that split')
   if c.data.num_stacks and c.data.stack != 3:
     raise ConfigError(f'data.num_stacks: found {c.data.num_stacks}, which needs data.stack=3')
   if c.data.stack == 3 and c.data.num_channels != 3:
@@ -221,10 +221,10 @@ def check_run(c: Config) -> None:
                         f'train.steps_per_call={c.train.steps_per_call}')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
-    raise ConfigError("eval.metrics: found 'label_accuracy', which needs labels to ask for; a generator.num_classes "
-                      'above 0 would be right')
+    raise ConfigError("eval.metrics: found 'label_accuracy', which needs a run with labels; use a "
+                      'generator.num_classes above 0')
   if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
-    raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have modes alone')
+    raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have only the metric modes')
   check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
 
 

@@ -1,8 +1,8 @@
-"""Mistakes of the user's, each with one sentence that says what to do."""
+"""Errors that users can fix, each one sentence that says what to do."""
 
 
 class UserError(ValueError):
-  """A mistake the user can mend: commands print its one sentence without a traceback."""
+  """A mistake that the user can fix: commands print its one sentence without a traceback."""
 
 
 class ConfigError(UserError):

@@ -33,7 +33,7 @@ def has_checkpoint(workdir: str) -> bool:
 
 def keep(
     fields: Mapping[str, Any], overrides: Collection[str], stored: Config) -> tuple[dict[str, Any], dict[str, tuple]]:
-  """A recipe as a run goes on with it: fields that may change keep the run's value unless the command line sets them.
+  """A recipe as a run resumes with it: fields that may change keep the run's value unless the command line sets them.
 
   Fields that may not change are left as the recipe has them, and `runs.workdir.check_workdir` refuses any that differ.
 

@@ -124,11 +124,11 @@ class GeneratorConfig(_Section):
     centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
     not_use_tanh: leave the output unbounded; noise and x_t are unbounded, so with those there never is a tanh.
     dropout: rate inside the blocks while training.
-    num_classes: classes of the data's labels, 0 … num_classes - 1, which G and D are then told; 0 tells them none. With
-      data.stack=3 classes of each of the three images.
+    num_classes: number of classes of the data's labels, 0 … num_classes - 1, on which G and D are conditioned; 0 for an
+      unconditional run. With data.stack=3, the classes of each of the three images.
     label_dropout: share of training rows whose label is dropped, so that the same network samples without one too; with
       0, sampling requires a label.
-    stack: images that one label speaks of, each with a digit of it (`labels`).
+    stack: images that one label describes, each by one of its digits (`labels`).
   """
 
   kind: str = one_of('ncsnpp', 'mlp')
@@ -343,7 +343,7 @@ def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
     The frozen `Config`.
 
   Raises:
-    ConfigError: one sentence that names the field, what was found and what would be right.
+    ConfigError: one sentence that names the field, what was found and what to use.
   """
   raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
   types = typing.get_type_hints(Config)

@@ -135,7 +135,7 @@ def _bad_image() -> Iterator[None]:
 
 
 def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str, str]:
-  """What data.resize has against images of this size, and what would be right; ('', '') if it takes them."""
+  """Why data.resize refuses images of this size, and what to use instead; ('', '') if it accepts them."""
   size, resize = data_config.image_size, data_config.resize
   if (height, width) == (size, size):
     return '', ''

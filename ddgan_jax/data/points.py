@@ -1,8 +1,8 @@
 """`gaussians25`: points in the plane from 25 Gaussians on a grid, the toy set on which a GAN loses modes.
 
 Centres {-4, -2, 0, 2, 4}², standard deviation 0.05 (paper, section on mode coverage), as 1x1 images with two channels;
-never quantised, and not brought into [-1, 1]: there the first of four steps would have more noise than lies between two
-modes, and the last evaluation of G all of them to choose from.
+never quantised, and not scaled to [-1, 1]: at that scale the first of four steps would add more noise than the distance
+between two modes, and the last evaluation of G would have to choose among all of them.
 """
 
 from __future__ import annotations

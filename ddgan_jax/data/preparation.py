@@ -30,7 +30,7 @@ from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
 from ddgan_jax.utils import files
 
-# Raised whenever the same config and data would be written otherwise: a set of another version is prepared anew.
+# Raised whenever the same config and data would be written otherwise: a set of another version is prepared again.
 VERSION = 1
 _HEADER = 128  # bytes before the pixels in images.npy
 _ENOUGH_BAD = 20  # without data.skip_bad, the check ends after so many
@@ -76,7 +76,7 @@ class Prepared:
 
 
 def folder_of(data_config: DataConfig) -> pathlib.Path:
-  """Where the prepared set of these fields lies. Raises DataError if that would be a bucket."""
+  """Where the prepared set of these fields is stored. Raises DataError if that would be a bucket."""
   identity = _identity(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
@@ -85,7 +85,7 @@ def folder_of(data_config: DataConfig) -> pathlib.Path:
 
 
 def cache_folder(data_config: DataConfig) -> pathlib.Path:
-  """Where prepared sets lie. Raises DataError if that would be a bucket."""
+  """Where prepared sets are stored. Raises DataError if that would be a bucket."""
   if '://' in data_config.cache_dir:
     raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
                     'prepared array is mapped into memory from it')
@@ -161,7 +161,7 @@ def prepare(
       if prepared:
         return prepared
       if folder.exists():
-        say(f'{folder}: {_why_anew(folder, fingerprint)}; it is prepared anew.')
+        say(f'{folder}: {_why_anew(folder, fingerprint)}; it is prepared again.')
     try:
       _write(reader, data_config, fingerprint, folder)
     except OSError as e:
@@ -223,7 +223,7 @@ def _refusal(bad: Sequence[tuple[str, str]], checked: int, total: int, title: st
   first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
   more = f'; and {len(bad) - 5:,} more, listed in {file}' if len(bad) > 5 else ''
   among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
-  advice = f'{hint} would be right for some; otherwise mend' if hint else 'mend'
+  advice = f'use {hint} for some; otherwise fix' if hint else 'fix'
   return printable(
       f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}. {advice[0].upper()}{advice[1:]} or '
       'remove them, or set --config.data.skip_bad=True to leave them out')

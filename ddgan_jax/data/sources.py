@@ -103,7 +103,7 @@ class ArraySource(Source):
 
 
 class DecodingSource(Source):
-  """A `Source` that reads, decodes and resizes images each time they are asked for (data.cache = 'none').
+  """A `Source` that reads, decodes and resizes images each time they are requested (data.cache = 'none').
 
   Args:
     reader: gives the encoded images; may be sent to worker processes.
@@ -137,7 +137,7 @@ class DecodingSource(Source):
         image[...] = images.decode(item[0], self._data_config)
       except images.BadImage as e:
         raise DataError(f'{self.name}: {self._reader.name(i)} {e}, though it was good when it was checked; '
-                        'mend it, or check the data again: python -m ddgan_jax.prepare') from e
+                        'fix it, or check the data again with ddgan prepare') from e
     return pixels, self._gather_labels(indices)
 
 
@@ -179,7 +179,7 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     first = '; '.join(f'{name} {reason}' for name, reason in prepared.skipped[:3])
     say(preparation.printable(
         f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
-        f'(all in {prepared.folder / "meta.json"}; python -m ddgan_jax.prepare --anew checks them again): {first}'))
+        f'(all in {prepared.folder / "meta.json"}; ddgan prepare --anew checks them again): {first}'))
   labels = prepared.labels() if prepared.has_labels else None
   if prepared.has_pixels:
     in_memory = prepared.count * int(np.prod(prepared.shape)) <= MAX_BYTES_IN_MEMORY

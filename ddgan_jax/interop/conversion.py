@@ -55,7 +55,7 @@ def check_architecture(content: dict[str, Any], config: Config) -> list[str]:
   clauses = [clause for section, fields in training.items()
              for clause in architecture.differences(section, fields, getattr(config, section))]
   if clauses:
-    lines.append(f'Training goes on as the config says, though {"; ".join(clauses)}.')
+    lines.append(f'Training continues as the config says, though {"; ".join(clauses)}.')
   return lines
 
 
@@ -72,4 +72,4 @@ def steps_per_epoch(workdir: str, config: Config) -> int:
       return max(1, json.load(data)['images'] // config.data.batch_size)
   except (OSError, ValueError, KeyError, TypeError):
     raise ConfigError(f'--steps_per_epoch: must be given, since {workdir} has no data.json with the number of images '
-                      '(main writes it), and the original counts in epochs') from None
+                      '(ddgan train writes it), and the original counts in epochs') from None

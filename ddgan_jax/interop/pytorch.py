@@ -209,8 +209,8 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
 
 def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
   if config.num_classes:
-    raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} that is '
-                       'told labels; 0 would be right')
+    raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} '
+                       'conditioned on labels; use 0')
 
 
 @functools.lru_cache(maxsize=8)

@@ -164,7 +164,7 @@ def _moments(
     raise InteropError(f'{name}: is not the state of an Adam that has made a step')
   if group.get('weight_decay') or group.get('amsgrad'):
     raise InteropError(f'{name}: has weight_decay={group.get("weight_decay")} and amsgrad={group.get("amsgrad")}, '
-                       'but the original trains, and this project goes on, without either')
+                       'but the original and this project train without either')
   if len(group['params']) != len(tensors):
     raise InteropError(
         f'{name}: is of {len(group["params"])} parameters, but net{network}_dict holds {len(tensors)} tensors')

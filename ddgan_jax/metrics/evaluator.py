@@ -47,7 +47,7 @@ class Network(NamedTuple):
 
 
 class Collected(NamedTuple):
-  """What a network says of a set: `moments` of one output, and the rows of those that were asked for."""
+  """What a network returns for a set: `moments` of one output, and the rows of the requested ones."""
 
   moments: frechet.Moments | None
   rows: dict[str, np.ndarray]
@@ -131,7 +131,7 @@ class Evaluator:
       images or statistics and for equal networks; that of the reference is None if it is not known.
 
     Raises:
-      ConfigError: the images do not compare with the reference, or were not asked for by label.
+      ConfigError: the images do not compare with the reference, or were not sampled by label.
     """
     if 'label_accuracy' in self._metrics:
       check_asked(images)
@@ -356,10 +356,10 @@ def needs_judge(metrics: Sequence[str]) -> list[str]:
 
 
 def check_asked(images: ImageSet) -> None:
-  """Raises ConfigError unless these images were asked for by label."""
+  """Raises ConfigError unless these images were sampled by label."""
   if images.asked is None:
-    raise ConfigError(f'label_accuracy: {images.name} was not asked for by label; a --workdir whose '
-                      'generator.num_classes is above 0 would be right')
+    raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '
+                      'generator.num_classes is above 0')
 
 
 _NAMES = {

@@ -34,7 +34,7 @@ class ImageSet(NamedTuple):
     rows: (first, count) → uint8 (of points float32) [count / processes, H, W, C], this process's block of images
       first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
       `size` is any image.
-    asked: number → [number] int32, the labels that the first images were asked for; None where none were.
+    asked: number → [number] int32, the requested labels of the first images; None without labels.
     take: [n] numbers below `size`, in any order → uint8 [n, H, W, C], those images, read by this process alone; None
       for endless sets. `rows` reads the same images.
   """
@@ -52,7 +52,7 @@ def of_generator(
     config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
   """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
-  Those of a conditional run are asked for labels, uniform over all (`labels.draw`).
+  A conditional run samples with labels drawn uniformly (`labels.draw`).
 
   Args:
     config: the run's.

@@ -47,7 +47,7 @@ class Judge(NamedTuple):
   Attributes:
     params: of `models.Classifier`.
     num_classes: how many classes.
-    accuracy: share of held-out images that it reads rightly.
+    accuracy: share of held-out images that it classifies correctly.
     num_held_out: how many those are.
     fingerprint: of the data that it was trained on; of `params` if the data have no checksum.
   """
@@ -69,7 +69,7 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     say: gets a sentence with the accuracy.
 
   Raises:
-    ClassifierError: no labels, or fewer than 97% of the held-out images are read rightly.
+    ClassifierError: no labels, or fewer than 97% of the held-out images are classified correctly.
   """
   if source.labels is None:
     raise ClassifierError(f'{source.name}: has no labels, so its modes cannot be counted')
@@ -93,10 +93,10 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found
   accuracy = float(accuracy)
-  say(f'The classifier of {source.name} reads {accuracy:.1%} of {len(held_out):,} held-out images rightly.')
+  say(f'The classifier of {source.name} is right on {accuracy:.1%} of {len(held_out):,} held-out images.')
   if accuracy < REQUIRED_ACCURACY:
     raise ClassifierError(
-        f'{source.name}: the classifier reads only {accuracy:.1%} of {len(held_out):,} held-out images rightly, and '
+        f'{source.name}: the classifier is right on only {accuracy:.1%} of {len(held_out):,} held-out images, and '
         f'{REQUIRED_ACCURACY:.0%} are needed to count modes')
   return Judge(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
 

@@ -1,4 +1,4 @@
-"""Labels: what G and D are told, what is asked of a sampler, and which labels cannot be.
+"""Class labels of G, of D and of the sampler, and their checks.
 
 A label is an integer in 0 … num_classes - 1, or `NONE`. Of a stack of three images it is 100a + 10b + c, and its digits
 are their classes: three small tables instead of one of a thousand rows, most of which a short run would never see.
@@ -17,7 +17,7 @@ from ddgan_jax.config import Config, ConfigError, GeneratorConfig
 if typing.TYPE_CHECKING:
   from ddgan_jax.data.sources import Source
 
-NONE = -1  # no label: what G and D are told of a row whose label was withheld
+NONE = -1  # no label: the label of a row whose label is dropped
 _STREAM = 0x6C61626C  # folded into an image's key, of which `sampling` takes the first parts for its noise
 
 
@@ -85,7 +85,7 @@ def for_timing(generator: GeneratorConfig) -> int | None:
 def check_asked(
     label: int | np.ndarray | jax.Array | None, generator: GeneratorConfig, name: str = 'label', others: str = ''
 ) -> None:
-  """Raises ConfigError, beginning with `name`, for a label that a run cannot be asked for; tracers pass.
+  """Raises ConfigError, beginning with `name`, for a label that a run cannot sample; tracers pass.
 
   Args:
     label: one or an array; `NONE`, or None for all, is no label, which a run can do without unless one is `required`.
@@ -104,7 +104,7 @@ def check_asked(
     return
   if not generator.num_classes:
     shown = '' if isinstance(label, jax.core.Tracer) else f'found {label}, but '
-    raise ConfigError(f'{name}: {shown}this run knows no labels (generator.num_classes=0), so none can be asked for')
+    raise ConfigError(f'{name}: {shown}this run was trained without labels (generator.num_classes=0); leave it out')
   if isinstance(label, jax.core.Tracer):
     return
   label = np.asarray(label)
@@ -133,11 +133,11 @@ def check_data(config: Config, source: Source) -> None:
   if not found:
     return
   if source.labels is None:
-    raise ConfigError(f'generator.num_classes: found {found}, but {source.name} has no labels; 0 would be right')
+    raise ConfigError(f'generator.num_classes: found {found}, but {source.name} has no labels; use 0')
   lowest, highest = int(np.min(source.labels)), int(np.max(source.labels))
   if lowest < 0:
     raise ConfigError(f'generator.num_classes: found {found}, but some images of {source.name} have no label '
-                      f'({lowest} in its place); 0 would be right')
+                      f'({lowest} in its place); use 0')
   if highest >= found:
-    raise ConfigError(f'generator.num_classes: found {found}, but the labels of {source.name} go to {highest}; '
-                      f'{highest + 1} would be right')
+    raise ConfigError(f'generator.num_classes: found {found}, but the labels of {source.name} go to {highest}; use '
+                      f'{highest + 1}')

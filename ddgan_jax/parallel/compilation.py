@@ -28,15 +28,15 @@ XLA_OPTIONS: dict[str, dict[str, str]] = {
 
 
 def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
-  """`jax.jit` as suits this package's networks: with compiler options, and fast convolutions in loops on CPUs.
+  """`jax.jit` for this package's networks: with compiler options, and fast convolutions in loops on CPUs.
 
-  Both hold for the program alone (`XLA_OPTIONS`, `convolution.one_layout_on_cpus`), so nothing has to be set up first.
-  Inside another transformation (jit, scan, grad, vmap), where JAX has no place for compiler options, it is a plain
-  `jax.jit`; what is outermost decides how all is compiled.
+  Both apply to this program alone (`XLA_OPTIONS`, `convolution.one_layout_on_cpus`), so no global setting changes.
+  Inside another transformation (jit, scan, grad, vmap), where JAX accepts no compiler options, it is a plain `jax.jit`;
+  the outermost jit decides how the whole program is compiled.
 
   Args:
     function: to be compiled.
-    platform: that it is compiled for, by default that of `jax.devices()`.
+    platform: the platform to compile for, by default that of `jax.devices()`.
     **kwargs: as of `jax.jit`.
 
   Returns:
@@ -115,7 +115,7 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   """Calls `function(*args)` in a thread that does not keep the process alive.
 
   XLA compiles one program on one thread and releases the interpreter, so several compile side by side. The thread is a
-  daemon because a compilation cannot be cancelled, and a run that is told to stop should not wait for it; `app.run`
+  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.run`
   ends a process that is still busy without the interpreter's usual shutdown, which would abort it.
   """
   future: concurrent.futures.Future = concurrent.futures.Future()

@@ -1,6 +1,6 @@
 """Several processes: one program started on every host, which find each other before anything else is done.
 
-`initialize` comes before any other JAX call. Flags win; otherwise it starts by itself where the environment speaks of
+`initialize` comes before any other JAX call. Flags win; otherwise it starts by itself where the environment announces
 several processes, and does nothing on a single machine:
 
 - `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or a JobSet's `JOB_COMPLETION_INDEX`),

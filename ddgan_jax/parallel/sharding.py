@@ -1,4 +1,4 @@
-"""The mesh and how arrays lie on it: the only file that names a mesh axis.
+"""The mesh, and the state and batch shardings: the only file that names a mesh axis.
 
 The mesh is data x fsdp, and both axes split the rows of the batch: every device holds an equal block of rows. With
 `fsdp` = 1 every device holds the whole state; otherwise `fsdp` devices share one copy of its large arrays (Rajbhandari
@@ -47,7 +47,7 @@ def by_rows(mesh: Mesh, stacked: bool = False) -> NamedSharding:
 
 
 def of_state(mesh: Mesh) -> Callable[[Any], NamedSharding]:
-  """How an array of the state lies: a function of the array's shape alone, so that moments lie as their parameters.
+  """The sharding of an array of the state: a function of its shape alone, so that moments are sharded like parameters.
 
   The largest axis that `fsdp` divides is split, the first of equals; small arrays and those with no such axis are whole
   on every device.
@@ -61,26 +61,26 @@ def of_tree(tree: Any) -> Any:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's block of an array that lies by rows, on the host."""
+  """This process's block of an array sharded by rows, on the host."""
   shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def constrain_rows(tree: Any, mesh: Mesh) -> Any:
-  """Inside jit: asks that every array of `tree` be split by rows, so that noise is drawn where it is used."""
+  """Inside jit: requests that every array of `tree` be split by rows, so that noise is drawn where it is used."""
   return jax.tree.map(
       lambda leaf: jax.lax.with_sharding_constraint(leaf, by_rows(mesh)) if leaf.ndim else leaf, tree)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-  """Inside jit: asks that every device hold the whole of every array of `tree`."""
+  """Inside jit: requests that every device hold the whole of every array of `tree`."""
   return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), tree)
 
 
 def mean_gradient(
     function: Callable[[Any, Any, Any], tuple[Any, Any]], mesh: Mesh
 ) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-  """Inside jit: evaluates `function` on each device's own rows and averages what it gives over the devices.
+  """Inside jit: evaluates `function` on each device's own rows and averages its result over the devices.
 
   The function sees whole parameters and local rows, so nothing inside it communicates. Each gradient crosses the
   interconnect once, at the end: an all-reduce, or under fsdp a reduce-scatter and an all-reduce of the part.
@@ -91,7 +91,7 @@ def mean_gradient(
     mesh: the mesh.
 
   Returns:
-    A function of the same arguments: `params` and `others` lie as `of_state` says, and so does the gradient; arrays of
+    A function of the same arguments: `params`, `others` and the gradient are sharded by `of_state`; arrays of
     `rows` are split by rows, scalars in it are the same for all; metrics are whole.
   """
   def mapped(params, others, rows):

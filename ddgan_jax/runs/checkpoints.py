@@ -220,7 +220,7 @@ class Checkpoints:
     return self._checked(partial, step, read)['ema_params']
 
   def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
-    """Reads the newest good state, to go on from it; None if there is no checkpoint.
+    """Reads the newest good state, to resume from it; None if there is no checkpoint.
 
     Damaged newer ones are renamed to `<step>.damaged`, so that their steps can be saved again.
 

@@ -257,7 +257,7 @@ def describe_data(
     return
   if before and is_resumed:
     say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
-        f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It goes on with these.')
+        f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It continues with these.')
     return
   count = config.train.num_samples if config.data.is_points else 64
   seen = pipeline.preview(source, config.data, config.seed, count)

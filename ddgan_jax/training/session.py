@@ -117,8 +117,8 @@ class Session:
     state = self.checkpoints.restore_newest(self.abstract_state, self.note)
     several = self.config.train.steps_per_call
     if state is not None and int(state.step) % several:
-      raise UserError(f'train.steps_per_call: found {several}, but the run goes on from step {int(state.step):,}, '
-                      'which must be a multiple of it; 1 always is right')
+      raise UserError(f'train.steps_per_call: found {several}, but the run resumes from step {int(state.step):,}, '
+                      'which must be a multiple of it; use 1')
     self.skipped = SkippedBatches(self.workdir, self.note)
     if self.is_main:
       workdir_lib.write_description(self.workdir, self.config, self.abstract_state)
@@ -148,7 +148,7 @@ class Session:
     """Says how the run ended after `step`, which is saved; returns whether it has finished."""
     self.writer.flush(self.note)
     if step < self.config.train.num_steps:
-      self.note(f'{self.stop.signal}: saved step {step:,} in {self.workdir}; the same command goes on from there.')
+      self.note(f'{self.stop.signal}: saved step {step:,} in {self.workdir}; the same command resumes from there.')
       return False
     if any(missing := self.last_step.missing()):
       self.note(f'{self.stop.signal}: saved the last step, {step:,}, in {self.workdir}; the same command adds what is '

@@ -229,7 +229,7 @@ REFUSED = {
     'said twice': ({'discriminator.num_classes': 10},
                    'discriminator.num_classes: is said once, as generator.num_classes'),
     'nothing to ask for': ({'eval.metrics': ('label_accuracy',)},
-                           "eval.metrics: found 'label_accuracy', which needs labels to ask for"),
+                           "eval.metrics: found 'label_accuracy', which needs a run with labels"),
 }
 
 
@@ -256,8 +256,8 @@ def digits_config(**generator):
 
 
 @pytest.mark.parametrize('known, message', [
-    (None, 'generator.num_classes: found 10, but some has no labels; 0 would be right'),
-    ([0, 11], 'generator.num_classes: found 10, but the labels of some go to 11; 12 would be right'),
+    (None, 'generator.num_classes: found 10, but some has no labels; use 0'),
+    ([0, 11], 'generator.num_classes: found 10, but the labels of some go to 11; use 12'),
     ([-1, 3], r'generator.num_classes: found 10, but some images of some have no label \(-1 in its place\)'),
 ])
 def test_data_that_are_refused(known, message):
@@ -282,7 +282,7 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
     (-2, {}, r'label: found -2, but the labels of this run are 0 … 9'),
     (np.array([3, 12]), {}, r'label: found 12, but the labels of this run are 0 … 9'),
     (1.0, {}, 'label: found 1.0, must be an integer or an array of integers'),
-    (3, {'num_classes': 0}, r'label: found 3, but this run knows no labels \(generator.num_classes=0\)'),
+    (3, {'num_classes': 0}, r'label: found 3, but this run was trained without labels \(generator.num_classes=0\)'),
     (340, {'num_classes': 4, 'stack': 3}, r'label: found 340, but .* are 100a \+ 10b \+ c with a, b and c in 0 … 3'),
     (None, {'label_dropout': 0.0}, r'label: found none, but .* only \(generator.label_dropout=0\); use a label: 0 … 9'),
     ([3, -1], {'label_dropout': 0.0}, r'label: found -1, but this run was trained with labels only'),
@@ -304,14 +304,14 @@ def test_labels_from_the_command_line():
   with pytest.raises(ConfigError, match='--label: found 12, but'):
     labels.parse('3,12', config)
   for text in ('3', 'all'):
-    with pytest.raises(ConfigError, match=r'--label: .*this run knows no labels'):
+    with pytest.raises(ConfigError, match=r'--label: .*this run was trained without labels'):
       labels.parse(text, U_NET)
 
 
 def test_the_original_knows_no_labels():
   with pytest.raises(pytorch.InteropError, match='generator.num_classes: found 10, but the original has no generator'):
     pytorch.generator_params({}, dataclasses.replace(U_NET, num_classes=10))
-  with pytest.raises(pytorch.InteropError, match='found 10, but the original has no discriminator that is told labels'):
+  with pytest.raises(pytorch.InteropError, match='the original has no discriminator conditioned on labels'):
     pytorch.discriminator_params({}, DiscriminatorConfig(num_classes=10))
 
 
@@ -419,7 +419,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
   assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
-  with pytest.raises(ConfigError, match='label_accuracy: digits was not asked for by label; a --workdir whose'):
+  with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
     evaluate(image_sets.of_array(pictures, 'digits'))
 
 

@@ -112,7 +112,7 @@ def test_what_is_not_whole_is_prepared_anew(config, damage, why):
   damage(prepared.folder)
   again, said = prepare(Numbered(), config)
   check(again, 100)
-  assert len(said) == 1 and re.search(f'{why}.*; it is prepared anew', said[0])
+  assert len(said) == 1 and re.search(f'{why}.*; it is prepared again', said[0])
 
 
 def test_changed_data_are_prepared_anew(config):

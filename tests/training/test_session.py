@@ -89,7 +89,7 @@ def test_a_state_between_two_calls_is_refused(tmp_path):
     session.restore()
     session.checkpoints.save(state_after(config, 4))
   with Session(make_config(steps_per_call=3), str(tmp_path)) as session, \
-      pytest.raises(UserError, match='found 3, but the run goes on from step 4, which must be a multiple of it'):
+      pytest.raises(UserError, match='found 3, but the run resumes from step 4, which must be a multiple of it'):
     session.restore()
 
 
@@ -105,7 +105,7 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
     session.checkpoints.save(state_after(config, 12))
     assert session.finish(12) is False
   said = capsys.readouterr().out
-  assert f'SIGTERM: saved step 6 in {tmp_path}; the same command goes on from there.' in said
+  assert f'SIGTERM: saved step 6 in {tmp_path}; the same command resumes from there.' in said
   assert f'saved the last step, 12, in {tmp_path}; the same command adds what is missing: its sample grid.' in said
 
   session = Session(config, str(tmp_path))

@@ -24,10 +24,10 @@ def open_reader(data_config: DataConfig) -> Reader:
     raise PathError(f'{path} does not exist')
   kind = _kind(path)
   if kind != name:
-    found = f'{kind}; --config.data.name={kind} would be right' if kind else 'none of folder, npz, zip, lmdb'
+    found = f'{kind}; use --config.data.name={kind}' if kind else 'none of folder, npz, zip, lmdb'
     if name == 'lmdb' and kind == 'folder':
       inside = sorted(entry.path for entry in os.scandir(path) if os.path.exists(os.path.join(entry.path, 'data.mdb')))
-      found = f'a folder without data.mdb; {" or ".join(inside) or "the folder that holds data.mdb"} would be right'
+      found = f'a folder without data.mdb; use {" or ".join(inside) or "the folder that holds data.mdb"}'
     raise PathError(f'{path} is read as data.name={name!r}, but it is {found}')
   return {
       'folder': trees.FolderReader, 'zip': trees.ZipReader, 'npz': arrays.NpzReader, 'lmdb': arrays.LmdbReader,

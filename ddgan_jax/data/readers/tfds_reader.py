@@ -135,7 +135,7 @@ def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.
       if isinstance(e, UserError):
         raise
       raise DataError(
-          f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Mend this, or {instead}.'
+          f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Fix this, or {instead}.'
       ) from e
   # A new one, since a builder reads the metadata (splits, class names) when it is made.
   builder = find_builder(data_config)
@@ -176,11 +176,11 @@ def _check_features(builder: tfds.core.DatasetBuilder, data_config: DataConfig) 
   if data_config.stack == 3 and channels != 1:
     raise ConfigError(
         f'data.stack: found 3, which puts three grey images into R, G, B, but the images of {data_config.name!r} have '
-        f'{channels or "an unknown number of"} channels; a grey set such as `digits` or `mnist` would be right')
+        f'{channels or "an unknown number of"} channels; use a grey set such as `digits` or `mnist`')
   if height and width:
     problem, hint = images.size_problem(height, width, data_config)
     if problem:
-      raise ConfigError(f'data.image_size: each image of {data_config.name!r} {problem}; {hint} would be right')
+      raise ConfigError(f'data.image_size: each image of {data_config.name!r} {problem}; use {hint}')
 
 
 def _check_split(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> None:
