@@ -13,6 +13,7 @@ from ddgan_jax.config.schema import Config, flatten, from_json
 MAY_CHANGE = (
     'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
     'eval.', 'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
+_OF_THE_MACHINE = 'parallel.fsdp'  # fits the number of devices, so the recipe's value counts
 
 
 def stored_config(workdir: str) -> Config | None:
@@ -35,6 +36,8 @@ def keep(
     fields: Mapping[str, Any], overrides: Collection[str], stored: Config) -> tuple[dict[str, Any], dict[str, tuple]]:
   """A recipe as a run resumes with it: fields that may change keep the run's value unless the command line sets them.
 
+  Only `parallel.fsdp` does not: it belongs to the machine.
+
   Fields that may not change are left as the recipe has them, and `runs.workdir.check_workdir` refuses any that differ.
 
   Args:
@@ -49,7 +52,7 @@ def keep(
   kept = {}
   for name, value in flatten(stored).items():
     section, _, field = name.partition('.')
-    if name in overrides or not name.startswith(MAY_CHANGE) or nested[section][field] == value:
+    if name in (*overrides, _OF_THE_MACHINE) or not name.startswith(MAY_CHANGE) or nested[section][field] == value:
       continue
     kept[name] = value, nested[section][field]
     nested[section][field] = value
