@@ -228,8 +228,8 @@ def test_a_path_of_another_kind(tmp_path):
   (tmp_path / 'x.txt').write_text('hello')
   expect('data.path: .*/none does not exist', 'folder', tmp_path / 'none')
   expect('is read as .*folder.*, but it is zip; use --config.data.name=zip', 'folder', archive)
-  expect('is npz; --config.data.name=npz', 'zip', tmp_path / 'a.npz')
-  expect('is folder; --config.data.name=folder', 'npz', folder)
+  expect('is npz; use --config.data.name=npz', 'zip', tmp_path / 'a.npz')
+  expect('is folder; use --config.data.name=folder', 'npz', folder)
   expect(f'is a folder without data.mdb; use {inside}', 'lmdb', folder)
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
   with pytest.raises(DataError, match="data.path: found 'gs://b/x', must be a path of this machine"):

@@ -80,8 +80,8 @@ def test_losing_the_race_to_prepare_is_no_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fields, message', [
     (dict(image_size=32), r"image of 'digits' is 8x8 and data.image_size is 32.*image_size=8, .*=pad.*=cover"),
-    (dict(image_size=4), r'is 8x8 and data.image_size is 4.*image_size=8, or --config.data.resize=crop \([^)]*\) '),
-    (dict(image_size=4, resize='pad'), r"is 8x8 .*data.resize='pad' never shrinks; --config.data.resize=crop"),
+    (dict(image_size=4), r'is 8x8 and data.image_size is 4.*image_size=8, or --config.data.resize=crop \([^)]*\)$'),
+    (dict(image_size=4, resize='pad'), r"is 8x8 .*data.resize='pad' never shrinks; use --config.data.resize=crop"),
     (dict(image_size=32, resize='crop'), r"is 8x8, smaller than data.image_size=32; .*resize=pad .* or .*resize=cover"),
     (dict(name='cifar10', image_size=32, num_channels=3, stack=3), "data.stack: found 3, .*'cifar10' have 3 channels"),
     (dict(name='cifar11'), "data.name: found 'cifar11', which TFDS does not know; did you mean 'cifar10"),
