@@ -115,7 +115,7 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   """Calls `function(*args)` in a thread that does not keep the process alive.
 
   XLA compiles one program on one thread and releases the interpreter, so several compile side by side. The thread is a
-  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.run`
+  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.start`
   ends a process that is still busy without the interpreter's usual shutdown, which would abort it.
   """
   future: concurrent.futures.Future = concurrent.futures.Future()
