@@ -119,7 +119,8 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   ends a process that is still busy without the interpreter's usual shutdown, which would abort it.
   """
   future: concurrent.futures.Future = concurrent.futures.Future()
-  _futures.append(future)
+  # Those that are done are forgotten here, or their programs would stay in memory as long as the process.
+  _futures[:] = [*(other for other in _futures if not other.done()), future]
 
   def work():
     try:
