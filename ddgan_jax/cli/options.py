@@ -125,7 +125,7 @@ def _recipe(values: flags.FlagValues, argv: list[str], resumes: bool) -> tuple[R
   ml_collections reads the overrides from `sys.argv` unless it is given a command line, which happens only here.
   """
   spec, rest = _take(argv, 'config')
-  overrides = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(rest), re.MULTILINE)
+  overrides = re.findall(r'^--?(?:no)?config\.([^=\s]+)', '\n'.join(rest), re.MULTILINE)
   workdir = _take(rest, 'workdir')[0] if resumes else None
   if spec is not None:
     name, fields = _load(spec)

@@ -34,13 +34,17 @@ def generator_fields(state_dict: Mapping[str, np.ndarray], config: GeneratorConf
     config: what the file should be.
 
   Raises:
-    InteropError: the tensors are those of a discriminator.
+    InteropError: the tensors are those of a discriminator, or of no generator of the original.
   """
   tensors = _without_prefix(state_dict)
   if is_discriminator(tensors):
     raise InteropError('holds a discriminator (start_conv.weight, end_linear.weight, …), must hold a generator: '
                        'netG_*.pth, or the whole content.pth')
-  fields: dict[str, Any] = {'n_mlp': sum(bool(re.fullmatch(r'z_transform\.\d+\.weight', name)) for name in tensors) - 1}
+  layers = sum(bool(re.fullmatch(r'z_transform\.\d+\.weight', name)) for name in tensors)
+  if not layers:
+    raise InteropError('holds tensors that are not those of a generator of the original '
+                       f'({next(iter(tensors), "nothing")}, …)')
+  fields: dict[str, Any] = {'n_mlp': layers - 1}
   found = next(_candidates(tensors, _replaced(config, **fields)), None)
   if found is None:
     return fields

@@ -115,11 +115,12 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   """Calls `function(*args)` in a thread that does not keep the process alive.
 
   XLA compiles one program on one thread and releases the interpreter, so several compile side by side. The thread is a
-  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.run`
+  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.start`
   ends a process that is still busy without the interpreter's usual shutdown, which would abort it.
   """
   future: concurrent.futures.Future = concurrent.futures.Future()
-  _futures.append(future)
+  # Those that are done are forgotten here, or their programs would stay in memory as long as the process.
+  _futures[:] = [*(other for other in _futures if not other.done()), future]
 
   def work():
     try:

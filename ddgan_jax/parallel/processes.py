@@ -151,16 +151,19 @@ def _from_slurm(environ: Mapping[str, str]) -> Plan | None:
   # and where SLURM has already narrowed what the task sees.
   alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
   narrowed = 'SLURM_GPUS_PER_TASK' in environ or ',' not in environ.get('CUDA_VISIBLE_DEVICES', ',')
-  return Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
-              all_devices=bool(alone or narrowed))
+  return _checked(
+      Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
+           all_devices=bool(alone or narrowed)), ('JAX_COORDINATOR_ADDRESS', 'SLURM_NTASKS', 'SLURM_PROCID'))
 
 
 def _from_open_mpi(environ: Mapping[str, str]) -> Plan | None:
   count = _number(environ, 'OMPI_COMM_WORLD_SIZE', 1)
   if count == 1:
     return None
-  return Plan('mpirun', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'OMPI_COMM_WORLD_RANK'), 'ompi',
-              all_devices=environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
+  return _checked(
+      Plan('mpirun', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'OMPI_COMM_WORLD_RANK'), 'ompi',
+           all_devices=environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'),
+      ('JAX_COORDINATOR_ADDRESS', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'))
 
 
 def _from_tpu(environ: Mapping[str, str]) -> Plan | None:
@@ -238,7 +241,9 @@ def _join(plan: Plan, timeout: int) -> None:
         heartbeat_timeout_seconds=_PATIENCE, shutdown_timeout_seconds=_PATIENCE)
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise DistributedError(f'{plan.source}: the processes could not be brought together ({reason})') from error
+    # Open MPI 5, for example, does not say where process 0 runs.
+    hint = '' if plan.method == 'deactivate' else f'; give {", ".join(_FLAGS)}'
+    raise DistributedError(f'{plan.source}: the processes could not be brought together ({reason}){hint}') from error
   finally:
     joined.set()
 

@@ -90,8 +90,8 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
       f'{field} was {before[field]}, is {now[field]}' for field in now
       if before[field] != now[field] and not field.startswith(MAY_CHANGE)]
   if changed:
-    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); '
-                       'choose another --workdir, set the fields back, or leave out --config to resume it as it is')
+    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); choose another '
+                       f'--workdir, set the fields back, or resume it as it is with --workdir={workdir} alone')
   if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
     print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
           'follow the cosine of the new length from here on.', flush=True)

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import re
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,16 +205,21 @@ def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, inst
   if not urls or (downloads.exists() and any(path.name != 'manual' or any(path.iterdir())
                                              for path in downloads.iterdir())):
     return
-  url, info = next(iter(urls.items()))
-  try:
-    requests.head(url, timeout=(3, 10), allow_redirects=True).close()
-  except (requests.ReadTimeout, requests.exceptions.InvalidSchema):
-    return  # slow but there, or not http
-  except requests.RequestException as e:
-    place = f'put {info.filename}{" (and its other archives)" if len(urls) > 1 else ""} into {manual_dir}, or '
-    raise DataError(
-        f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {url} cannot be reached '
-        f'({type(e).__name__}); {place if info.filename else ""}{instead}.') from e
+  # One URL of each server: those that are registered need not all be needed.
+  for url in {urllib.parse.urlsplit(url).netloc: url for url in reversed(list(urls))}.values():
+    try:
+      requests.head(url, timeout=(3, 10), allow_redirects=True).close()
+    except (requests.ReadTimeout, requests.exceptions.InvalidSchema):
+      return  # slow but there, or not http
+    except requests.RequestException as e:
+      error = e
+    else:
+      return
+  name = urls[url].filename
+  place = f'put {name}{" (and its other archives)" if len(urls) > 1 else ""} into {manual_dir}, or ' if name else ''
+  raise DataError(
+      f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {url} cannot be reached '
+      f'({type(error).__name__}); {place}{instead}.') from error
 
 
 def one_line(message: Any, limit: int = 400) -> str:
