@@ -38,8 +38,7 @@ def keep(
 
   Only `parallel.fsdp` does not: it belongs to the machine.
 
-  A recipe that differs in a field that may not change is that of another run: it is returned as it is, and
-  `runs.workdir.check_workdir` refuses it.
+  Fields that may not change are left as the recipe has them, and `runs.workdir.check_workdir` refuses any that differ.
 
   Args:
     fields: the recipe's config, nested.
@@ -53,12 +52,8 @@ def keep(
   kept = {}
   for name, value in flatten(stored).items():
     section, _, field = name.partition('.')
-    found = nested[section][field] if field else nested[section]
-    if found != value and not name.startswith(MAY_CHANGE):
-      return nested, {}
-    if found != value and name not in (*overrides, _OF_THE_MACHINE):
-      kept[name] = value, found
-  for name, (value, _) in kept.items():
-    section, _, field = name.partition('.')
+    if name in (*overrides, _OF_THE_MACHINE) or not name.startswith(MAY_CHANGE) or nested[section][field] == value:
+      continue
+    kept[name] = value, nested[section][field]
     nested[section][field] = value
   return nested, kept
