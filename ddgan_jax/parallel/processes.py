@@ -20,16 +20,14 @@ import re
 import socket
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from typing import Any
 
 from ddgan_jax.config import UserError
 
 _PATIENCE = 60  # seconds after which one that has gone silent is given up
 TIMEOUT = 300  # seconds; hosts of one job start within this of each other
 _FLAGS = ('--coordinator_address', '--num_processes', '--process_id')
-_PROXY = 'grpc_proxy'  # gRPC's own; without it http_proxy counts
-_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 class DistributedError(UserError):
@@ -76,17 +74,10 @@ def initialize(
   plan = find_plan(os.environ, coordinator_address, num_processes, process_id)
   if plan is None:
     return
-  if plan.process_id == 0 and plan.coordinator_address:
-    _check_port_is_free(plan)
   _join(plan, timeout)
 
   import jax
 
-  expected = plan.num_processes or jax.process_count()
-  if jax.process_count() != expected:
-    raise DistributedError(
-        f'{plan.source}: {expected} processes were announced here, but {jax.process_count()} have joined; '
-        'every process must be given the same number')
   if is_main():
     print(f'{jax.process_count()} processes with {jax.device_count()} {jax.devices()[0].platform} device(s), '
           f'{jax.local_device_count()} each.', flush=True)
@@ -106,64 +97,55 @@ def find_plan(
     process_id: int | None = None,
 ) -> Plan | None:
   """How this process joins others, by flags or else the environment; None on its own. Raises DistributedError."""
-  plan = _from_flags(coordinator_address, num_processes, process_id)
-  if plan or num_processes == 1 or environ.get('JAX_NUM_PROCESSES') == '1':
-    return plan
+  flags = dict(zip(_FLAGS, (coordinator_address, num_processes, process_id)))
+  if num_processes == 1 and coordinator_address is None and not process_id:
+    return None
+  if any(value is not None for value in flags.values()):
+    return _stated(flags)
+  if environ.get('JAX_NUM_PROCESSES') == '1':
+    return None
+  if 'JAX_NUM_PROCESSES' in environ or 'JAX_PROCESS_ID' in environ:  # an address alone overrides what JAX would find
+    index = 'JAX_PROCESS_ID'
+    if index not in environ and 'JOB_COMPLETION_INDEX' in environ:
+      index = 'JOB_COMPLETION_INDEX'
+    return _stated({name: environ.get(name) for name in ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', index)})
   # Open MPI before SLURM: under both, what SLURM's variables describe is mpirun's own daemons.
-  return _from_variables(environ) or _from_open_mpi(environ) or _from_slurm(environ) or _from_tpu(environ)
+  return _from_open_mpi(environ) or _from_slurm(environ) or _from_tpu(environ)
 
 
-def _from_flags(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> Plan | None:
-  given = dict(zip(_FLAGS, (coordinator_address, num_processes, process_id)))
-  if num_processes == 1 and coordinator_address is None and process_id in (None, 0):
-    return None
-  missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
-    return None
+def _stated(values: dict[str, Any]) -> Plan:
+  """The plan of an address, a number and an index, by the names of the flags or variables that state them."""
+  missing = [name for name, value in values.items() if value in (None, '')]
   if missing:
-    present = ', '.join(name for name, value in given.items() if value is not None)
-    raise DistributedError(f'{present}: needs {" and ".join(missing)} as well (or none of the three)')
-  return _checked(Plan('--coordinator_address', coordinator_address, num_processes, process_id), _FLAGS)
-
-
-def _from_variables(environ: Mapping[str, str]) -> Plan | None:
-  address, count, index = (environ.get(name) for name in _VARIABLES)
-  if count is None and index is None:
-    return None  # an address alone overrides what JAX would find
-  names = list(_VARIABLES)
-  if index is None and 'JOB_COMPLETION_INDEX' in environ:
-    names[2] = 'JOB_COMPLETION_INDEX'
-  missing = [name for name in names if not environ.get(name)]
-  if missing:
-    present = ', '.join(f'{name}={environ[name]}' for name in names if environ.get(name))
-    raise DistributedError(f'{present}: needs {" and ".join(missing)} in the environment as well')
-  return _checked(
-      Plan('JAX_COORDINATOR_ADDRESS', address, _number(environ, names[1]), _number(environ, names[2])), tuple(names))
+    raise DistributedError(f'{", ".join(name for name in values if name not in missing)}: needs '
+                           f'{" and ".join(missing)} as well (or none of the three)')
+  (source, address), (_, count), (_, index) = values.items()
+  try:
+    return Plan(source, address, int(count), int(index))
+  except ValueError as error:
+    raise DistributedError(f'{", ".join(values)}: the last two must be whole numbers ({error})') from None
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Plan | None:
   # A shell of sbatch or salloc has SLURM_NTASKS too, but is one process; only a step has a node list of its own.
   # In a step that uses part of an allocation, SLURM_NTASKS may be the allocation's.
-  count = _number(environ, 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in environ else 'SLURM_NTASKS', 1)
+  count = int(environ.get('SLURM_STEP_NUM_TASKS') or environ.get('SLURM_NTASKS', 1))
   if 'SLURM_STEP_NODELIST' not in environ or count == 1:
     return None
   # JAX gives each task one GPU by its local index. That is wrong for one task a node, which should have all of them,
   # and where SLURM has already narrowed what the task sees.
   alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
   narrowed = 'SLURM_GPUS_PER_TASK' in environ or ',' not in environ.get('CUDA_VISIBLE_DEVICES', ',')
-  return _checked(
-      Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'SLURM_PROCID'), 'slurm',
-           all_devices=bool(alone or narrowed)), ('JAX_COORDINATOR_ADDRESS', 'SLURM_NTASKS', 'SLURM_PROCID'))
+  return Plan('SLURM', environ.get('JAX_COORDINATOR_ADDRESS'), count, int(environ['SLURM_PROCID']), 'slurm',
+              all_devices=bool(alone or narrowed))
 
 
 def _from_open_mpi(environ: Mapping[str, str]) -> Plan | None:
-  count = _number(environ, 'OMPI_COMM_WORLD_SIZE', 1)
+  count = int(environ.get('OMPI_COMM_WORLD_SIZE', 1))
   if count == 1:
     return None
-  return _checked(
-      Plan('mpirun', environ.get('JAX_COORDINATOR_ADDRESS'), count, _number(environ, 'OMPI_COMM_WORLD_RANK'), 'ompi',
-           all_devices=environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'),
-      ('JAX_COORDINATOR_ADDRESS', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'))
+  return Plan('mpirun', environ.get('JAX_COORDINATOR_ADDRESS'), count, int(environ['OMPI_COMM_WORLD_RANK']), 'ompi',
+              all_devices=environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1')
 
 
 def _from_tpu(environ: Mapping[str, str]) -> Plan | None:
@@ -182,35 +164,19 @@ def _from_tpu(environ: Mapping[str, str]) -> Plan | None:
   return None
 
 
-def _checked(plan: Plan, names: tuple[str, str, str]) -> Plan:
-  if plan.num_processes < 1:
-    raise DistributedError(f'{names[1]}: found {plan.num_processes}, must be at least 1')
-  if not 0 <= plan.process_id < plan.num_processes:
-    raise DistributedError(f'{names[2]}: found {plan.process_id}, must be from 0 to {plan.num_processes - 1}, since '
-                           f'{names[1]} is {plan.num_processes}')
-  if plan.coordinator_address is not None:
-    host, _, port = plan.coordinator_address.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-      raise DistributedError(f'{names[0]}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
-  return plan
+def _check_address(plan: Plan) -> None:
+  """Raises DistributedError unless the address is HOST:PORT, and the port is free on process 0.
 
-
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-  text = environ.get(name, default)
-  try:
-    return int(text)
-  except (TypeError, ValueError):
-    raise DistributedError(f'{name}: found {text!r} in the environment, must be a whole number') from None
-
-
-def _check_port_is_free(plan: Plan) -> None:
-  # JAX's service would end the process with a segmentation fault.
-  port = int(plan.coordinator_address.rpartition(':')[2])
-  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-  with socket.socket(family) as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  JAX's service would end the process with a segmentation fault.
+  """
+  host, _, port = plan.coordinator_address.rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    raise DistributedError(f'{plan.source}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
+  if plan.process_id == 0:
+    both = socket.has_dualstack_ipv6()
     try:
-      probe.bind(('', port))
+      socket.create_server(
+          ('', int(port)), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both).close()
     except OSError as error:
       raise DistributedError(f'{plan.source}: process 0 cannot listen on port {port} ({error.strerror}); is another '
                              'run using it? Choose another port') from None
@@ -220,15 +186,19 @@ def _join(plan: Plan, timeout: int) -> None:
   """Calls JAX, and ends the process with a sentence where JAX would abort it with a stack trace or wait for ever."""
   import jax
 
+  if plan.coordinator_address:
+    _check_address(plan)
   if any(name in os.environ for name in ('http_proxy', 'https_proxy')):
-    os.environ.setdefault(_PROXY, '')  # else gRPC asks the proxy for the coordinator, and waits in vain
+    os.environ.setdefault('grpc_proxy', '')  # else gRPC asks the proxy for the coordinator, and waits in vain
 
   joined = threading.Event()
-  deadline = time.monotonic() + timeout
 
   def watch():
-    if not joined.wait(max(0, deadline - time.monotonic())):
-      print(f'Error: {_why_alone(plan, timeout)}', file=sys.stderr, flush=True)
+    if not joined.wait(timeout):
+      who = 'this process' if plan.process_id is None else f'process {plan.process_id} of {plan.num_processes}'
+      where = f' at {plan.coordinator_address}' if plan.coordinator_address else ''
+      print(f'Error: {plan.source}: {who} has waited {timeout} s for the others{where}; were all started, with the '
+            'same address and number, and can they reach process 0 there?', file=sys.stderr, flush=True)
       os._exit(2)
 
   threading.Thread(target=watch, daemon=True).start()
@@ -246,20 +216,3 @@ def _join(plan: Plan, timeout: int) -> None:
     raise DistributedError(f'{plan.source}: the processes could not be brought together ({reason}){hint}') from error
   finally:
     joined.set()
-
-
-def _why_alone(plan: Plan, timeout: int) -> str:
-  hint = f'; the proxy in {_PROXY} may stand in the way' if os.environ.get(_PROXY) else ''
-  of = f' of {plan.num_processes}' if plan.num_processes else ''
-  if plan.process_id == 0:
-    return (f'{plan.source}: process 0{of} has waited {timeout} s for the others, which did not all come; '
-            f'were all started, with the same address and number?{hint}')
-  if plan.coordinator_address:
-    host, _, port = plan.coordinator_address.rpartition(':')
-    try:
-      socket.create_connection((host.strip('[]'), int(port)), timeout=3).close()
-    except OSError as error:
-      return (f'{plan.source}: process 0 has not answered at {plan.coordinator_address} for {timeout} s '
-              f'({error.strerror or error}); is it running, and may this machine reach that port?{hint}')
-  name = f'process {plan.process_id}{of}' if plan.process_id is not None else f'this process{of}'
-  return f'{plan.source}: {name} has waited {timeout} s for the others, which did not all come{hint}'

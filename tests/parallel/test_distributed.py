@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from ddgan_jax import main as train
-from ddgan_jax.parallel import processes
 from ddgan_jax.parallel.processes import DistributedError, Plan, find_plan, initialize
 from tests.support import ROOT
 from tests.support.commands import run_command
@@ -67,22 +66,11 @@ def test_flags_win():
 
 HALF = {
     'no count': ({'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_PROCESS_ID': '1'},
-                 'JAX_COORDINATOR_ADDRESS=h:1, JAX_PROCESS_ID=1: needs JAX_NUM_PROCESSES in the environment as well'),
+                 'JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID: needs JAX_NUM_PROCESSES as well'),
     'only a count': ({'JAX_NUM_PROCESSES': '2'},
-                     'JAX_NUM_PROCESSES=2: needs JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID in the environment'),
-    'an empty address': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': ''}, 'needs JAX_COORDINATOR_ADDRESS in the'),
-    'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES: found 'two' in the"),
-    'count 0': ({**VARIABLES, 'JAX_NUM_PROCESSES': '0'}, 'JAX_NUM_PROCESSES: found 0, must be at least 1'),
-    'index too large': ({**VARIABLES, 'JAX_PROCESS_ID': '2'},
-                        'JAX_PROCESS_ID: found 2, must be from 0 to 1, since JAX_NUM_PROCESSES is 2'),
-    'JobSet index too large': (
-        {'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_NUM_PROCESSES': '2', 'JOB_COMPLETION_INDEX': '5'},
-        'JOB_COMPLETION_INDEX: found 5, must be from 0 to 1'),
-    'no port': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': 'host0'},
-                "JAX_COORDINATOR_ADDRESS: found 'host0', must be HOST:PORT of process 0"),
-    'port 0': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': 'host0:0'}, 'must be HOST:PORT'),
-    'half a SLURM step': ({'SLURM_STEP_NODELIST': 'node1', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_NTASKS': '4'},
-                          'SLURM_PROCID: found None in the environment, must be a whole number'),
+                     'JAX_NUM_PROCESSES: needs JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID as well'),
+    'an empty address': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': ''}, 'needs JAX_COORDINATOR_ADDRESS as well'),
+    'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, 'must be whole numbers (invalid literal'),
 }
 
 
@@ -98,10 +86,6 @@ def test_half_an_environment_gets_one_sentence(environ, message):
     ((None, 2, None), '--num_processes: needs --coordinator_address and --process_id as well'),
     ((None, None, 0), '--process_id: needs --coordinator_address and --num_processes as well'),
     ((None, 1, 1), '--num_processes, --process_id: needs --coordinator_address as well'),
-    (('h:1', 2, 2), '--process_id: found 2, must be from 0 to 1, since --num_processes is 2'),
-    (('h:1', 2, -1), '--process_id: found -1'),
-    (('h:1', 0, 0), '--num_processes: found 0, must be at least 1'),
-    (('h:port', 2, 0), "--coordinator_address: found 'h:port', must be HOST:PORT"),
 ])
 def test_half_the_flags_get_one_sentence(flags, message):
   with pytest.raises(DistributedError) as error:
@@ -172,10 +156,10 @@ def test_a_port_that_is_taken():
       initialize(f'localhost:{port}', 2, 0)
 
 
-def test_processes_that_were_told_different_numbers(monkeypatch):
-  monkeypatch.setattr(processes, '_join', lambda plan, timeout: None)
-  with pytest.raises(DistributedError, match='2 processes were announced here, but 1 have joined'):
-    initialize('localhost:1', 2, 1)
+@pytest.mark.parametrize('address', ['h:port', 'h', 'h:0'])
+def test_an_address_without_a_port(address):
+  with pytest.raises(DistributedError, match=f"--coordinator_address: found '{address}', must be HOST:PORT"):
+    initialize(address, 2, 1)
 
 
 # What it prints goes to a file: Gloo, which connects simulated devices, writes to stdout, even amid another's line.
@@ -219,16 +203,14 @@ def test_two_processes_find_each_other(tmp_path):
   assert printed[1].read_text() == '1 2 4 8 21.0\n'
 
 
-@pytest.mark.parametrize('index, reason', [
-    (0, 'process 0 of 2 has waited 2 s for the others, which did not all come'),
-    (1, 'process 0 has not answered at localhost:{port} for 2 s (Connection refused)'),
-])
-def test_a_process_that_waits_in_vain(index, reason, tmp_path):
+@pytest.mark.parametrize('index', [0, 1])
+def test_a_process_that_waits_in_vain(index, tmp_path):
   port = free_port()
   process = start(port, 2, index, 2, tmp_path / 'printed')
   _, errors = process.communicate(timeout=300)
   said = [line for line in errors.splitlines() if line.startswith('Error: ')]
-  assert process.returncode == 2 and len(said) == 1 and reason.format(port=port) in said[0], errors
+  assert process.returncode == 2 and len(said) == 1, errors
+  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; were all started' in said[0]
   assert 'Traceback' not in errors
 
 
