@@ -65,8 +65,7 @@ def _read(args: types.SimpleNamespace) -> None:
 
   content = torch_file.read_checkpoint(file)
   try:
-    for line in conversion.check_architecture(content, config):
-      print(line, flush=True)
+    lines = conversion.check_architecture(content, config)
     app.configure()
     if 'netG_dict' in content:
       state, has_ema = resume_file.state_of_content(content, config)
@@ -74,6 +73,7 @@ def _read(args: types.SimpleNamespace) -> None:
       state, has_ema = resume_file.state_of_generator(content, config), True
   except pytorch.InteropError as error:
     raise UserError(f'{file}: {error}') from error
+  print('\n'.join(lines), flush=True)
   from ddgan_jax.runs import workdir as workdir_lib
   from ddgan_jax.runs.checkpoints import Checkpoints
 

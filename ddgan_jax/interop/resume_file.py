@@ -20,13 +20,17 @@ from ddgan_jax.interop import pytorch
 from ddgan_jax.interop.pytorch import InteropError, Params, StateDict
 from ddgan_jax.train_state import TrainState
 
-# Names of options in `args` → sections and fields of the config: those that tensors do not show and that decide what is
-# sampled, and those of the training.
+# Names of options in `args` → sections and fields of the config: those that decide what is sampled, and those of the
+# training.
 _PROCESS = {
     'num_timesteps': ('diffusion', 'num_timesteps'), 'beta_min': ('diffusion', 'beta_min'),
     'beta_max': ('diffusion', 'beta_max'), 'use_geometric': ('diffusion', 'kind'),
     **{field: ('generator', field) for field in (
-        'image_size', 'fir', 'fir_kernel', 'skip_rescale', 'centered', 'not_use_tanh')}}
+        'image_size', 'num_channels', 'num_channels_dae', 'ch_mult', 'num_res_blocks', 'attn_resolutions', 'nz',
+        'z_emb_dim', 'n_mlp', 'resblock_type', 'progressive', 'progressive_input', 'progressive_combine',
+        'embedding_type', 'fourier_scale', 'fir', 'fir_kernel', 'skip_rescale', 'resamp_with_conv', 'conditional',
+        'centered', 'not_use_tanh')},
+    **{field: ('discriminator', field) for field in ('ngf', 't_emb_dim')}}
 _TRAINING = {
     'dropout': ('generator', 'dropout'),
     **{field: ('optim', field) for field in ('lr_g', 'lr_d', 'beta1', 'beta2', 'ema_decay', 'r1_gamma', 'lazy_reg')}}
@@ -140,10 +144,9 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
       args.setdefault('beta2', betas[1])
   if 'use_geometric' in args:
     args['use_geometric'] = 'geometric' if args['use_geometric'] else 'vp'
-  if isinstance(args.get('fir_kernel'), (list, tuple)):
-    args['fir_kernel'] = tuple(map(float, args['fir_kernel']))
   if 'lazy_reg' in args:
     args['lazy_reg'] = args['lazy_reg'] or 1  # None is every step there
+  args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
   process: dict[str, dict[str, Any]] = {}
   training: dict[str, dict[str, Any]] = {}
   for names, found in ((_PROCESS, process), (_TRAINING, training)):
