@@ -64,29 +64,16 @@ def with_gradient(forms: Forms) -> Forms:
 
 def fir(batch: int) -> list[Forms]:
   """Resampling as shifts and adds, as one depthwise convolution, as two products with banded matrices."""
-  up_taps, up_pad = 2 * resample._taps(KERNEL), resample._padding(KERNEL, up=2)
-  down_pad = resample._padding(KERNEL, up=1)
-
-  def up_shifts(x):
-    return resample._up_shifts(resample._up_shifts(x, KERNEL, 1, up_pad[0]), KERNEL, 2, up_pad[0])
-
-  def up_conv(x):
-    return resample._filter_conv(
-        x, up_taps, stride=1, dilation=2, left=up_pad[0], right=up_pad[1], normalise=False)
-
-  def down_shifts(x):
-    once = lambda x, axis: resample._filter_shifts(x, KERNEL, axis, 2, *down_pad)
-    return once(once(x, 1), 2)
-
-  def down_conv(x):
-    return resample._filter_conv(x, KERNEL, stride=2, dilation=1, left=down_pad[0], right=down_pad[1])
+  up, down = (1, 2, 2, 1), (2, 1, 1, 1)  # stride, zeros between pixels, padding
+  up_shifts, down_shifts = (lambda x, size=size: resample._by_shifts(x, KERNEL, *size) for size in (up, down))
+  up_conv, down_conv = (lambda x, size=size: resample._by_conv(x, KERNEL, *size) for size in (up, down))
 
   def as_product(function, size):
     column = np.asarray(function(jnp.eye(size)[..., None, None])[:, :, 0, 0])  # [in, out] of one axis
     return lambda x: jnp.einsum('bhwc,hy,wx->byxc', x, column, column)
 
-  up_axis = lambda x: resample._up_shifts(x, KERNEL, 1, up_pad[0])
-  down_axis = lambda x: resample._filter_shifts(x, KERNEL, 1, 2, *down_pad)
+  up_axis = lambda x: resample._up_shifts(x, 2 * resample._taps(KERNEL), 1, up[2])
+  down_axis = lambda x: resample._filter_shifts(x, resample._taps(KERNEL), 1, 2, *down[2:])
   x_up, x_down = normal(0, batch, 16, 16, 256), normal(0, batch, 32, 32, 128)
   return [
       with_gradient({'up: shifts': (up_shifts, (x_up,)), 'up: depthwise': (up_conv, (x_up,)),

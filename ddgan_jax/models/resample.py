@@ -15,7 +15,7 @@ function is *compiled for* decides, so a TPU program compiled ahead of time else
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,33 +34,23 @@ def fir_down(x: jax.Array, kernel: Kernel) -> jax.Array:
   Returns:
     [B, H/2, W/2, C], dtype of x.
   """
-  return _per_platform(_down_by_shifts, _down_by_conv, x, tuple(kernel))
+  return _filter(x, tuple(kernel), 2, 1, (len(kernel) - 1) // 2, (len(kernel) - 2) // 2)
 
 
 def fir_up(x: jax.Array, kernel: Kernel) -> jax.Array:
-  """Doubles H and W: zeros between the pixels, then the FIR filter with gain 2 per axis.
+  """Doubles H and W: zeros between the pixels, then the FIR filter with gain 2 per axis; [B, H, W, C] → [B, 2H, 2W, C].
 
-  Args:
-    x: [B, H, W, C].
-    kernel: taps of one axis, two or more; normalised to sum 1.
-
-  Returns:
-    [B, 2H, 2W, C], dtype of x.
+  For the kernel see `fir_down`.
   """
-  return _per_platform(_up_by_shifts, _up_by_conv, x, tuple(kernel))
+  return _filter(x, tuple(kernel), 1, 2, (len(kernel) + 1) // 2, (len(kernel) - 2) // 2)
 
 
 def fir_before_strided_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
   """The filter that precedes a VALID 3x3 convolution of stride 2, so that the two halve H and W.
 
-  Args:
-    x: [B, H, W, C], H and W even.
-    kernel: taps of one axis; normalised to sum 1.
-
-  Returns:
-    [B, H+1, W+1, C], dtype of x.
+  [B, H, W, C] → [B, H+1, W+1, C]; for the kernel see `fir_down`.
   """
-  return _per_platform(_same_by_shifts, _same_by_conv, x, tuple(kernel))
+  return _filter(x, tuple(kernel), 1, 1, (len(kernel) + 1) // 2, len(kernel) // 2)
 
 
 def mean_down(x: jax.Array) -> jax.Array:
@@ -74,41 +64,30 @@ def nearest_up(x: jax.Array) -> jax.Array:
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3))  # traced and differentiated once for each shape
-def _per_platform(shifts: Callable, conv: Callable, x: jax.Array, kernel: tuple[float, ...]) -> jax.Array:
-  """`shifts(x, kernel)`, or for TPUs `conv(x, kernel)`."""
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))  # traced and differentiated once for each shape
+def _filter(x: jax.Array, kernel: tuple[float, ...], stride: int, up: int, left: int, right: int) -> jax.Array:
+  """On both axes: `up` - 1 zeros after each pixel, padding, and every `stride`-th sum by the taps, with gain `up`."""
+  settings = (kernel, stride, up, left, right)
   return jax.lax.platform_dependent(
-      x, tpu=functools.partial(conv, kernel=kernel), default=functools.partial(shifts, kernel=kernel))
+      x, tpu=lambda x: _by_conv(x, *settings), default=lambda x: _by_shifts(x, *settings))
 
 
-def _down_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
-  padding = _padding(kernel, up=1)
-  return _filter_shifts(_filter_shifts(x, kernel, 1, 2, *padding), kernel, 2, 2, *padding)
+def _by_shifts(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
+  taps = up * _taps(kernel)
+  for axis in (1, 2):
+    x = _up_shifts(x, taps, axis, left) if up == 2 else _filter_shifts(x, taps, axis, stride, left, right)
+  return x
 
 
-def _down_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
-  left, right = _padding(kernel, up=1)
-  return _filter_conv(x, kernel, stride=2, dilation=1, left=left, right=right)
-
-
-def _up_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
-  left, _ = _padding(kernel, up=2)
-  return _up_shifts(_up_shifts(x, kernel, 1, left), kernel, 2, left)
-
-
-def _up_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
-  left, right = _padding(kernel, up=2)
-  return _filter_conv(x, 2 * _taps(kernel), stride=1, dilation=2, left=left, right=right, normalise=False)
-
-
-def _same_by_shifts(x: jax.Array, kernel: Kernel) -> jax.Array:
-  padding = _padding_to_one_more(kernel)
-  return _filter_shifts(_filter_shifts(x, kernel, 1, 1, *padding), kernel, 2, 1, *padding)
-
-
-def _same_by_conv(x: jax.Array, kernel: Kernel) -> jax.Array:
-  left, right = _padding_to_one_more(kernel)
-  return _filter_conv(x, kernel, stride=1, dilation=1, left=left, right=right)
+def _by_conv(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
+  taps = up * _taps(kernel)
+  channels = x.shape[-1]
+  weights = np.broadcast_to(np.outer(taps, taps)[:, :, None, None], (len(taps), len(taps), 1, channels))
+  # Zeros between the pixels and one after the last, as if each pixel were followed by a zero.
+  pad = (left, right + (up - 1))
+  return jax.lax.conv_general_dilated(
+      x, jnp.asarray(weights, x.dtype), (stride, stride), (pad, pad), lhs_dilation=(up, up),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=channels)
 
 
 def _taps(kernel: Kernel) -> np.ndarray:
@@ -116,18 +95,7 @@ def _taps(kernel: Kernel) -> np.ndarray:
   return taps[::-1] / taps.sum()  # reversed: a filter is a true convolution, the sums below are correlations
 
 
-def _padding(kernel: Kernel, up: int) -> tuple[int, int]:
-  total = len(kernel) - 2
-  return (total + 1) // 2 + (up - 1), total // 2
-
-
-def _padding_to_one_more(kernel: Kernel) -> tuple[int, int]:
-  total = len(kernel)  # H + total - (taps - 1) = H + 1
-  return (total + 1) // 2, total // 2
-
-
-def _filter_shifts(x: jax.Array, kernel: Kernel, axis: int, stride: int, left: int, right: int) -> jax.Array:
-  taps = _taps(kernel)
+def _filter_shifts(x: jax.Array, taps: np.ndarray, axis: int, stride: int, left: int, right: int) -> jax.Array:
   size = (x.shape[axis] + left + right - len(taps)) // stride + 1
   widths = [(0, 0)] * x.ndim
   widths[axis] = (left, right)
@@ -137,8 +105,7 @@ def _filter_shifts(x: jax.Array, kernel: Kernel, axis: int, stride: int, left: i
       for k, tap in enumerate(taps) if tap)
 
 
-def _up_shifts(x: jax.Array, kernel: Kernel, axis: int, left: int) -> jax.Array:
-  taps = 2 * _taps(kernel)
+def _up_shifts(x: jax.Array, taps: np.ndarray, axis: int, left: int) -> jax.Array:
   size = x.shape[axis]
   # Output 2i + phase sees the taps k at which 2i + phase + k - left is an even position, that of a real pixel.
   reach = [[(k, (phase + k - left) // 2) for k in range(len(taps)) if (phase + k - left) % 2 == 0] for phase in (0, 1)]
@@ -152,16 +119,3 @@ def _up_shifts(x: jax.Array, kernel: Kernel, axis: int, left: int) -> jax.Array:
           for k, shift in phase) for phase in reach]
   stacked = jnp.stack(phases, axis + 1)
   return stacked.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1:])
-
-
-def _filter_conv(
-    x: jax.Array, kernel: Kernel, *, stride: int, dilation: int, left: int, right: int, normalise: bool = True
-) -> jax.Array:
-  taps = _taps(kernel) if normalise else np.asarray(kernel)
-  channels = x.shape[-1]
-  weights = np.broadcast_to(np.outer(taps, taps)[:, :, None, None], (len(taps), len(taps), 1, channels))
-  # Zeros between the pixels and one after the last, as if each pixel were followed by a zero.
-  pad = (left, right + (dilation - 1))
-  return jax.lax.conv_general_dilated(
-      x, jnp.asarray(weights, x.dtype), (stride, stride), (pad, pad), lhs_dilation=(dilation, dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=channels)
