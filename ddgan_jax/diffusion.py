@@ -5,6 +5,7 @@ any step size, and that posterior is all that training and sampling need.
 
 Throughout, `t` is the index of the *less* noisy neighbour, int32 in 0 … T-1: the pair is (x_t, x_{t+1}), level 0 is
 the clean image and level T is noise. Images are [B, ..., C] float32 in [-1, 1]. This module imports no model.
+An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
 """
 
 from __future__ import annotations
@@ -77,9 +78,6 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
 
   Returns:
     A `Schedule` of numpy arrays, which jit treats as constants or arguments.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.whole('num_timesteps', num_timesteps, 1)
   if kind not in ('vp', 'geometric'):
@@ -195,16 +193,12 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
   """A draw of q(x_t | x_0) = N(sqrt_alpha_bar[t] x_0, sigma_bar[t]² I) (paper, section 2).
 
   Args:
-    schedule: the tables.
     x_0: [B, ...] float32, clean images in [-1, 1].
     t: [B] int32 in 0 … T, the level wanted.
     noise: like x_0, standard normal.
 
   Returns:
     x_t, like x_0.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(schedule, t, 0, x_0=x_0, noise=noise)
   return _at(schedule.sqrt_alpha_bar, t, x_0) * x_0 + _at(schedule.sigma_bar, t, x_0) * noise
@@ -218,7 +212,6 @@ def q_sample_pair(
   x_{t+1} is one Markov step from that same x_t, so the pair is what the discriminator is to call real.
 
   Args:
-    schedule: the tables.
     x_0: [B, ...] float32, clean images in [-1, 1].
     t: [B] int32 in 0 … T-1, the less noisy level.
     noise_t: like x_0, standard normal, makes x_t.
@@ -226,9 +219,6 @@ def q_sample_pair(
 
   Returns:
     (x_t, x_tp1), each like x_0.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(schedule, t, 1, x_0=x_0, noise_t=noise_t, noise_tp1=noise_tp1)
   x_t = q_sample(schedule, x_0, t, noise_t)
@@ -239,16 +229,12 @@ def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -
   """A draw of q(x_{t+1} | x_t) = N(sqrt_alpha[t+1] x_t, sigma[t+1]² I), one Markov step (paper, section 2).
 
   Args:
-    schedule: the tables.
     x_t: [B, ...] float32, the less noisy neighbour.
     t: [B] int32 in 0 … T-1, its level.
     noise: like x_t, standard normal.
 
   Returns:
     x_{t+1}, like x_t.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(schedule, t, 1, x_t=x_t, noise=noise)
   return _at(schedule.sqrt_alpha, t + 1, x_t) * x_t + _at(schedule.sigma, t + 1, x_t) * noise
@@ -260,16 +246,12 @@ def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: ja
       x_0 = (x_{t+1} - sigma_bar[t+1] noise) / sqrt_alpha_bar[t+1]        (Ho et al., 2020, section 3.2)
 
   Args:
-    schedule: the tables.
     x_tp1: [B, ...] float32, the noisier neighbour.
     t: [B] int32 in 0 … T-1.
     noise: like x_tp1, such as a generator's prediction of it.
 
   Returns:
     x_0, like x_tp1.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(schedule, t, 1, x_tp1=x_tp1, noise=noise)
   return (x_tp1 - _at(schedule.sigma_bar, t + 1, x_tp1) * noise) / _at(schedule.sqrt_alpha_bar, t + 1, x_tp1)
@@ -285,7 +267,6 @@ def sample_posterior(
   At t = 0 this is x_0 itself.
 
   Args:
-    schedule: the tables.
     x_0: [B, ...] float32, the clean image, or the generator's prediction of it.
     x_tp1: like x_0, the noisier neighbour.
     t: [B] int32 in 0 … T-1, the level wanted.
@@ -293,9 +274,6 @@ def sample_posterior(
 
   Returns:
     x_t, like x_0.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(schedule, t, 1, x_0=x_0, x_tp1=x_tp1, noise=noise)
   mean = _at(schedule.posterior_coef_x_0, t, x_0) * x_0 + _at(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1

@@ -2,6 +2,8 @@
 
 Each step the generator predicts the clean image, and the posterior puts the right amount of noise back:
 T evaluations of G and nothing else.
+
+An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
 """
 
 from __future__ import annotations
@@ -46,9 +48,6 @@ def sample_given_noise(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(generator_fn, schedule)
   checks.floats('x_T', x_T, 'B H W C')
@@ -83,9 +82,6 @@ def draw_noise(
 
   Returns:
     x_T `shape`, z [T, (B,) nz], posterior_noise [T, *shape]; float32, standard normal.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.key('key', key)
   checks.shape('shape', shape, 'B H W C', 'H W C')
@@ -125,9 +121,6 @@ def sample(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(generator_fn, schedule)
   checks.shape('shape', shape, 'B H W C')
@@ -153,9 +146,6 @@ def sample_each(
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   _check(generator_fn, schedule)
   checks.whole('seed', seed, 0, 2**32 - 1)

@@ -1,4 +1,7 @@
-"""Paths between two images of a generator, sampled or given: pure functions for jit, vmap and notebooks."""
+"""Paths between two images of a generator, sampled or given: pure functions for jit, vmap and notebooks.
+
+An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,12 @@ def interpolate(
   Args:
     key_a, key_b: typed PRNG keys, such as `sampling.sample_each` makes by fold_in(key(seed), i): the first and last
       frame are then its images.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    generator_fn, schedule, latent_dim: see `sampling.sample`.
     shape: (H, W, C) of one image.
-    latent_dim: nz, the dimension of z.
     num_frames: at least 2, the ends included.
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.key('key_a', key_a)
   checks.key('key_b', key_b)
@@ -61,8 +59,7 @@ def interpolate_given_noise(
   direction matters, because G normalises it.
 
   Args:
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    generator_fn, schedule: see `sampling.sample_given_noise`.
     x_T: [2, H, W, C] float32, standard normal, of the first and of the last frame.
     z: [T, 2, nz] float32, standard normal.
     posterior_noise: [T, 2, H, W, C] float32, standard normal, interpolated as well; or [T, 1, H, W, C], held fixed.
@@ -70,9 +67,6 @@ def interpolate_given_noise(
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('x_T', x_T, 'frames H W C', frames=2)
   checks.floats('z', z, 'T frames nz', frames=2)
@@ -105,19 +99,13 @@ def interpolate_images(
   The ends resemble the images as `image_to_image` does, they are not them.
 
   Args:
-    key: a typed PRNG key, used once.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     images: [2, H, W, C] float32 in [-1, 1].
-    latent_dim: nz, the dimension of z.
     from_level: L in 1 … T.
     num_frames: at least 2, the ends included.
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('images', images, 'images H W C', images=2)
   checks.whole('num_frames', num_frames, 2)

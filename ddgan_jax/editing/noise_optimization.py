@@ -3,6 +3,8 @@
 Replacing pixels or block means level by level, as `replacement` does, conditions the generator on them only through a
 noisy x_t, and with few levels x_t is nearly all noise. But few levels also make the whole sampler a short,
 differentiable function of its noise.
+
+An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
 """
 
 from __future__ import annotations
@@ -45,22 +47,16 @@ def sample_matching(
   backward passes: for the T of DDGANs, not for a thousand steps.
 
   Args:
-    key: a typed PRNG key, used once; the starting point is `sampling.sample` from it.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`, which gives the starting point.
     measure: differentiable, of [B, H, W, C] images, row by row.
     target: [B, ...] float32, like what `measure` gives.
     shape: (B, H, W, C) of the images.
-    latent_dim: nz, the dimension of z.
     num_steps: of Adam.
     tolerance: standard deviation of the measurement's error, in the units of `target`.
     learning_rate: of Adam at the beginning; a cosine takes it to 0.
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.function('measure', measure, 'images')
   checks.floats('target', target)
@@ -102,9 +98,6 @@ def inpaint(
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('image', image, 'B H W C')
   replacement.check_mask(mask, image.shape)
@@ -135,9 +128,6 @@ def super_resolve(
 
   Returns:
     [B, N h, N w, C] float32; see `replacement.super_resolve_given_noise`.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('small', small, 'B h w C')
   checks.whole('factor', factor, 1)

@@ -2,6 +2,7 @@
 
 Pure functions for jit, vmap and notebooks, like `sampling`; nothing is trained for them. Each works with the
 generator_fn and schedule of any run (`ddgan_jax.load`), for any T. Level 0 is the clean image, level T is noise.
+An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
 """
 
 from __future__ import annotations
@@ -36,19 +37,13 @@ def inpaint(
   `sampling.sample` from the same key. T * num_resamples evaluations of G.
 
   Args:
-    key: a typed PRNG key, used once.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     image: [B, H, W, C] float32 in [-1, 1]; what is below the mask is not looked at.
     mask: bool or 0/1, broadcasts to `image`, such as [H, W, 1]; True is to be filled in.
-    latent_dim: nz, the dimension of z.
     num_resamples: passes through each level, at least 1; 1 never goes back.
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.key('key', key)
   checks.floats('image', image, 'B H W C')
@@ -96,7 +91,6 @@ def inpaint_given_noise(
 
   Raises:
     ValueError: S is not a multiple of T.
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('image', image, 'B H W C')
   check_mask(mask, image.shape)
@@ -130,19 +124,13 @@ def image_to_image(
   it, since every row has noise of its own. L evaluations of G.
 
   Args:
-    key: a typed PRNG key, used once.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     image: [B, H, W, C] float32 in [-1, 1].
-    latent_dim: nz, the dimension of z.
     from_level: L in 1 … T. A low one keeps the image, a high one makes it more like the data; at T hardly anything of
       the image is left.
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('image', image, 'B H W C')
   check_level(from_level, schedule)
@@ -162,18 +150,12 @@ def super_resolve(
   """Images of full size whose low-pass is that of small ones: `super_resolve_given_noise` from a key.
 
   Args:
-    key: a typed PRNG key, used once.
-    generator_fn: see `sampling.sample_given_noise`.
-    schedule: the tables.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     small: [B, h, w, C] float32 in [-1, 1].
-    latent_dim: nz, the dimension of z.
     factor: N, of h and of w; N h and N w are the size that G knows.
 
   Returns:
     [B, N h, N w, C] float32; see `super_resolve_given_noise`.
-
-  Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('small', small, 'B h w C')
   checks.whole('factor', factor, 1)
@@ -215,7 +197,6 @@ def super_resolve_given_noise(
 
   Raises:
     ValueError: the size is not a multiple.
-    ValueError, TypeError: an argument is not as above; the sentence names it.
   """
   checks.floats('small', small, 'B h w C')
   checks.floats('x_T', x_T, 'B H W C', B=small.shape[0], C=small.shape[3])
