@@ -115,18 +115,16 @@ def _empty_cache() -> Iterator[None]:
       compilation_cache.reset_cache()
 
 
-class _Training:
-  """Runs programs one after the other on the first batch, each on the state that the one before it left."""
+def _training(programs: Programs, source: sources.Source) -> Callable[[str], Any]:
+  """Name → metrics: calls a program on the first batch and on the state that the call before it left."""
+  state, batch = programs.create_state(), first_batch(programs, source)
 
-  def __init__(self, programs: Programs, source: sources.Source):
-    self._programs = programs
-    self._state = programs.create_state()
-    self._batch = first_batch(programs, source)
-
-  def run(self, name: str) -> Any:
-    """Calls a program; returns its metrics."""
-    self._state, metrics = self._programs[name](self._state, *self._batch)
+  def run(name):
+    nonlocal state
+    state, metrics = programs[name](state, *batch)
     return metrics
+
+  return run
 
 
 def measure_training(
@@ -137,17 +135,16 @@ def measure_training(
   Times of a `call` are those of one of its steps.
   """
   config = programs.config
-  training = _Training(programs, source)
+  run = _training(programs, source)
   timings = timing.interleaved(
-      {name: functools.partial(training.run, name) for name in programs.steps}, rounds, least_seconds)
+      {name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
   share, several = programs.r1_share, programs.steps_per_call
   mixed = sum(part * operations.of_step(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
   found = {}
   for name in programs.steps:
     times = timings[name].divided(several)
     per_image = mixed if name == CALL else operations.of_step(config, name == R1)
-    found[name] = {**times.summary(), **speed(config, times.median, per_image),
-                   'operations_per_image_xla': _xla_operations(programs, name)}
+    found[name] = {**times.summary(), **speed(config, times.median, per_image)}
   if len(found) == 2:
     seconds = share * found[R1]['seconds'] + (1 - share) * found[PLAIN]['seconds']
     found['amortised'] = {'seconds': seconds, **speed(config, seconds, mixed)}
@@ -164,15 +161,8 @@ def speed(config: Config, seconds: float, per_image: float) -> dict[str, Any]:
 
 
 def _utilisation(config: Config, per_second: float) -> float | None:
-  peak = hardware.peak_operations(jax.devices()[0].device_kind, config.parallel.dtype)
+  peak = hardware.peak(jax.devices()[0].device_kind).get(config.parallel.dtype)
   return per_second / peak if peak else None
-
-
-def _xla_operations(programs: Programs, name: str) -> float | None:
-  analysis = programs[name].compiled.cost_analysis() or {}
-  # Of one device's share; the passes of a loop after the first are not in it.
-  flops = analysis.get('flops')
-  return flops * jax.device_count() / programs.config.data.batch_size if flops else None
 
 
 def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) -> dict[str, Any]:
@@ -231,23 +221,20 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
 
 def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
   """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
-  training = _Training(programs, source)
+  run = _training(programs, source)
   for traced in (False, True):
     with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
       for name in programs.steps:
         for step in range(num_steps if traced else 1):
           with jax.profiler.StepTraceAnnotation(name, step_num=step):
-            jax.block_until_ready(training.run(name))
+            jax.block_until_ready(run(name))
 
 
 def describe_device() -> dict[str, Any]:
   """Platform, kind and number of the devices, and their published peaks."""
-  kind = jax.devices()[0].device_kind
-  peak = hardware.peak(kind)
-  return {
-      'platform': jax.devices()[0].platform, 'kind': kind, 'devices': jax.device_count(),
-      'peak': {'bfloat16': peak.bfloat16, 'float32': peak.float32, 'float32_unit': peak.unit, 'source': peak.source}
-      if peak else None}
+  device = jax.devices()[0]
+  return {'platform': device.platform, 'kind': device.device_kind, 'devices': jax.device_count(),
+          'peak': hardware.peak(device.device_kind)}
 
 
 def first_batch(programs: StepPrograms, source: sources.Source) -> list[jax.Array]:

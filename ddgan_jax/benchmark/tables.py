@@ -11,18 +11,15 @@ from ddgan_jax.config import Config
 def heading(config: Config, report: dict[str, Any]) -> Iterator[str]:
   """What was measured, on what, and the peak of that."""
   device = report['device']
-  peak = device['peak']
+  peak = device['peak'].get(config.parallel.dtype)
   yield (f'{config.data.name} {config.data.image_size}x{config.data.image_size}, global batch '
          f'{config.data.batch_size}, {config.parallel.dtype}, on {device["devices"]} {device["kind"]} '
          f'({device["platform"]}), jax {report["jax"]}, {report["date"]}')
   if peak is None:
-    yield (f'The peak of {device["kind"]!r} is unknown, so there is no utilisation '
+    yield (f'The peak of {device["kind"]!r} in {config.parallel.dtype} is unknown, so there is no utilisation '
            '(ddgan_jax/benchmark/hardware.py has a table).')
-  elif peak[config.parallel.dtype] is None:
-    yield f'{device["kind"]!r} has no units for {config.parallel.dtype}, so there is no utilisation.'
   else:
-    unit = f' ({peak["float32_unit"]})' if config.parallel.dtype == 'float32' else ''
-    yield f'Peak of a device: {peak[config.parallel.dtype] / 1e12:,.1f} TFLOP/s{unit}, by {peak["source"]}.'
+    yield f'Published peak of a device: {peak / 1e12:,.1f} TFLOP/s.'
 
 
 def compile_table(times: dict[str, dict[str, float]]) -> Iterator[str]:
