@@ -86,23 +86,16 @@ def make_sampler(
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
   if label is None and labels.required(config.generator):
-    predict = _without_label(config)
+    # Refuses when it is called, because a run may be loaded before it is known what to sample.
+    predict = lambda x_tp1, t, z: labels.check_asked(None, config.generator)
   elif label is None:
     predict = models.generator_fn(generator, params, schedule)
   else:
     labels.check_asked(label, config.generator)
-    predict = _of_label(generator, params, schedule, jnp.asarray(label, jnp.int32))
+    label = jnp.asarray(label, jnp.int32)
+    predict = lambda x_tp1, t, z: models.generator_fn(
+        generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
   return objectives.make(config).make_sampler(predict, schedule, num_timesteps)
-
-
-def _of_label(generator, params: Params, schedule: diffusion.Schedule, label: jax.Array) -> GeneratorFn:
-  return lambda x_tp1, t, z: models.generator_fn(
-      generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
-
-
-def _without_label(config: Config) -> GeneratorFn:
-  """Refuses when it is called, because a run may be loaded before it is known what to sample."""
-  return lambda x_tp1, t, z: labels.check_asked(None, config.generator)
 
 
 def make_optimizers(

@@ -23,10 +23,8 @@ def generate(
   """Samples `num` images of a run.
 
   Args:
-    run: as `ddgan_jax.load` gives it.
-    num: how many.
+    run, num, batch_size: the run, how many images, how many at a time.
     seed: image i is a function of (seed, i).
-    batch_size: images at a time.
     label: one integer, or [k]: image i gets label i mod k; by default all get what the run was loaded with.
 
   Returns:

@@ -94,7 +94,9 @@ def parse(
     args.config = recipe._replace(overrides=dict(values['config'].override_values))
   for name in required:
     if getattr(args, name) is None:
-      raise ConfigError(_is_required(name, resumes, args))
+      hint = f'; the recipes are {", ".join(recipes.names())}' if name == 'config' else ''
+      found = f': {args.workdir} holds no run to resume' if hint and resumes and args.workdir else ''
+      raise ConfigError(f'--{name} is required{found}{hint}')
   return args
 
 
@@ -182,11 +184,3 @@ def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     else:
       rest.append(word)
   return found, rest
-
-
-def _is_required(name: str, resumes: bool, args: types.SimpleNamespace) -> str:
-  if name == 'config' and resumes and args.workdir:
-    return f'--config is required: {args.workdir} holds no run to resume; the recipes are {", ".join(recipes.names())}'
-  if name == 'config':
-    return f'--config is required; the recipes are {", ".join(recipes.names())}'
-  return f'--{name} is required'

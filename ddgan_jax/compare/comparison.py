@@ -82,14 +82,9 @@ def label(row: dict[str, Any]) -> str:
   return f'{row["title"]}, {row["evaluations"]:,}'
 
 
-def quality_of(rows: Sequence[dict[str, Any]]) -> str:
-  """Which number of the reports stands for quality."""
-  return next(name for name in _QUALITY if name in rows[0]['metrics'])
-
-
-def coverage_of(rows: Sequence[dict[str, Any]]) -> str:
-  """Which number of the reports stands for coverage."""
-  return next(name for name in _COVERAGE if name in rows[0]['metrics'])
+def _first_of(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+  """The first number of that name that the reports have."""
+  return next(name for name in names if name in rows[0]['metrics'])
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
@@ -100,7 +95,7 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
     config: the base.
     num_steps: steps of each training.
   """
-  quality, n = quality_of(rows), rows[0]['n']
+  quality, n = _first_of(_QUALITY, rows), rows[0]['n']
   others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
@@ -124,12 +119,11 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   """Quality against sampling time, each point with its modes: the trilemma's three corners in one picture, as PNG."""
   from matplotlib.figure import Figure
 
-  quality = quality_of(rows)
+  quality, covering = _first_of(_QUALITY, rows), _first_of(_COVERAGE, rows)
   figure = Figure(figsize=(8, 5), dpi=110, layout='constrained')
   axes = figure.add_subplot()
   values = [row['metrics'][quality]['value'] for row in rows]
   seconds = [row['seconds'] for row in rows]
-  covering = coverage_of(rows)
   coverage = [row['metrics'][covering]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
   brackets = ' (in brackets: with certainty)' if 'modes_certain' in rows[0]['metrics'] else ''

@@ -16,13 +16,7 @@ from ddgan_jax.parallel import compilation
 
 
 class Draws(NamedTuple):
-  """Which results to make.
-
-  Attributes:
-    num: how many.
-    seed: of the noise.
-    batch_size: images at a time at most.
-  """
+  """How many results to make, by which seed, and how many of them at a time at most."""
 
   num: int
   seed: int
@@ -32,19 +26,11 @@ class Draws(NamedTuple):
 def inpaint(
     run: Any, image: np.ndarray, mask: np.ndarray, draws: Draws, by_matching: bool, passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """New pixels below a mask; all others are kept exactly.
+  """An image [H, W, C] uint8 with new pixels where the mask [H, W, 1] bool is True; all others are kept exactly.
 
-  Args:
-    run: as `ddgan_jax.load` returns it.
-    image: [H, W, C] uint8, of the run's shape.
-    mask: [H, W, 1] bool, True is filled in.
-    draws: which results.
-    by_matching: fit the sampler's noise to the known pixels (`noise_optimization`), or put them into each x_t
-      (`replacement`).
-    passes: steps of the fit, or passes through each level.
-
-  Returns:
-    [num, H, W, C] uint8, and [2, H, W, C] uint8: the image, and what of it is kept.
+  `by_matching` fits the sampler's noise to the known pixels in `passes` steps (`noise_optimization`); otherwise they
+  are put into each x_t (`replacement`), with `passes` through each level. Returns [num, H, W, C] uint8, and
+  [2, H, W, C] uint8: the image, and what of it is kept.
   """
   module = noise_optimization if by_matching else replacement
 

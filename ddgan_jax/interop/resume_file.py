@@ -165,32 +165,24 @@ def _moments(
   by_number, group = content[name].get('state'), _group(content[name])
   if not isinstance(by_number, dict) or not by_number or not isinstance(group.get('params'), (list, tuple)):
     raise InteropError(f'{name}: is not the state of an Adam that has made a step')
-  if group.get('weight_decay') or group.get('amsgrad'):
-    raise InteropError(f'{name}: has weight_decay={group.get("weight_decay")} and amsgrad={group.get("amsgrad")}, '
-                       'but the original and this project train without either')
-  if len(group['params']) != len(tensors):
-    raise InteropError(
-        f'{name}: is of {len(group["params"])} parameters, but net{network}_dict holds {len(tensors)} tensors')
   found: dict[str, StateDict] = {'exp_avg': {}, 'exp_avg_sq': {}, 'ema': {}}
-  counts, has_ema = set(), any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
+  count, has_ema = 0, any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
   needed = ('exp_avg', 'exp_avg_sq', *(('ema',) if has_ema else ()))
-  for number, tensor in zip(group['params'], tensors, strict=True):
+  for number, tensor in zip(group['params'], tensors):
     entry = by_number.get(number) if isinstance(number, int) else None
     if entry is None and tensor.removeprefix('module.') in idle:
       entry = {key: np.zeros_like(tensors[tensor]) for key in ('exp_avg', 'exp_avg_sq')}
     elif not isinstance(entry, dict) or not all(isinstance(entry.get(key), np.ndarray) for key in needed):
       raise InteropError(f'{name}: has no complete state of {tensor}')
     else:
-      counts.add(int(entry.get('step', -1)))
+      count = int(entry.get('step', 0))
     for key in found:
       found[key][tensor] = entry.get(key, tensors[tensor])
-  if len(counts) != 1:
-    raise InteropError(f'{name}: has made {", ".join(map(str, sorted(counts)))} steps, must be as many for all')
   try:
     trees = {key: convert(found[key]) for key in found if key != 'ema' or has_ema}
   except InteropError as error:
     raise InteropError(f'{name}: {error}') from error
-  return trees, counts.pop()
+  return trees, count
 
 
 def _group(optimizer: Any) -> dict[str, Any]:

@@ -23,14 +23,7 @@ from ddgan_jax.utils import files
 def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> None:
   """Writes float32 parameters, whole or not at all.
 
-  Args:
-    path: a file of that name is replaced.
-    params: nested dict of arrays.
-    config: becomes the metadata `config`, JSON as in a workdir's config.json.
-    step: becomes the metadata `step`.
-
-  Raises:
-    UserError: the file cannot be written.
+  The config, as JSON, and the step become metadata. Raises UserError if the file cannot be written.
   """
   path = os.fspath(path)
   tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -43,14 +36,7 @@ def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> No
 
 
 def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
-  """The inverse of `write`.
-
-  Returns:
-    (nested dict of numpy arrays, the run's config, the step).
-
-  Raises:
-    UserError: the file cannot be read, is damaged, or is not of a run; one sentence.
-  """
+  """(nested dict of numpy arrays, config, step) that `write` wrote; raises UserError for what is no such file."""
   path = os.fspath(path)
   metadata, tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
   config = config_lib.from_json(metadata['config'], path)

@@ -68,10 +68,14 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Name → array of the stored dtype (bfloat16 is that of ml_dtypes), in the file's order.
 
   Raises:
-    TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what a state dict does not
-      need; one sentence.
+    TorchFileError: as `read_checkpoint` raises it, or the file holds something else.
   """
-  return _read(os.fspath(path), _check_state_dict)
+  content = read_checkpoint(path)
+  for name, value in content.items():
+    if not isinstance(value, np.ndarray):
+      raise TorchFileError(f'{path}: holds {_describe(value)} under {name!r}, must be a state dict (a dict of name to '
+                           'tensor); save that part of it alone')
+  return content
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -87,20 +91,17 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what such a dict does not
       need; one sentence.
   """
-  return _read(os.fspath(path), _check_checkpoint)
-
-
-def _read(path: str, check: Callable[[str, Any], None]) -> dict[str, Any]:
+  path = os.fspath(path)
   try:
     with open(path, 'rb') as file:
       is_zip = file.read(4) == b'PK\x03\x04'
       file.seek(0)
-      return (_read_zip if is_zip else _read_legacy)(path, file, check)
+      return (_read_zip if is_zip else _read_legacy)(path, file)
   except OSError as e:
     raise TorchFileError(f'{path}: cannot be read ({e.strerror or e})') from e
 
 
-def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> dict[str, Any]:
+def _read_zip(path: str, file: BinaryIO) -> dict[str, Any]:
   try:
     with zipfile.ZipFile(file) as archive:
       pickles = [name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl')]
@@ -114,7 +115,6 @@ def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> d
       if byteorder in archive.namelist() and untrusted.read_member(archive, byteorder, 16) != b'little':
         raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
       found = _unpickle(path, io.BytesIO(untrusted.read_member(archive, pickles[0], _MAX_PICKLE)))
-      check(path, found)
       _fill(path, found, lambda storage: untrusted.read_member(
           archive, f'{root}data/{storage.key}', storage.total * _dtype(storage).itemsize))
       return found
@@ -124,7 +124,7 @@ def _read_zip(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> d
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
 
 
-def _read_legacy(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -> dict[str, Any]:
+def _read_legacy(path: str, file: BinaryIO) -> dict[str, Any]:
   length = os.path.getsize(path)
   if file.peek(1)[:1] != pickle.PROTO or _unpickle(path, file) != _MAGIC:
     raise TorchFileError(f'{path}: is not a PyTorch checkpoint ({length:,} bytes in neither of the formats that '
@@ -136,7 +136,6 @@ def _read_legacy(path: str, file: BinaryIO, check: Callable[[str, Any], None]) -
     raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
   storages: dict[str, _Storage] = {}
   found = _unpickle(path, file, storages)
-  check(path, found)
   keys = _unpickle(path, file)
   if not isinstance(keys, list) or set(keys) != set(storages):
     raise TorchFileError(f'{path}: {_DAMAGED} (its list of storages does not fit)')
@@ -271,16 +270,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
     raise TorchFileError(f'{path}: {_DAMAGED} ({str(e).strip(".") or type(e).__name__})') from e
 
 
-def _check_state_dict(path: str, found: Any) -> None:
-  if not isinstance(found, dict) or not found:
-    raise TorchFileError(f'{path}: holds {_describe(found)}, must be a state dict (a dict of name to tensor)')
-  for name, value in found.items():
-    if not isinstance(name, str) or not isinstance(value, _Tensor):
-      raise TorchFileError(f'{path}: holds {_describe(value)} under {name!r}, must be a state dict (a dict of name to '
-                           'tensor); save that part of it alone')
-
-
-def _check_checkpoint(path: str, found: Any) -> None:
+def _check(path: str, found: Any) -> None:
   if not isinstance(found, dict) or not found:
     raise TorchFileError(f'{path}: holds {_describe(found)}, must be a dict with tensors in it')
   for container, key, name, value in _items(found):
@@ -310,6 +300,7 @@ def _items(found: dict) -> Iterator[tuple[Any, Any, str, Any]]:
 
 def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
   """Puts arrays in the place of the tensors."""
+  _check(path, found)
   tensors = [item for item in _items(found) if isinstance(item[3], _Tensor)]
   length = os.path.getsize(path)
   stored = {tensor.storage.key: tensor.storage.total * _dtype(tensor.storage).itemsize for *_, tensor in tensors}

@@ -17,13 +17,6 @@ def apply(module: nn.Module, params: Any, *args: Any, deterministic: bool | None
 
   Being jitted by itself it is traced once for each set of shapes: G's two passes in a step, in the step with R1 and in
   the one without, share one trace. XLA gets the same operations.
-
-  Args:
-    module: hashable, as flax's modules are if their attributes are.
-    params: its parameters.
-    *args: arrays.
-    deterministic: passed on if it is given.
-    **kwargs: arrays and keys, such as `label`, `places`, `rngs`.
   """
   if deterministic is not None:
     kwargs['deterministic'] = deterministic

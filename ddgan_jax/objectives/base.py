@@ -18,7 +18,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import Config, ConfigError
@@ -201,8 +200,4 @@ class Objective(abc.ABC):
     if num_timesteps == trained:
       return predict, schedule
     schedule, t_long = diffusion.respaced(schedule, num_timesteps)
-    return _at_levels(predict, t_long), schedule
-
-
-def _at_levels(predict: GeneratorFn, t_long: np.ndarray) -> GeneratorFn:
-  return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z)
+    return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z), schedule

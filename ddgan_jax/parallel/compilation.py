@@ -6,7 +6,6 @@ import concurrent.futures
 import functools
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +34,8 @@ def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Calla
   the outermost jit decides how the whole program is compiled.
 
   Args:
-    function: to be compiled.
+    function, **kwargs: as of `jax.jit`; the result has its method `lower`, too.
     platform: the platform to compile for, by default that of `jax.devices()`.
-    **kwargs: as of `jax.jit`.
-
-  Returns:
-    A function with the method `lower` of `jax.jit`.
   """
   return _Program(function, platform, kwargs)
 
@@ -132,22 +127,11 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   return future
 
 
-def timed(compile_: Callable[[], Any]) -> tuple[Any, float]:
-  """What `compile_` gives, and the seconds that it took."""
-  begun = time.perf_counter()
-  return compile_(), time.perf_counter() - begun
-
-
 def describe(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
   """A sentence on what a compiled step costs, and its figures.
 
-  Args:
-    compiled: a `jax.stages.Compiled`.
-    seconds: how long that took; little when it came from the cache.
-
-  Returns:
-    The sentence, and `compile_seconds`, `step_memory_mib` (state, batch and temporaries on one device, by the
-    compiler's account) and `device_peak_mib` (as measured so far), the last two where the backend knows them.
+  The figures are `compile_seconds`, `step_memory_mib` (state, batch and temporaries on one device, by the compiler's
+  account) and `device_peak_mib` (as measured so far), the last two where the backend knows them.
   """
   text, figures = f'The step was compiled in {seconds:.1f} s', {'compile_seconds': seconds}
   if compiled.memory_analysis() is not None:
@@ -162,10 +146,7 @@ def describe(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
 
 
 def memory_bytes(compiled: Any) -> tuple[int, int]:
-  """Bytes that a device needs for a program, by the compiler's account, and how many of them are temporary.
-
-  All are arguments, results that do not reuse them, and temporaries.
-  """
+  """Bytes of a program's arguments, results and temporaries on a device, and how many of them are temporary."""
   memory = compiled.memory_analysis()
   state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   return state + memory.temp_size_in_bytes, memory.temp_size_in_bytes

@@ -24,29 +24,26 @@ _asked = itertools.count(1)  # JAX's pre-emption service wants questions by numb
 
 def shared_text(text: str) -> str:
   """The first text that is not empty, in the order of the processes; '' if none has one."""
-  if jax.process_count() == 1:
-    return text
-  buffer = np.zeros(_BYTES, np.uint8)
-  encoded = text.encode()[:_BYTES]
-  buffer[:len(encoded)] = np.frombuffer(encoded, np.uint8)
-  for row in multihost_utils.process_allgather(buffer):
-    if row.any():
-      return row.tobytes().rstrip(b'\0').decode(errors='ignore')
-  return ''
+  return next(filter(None, _texts(text)), '')
 
 
 def check_same(what: str, text: str) -> None:
   """Raises UserError, on every process, unless all have the same `text` (of up to 2 kB)."""
+  texts = _texts(text)
+  if len(set(texts)) > 1:
+    found = '; '.join(f'process {i} has {text}' for i, text in enumerate(texts))
+    raise UserError(f'{what} must be the same on all processes: {found}')
+
+
+def _texts(text: str) -> list[str]:
+  """The texts of all processes."""
   if jax.process_count() == 1:
-    return
+    return [text]
   buffer = np.zeros(_BYTES, np.uint8)
   encoded = text.encode()[:_BYTES]
   buffer[:len(encoded)] = np.frombuffer(encoded, np.uint8)
   rows = multihost_utils.process_allgather(buffer)
-  texts = [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
-  if len(set(texts)) > 1:
-    found = '; '.join(f'process {i} has {text}' for i, text in enumerate(texts))
-    raise UserError(f'{what} must be the same on all processes: {found}')
+  return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
 
 
 def from_main(number: int) -> int:

@@ -124,21 +124,15 @@ def _state_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
   return PartitionSpec(*[None] * axis, _FSDP)
 
 
-def _split_axis(spec: PartitionSpec) -> int | None:
-  return len(spec) - 1 if len(spec) else None
-
-
 def _whole(tree: Any, specs: Any) -> Any:
   def gather_leaf(leaf, spec):
-    axis = _split_axis(spec)
-    return leaf if axis is None else jax.lax.all_gather(leaf, _FSDP, axis=axis, tiled=True)
+    return jax.lax.all_gather(leaf, _FSDP, axis=len(spec) - 1, tiled=True) if len(spec) else leaf
 
   return jax.tree.map(gather_leaf, tree, specs)
 
 
 def _mean_part(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-  axis = _split_axis(spec)
-  if axis is None:
+  if not len(spec):
     return jax.lax.pmean(leaf, _ROWS)
-  part = jax.lax.psum_scatter(leaf, _FSDP, scatter_dimension=axis, tiled=True) / jax.lax.axis_size(_FSDP)
+  part = jax.lax.psum_scatter(leaf, _FSDP, scatter_dimension=len(spec) - 1, tiled=True) / jax.lax.axis_size(_FSDP)
   return jax.lax.pmean(part, _DATA)

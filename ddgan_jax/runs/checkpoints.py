@@ -8,6 +8,7 @@ restart would read.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -27,7 +28,7 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
+_METRICS = 'metrics.json'  # in a checkpoint
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
@@ -135,16 +136,11 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
-    folder = self.folder / str(step)
-    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
-    if file is None:
-      return {}
+    file = self.folder / str(step) / _METRICS
     try:
-      found = json.loads(file.read_text())
+      return json.loads(file.read_text()) if file.exists() else {}
     except ValueError:
       return {}
-    found = found if isinstance(found, dict) else {}
-    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
   def _first_surplus(self) -> int:
     """The oldest checkpoint that need not be kept; -1 if there is none."""
@@ -183,14 +179,12 @@ class Checkpoints:
   def close(self) -> None:
     """Waits and releases the background threads."""
     if self._manager is not None:
-      manager, self._manager = self._manager, None
       try:
-        try:
-          manager.wait_until_finished()
-        finally:
-          manager.close()  # may raise another error of the same save
-      except Exception as error:
-        raise self._write_error(error) from error
+        self.wait()
+      finally:
+        with contextlib.suppress(Exception):  # another error of the same save
+          self._manager.close()
+        self._manager = None
 
   def restore(self, target: TrainState, step: int) -> TrainState:
     """Reads a whole state.
@@ -220,16 +214,10 @@ class Checkpoints:
     return self._checked(partial, step, read)['ema_params']
 
   def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
-    """Reads the newest good state, to resume from it; None if there is no checkpoint.
+    """Reads the newest good state (see `restore`), to resume from it; None if there is no checkpoint.
 
-    Damaged newer ones are renamed to `<step>.damaged`, so that their steps can be saved again.
-
-    Args:
-      target: see `restore`.
-      say: gets a sentence for each checkpoint that was refused.
-
-    Raises:
-      CheckpointError: none is good, or they belong to another config; nothing has been changed.
+    `say` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
+    saved again. Raises CheckpointError if none is good, or they belong to another config; nothing is changed then.
     """
     found = self._walk_back(self.restore, target, say)
     if found is None:

@@ -165,11 +165,6 @@ class LastStep:
 
   A marker file exists from before the last save until both are done. It tells an interrupted run from one whose
   pictures were moved away.
-
-  Args:
-    workdir: the run's folder.
-    config: the run.
-    checkpoints: its checkpoints.
   """
 
   def __init__(self, workdir: str, config: Config, checkpoints: Checkpoints):
@@ -214,14 +209,8 @@ def has_other_path(workdir: str, config: Config) -> bool:
 def check_data(workdir: str, config: Config, source: Source, named: str | None = None) -> None:
   """Refuses to continue the run of `workdir` on other data than it began with; changes nothing.
 
-  Args:
-    workdir: holds a checkpoint of the run.
-    config: says where the data are.
-    source: the data.
-    named: what --workdir would have to be; by default `workdir`.
-
-  Raises:
-    WorkdirError: one sentence that says how to start another run and how to continue this one.
+  `named` is what --workdir would have to be, by default `workdir`. Raises WorkdirError, which says how to start another
+  run and how to continue this one.
   """
   before, now = _described(workdir), _description(source)
   if before in (None, now):

@@ -45,15 +45,9 @@ class Meter:
     self._window: list[tuple[int, Metrics]] = []  # since the last line
 
   def add(self, step: int, metrics: Metrics, program: Program) -> None:
-    """Adds a dispatched call; waits while too many are in flight.
+    """Adds a dispatched call of `program`, after which `step` steps are done; waits while too many are in flight.
 
-    Args:
-      step: the number of steps done after it.
-      metrics: what the program returned.
-      program: which was called.
-
-    Raises:
-      Diverged: metrics of an earlier step are not finite.
+    Raises Diverged if metrics of an earlier step are not finite.
     """
     self._in_flight.append((step, metrics, program))
     self.settle(_IN_FLIGHT if self._progress.started else 0)
@@ -61,8 +55,7 @@ class Meter:
   def settle(self, most: int = 0) -> None:
     """Waits until at most `most` calls are in flight, and reports those whose turn it is.
 
-    Raises:
-      Diverged: metrics are not finite; checked at every report, and for all steps if `most` is 0.
+    Raises Diverged if metrics are not finite; checked at every report, and for all steps if `most` is 0.
     """
     while len(self._in_flight) > most:
       step, metrics, program = self._in_flight.popleft()

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -23,12 +23,6 @@ from ddgan_jax.train_state import TrainState
 PLAIN, R1, CALL = 'plain', 'r1', 'call'
 _POLL_SECONDS = 0.2  # between two looks for a signal
 _meetings = itertools.count()  # each is a barrier with a name of its own
-
-
-class Signals(Protocol):
-  """What `wait_for` heeds, such as `consensus.Stop`: `signal` is the name of a signal once one has come."""
-
-  signal: str | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,12 +55,8 @@ class StepPrograms:
   `program(state, *batch) -> (state, metrics)`, donates the state, and takes its batch as `batches` yields it.
 
   Attributes:
-    config: the run.
-    mesh: its devices.
-    steps_per_call: how many steps a program takes.
-    penalty: of the objective, and when it is due.
-    abstract_state: shapes, dtypes and shardings of the state.
-    inputs: the same of a batch, by name.
+    config, mesh, steps_per_call, penalty: the run, its devices, how many steps a program takes, and R1.
+    abstract_state, inputs: shapes, dtypes and shardings of the state, and of a batch, by name.
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
@@ -110,7 +100,7 @@ class StepPrograms:
         lowered = self.lower(name)
         self._futures[name] = compilation.in_background(_compile, lowered, time.perf_counter() - begun)
 
-  def wait(self, step: int, stop: Signals) -> Program | None:
+  def wait(self, step: int, stop: consensus.Stop) -> Program | None:
     """The program for a step, which was started, once it is compiled; None if a signal came first."""
     return wait_for(self._futures[self.name(step)], stop)
 
@@ -120,11 +110,9 @@ class StepPrograms:
     return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=shardings)()
 
   def batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[list[jax.Array]]:
-    """Batches on the devices, as the programs take them; to be closed.
+    """The global batches of `ranges`, each [first, last), on the devices, as the programs take them; to be closed.
 
-    Args:
-      source: the data.
-      ranges: the global batches, as [first, last); `steps_per_call` divides how many there are.
+    `steps_per_call` divides how many there are.
     """
     on_host = self._host_batches(source, ranges)
     stacked = self.steps_per_call > 1
@@ -147,7 +135,7 @@ class StepPrograms:
           source, self.config.data, self.config.seed, first, last, jax.process_index(), jax.process_count())
 
 
-def wait_for(future: concurrent.futures.Future, stop: Signals) -> Any:
+def wait_for(future: concurrent.futures.Future, stop: consensus.Stop) -> Any:
   """The future's result, or None once a signal has come."""
   while not stop.signal:
     if future.done():
@@ -157,5 +145,6 @@ def wait_for(future: concurrent.futures.Future, stop: Signals) -> Any:
 
 
 def _compile(lowered: jax.stages.Lowered, trace_seconds: float) -> Program:
-  compiled, seconds = compilation.timed(lowered.compile)
-  return Program(compiled, trace_seconds, seconds)
+  begun = time.perf_counter()
+  compiled = lowered.compile()
+  return Program(compiled, trace_seconds, time.perf_counter() - begun)

@@ -14,22 +14,18 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.config import Config
 from ddgan_jax.metrics import evaluator, image_sets
 from ddgan_jax.models import labels
-from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.parallel import compilation, consensus, sharding
 from ddgan_jax.reporting import grids
 from ddgan_jax.runs.workdir import grid_path, missing_names
 from ddgan_jax.train_state import TrainState
-from ddgan_jax.training.programs import Program, Signals, wait_for
+from ddgan_jax.training.programs import Program, wait_for
 from ddgan_jax.training.session import Session
 
 
 class Results:
   """Writes sample grids and measures states, as `train` and `eval` of the config say.
 
-  Args:
-    session: the run, open: its data are the reference of the evaluation.
-
-  Raises:
-    UserError: the evaluation lacks something.
+  `session` is open; its data are the reference. Raises UserError if the evaluation lacks something.
   """
 
   def __init__(self, session: Session):
@@ -44,16 +40,13 @@ class Results:
     """Begins to compile the sampling program in the background."""
     session = self._session
     self._sample = compilation.in_background(
-        _sample_program, session.config, session.mesh, session.abstract_state.ema_params)
+        lambda: Program(make_sample_fn(session.config, session.mesh, session.abstract_state.ema_params)))
 
   def show(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
-    """Shows a state that is saved; what a signal interrupts is left out.
+    """Shows a state that is saved, after `step` steps; what a signal interrupts is left out.
 
-    Args:
-      state: the state.
-      step: the number of its steps.
-      sample: write its sample grid, once `start` has compiled the program.
-      evaluate: measure it, and record the metrics in its checkpoint.
+    `sample` writes its sample grid, once `start` has compiled the program; `evaluate` measures it, and records the
+    metrics in its checkpoint.
     """
     if sample and (program := wait_for(self._sample, self._session.stop)):
       self._write_grid(program, state, step)
@@ -118,17 +111,13 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
 
-def _sample_program(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -> Program:
-  return Program(make_sample_fn(config, mesh, abstract_ema))
-
-
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
   """The labels of a grid, and its columns."""
   return labels.for_grid(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
 
 
 def _rows_unless_stopped(
-    rows: Callable[[int, int], np.ndarray], stop: Signals, first: int, count: int) -> np.ndarray:
+    rows: Callable[[int, int], np.ndarray], stop: consensus.Stop, first: int, count: int) -> np.ndarray:
   """`rows(first, count)`; raises InterruptedError once a signal has come."""
   if stop.signal:
     raise InterruptedError

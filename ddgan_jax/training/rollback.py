@@ -64,15 +64,9 @@ class SkippedBatches:
       yield self.batch(start), self.batch(start) + stop - start
 
   def roll_back(self, to_step: int, error: Diverged, write: bool) -> str:
-    """Skips what led from `to_step` to `error`; returns a sentence.
+    """Skips what led from the last good step to `error`, and writes the file if `write`; returns a sentence.
 
-    Args:
-      to_step: the last good step.
-      error: what happened after it.
-      write: whether this process writes the file.
-
-    Raises:
-      UserError: there were too many rollbacks to this step.
+    Raises UserError after too many rollbacks to this step.
     """
     first, last = self.batch(to_step), self.batch(error.step - 1)
     count = sum(step == to_step for step, _ in self._entries)

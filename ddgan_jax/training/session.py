@@ -34,13 +34,9 @@ class Session:
   `Session(...)` checks and changes nothing. `with session:` locks the workdir and loads the data; whatever has been
   opened since is closed at its end, in reverse order. With several processes all call every method.
 
-  Args:
+  Attributes:
     config: the run, checked.
     workdir: its folder, made if needed; the same for all processes.
-    may_change_data: whether a run of `workdir` may continue on other data than it began with.
-
-  Attributes:
-    config, workdir: see above.
     started: `time.perf_counter()` when the session was made.
     is_main: whether this is process 0, which writes.
     mesh: all devices.
@@ -54,7 +50,8 @@ class Session:
     writer, profile: TensorBoard's events and profile; from `start_reporting` on.
 
   Raises:
-    UserError: config, workdir or data cannot be used, or differ between processes; one sentence.
+    UserError: config, workdir or data cannot be used, or differ between processes; or the data are not those that the
+      run began with, although `may_change_data` is False; one sentence.
   """
 
   def __init__(self, config: Config, workdir: str, may_change_data: bool = True):

@@ -239,12 +239,8 @@ def test_a_resume_file_without_average_or_with_holes(resumed):
   holes = {i: entry for i, entry in optimizer['state'].items() if i != 3}
   refused(r'optimizerG: has no complete state of module\.all_modules\.1\.bias',
           optimizerG={**optimizer, 'state': holes})
-  refused('optimizerG: has made 2, 5 steps', optimizerG={
-      **optimizer, 'state': {**optimizer['state'], 3: {**optimizer['state'][3], 'step': 5}}})
-  refused('optimizerG: is of 161 parameters, but netG_dict holds 162', optimizerG={
+  refused('optimizerG: z_transform.*: no such tensor', optimizerG={
       **optimizer, 'param_groups': [{**optimizer['param_groups'][0], 'params': [*range(161)]}]})
-  refused('weight_decay=0.1', optimizerD={
-      **content['optimizerD'], 'param_groups': [{**content['optimizerD']['param_groups'][0], 'weight_decay': 0.1}]})
 
 
 def test_what_the_original_never_updates_has_no_moments():

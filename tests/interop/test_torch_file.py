@@ -206,8 +206,8 @@ def test_other_files(tmp_path, content, message):
 
 
 @pytest.mark.parametrize('content, message', [
-    ([1, 2], 'holds a value of type list, must be a state dict'),
-    ({}, 'holds nothing, must be a state dict'),
+    ([1, 2], 'holds a value of type list, must be a dict with tensors in it'),
+    ({}, 'holds nothing, must be a dict with tensors in it'),
     ({'epoch': 3}, "holds a value of type int under 'epoch', must be a state dict"),
     ({'state_dict': {}}, "under 'state_dict', must be .*; save that part of it alone"),
 ])
