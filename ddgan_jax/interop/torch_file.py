@@ -30,7 +30,6 @@ _PROTOCOL = 1001
 _MAX_PICKLE = 2**24  # bytes; a tensor takes about 300
 _MAX_SHARING = 16  # total size of the tensors / size of the file; tensors may share a storage
 _MAX_DIMENSIONS = 64
-_MAX_ITEMS = 2**20  # of all ordered dicts that a pickle makes of lists
 DTYPES = {
     'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16', 'BFloat16Storage': 'bfloat16',
     'LongStorage': 'int64', 'IntStorage': 'int32', 'ShortStorage': 'int16', 'CharStorage': 'int8',
@@ -170,7 +169,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
   """The next pickle of the stream in plain types and `_Tensor`s; adds the storages that it names."""
   storages = {} if storages is None else storages
 
-  # What a pickle can get hold of is made anew for each, and has no state that it could change for others.
+  # What a pickle can get hold of is built in or made anew for each, and has no state that it could change for others.
   def rebuild(storage, offset, shape, strides, *unused):
     if not isinstance(storage, _Storage):
       raise pickle.UnpicklingError('a tensor without a storage')
@@ -180,21 +179,6 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
       raise pickle.UnpicklingError('a tensor with an impossible shape')
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-  # A pickle may give the same long list to a hundred thousand calls, each of which would copy it.
-  def size(shape):
-    if type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
-      raise pickle.UnpicklingError('an impossible torch.Size')
-    return shape
-
-  num_items = 0
-
-  def ordered_dict(items=()):
-    nonlocal num_items
-    num_items += len(items)
-    if num_items > _MAX_ITEMS:
-      raise pickle.UnpicklingError(f'ordered dicts of more than {_MAX_ITEMS:,} items')
-    return collections.OrderedDict(items)
 
   class Parameter:
     """Made by a call with the tensor, or, before 2018, without one that its state then holds."""
@@ -211,8 +195,8 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
 
   known: dict[str, Any] = {
       'argparse.Namespace': Namespace,
-      'collections.OrderedDict': ordered_dict,
-      'torch.Size': size,
+      'collections.OrderedDict': collections.OrderedDict,
+      'torch.Size': tuple,
       'torch._utils._rebuild_tensor': rebuild,
       'torch._utils._rebuild_tensor_v2': rebuild,
       'torch._utils._rebuild_parameter': lambda data, *unused: data,

@@ -174,17 +174,6 @@ def test_tensors_that_share_their_data_too_often_are_refused(tmp_path):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 
-@pytest.mark.parametrize('data', [
-    # One long object is given to many calls, each of which would copy it.
-    b'ctorch\nSize\nq\2' + b'B' + (2**16).to_bytes(4, 'little') + bytes(2**16) + b'q\3' + b'h\2h\3\x85R' * 300,
-    b'ccollections\nOrderedDict\nq\2](' + b'N)\x86' * 2**15 + b'eq\3' + b'h\2h\3\x85R' * 300])
-def test_a_pickle_that_copies_much_is_refused(tmp_path, data, monkeypatch):
-  monkeypatch.setattr(torch_file, '_MAX_ITEMS', 2**16)
-  in_zip(tmp_path / 'x.pth', b'\x80\x02(' + data + b'l.')
-  with little_memory(), pytest.raises(TorchFileError, match=r'damaged \(.*(torch.Size|more than 65,536 items)'):
-    torch_file.read_state_dict(tmp_path / 'x.pth')
-
-
 def npz_bytes():
   file = io.BytesIO()
   np.savez(file, x=np.zeros(3))
