@@ -59,7 +59,7 @@ def _benchmark(args: types.SimpleNamespace) -> None:
   config_lib.check_devices(config, jax.device_count())
   app.configure()
   say = print if processes.is_main() else lambda *unused, **unused_too: None
-  source = sources.load_source(config.data, say) if args.data == 'real' else performance.RandomImages(config)
+  source = sources.load_source(config.data, say) if args.data == 'real' else performance.random_images(config)
   programs = performance.Programs(config)
   report: dict[str, Any] = {
       'config': config_lib.to_dict(config), 'device': performance.describe_device(), 'jax': jax.__version__,

@@ -24,20 +24,11 @@ from ddgan_jax.training.programs import CALL, PLAIN, R1, Program, StepPrograms
 _CACHE_FLAGS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
 
 
-class RandomImages(sources.Source):
-  """Random uint8 images of a config's size, grey where it stacks them, which the pipeline treats like other sources."""
-
-  def __init__(self, config: Config, count: int = 2048):
-    height, width, channels = config.image_shape
-    shape = (height, width, 1 if config.data.stack == 3 else channels)
-    super().__init__('random images', '', shape)
-    self._images = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
-
-  def __len__(self) -> int:
-    return len(self._images)
-
-  def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return self._images[indices], np.zeros(len(indices), np.int32)
+def random_images(config: Config, count: int = 2048) -> sources.Source:
+  """Random uint8 images of a config's size, grey where it stacks them."""
+  height, width, channels = config.image_shape
+  shape = (count, height, width, 1 if config.data.stack == 3 else channels)
+  return sources.ArraySource(np.random.default_rng(0).integers(0, 256, shape, np.uint8), name='random images')
 
 
 class Programs(StepPrograms):

@@ -88,13 +88,7 @@ def _first_of(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
-  """Markdown: one line a sampler, with what it was trained for and measured on above it.
-
-  Args:
-    rows: as `compare` makes them: title, evaluations, seconds, n, biased, metrics.
-    config: the base.
-    num_steps: steps of each training.
-  """
+  """Markdown: one line a sampler (rows as `measuring` makes them), with its training and the conditions above it."""
   quality, n = _first_of(_QUALITY, rows), rows[0]['n']
   others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]

@@ -58,16 +58,9 @@ class _Tensor(NamedTuple):
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Reads a file that `torch.save(module.state_dict(), path)` wrote.
+  """Reads a file that `torch.save(module.state_dict(), path)` wrote: name → array, in the file's order.
 
-  Args:
-    path: a file in PyTorch's zip format or its older one.
-
-  Returns:
-    Name → array of the stored dtype (bfloat16 is that of ml_dtypes), in the file's order.
-
-  Raises:
-    TorchFileError: as `read_checkpoint` raises it, or the file holds something else.
+  Otherwise as `read_checkpoint`.
   """
   content = read_checkpoint(path)
   for name, value in content.items():
@@ -84,7 +77,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     path: a file in PyTorch's zip format or its older one.
 
   Returns:
-    The dict, with arrays for tensors (see `read_state_dict`) and dicts for what had attributes.
+    The dict, with arrays of the stored dtype for tensors (bfloat16 is that of ml_dtypes), and dicts for what had
+    attributes.
 
   Raises:
     TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what such a dict does not

@@ -24,12 +24,8 @@ _STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
   """Writes what `torch.load(path, weights_only=True)` gives back with tensors for the arrays.
 
-  Args:
-    path: written whole or not at all; a file of that name is replaced.
-    content: dicts, lists and tuples of arrays (not in tuples), numbers, texts, booleans and None.
-
-  Raises:
-    UserError: the file cannot be written.
+  `content` is of dicts, lists and tuples of arrays (not in tuples), numbers, texts, booleans and None. A file of that
+  name is replaced, whole or not at all. Raises UserError if it cannot be written.
   """
   path = os.fspath(path)
   arrays: list[np.ndarray] = []

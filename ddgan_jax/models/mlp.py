@@ -44,17 +44,7 @@ class MlpGenerator(nn.Module):
   def __call__(
       self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, **training
   ) -> jax.Array:
-    """Predicts what `config.prediction` says; see `Generator`. `training` (places, deterministic) makes no difference.
-
-    Args:
-      x_tp1: [B, H, W, C] float32, the noisier neighbour.
-      t: [B] int32 in 0 … T-1, the index of the less noisy neighbour.
-      z: [B, nz] float32, standard normal.
-      label: [B] int32; see `Generator`.
-
-    Returns:
-      [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
-    """
+    """What `config.prediction` says; arguments and result as of `Generator`, except that `training` changes nothing."""
     del training
     config = self.config
     check_inputs(config, x_tp1, t, z, label)

@@ -20,18 +20,13 @@ _local = threading.local()
 def one_layout_on_cpus(enabled: bool = True) -> Iterator[None]:
   """Within it, this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
 
-  That is the form that XLA hands to Eigen. It brings others, such as the gradients of those with respect to inputs and
-  kernels, into it by itself, but not in the body of a loop or a conditional, where kernel gradients then take more than
-  a hundred times as long (jaxlib 0.10.2): those of several steps in one program, of accumulation, or through the
-  sampler. Results are the same up to rounding, and programs without loops as fast. Left as they are: other platforms,
-  grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the input, where XLA
-  exchanges the two.
+  That is the form that XLA hands to Eigen. It brings others into it by itself, but not in the body of a loop or a
+  conditional, where kernel gradients then take more than a hundred times as long (jaxlib 0.10.2): those of several
+  steps in one program, of accumulation, or through the sampler. Results are the same up to rounding. Left as they are:
+  other platforms, grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the
+  input, where XLA exchanges the two.
 
-  `compilation.jit` lowers its programs within it. Those of other code are lowered by JAX's own rule. Does nothing with
-  a JAX that keeps its lowering rules elsewhere than 0.10.
-
-  Args:
-    enabled: False goes back to JAX's own rule.
+  Does nothing with a JAX that keeps its lowering rules elsewhere than 0.10. `enabled=False` is JAX's own rule.
   """
   _install()
   before = getattr(_local, 'enabled', False)

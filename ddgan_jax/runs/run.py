@@ -88,9 +88,9 @@ class Run:
     return compilation.jit(sample, static_argnames='n')
 
   def __repr__(self) -> str:
-    import jax
+    from ddgan_jax import train_state
 
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    parameters = train_state.count_parameters(self.params)
     label = '' if self.label is None else f', label={self.label!r}'
     return (f'Run(workdir={self.workdir!r}, method={self.config.method!r}, T={self.schedule.num_timesteps}, '
             f'image_shape={self.config.image_shape}, step={self.step}, parameters={parameters:,}{label})')

@@ -36,10 +36,7 @@ class WorkdirError(UserError):
 def locked(workdir: str) -> Iterator[None]:
   """Holds a workdir that exists for this process; the lock dies with the process, however that ends.
 
-  A bucket has no locks: two runs in one `gs://` workdir are not noticed.
-
-  Raises:
-    WorkdirError: another process holds it.
+  Raises WorkdirError if another process holds it. A bucket has no locks: two runs in one are not noticed.
   """
   if '://' in str(workdir):
     yield
@@ -66,11 +63,7 @@ def grid_path(workdir: str, step: int) -> str:
 
 
 def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
-  """Refuses a workdir that is foreign or belongs to another config; changes nothing.
-
-  Raises:
-    UserError: one sentence, with the fields that differ.
-  """
+  """Raises UserError for a workdir that is foreign or belongs to another config; changes nothing."""
   inside, outside = (os.path.realpath(os.path.expanduser(path)) + os.sep for path in (workdir, config.data.path))
   if config.data.name == 'folder' and '://' not in str(workdir) and inside.startswith(outside):
     raise WorkdirError(
@@ -98,11 +91,7 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
 
 
 def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
-  """Makes the workdir and refuses one that is read-only or has no room for the checkpoints.
-
-  Raises:
-    WorkdirError: one sentence.
-  """
+  """Makes the workdir; raises WorkdirError for one that is read-only or has no room for the checkpoints."""
   folder = epath.Path(workdir)
   probe = folder / f'.probe.{os.getpid()}'
   try:
@@ -130,18 +119,13 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
 
 
 def check_shared(workdir: str) -> None:
-  """Refuses a workdir that not all processes see: the first checkpoint would wait for ever for its parts.
-
-  Raises:
-    WorkdirError: on every process.
-  """
+  """Raises WorkdirError, on every process, for a workdir that not all see: its first checkpoint would never end."""
   if jax.process_count() == 1:
     return
   # A new name each time, since network file systems remember that a file was not there.
   seen = epath.Path(workdir) / f'.seen.{consensus.from_main(int.from_bytes(os.urandom(3)))}'
   consensus.on_main(lambda: seen.write_text(''))
-  blind = '' if seen.exists() else f'process {jax.process_index()}'
-  blind = consensus.shared_text(blind)
+  blind = consensus.shared_text('' if seen.exists() else f'process {jax.process_index()}')
   consensus.on_main(lambda: seen.unlink())
   if blind:
     raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '

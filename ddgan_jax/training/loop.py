@@ -73,8 +73,7 @@ def train(
     session: Session, programs: StepPrograms, results: Results, meter: Meter, state: TrainState, step: int) -> int:
   """Trains from `state`, after `step` steps, until the end or a signal; returns the last step, which is saved.
 
-  Raises:
-    Diverged: losses or parameters are not finite; the newest checkpoint is good.
+  Raises Diverged if losses or parameters are not finite; the newest checkpoint is good then.
   """
   num_steps, stop = session.config.train.num_steps, session.stop
   cadence = Cadence(session.config.train)
@@ -138,8 +137,7 @@ def rescue(session: Session, meter: Meter, state: TrainState) -> None:
 def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Diverged) -> tuple[TrainState, int]:
   """The last good state and its step; the batches that led from there to `error` are skipped from now on.
 
-  Raises:
-    UserError: `train.on_nonfinite` is `stop`, or there were too many rollbacks to this step.
+  Raises UserError if `train.on_nonfinite` is `stop`, or after too many rollbacks to this step.
   """
   checkpoints = session.checkpoints
   if session.config.train.on_nonfinite == 'stop':

@@ -112,7 +112,7 @@ def test_programs_of_labels_and_stacks(data, generator, channels):
     config = config_lib.from_config_dict(fields)
     programs = performance.Programs(config)
     lowered = programs.lower(programs.steps[0])
-    batch = performance.first_batch(programs, performance.RandomImages(config))
+    batch = performance.first_batch(programs, performance.random_images(config))
     image = (32, 8, 8, channels)
     assert batch[0].shape == (image if several == 1 else (2, *image))
     assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
