@@ -28,7 +28,7 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint
+_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
@@ -136,9 +136,10 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
-    file = self.folder / str(step) / _METRICS
+    folder = self.folder / str(step)
+    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
     try:
-      return json.loads(file.read_text()) if file.exists() else {}
+      return json.loads(file.read_text()) if file else {}
     except ValueError:
       return {}
 
