@@ -193,8 +193,8 @@ def d_half(batch: int) -> list[Forms]:
   t = jnp.arange(batch) % 4
   params = jax.jit(lambda: discriminator.init(jax.random.key(0), x_t, t, x_tp1)['params'])()
   gamma = config.optim.r1_gamma
-  pairs = objectives.Pairs(x_t, fake, t, x_tp1)
-  rows = objectives.Rows(x_t, setup.draws(jax.random.key(3), x_t.shape).d, jnp.arange(batch), None)
+  pairs = objectives.Pairs(x_t, fake, t, x_tp1, x_0_pred=fake)
+  rows = objectives.Rows(x_t, setup.draws(jax.random.key(3), x_t.shape).d, jnp.arange(batch), None, jnp.int32(0))
 
   def loss(penalized, params):
     return setup.objective.discriminator_loss(setup.model, params, pairs, rows, penalized)[0]
@@ -224,7 +224,7 @@ def wasted_gradient(batch: int) -> list[Forms]:
   objective, model = setup.objective, setup.model
   state = jax.jit(lambda: train_state.create(config))()
   draws = setup.draws(jax.random.key(0), (batch, 32, 32, 3)).d
-  rows = objectives.Rows(normal(0, batch, 32, 32, 3), draws, jnp.arange(batch), None)
+  rows = objectives.Rows(normal(0, batch, 32, 32, 3), draws, jnp.arange(batch), None, jnp.int32(0))
 
   def loss(d_params, g_params):
     pairs = objective.pairs(model, g_params, rows)

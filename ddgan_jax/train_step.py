@@ -139,7 +139,7 @@ def train_step(
   def rows_of(half: HalfDraws) -> Rows:
     dropped = label is not None and half.keep_label is not None
     kept = jnp.where(half.keep_label, label, labels.NONE) if dropped else label
-    return Rows(x_0, half, places, kept)
+    return Rows(x_0, half, places, kept, state.step)
 
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if setup.objective.has_discriminator:

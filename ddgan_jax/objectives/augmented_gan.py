@@ -31,7 +31,7 @@ class AugmentedGan(Ddgan):
     last = jnp.full_like(draws.t, model.schedule.num_timesteps - 1)
     x_0_pred = model.predict(g_params, rows)(draws.noise_tp1, last, draws.z)
     x_t_fake = diffusion.q_sample(model.schedule, x_0_pred, draws.t, draws.posterior_noise)
-    return Pairs(x_t, x_t_fake, draws.t, jnp.zeros_like(x_t))
+    return Pairs(x_t, x_t_fake, draws.t, jnp.zeros_like(x_t), x_0_pred)
 
   def default_steps(self, trained: int) -> int:
     del trained

@@ -59,12 +59,14 @@ class Rows(NamedTuple):
     draws: the half's random numbers for these rows.
     places: [B] int32, the rows' places in the global batch.
     label: [B] int32 of a conditional run, `labels.NONE` where it is dropped; otherwise None.
+    step: int32 scalar, joint steps done so far, for weights that change during training.
   """
 
   x_0: jax.Array
   draws: HalfDraws
   places: jax.Array
   label: jax.Array | None
+  step: jax.Array
 
 
 class Pairs(NamedTuple):
@@ -74,12 +76,14 @@ class Pairs(NamedTuple):
     x_t, x_t_fake: like x_0, the real and the generated less noisy neighbour.
     t: [B] int32.
     x_tp1: like x_0, the noisier neighbour; zeros for a D that must not see it.
+    x_0_pred: like x_0, the output of G from which x_t_fake is made.
   """
 
   x_t: jax.Array
   x_t_fake: jax.Array
   t: jax.Array
   x_tp1: jax.Array
+  x_0_pred: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

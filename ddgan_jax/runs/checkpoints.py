@@ -28,7 +28,7 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
+_METRICS = 'metrics.json'  # in a checkpoint
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
@@ -136,10 +136,9 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
-    folder = self.folder / str(step)
-    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
+    file = self.folder / str(step) / _METRICS
     try:
-      return json.loads(file.read_text()) if file else {}
+      return json.loads(file.read_text()) if file.exists() else {}
     except ValueError:
       return {}
 

@@ -111,7 +111,7 @@ def test_gaussian_loss_is_the_l2_distance(prediction):
   x_0 = np.tanh(*normal((BATCH, 1, 1, 2)))
   setup = train_step.make_setup(config)
   assert setup.model.discriminator is None
-  rows = objectives.Rows(x_0, draws.g, np.arange(BATCH), None)
+  rows = objectives.Rows(x_0, draws.g, np.arange(BATCH), None, np.int32(0))
   loss, _ = jax.jit(lambda params: setup.objective.generator_loss(setup.model, params, {}, rows))(params)
   s = 1e-3 + (1 - 1e-3) * (np.asarray(draws.g.t)[:, None, None, None] + 1) / 1000
   # METHOD: variance 1 - exp(-s² (20 - 0.1) / 2 - 0.1 s), relative to that at the beginning of the grid, 1e-3.
@@ -235,7 +235,7 @@ def test_augmentation_diffuses_what_comes_from_noise():
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
   rows = objectives.Rows(
-      x_0, objectives.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None)
+      x_0, objectives.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
   seen = []
 
   def generate(params, x_tp1, t, z):

@@ -20,7 +20,7 @@ from tests.objectives.test_ablations import BATCH, normal, state_of, toy_config
 class LeastSquares(objectives.Ddgan):
   """Least-squares GAN (Mao et al., 2017) whose D does not see x_{t+1}, with R1 and a regression.
 
-      L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + mean (x_t' - x_t)²
+      L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + step · mean (x_0_pred - x_0)²
   """
 
   name = 'least_squares'
@@ -39,7 +39,7 @@ class LeastSquares(objectives.Ddgan):
   def generator_loss(self, model, g_params, d_params, rows):
     pairs = super().pairs(model, g_params, rows)
     logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
-    regression = jnp.square(pairs.x_t_fake - pairs.x_t).mean()
+    regression = rows.step * jnp.square(pairs.x_0_pred - rows.x_0).mean()
     return jnp.square(logits - 1).mean() + regression, {'regression': regression}
 
 
@@ -69,7 +69,7 @@ def test_an_objective_of_ones_own_trains_and_samples(monkeypatch):
   metrics, state = trained(config, num_devices=1)
   common = {'loss_d', 'loss_g', 'regression', 'grad_norm_d', 'grad_norm_g', 'lr_d', 'lr_g'}
   assert [set(found) for found in metrics] == [common | {'r1_penalty'}, common]
-  assert float(metrics[0]['regression']) > 0
+  assert float(metrics[0]['regression']) == 0 < float(metrics[1]['regression'])
   before = state_of(config)
   for name in ('g_params', 'd_params', 'ema_params'):
     for old, new in zip(*(jax.tree.leaves(getattr(s, name)) for s in (before, state)), strict=True):
