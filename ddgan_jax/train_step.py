@@ -38,6 +38,7 @@ def make_draws(
     num_timesteps: int,
     latent_dim: int,
     label_dropout: float = 0.0,
+    extra_noise: int = 0,
 ) -> Draws:
   """Draws everything that a step needs.
 
@@ -47,12 +48,13 @@ def make_draws(
     num_timesteps: T.
     latent_dim: nz.
     label_dropout: probability that a row's label is dropped, in either half by itself.
+    extra_noise: n of `HalfDraws.extra_noise`.
   """
 
   def half(key):
-    # One key for each kind of number; the optional one comes last, so that it changes none of the others.
-    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *label_key = jax.random.split(
-        key, 6 + bool(label_dropout))
+    # One key for each kind of number; the optional ones come last, so that they change none of the others.
+    count = 6 + bool(label_dropout) + bool(extra_noise)
+    t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
     return HalfDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
@@ -60,7 +62,8 @@ def make_draws(
         z=jax.random.normal(z_key, (shape[0], latent_dim)),
         posterior_noise=jax.random.normal(posterior_key, shape),
         dropout_key=dropout_key,
-        keep_label=jax.random.bernoulli(*label_key, 1 - label_dropout, shape[:1]) if label_dropout else None,
+        keep_label=jax.random.bernoulli(others[0], 1 - label_dropout, shape[:1]) if label_dropout else None,
+        extra_noise=jax.random.normal(others[-1], (shape[0], extra_noise, *shape[1:])) if extra_noise else None,
     )
 
   d_key, g_key = jax.random.split(key)
@@ -92,7 +95,7 @@ class Setup:
     generator = self.model.generator.config
     return make_draws(
         key, shape, self.model.schedule.num_timesteps, generator.nz,
-        generator.label_dropout if generator.num_classes else 0.0)
+        generator.label_dropout if generator.num_classes else 0.0, self.objective.extra_noise)
 
 
 def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:
@@ -193,7 +196,7 @@ def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, row
 
   def without():
     grads, parts = gradient(False)
-    return grads, {penalties.METRIC: jnp.zeros(()), **parts}
+    return grads, {**dict.fromkeys(objective.penalty.names, jnp.zeros(())), **parts}
 
   if isinstance(with_r1, bool):
     return gradient(with_r1)
@@ -259,7 +262,7 @@ def by_step(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple
   steps = range(last - count + 1, last + 1)
   return [
       (step, {name: values[i] for name, values in metrics.items()
-              if name != penalties.METRIC or penalty.is_due(step - 1)}) for i, step in enumerate(steps)]
+              if name not in penalties.METRICS or penalty.is_due(step - 1)}) for i, step in enumerate(steps)]
 
 
 def _step_of_run(

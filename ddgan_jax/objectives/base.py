@@ -40,6 +40,7 @@ class HalfDraws(NamedTuple):
     posterior_noise: [B, H, W, C] float32, standard normal. In `ddgan` it makes x_t_fake.
     dropout_key: typed PRNG key, folded with a row's place in the global batch; unused when `generator.dropout` is 0.
     keep_label: [B] bool, mask of the rows whose label is kept; None keeps all labels.
+    extra_noise: [B, n, H, W, C] float32, standard normal, with n = `Objective.extra_noise`; None if n = 0.
   """
 
   t: jax.Array
@@ -49,6 +50,7 @@ class HalfDraws(NamedTuple):
   posterior_noise: jax.Array
   dropout_key: jax.Array
   keep_label: jax.Array | None = None
+  extra_noise: jax.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -131,12 +133,14 @@ class Objective(abc.ABC):
     name: `config.method`.
     has_discriminator: whether there is a D; without one only `generator_loss` is called.
     any_divisor: whether the trained G may be sampled in any number of steps that divides T.
+    extra_noise: standard normal arrays like x_0 needed in each half, in addition to those of `HalfDraws`.
   """
 
   penalty: GradientPenalty = penalties.NONE
   name: ClassVar[str]
   has_discriminator: ClassVar[bool] = True
   any_divisor: ClassVar[bool] = False
+  extra_noise: ClassVar[int] = 0
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
     """The real and the fake pairs that D judges."""
@@ -154,7 +158,7 @@ class Objective(abc.ABC):
       penalized: whether this step has the penalty.
 
     Returns:
-      The loss and its parts, scalars to log, with `penalties.METRIC` exactly if `penalized`.
+      The loss and its parts, scalars to log, with those of `penalty.names` exactly if `penalized`.
     """
     raise NotImplementedError(f'{self.name} has no discriminator')
 

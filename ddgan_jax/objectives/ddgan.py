@@ -36,7 +36,8 @@ class Ddgan(Objective):
       self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:
     judge = model.judge(d_params, rows)
     real_logits, fake_logits, penalty = penalties.penalized_logits(
-        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake, self.penalty.gamma if penalized else None)
+        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        self.penalty if penalized else penalties.NONE)
     loss_real = jax.nn.softplus(-real_logits).mean()
     loss_fake = jax.nn.softplus(fake_logits).mean()
     parts = {

@@ -1,9 +1,10 @@
-"""R1, the gradient penalty on D, and the steps that have it.
+"""Gradient penalties on D, and the steps that have them.
 
     gamma / 2 · mean_i ||∂D(x_i, t_i, x_{t+1,i}) / ∂x_i||²
 
-on real less noisy neighbours (Mescheder et al., 2018, "Which training methods for GANs do actually converge?", equation
-9). A lazy penalty is in one step of `every` and is not multiplied by it, as in DDGAN (paper, appendix C).
+on real less noisy neighbours (R1), on generated ones (R2), or both (Mescheder et al., 2018, "Which training methods for
+GANs do actually converge?", equations 9 and 10). A lazy penalty is in one step of `every` and is not multiplied by it,
+as in DDGAN (paper, appendix C).
 """
 
 from __future__ import annotations
@@ -16,20 +17,28 @@ import jax.numpy as jnp
 
 from ddgan_jax.config import OptimConfig
 
-METRIC = 'r1_penalty'  # logged only by steps that have the penalty
+METRICS = ('r1_penalty', 'r2_penalty')  # logged only by steps that have the penalty
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientPenalty:
-  """How much D's gradient is penalised, and how often.
+  """Which gradients of D are penalised, how much, and how often.
 
   Attributes:
     gamma: the weight; 0 is no penalty.
     every: the penalty is in the steps divisible by this, and so in step 0.
+    real, fake: whether R1 and whether R2 is in it.
   """
 
   gamma: float
   every: int = 1
+  real: bool = True
+  fake: bool = False
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The metrics that only steps with the penalty have."""
+    return tuple(name for name, present in zip(METRICS, (self.real, self.fake), strict=True) if present)
 
   def is_due(self, step: int | jax.Array) -> bool | jax.Array:
     """Whether the step that starts from state.step == `step` has the penalty; a tracer only if that depends on one."""
@@ -43,7 +52,7 @@ class GradientPenalty:
     return (first,) if self.gamma == 0 or self.every == 1 else (first, not first)
 
 
-NONE = GradientPenalty(gamma=0.0)
+NONE = GradientPenalty(gamma=0.0, real=False)
 
 
 def r1(optim: OptimConfig) -> GradientPenalty:
@@ -52,24 +61,29 @@ def r1(optim: OptimConfig) -> GradientPenalty:
 
 
 def penalized_logits(
-    judge: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, gamma: float | None
+    judge: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
   """D's logits and their penalty, from one forward pass.
 
   Args:
     judge: D as a function of x, [B, H, W, C] → logits [B].
     real, fake: [B, H, W, C] float32.
-    gamma: the weight; None computes no gradient.
+    penalty: `NONE` computes no gradient.
 
   Returns:
-    real_logits [B], fake_logits [B], and {`METRIC`: the weighted penalty}, to be added to D's loss; {} without gamma.
+    real_logits [B], fake_logits [B], and the parts of the weighted penalty by `penalty.names`: their sum is added to
+    D's loss.
   """
-  if gamma is None:
-    return judge(real), judge(fake), {}
-
   def score(x):
     logits = judge(x)
     return logits.sum(), logits  # rows are coupled only through the minibatch stddev
 
-  gradient, real_logits = jax.grad(score, has_aux=True)(real)
-  return real_logits, judge(fake), {METRIC: 0.5 * gamma * jnp.square(gradient).sum((1, 2, 3)).mean()}
+  both, parts = [], {}
+  for name, x, penalized in zip(METRICS, (real, fake), (penalty.real, penalty.fake), strict=True):
+    if penalized:
+      gradient, logits = jax.grad(score, has_aux=True)(x)
+      parts[name] = 0.5 * penalty.gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
+    else:
+      _, logits = score(x)
+    both.append(logits)
+  return *both, parts

@@ -18,13 +18,16 @@ from tests.objectives.test_ablations import BATCH, normal, state_of, toy_config
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquares(objectives.Ddgan):
-  """Least-squares GAN (Mao et al., 2017) whose D does not see x_{t+1}, with R1 and a regression.
+  """Least-squares GAN (Mao et al., 2017) whose D does not see x_{t+1}, with R1, R2 and a regression.
 
-      L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + step · mean (x_0_pred - x_0)²
+      L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + step · mean (x'_{t+1} - x_{t+1})²
+
+  x'_{t+1} is a Markov step from x_t', by noise that no other objective needs.
   """
 
   name = 'least_squares'
   any_divisor = True
+  extra_noise = 1
 
   def pairs(self, model, g_params, rows):
     pairs = super().pairs(model, g_params, rows)
@@ -33,17 +36,19 @@ class LeastSquares(objectives.Ddgan):
   def discriminator_loss(self, model, d_params, pairs, rows, penalized):
     judge = model.judge(d_params, rows)
     real, fake, parts = penalties.penalized_logits(
-        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake, self.penalty.gamma if penalized else None)
+        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        self.penalty if penalized else penalties.NONE)
     return jnp.square(real - 1).mean() + jnp.square(fake).mean() + sum(parts.values()), parts
 
   def generator_loss(self, model, g_params, d_params, rows):
     pairs = super().pairs(model, g_params, rows)
     logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
-    regression = rows.step * jnp.square(pairs.x_0_pred - rows.x_0).mean()
+    again = diffusion.q_step(model.schedule, pairs.x_t_fake, pairs.t, rows.draws.extra_noise[:, 0])
+    regression = rows.step * jnp.square(again - pairs.x_tp1).mean()
     return jnp.square(logits - 1).mean() + regression, {'regression': regression}
 
 
-TOY = LeastSquares(GradientPenalty(gamma=0.1, every=2))
+TOY = LeastSquares(GradientPenalty(gamma=0.1, every=2, fake=True))
 
 
 def trained(config, num_devices, num_steps=2, several=False):
@@ -63,12 +68,12 @@ def trained(config, num_devices, num_steps=2, several=False):
 
 
 def test_an_objective_of_ones_own_trains_and_samples(monkeypatch):
-  """Its class is all that is needed: its metrics are logged, its penalty is lazy, it is sampled in 2 of 4 steps."""
+  """Its class is all that is needed: its metrics are logged, its penalties are lazy, it is sampled in 2 of 4 steps."""
   monkeypatch.setattr(objectives, 'make', lambda config: TOY)
   config = toy_config()
   metrics, state = trained(config, num_devices=1)
   common = {'loss_d', 'loss_g', 'regression', 'grad_norm_d', 'grad_norm_g', 'lr_d', 'lr_g'}
-  assert [set(found) for found in metrics] == [common | {'r1_penalty'}, common]
+  assert [set(found) for found in metrics] == [common | {'r1_penalty', 'r2_penalty'}, common]
   assert float(metrics[0]['regression']) == 0 < float(metrics[1]['regression'])
   before = state_of(config)
   for name in ('g_params', 'd_params', 'ema_params'):
@@ -93,12 +98,12 @@ def test_it_is_spread_over_devices_and_steps_like_any_other(monkeypatch, num_dev
     for name, value in theirs.items():
       np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
   if several:
-    assert found[1]['r1_penalty'] == 0 < found[0]['r1_penalty']
+    assert found[1]['r1_penalty'] == found[1]['r2_penalty'] == 0 < found[0]['r2_penalty']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other.g_params, state.g_params)
 
 
-def test_the_penalty_is_the_squared_gradient_of_real():
-  """Against finite differences of a D that is not linear; it does not change the logits."""
+def test_penalties_are_squared_gradients_of_real_and_of_fake():
+  """Against finite differences of a D that is not linear; each counts by itself, and neither changes the logits."""
   matrix, = normal((4, 4))
   x_t, x_t_fake = normal((3, 2, 2, 1), (3, 2, 2, 1), seed=1)
 
@@ -114,11 +119,32 @@ def test_the_penalty_is_the_squared_gradient_of_real():
       total += ((up - down) / (2 * step)) ** 2
     return total.mean()
 
-  for gamma in (None, 0.5):
-    real, fake, parts = penalties.penalized_logits(judge, x_t, x_t_fake, gamma)
+  for penalty, expected in (
+      (penalties.NONE, {}),
+      (GradientPenalty(0.5), {'r1_penalty': x_t}),
+      (GradientPenalty(0.5, real=False, fake=True), {'r2_penalty': x_t_fake}),
+      (GradientPenalty(0.5, fake=True), {'r1_penalty': x_t, 'r2_penalty': x_t_fake})):
+    real, fake, parts = penalties.penalized_logits(judge, x_t, x_t_fake, penalty)
     np.testing.assert_allclose(real, judge(x_t), rtol=1e-5)
     np.testing.assert_allclose(fake, judge(x_t_fake), rtol=1e-5)
-    assert parts == ({} if gamma is None else {'r1_penalty': pytest.approx(0.25 * squared_gradient(x_t), rel=1e-3)})
+    assert tuple(parts) == penalty.names == tuple(expected)
+    for name, x in expected.items():
+      assert float(parts[name]) == pytest.approx(0.25 * squared_gradient(x), rel=1e-3)
+
+
+def test_extra_noise_changes_no_other_draw():
+  shape = (64, 2, 2, 1)
+  for label_dropout in (0.0, 0.5):
+    plain = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout)
+    more = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout, extra_noise=2)
+    for half, other in zip(plain, more):
+      jax.tree.map(np.testing.assert_array_equal, half._replace(dropout_key=None),
+                   other._replace(dropout_key=None, extra_noise=None))
+      assert half.extra_noise is None and other.extra_noise.shape == (64, 2, 2, 2, 1)
+      noise = np.asarray(other.extra_noise)
+      assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.2
+      assert len({float(array.ravel()[0]) for array in (
+          noise[:, 0], noise[:, 1], np.asarray(other.posterior_noise), np.asarray(other.noise_t))}) == 4
 
 
 def test_every_method_of_the_config_has_an_objective():
