@@ -279,3 +279,7 @@ def sample_posterior(
   mean = _at(schedule.posterior_coef_x_0, t, x_0) * x_0 + _at(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1
   std = jnp.where(t > 0, jnp.exp(0.5 * jnp.asarray(schedule.posterior_log_variance)[t]), 0.0)
   return mean + std.reshape(t.shape + (1,) * (x_0.ndim - t.ndim)) * noise
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -208,3 +208,7 @@ def to_uint8(images: jax.Array) -> jax.Array:
 def _check(generator_fn: GeneratorFn, schedule: diffusion.Schedule) -> None:
   checks.function('generator_fn', generator_fn, '(x_tp1, t, z)')
   checks.instance('schedule', schedule, diffusion.Schedule, 'diffusion.make_schedule makes one')
+
+
+def __dir__() -> list[str]:
+  return __all__

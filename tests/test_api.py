@@ -233,9 +233,10 @@ def test_the_fields_of_a_run_cannot_be_set():
         'metrics.frechet', 'metrics.inception_score', 'metrics.kid', 'metrics.points', 'metrics.precision_recall',
         'models', 'sampling'))])
 def test_a_public_module_lists_what_is_its_own(name):
-  """In `__all__`, and with a docstring each: no imported module or private name."""
+  """In `dir` and `__all__`, and with a docstring each: no imported module or private name."""
   module = importlib.import_module(name)
-  for each in set(module.__all__) - {'__version__'}:
+  assert set(module.__all__) <= set(dir(module))
+  for each in set(dir(module)) - {'__version__'}:
     value = getattr(module, each)
     assert not each.startswith('_')
     owner = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, '__module__', 'ddgan_jax')

@@ -3,3 +3,7 @@
 from ddgan_jax.editing import interpolation, noise_optimization, replacement
 
 __all__ = ['interpolation', 'noise_optimization', 'replacement']
+
+
+def __dir__() -> list[str]:
+  return __all__

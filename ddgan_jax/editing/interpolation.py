@@ -140,3 +140,7 @@ def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
   weight_a = jnp.where(parallel, 1 - weight, jnp.sin((1 - weight) * angle) / sine)
   weight_b = jnp.where(parallel, weight, jnp.sin(weight * angle) / sine)
   return weight_a * a + weight_b * b
+
+
+def __dir__() -> list[str]:
+  return __all__

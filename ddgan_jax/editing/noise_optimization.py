@@ -138,3 +138,7 @@ def super_resolve(
       key, generator_fn, schedule, lambda x: factor * measure(x), factor * small,
       (batch, factor * height, factor * width, channels), latent_dim, num_steps)
   return x + replacement.enlarge(small - measure(x), factor)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -262,3 +262,7 @@ def check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
   mask = mask if hasattr(mask, 'shape') else np.asarray(mask)
   checks.broadcasts('mask', mask, 'image', shape)
   checks.values('mask', mask, 0, 1)
+
+
+def __dir__() -> list[str]:
+  return __all__

@@ -297,3 +297,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
   """An array of that shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)
+
+
+def __dir__() -> list[str]:
+  return __all__

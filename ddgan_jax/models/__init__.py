@@ -9,3 +9,7 @@ from ddgan_jax.models.mlp import MlpDiscriminator, MlpGenerator
 __all__ = [
     'Classifier', 'Discriminator', 'Generator', 'MlpDiscriminator', 'MlpGenerator', 'apply', 'generator_fn',
     'output_fn']
+
+
+def __dir__() -> list[str]:
+  return __all__
