@@ -3,8 +3,10 @@
 import os
 import pathlib
 
+from tests.support import quick_config_dict, tiny_config_dict, xla_flags
+
 # Before JAX is imported, here and in the commands that tests start.
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {xla_flags(8)}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'xla'))
@@ -16,8 +18,6 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is mos
 
 import jax
 import pytest
-
-from tests.support import quick_config_dict, tiny_config_dict
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -121,9 +121,12 @@ def _stated(values: dict[str, Any]) -> Plan:
                            f'{" and ".join(missing)} as well (or none of the three)')
   (source, address), (_, count), (_, index) = values.items()
   try:
-    return Plan(source, address, int(count), int(index))
+    plan = Plan(source, address, int(count), int(index))
   except ValueError as error:
     raise DistributedError(f'{", ".join(values)}: the last two must be whole numbers ({error})') from None
+  if not 0 <= plan.process_id < plan.num_processes:
+    raise DistributedError(f'{[*values][2]}: found {plan.process_id}, must be from 0 to {plan.num_processes - 1}')
+  return plan
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Plan | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
@@ -16,10 +15,10 @@ from ddgan_jax.benchmark import __main__ as benchmark
 from ddgan_jax.benchmark import hardware, operations, performance, timing
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.parallel import sharding
-from tests.support import ROOT, config_text, quick_config_dict, tiny_config_dict
+from tests.support import ROOT, command_environment, config_text, quick_config_dict, tiny_config_dict
 from tests.support.commands import run_command
 
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONUNBUFFERED': '1'}
+ENVIRONMENT = command_environment(2)
 
 
 def shape(*sizes):

@@ -23,11 +23,21 @@ from ddgan_jax.interop import pytorch, resume_file, torch_file, torch_writer
 from ddgan_jax.interop.pytorch import InteropError
 from ddgan_jax.runs.checkpoints import Checkpoints
 from tests.models.test_generator import SMALL
-from tests.support import GOLDEN, ROOT, generator_config, golden, nhwc, recipe, relative_error, tiny_config_dict
+from tests.support import (
+  GOLDEN,
+  ROOT,
+  command_environment,
+  generator_config,
+  golden,
+  nhwc,
+  recipe,
+  relative_error,
+  tiny_config_dict,
+)
 from tests.support.commands import run_command, succeed
 from tests.support.golden_steps import FOREVER, GoldenSteps
 
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'PYTHONUNBUFFERED': '1'}
+ENVIRONMENT = command_environment()
 CONFIG = '''
 import json
 import ml_collections

@@ -1,6 +1,5 @@
 """The command that edits, on a run that no training made; every mistake gets one sentence."""
 
-import os
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ from ddgan_jax import edit, train_state
 from ddgan_jax.cli import image_output
 from ddgan_jax.editing import replacement
 from ddgan_jax.runs.checkpoints import Checkpoints
-from tests.support import ROOT
+from tests.support import ROOT, command_environment
 from tests.support.commands import run_command, succeed
 
 # As where TensorFlow is not installed.
@@ -25,7 +24,7 @@ sys.modules['tensorflow'] = None
 del sys.argv[0]
 runpy.run_module('ddgan_jax.edit', run_name='__main__', alter_sys=True)
 """
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+ENVIRONMENT = command_environment()
 
 
 @pytest.fixture(scope='module')

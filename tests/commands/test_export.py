@@ -1,6 +1,5 @@
 """What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
 
-import os
 import re
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from ddgan_jax.parallel import compilation
 from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 from tests.config.test_config import FOLDER_SIZES, RECIPES
 from tests.objectives.test_ablations import filled
-from tests.support import ROOT, tiny_config_dict
+from tests.support import ROOT, command_environment, tiny_config_dict
 from tests.support.commands import run_command
 
-ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
+ENVIRONMENT = command_environment()
 WITHOUT = '''
 import runpy, sys
 for name in ('flax', 'ddgan_jax', 'optax', 'orbax', 'ml_collections', 'tensorflow', 'safetensors'):

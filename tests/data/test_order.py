@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, sources
-from tests.support import ROOT
+from tests.support import ROOT, xla_flags
 
 STEPS = (0, 1, 1000)
 N = 37
@@ -59,7 +59,7 @@ def run(folder, config, count):
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
-  env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // count}',
+  env = {**os.environ, 'XLA_FLAGS': xla_flags(8 // count),
          'PYTHONPATH': str(ROOT)}
   outs = [folder / f'{count}_{index}.npz' for index in range(count)]
   processes = [

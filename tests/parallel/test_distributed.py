@@ -9,7 +9,7 @@ import pytest
 
 from ddgan_jax import main as train
 from ddgan_jax.parallel.processes import DistributedError, Plan, find_plan, initialize
-from tests.support import ROOT
+from tests.support import ROOT, xla_flags
 from tests.support.commands import run_command
 
 # What SLURM sets in the shell of a batch script, and what it adds in a step.
@@ -86,6 +86,8 @@ def test_half_an_environment_gets_one_sentence(environ, message):
     ((None, 2, None), '--num_processes: needs --coordinator_address and --process_id as well'),
     ((None, None, 0), '--process_id: needs --coordinator_address and --num_processes as well'),
     ((None, 1, 1), '--num_processes, --process_id: needs --coordinator_address as well'),
+    (('h:1', 2, 2), '--process_id: found 2, must be from 0 to 1'),
+    (('h:1', 2, -1), '--process_id: found -1, must be from 0 to 1'),
 ])
 def test_half_the_flags_get_one_sentence(flags, message):
   with pytest.raises(DistributedError) as error:
@@ -186,7 +188,7 @@ app.start(lambda: app.run(command, lambda define: None, '', argv=[]))
 
 def start(port, count, index, timeout, printed):
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'http_proxy': 'http://127.0.0.1:9',
-         'https_proxy': 'http://127.0.0.1:9', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+         'https_proxy': 'http://127.0.0.1:9', 'XLA_FLAGS': xla_flags(4)}
   return subprocess.Popen(
       [sys.executable, '-c', PROGRAM, f'localhost:{port}', str(count), str(index), str(timeout), str(printed)],
       cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
