@@ -68,28 +68,13 @@ class Source:
   def _gather_labels(self, indices: np.ndarray) -> np.ndarray:
     return np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices].astype(np.int32)
 
-  def __repr__(self) -> str:
-    # grain shows the repr of what it maps in its logs; the default would be fine, but not say which data.
-    return f'{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images {self.image_shape})'
-
 
 class ArraySource(Source):
-  """A `Source` over an array, in memory or mapped from a file.
-
-  Args:
-    images: [N, H, W, C] uint8, or float32 in [-1, 1].
-    labels: [N] integers, or None.
-    name, split, num_classes: see `Source`.
-  """
+  """A `Source` over an array, [N, H, W, C] uint8 or float32 in [-1, 1], in memory or mapped from a file."""
 
   def __init__(
-      self,
-      images: np.ndarray,
-      labels: np.ndarray | None = None,
-      name: str = 'array',
-      split: str = '',
-      num_classes: int | None = None,
-  ):
+      self, images: np.ndarray, labels: np.ndarray | None = None, name: str = 'array', split: str = '',
+      num_classes: int | None = None):
     super().__init__(name, split, images.shape[1:], labels, num_classes)
     self.images = images
     if isinstance(images, np.memmap):
@@ -106,10 +91,9 @@ class DecodingSource(Source):
   """A `Source` that reads, decodes and resizes images each time they are requested (data.cache = 'none').
 
   Args:
-    reader: gives the encoded images; may be sent to worker processes.
+    reader: of the encoded images.
     kept: [N] the reader's index of each image that can be used.
-    data_config: uses image_size, num_channels, stack and resize.
-    labels, num_classes: see `Source`.
+    data_config, labels, num_classes: see `images.decode` and `Source`.
   """
 
   num_threads = 16
@@ -141,11 +125,7 @@ class DecodingSource(Source):
     return pixels, self._gather_labels(indices)
 
 
-def _print(text: str) -> None:
-  print(text, flush=True)
-
-
-def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, anew: bool = False) -> Source:
+def load_source(data_config: DataConfig, say: Callable[[str], None] = print, anew: bool = False) -> Source:
   """Opens the data of a config, preparing them first if that has never been done.
 
   Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
@@ -164,7 +144,10 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     DataError: the data cannot be found, downloaded, prepared or used; nothing has been changed.
   """
   if data_config.is_points:
-    return _points_source(data_config.name)
+    drawn, labels = points.draw()
+    source = ArraySource(drawn, labels, data_config.name, num_classes=len(points.CENTRES))
+    source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
+    return source
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
@@ -179,7 +162,7 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     first = '; '.join(f'{name} {reason}' for name, reason in prepared.skipped[:3])
     say(preparation.printable(
         f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
-        f'(all in {prepared.folder / "meta.json"}; ddgan prepare --anew checks them again): {first}'))
+        f'(all are listed in {prepared.folder / "meta.json"}): {first}'))
   labels = prepared.labels() if prepared.has_labels else None
   if prepared.has_pixels:
     in_memory = prepared.count * int(np.prod(prepared.shape)) <= MAX_BYTES_IN_MEMORY
@@ -187,16 +170,7 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     source = ArraySource(prepared.images(in_memory), labels, title, data_config.split, prepared.num_classes)
   else:
     source = DecodingSource(reader, prepared.kept(), data_config, labels, prepared.num_classes)
-  source.class_names = prepared.class_names
-  source.skipped = prepared.skipped
-  source.checksum = prepared.checksum
-  return source
-
-
-def _points_source(name: str) -> Source:
-  drawn, labels = points.draw()
-  source = ArraySource(drawn, labels, name, num_classes=len(points.CENTRES))
-  source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
+  source.class_names, source.skipped, source.checksum = prepared.class_names, prepared.skipped, prepared.checksum
   return source
 
 
