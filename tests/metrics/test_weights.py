@@ -124,10 +124,10 @@ def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch
 
 
 def test_paths_that_are_no_file(tmp_path, monkeypatch):
-  with pytest.raises(WeightsError, match='none.pth does not exist, must be the file w.pth'):
+  with pytest.raises(WeightsError, match='none.pth is no file, must be w.pth'):
     weights.find(unreachable(), tmp_path / 'none.pth', allow_any=True)
   monkeypatch.setenv('WEIGHTS', str(tmp_path))
-  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {tmp_path} is a folder, must be the file w.pth'):
+  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {tmp_path} is no file, must be w.pth'):
     weights.find(unreachable())
 
 
