@@ -82,7 +82,7 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
       for splits in (10, 1)]
   ten, one = (report['metrics']['is'] for report in reports)
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
-  assert '(10 splits)' in evaluator.table(reports[0]) and '(1 split)' in evaluator.table(reports[1])
+  assert '(splits: 10)' in evaluator.table(reports[0]) and '(splits: 1)' in evaluator.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
   with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
@@ -242,9 +242,9 @@ def test_images_that_are_refused(tmp_path):
 
 @pytest.mark.parametrize('metrics, reference, message', [
     (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
-    (('fid', 'kid'), 'statistics', 'kid: needs images as reference, but file holds a mean and a covariance'),
+    (('fid', 'kid'), 'statistics', 'fid, kid: needs images as reference, but file holds a mean and a covariance'),
     (('modes',), 'images', 'modes: needs labelled data to know them by'),
-    (('sfid',), 'images', "metrics: found 'sfid', must be some of fid, is, kid, pr, dc, modes"),
+    (('sfid',), 'images', "metrics: found 'sfid', must be one of 'fid', 'is', 'kid'"),
 ])
 def test_metrics_that_cannot_be_had(metrics, reference, message):
   reference = {
