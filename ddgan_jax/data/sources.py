@@ -24,12 +24,10 @@ class Source:
 
   Attributes:
     name: what messages call it.
-    split: the TFDS split, '' if there are no splits.
     image_shape: (H, W, C) of every image that `gather` returns.
     labels: [N] int32, or None if the set has no labels.
     num_classes: number of classes, or None if the set has no labels.
     class_names: names of the classes, where they are known.
-    skipped: (name, reason) of what data.skip_bad left out.
     checksum: of all pixels and labels in order, '' if not known: equal sets have equal ones.
     num_threads: how many batches may be made at once to advantage.
     decodes: whether `gather` decodes, so that worker processes (data.num_workers) can help.
@@ -38,14 +36,12 @@ class Source:
   num_threads = 2  # Two keep ahead of the devices where a batch is mere indexing.
   decodes = False
   class_names: tuple[str, ...] | None = None
-  skipped: tuple[tuple[str, str], ...] = ()
   checksum = ''
 
   def __init__(
-      self, name: str, split: str, image_shape: tuple[int, int, int], labels: np.ndarray | None = None,
+      self, name: str, image_shape: tuple[int, int, int], labels: np.ndarray | None = None,
       num_classes: int | None = None):
     self.name = name
-    self.split = split
     self.image_shape = image_shape
     self.labels = labels
     self.num_classes = num_classes
@@ -73,9 +69,8 @@ class ArraySource(Source):
   """A `Source` over an array, [N, H, W, C] uint8 or float32 in [-1, 1], in memory or mapped from a file."""
 
   def __init__(
-      self, images: np.ndarray, labels: np.ndarray | None = None, name: str = 'array', split: str = '',
-      num_classes: int | None = None):
-    super().__init__(name, split, images.shape[1:], labels, num_classes)
+      self, images: np.ndarray, labels: np.ndarray | None = None, name: str = 'array', num_classes: int | None = None):
+    super().__init__(name, images.shape[1:], labels, num_classes)
     self.images = images
     if isinstance(images, np.memmap):
       self.num_threads = 16  # A thread may have to wait for the disk.
@@ -103,7 +98,7 @@ class DecodingSource(Source):
       self, reader: readers.Reader, kept: np.ndarray, data_config: DataConfig, labels: np.ndarray | None = None,
       num_classes: int | None = None):
     shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
-    super().__init__(reader.title, data_config.split, shape, labels, num_classes)
+    super().__init__(reader.title, shape, labels, num_classes)
     self._reader = reader
     self._kept = kept
     self._data_config = data_config
@@ -148,29 +143,29 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = print, ane
     source = ArraySource(drawn, labels, data_config.name, num_classes=len(points.CENTRES))
     source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
     return source
+  tell = lambda text: say(preparation.printable(text))
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
     reader = _reader_of(data_config)
     _check_stack(data_config, reader.num_classes)
-    prepared = preparation.prepare(reader, data_config, lambda text: say(preparation.printable(text)), anew)
+    prepared = preparation.prepare(reader, data_config, tell, anew)
   _check_stack(data_config, prepared.num_classes)
   for note in prepared.notes:
-    say(preparation.printable(f'{data_config.path or data_config.name}: {note}.'))
+    tell(f'{data_config.path or data_config.name}: {note}.')
   if prepared.skipped:
     first = '; '.join(f'{name} {reason}' for name, reason in prepared.skipped[:3])
-    say(preparation.printable(
-        f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
-        f'(all are listed in {prepared.folder / "meta.json"}): {first}'))
+    tell(f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
+         f'(all are listed in {prepared.folder / "meta.json"}): {first}')
   labels = prepared.labels() if prepared.has_labels else None
   if prepared.has_pixels:
     in_memory = prepared.count * int(np.prod(prepared.shape)) <= MAX_BYTES_IN_MEMORY
     title = data_config.path or data_config.name
-    source = ArraySource(prepared.images(in_memory), labels, title, data_config.split, prepared.num_classes)
+    source = ArraySource(prepared.images(in_memory), labels, title, prepared.num_classes)
   else:
     source = DecodingSource(reader, prepared.kept(), data_config, labels, prepared.num_classes)
-  source.class_names, source.skipped, source.checksum = prepared.class_names, prepared.skipped, prepared.checksum
+  source.class_names, source.checksum = prepared.class_names, prepared.checksum
   return source
 
 

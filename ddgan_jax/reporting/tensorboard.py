@@ -22,9 +22,8 @@ class EventWriter:
 
   def __init__(self, workdir: str, is_main: bool = True):
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._opened = self._thread.submit(_open_writer, workdir) if is_main else None
-    self._pending = [self._opened] if is_main else []
-    self._failed = False
+    self._writer = self._thread.submit(_open_writer, workdir) if is_main else None
+    self._error: Exception | None = None
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes a flat table; tuples as text, since TensorBoard knows numbers, booleans and strings."""
@@ -41,23 +40,25 @@ class EventWriter:
 
   def flush(self, say: Callable[[str], None] = print) -> None:
     """Returns when everything is on disk, or `say` has got a sentence on why it is not."""
-    self._submit(lambda writer: writer.flush())
-    pending, self._pending = self._pending, []
-    for future in pending:
-      error = future.exception()
-      if error is not None and not self._failed:
-        self._failed = True
-        reason = str(error).strip().partition('\n')[0][:200] or type(error).__name__
-        say(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
+    self._submit(lambda writer: writer.flush()).result()
+    if self._error is not None:
+      reason = str(self._error).strip().partition('\n')[0][:200] or type(self._error).__name__
+      say(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
 
   def close(self) -> None:
     """Closes the file and ends the thread."""
     self._submit(lambda writer: writer.close())
     self._thread.shutdown()
 
-  def _submit(self, write: Callable) -> None:
-    if opened := self._opened:
-      self._pending.append(self._thread.submit(lambda: opened.result() and write(opened.result())))
+  def _submit(self, write: Callable[[Any], None]) -> concurrent.futures.Future:
+    return self._thread.submit(self._write, write)
+
+  def _write(self, write: Callable[[Any], None]) -> None:
+    try:
+      if self._writer and (writer := self._writer.result()):
+        write(writer)
+    except Exception as error:  # TensorFlow has its own kinds
+      self._error = self._error or error
 
 
 def _open_writer(workdir: str):
