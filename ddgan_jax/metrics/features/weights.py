@@ -83,21 +83,18 @@ def _check(published: Published, file: pathlib.Path, name: str) -> None:
 def _cached(published: Published) -> pathlib.Path:
   """The file in the cache folder, downloaded if it is not there or damaged."""
   import pooch
-  import requests
 
   folder = files.cache_dir('weights')
-  instead = f'put {published.file} into {folder}, or its path into the environment variable {published.variable}'
   downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, timeout=_SECONDS_TO_ANSWER)
   try:
     return pathlib.Path(pooch.retrieve(
         published.url, f'sha256:{published.sha256}', published.file, folder, downloader=downloader))
-  except requests.RequestException as e:
-    cause = f'it answers {e.response.status_code}' if e.response is not None else type(e).__name__
-    found = 'is damaged' if (folder / published.file).exists() else 'is not here'
-    raise WeightsError(f'{published.file} {found} and {published.url} cannot be downloaded ({cause}); '
-                       f'{instead}') from e
-  except ValueError as e:
-    raise WeightsError(f'What {published.url} sent has another SHA-256 checksum than {published.sha256[:8]}…; '
-                       f'{instead}') from e
-  except OSError as e:
-    raise WeightsError(f'{e.filename or folder}: {e.strerror or e}; {instead}') from e
+  except (OSError, ValueError) as e:  # those of requests are OSErrors, a wrong checksum is a ValueError of pooch
+    if isinstance(e, ValueError):
+      cause = f'its SHA-256 checksum is not {published.sha256[:8]}…'
+    elif getattr(e, 'response', None) is not None:
+      cause = f'the server answers {e.response.status_code}'
+    else:
+      cause = e.strerror or type(e).__name__
+    raise WeightsError(f'{published.url} cannot be downloaded ({cause}); put {published.file} into {folder}, or its '
+                       f'path into the environment variable {published.variable}') from e
