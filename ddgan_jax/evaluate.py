@@ -55,7 +55,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   options.join_processes(args)
   # After the flags are checked: these take seconds to import.
   from ddgan_jax.data import sources
-  from ddgan_jax.metrics import evaluator, image_sets, modes, references, statistics
+  from ddgan_jax.metrics import evaluator, image_sets, modes, statistics
   from ddgan_jax.parallel import consensus, processes, sharding
 
   app.configure()
@@ -75,11 +75,11 @@ def _evaluate(args: types.SimpleNamespace) -> None:
     source = sources.load_source(config.data, say)
     consensus.meet('data')  # which may take one machine much longer than another
   if args.reference:
-    reference = references.read(args.reference, config.data.num_channels if config else 3)
+    reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:
     reference = image_sets.of_data(source, config.data)
   if args.jpeg:
-    images, reference = references.as_jpeg(images, reference)
+    images, reference = image_sets.as_jpeg(images), image_sets.as_jpeg(reference)
   if evaluator.needs_judge(metrics) and source:
     judge = modes.load_judge(source, say), config.data.stack == 3
   measure = evaluator.Evaluator(

@@ -245,15 +245,10 @@ def check_enough(name: str, num: int, force: bool, how: str) -> None:
 
 
 def check_devices(config: Config, num_devices: int) -> None:
-  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`.
-
-  A microbatch of one device must be whole groups of the minibatch stddev: a group that is cut would be another
-  statistic, or need its rows sent about.
-  """
+  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`, in whole groups of stddev rows."""
   fsdp, accumulation, group = config.parallel.fsdp, config.parallel.accumulation, config.discriminator.stddev_group
   if num_devices % fsdp:
-    divisors = ', '.join(str(i) for i in range(1, num_devices + 1) if num_devices % i == 0)
-    raise ConfigError(f'parallel.fsdp: found {fsdp}, must divide the {num_devices} devices; one of {divisors}')
+    raise ConfigError(f'parallel.fsdp: found {fsdp}, must divide the {num_devices} devices')
   unit = num_devices * accumulation * group
   if config.data.batch_size % unit:
     microbatches = f', times {accumulation} microbatches (parallel.accumulation)' if accumulation > 1 else ''

@@ -28,14 +28,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-  """The config of a recipe, for another one to override.
-
-  Args:
-    name: as `find` takes it, and perhaps the recipe's argument after a colon: `digits`, `folder:32`.
-
-  Raises:
-    ConfigError: there is no such recipe.
-  """
+  """The config of a recipe, for another one to override; its argument follows a colon: `digits`, `folder:32`."""
   name, _, argument = name.partition(':')
   path = find(name)
   spec = importlib.util.spec_from_file_location(f'ddgan_jax.recipes.{pathlib.Path(path).stem}', path)
@@ -45,19 +38,12 @@ def load(name: str) -> ml_collections.ConfigDict:
 
 
 def find(name: str) -> str:
-  """The path of a recipe's file.
-
-  Args:
-    name: of an installed recipe, or the path of a file that ends in .py.
-
-  Raises:
-    ConfigError: there is none; lists the recipes.
-  """
+  """The path of an installed recipe, or of a file that ends in .py. Raises ConfigError if there is none."""
   if name.endswith('.py') or os.sep in name:
     if not os.path.isfile(name):
       raise ConfigError(f'--config: no such file {name!r}; the recipes are {", ".join(names())}')
     return name
-  if (_FOLDER / f'{name}.py').is_file():
+  if name in names():
     return str(_FOLDER / f'{name}.py')
   close = difflib.get_close_matches(name, names(), n=1)
   hint = f'did you mean {close[0]}? ' if close else ''

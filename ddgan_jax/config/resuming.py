@@ -36,8 +36,6 @@ def keep(
     fields: Mapping[str, Any], overrides: Collection[str], stored: Config) -> tuple[dict[str, Any], dict[str, tuple]]:
   """A recipe as a run resumes with it: fields that may change keep the run's value unless the command line sets them.
 
-  Only `parallel.fsdp` does not: it belongs to the machine.
-
   Fields that may not change are left as the recipe has them, and `runs.workdir.check_workdir` refuses any that differ.
 
   Args:

@@ -2,7 +2,7 @@
 
 Recipes in `configs/` are ConfigDicts, so that any field can be set on the command line
 (`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses of this
-file: hashable, complete, and checked before anything slow starts.
+file.
 """
 
 from __future__ import annotations
@@ -162,9 +162,8 @@ class GeneratorConfig(_Section):
 
   def __post_init__(self):
     super().__post_init__()
-    object.__setattr__(self, 'ch_mult', tuple(self.ch_mult))
-    object.__setattr__(self, 'attn_resolutions', tuple(self.attn_resolutions))
-    object.__setattr__(self, 'fir_kernel', tuple(float(k) for k in self.fir_kernel))
+    for field in ('ch_mult', 'attn_resolutions', 'fir_kernel'):  # lists would have no hash
+      object.__setattr__(self, field, tuple(getattr(self, field)))
     checks.check_generator(self)
 
   @property
@@ -335,12 +334,6 @@ def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
 
   Fields that are left out take the defaults of the dataclasses. `checks.SHARED` lists those that are said once,
   such as `data.image_size`, and carried into the networks.
-
-  Args:
-    config_dict: `ml_collections.ConfigDict` or nested mapping, as `configs/*.get_config()` returns.
-
-  Returns:
-    The frozen `Config`.
 
   Raises:
     ConfigError: one sentence that names the field, what was found and what to use.

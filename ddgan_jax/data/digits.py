@@ -4,6 +4,7 @@ The images come with scikit-learn (`sklearn.datasets.load_digits`), which copied
 "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
 Repository, https://doi.org/10.24432/C50P49). Licence: CC BY 4.0,
 https://creativecommons.org/licenses/by/4.0/. The only change is the scale of the pixels, 0..16 -> 0..255.
+Split `test` is every sixth image of scikit-learn's order (index % 6 == 5), `train` is the rest.
 """
 
 from __future__ import annotations
@@ -13,12 +14,6 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-
-_DESCRIPTION = """
-1,797 handwritten digits by 13 people, 8x8 grey pixels: the test set of the UCI "Optical Recognition of Handwritten
-Digits" data set, as shipped with scikit-learn. Pixels are the original counts 0..16 scaled to 0..255.
-Split `test` is every sixth image of scikit-learn's order (index % 6 == 5), `train` is the rest. Licence: CC BY 4.0.
-"""
 
 _CITATION = """
 @misc{alpaydin1998optical,
@@ -41,7 +36,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=self,
-        description=_DESCRIPTION,
+        description=__doc__,
         features=tfds.features.FeaturesDict({
             'image': tfds.features.Image(shape=(8, 8, 1), encoding_format='png'),
             'label': tfds.features.ClassLabel(num_classes=10),

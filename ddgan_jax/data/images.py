@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import pathlib
 import warnings
 from collections.abc import Iterator
 
@@ -18,8 +19,8 @@ from ddgan_jax.config import DataConfig
 EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
     '.tga', '.tif', '.tiff', '.webp')
-# Pillow's names of the formats of these files, whatever their endings say. It would also open PostScript, by running
-# Ghostscript on it, and many formats that are rarely tested. TGA has no magic number, so it is last.
+# Pillow's names of their formats. It would also open PostScript, by running Ghostscript on it, and many formats that
+# are rarely tested. TGA has no magic number, so it is last.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'TGA')
 
 _SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that exchange height and width
@@ -65,7 +66,7 @@ def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
 
 def size(raw: bytes) -> tuple[int, int]:
   """(height, width) of an encoded image, upright, from its header alone. Raises BadImage."""
-  return _upright_size(open_image(raw))
+  return _upright_size(_open_encoded(raw))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -80,32 +81,23 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def read_file(path: str | os.PathLike) -> bytes:
   """Reads an encoded image. Raises BadImage if it is larger than MAX_ENCODED_BYTES, and OSError."""
-  with open(path, 'rb') as file:
-    check_encoded_size(os.fstat(file.fileno()).st_size)
-    return file.read(MAX_ENCODED_BYTES)
-
-
-def check_encoded_size(num_bytes: int) -> None:
-  """Raises BadImage if an encoded image of that size is not read."""
+  num_bytes = os.path.getsize(path)
   if num_bytes > MAX_ENCODED_BYTES:
     raise BadImage(f'has {num_bytes:,} bytes, must have at most {MAX_ENCODED_BYTES:,}')
+  return pathlib.Path(path).read_bytes()
 
 
 def is_encoded(raw: bytes) -> bool:
   """Whether `raw` begins as an image file does."""
   try:
-    open_image(raw)
+    _open_encoded(raw)
   except BadImage:
     return False
   return True
 
 
-def open_image(raw: bytes) -> Image.Image:
-  """Opens an encoded image of one of the formats that `EXTENSIONS` stands for; its pixels are not decoded yet.
-
-  Raises:
-    BadImage: it is empty, no image, of another format, damaged, or has too many pixels.
-  """
+def _open_encoded(raw: bytes) -> Image.Image:
+  """Opens an encoded image of one of `_FORMATS`; its pixels are not decoded yet."""
   if not raw:
     raise BadImage('is empty (0 bytes)')
   with _bad_image():
@@ -114,8 +106,7 @@ def open_image(raw: bytes) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-  # Before the first image: warnings of odd metadata, and of sizes that are large but below the limit. Once and for all,
-  # because `catch_warnings` is not for threads: around each image it would set the process's filters back and forth.
+  # Warnings of odd metadata and of large images: once for all, because `catch_warnings` is not for threads.
   warnings.filterwarnings('ignore', module=r'PIL\.')
   Image.init()  # An old Pillow has no AVIF.
   return tuple(name for name in _FORMATS if name in Image.OPEN)
@@ -136,34 +127,31 @@ def _bad_image() -> Iterator[None]:
 
 def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str, str]:
   """Why data.resize refuses images of this size, and what to use instead; ('', '') if it accepts them."""
-  size, resize = data_config.image_size, data_config.resize
-  if (height, width) == (size, size):
+  size = data_config.image_size
+  accepts = {
+      'none': height == width == size, 'crop': min(height, width) >= size, 'pad': max(height, width) <= size,
+      'cover': True}
+  if accepts.pop(data_config.resize):
     return '', ''
-  larger = min(height, width) >= size
-  fits = max(height, width) <= size
-  whole = (f'--config.data.image_size={height}, or ' if height == width else '')
-  shrink = '--config.data.resize=crop (shrink, then crop the centre)'
-  enlarge = '--config.data.resize=cover (crop, and enlarge what is smaller)'
-  pad = '--config.data.resize=pad (centre on black)'
-  if resize == 'none':
-    hint = whole + (shrink if larger else f'{pad} or {enlarge}' if fits else enlarge)
-    return f"is {height}x{width} and data.image_size is {size}, with data.resize='none'", hint
-  if resize == 'crop' and not larger:
-    hint = whole + (f'{pad} or {enlarge}' if fits else enlarge)
-    return f'is {height}x{width}, smaller than data.image_size={size}', hint
-  if resize == 'pad' and not fits:
-    return (f"is {height}x{width} and data.image_size is {size}, and data.resize='pad' never shrinks",
-            shrink if larger else enlarge)
-  return '', ''
+  names = {'crop': 'crop the centre', 'pad': 'centre on black', 'cover': 'crop, and enlarge what is smaller'}
+  hints = [f'--config.data.resize={name} ({names[name]})' for name in names if accepts.get(name)]
+  if height == width:
+    hints.insert(0, f'--config.data.image_size={height}')
+  return (f'is {height}x{width}, which data.resize={data_config.resize!r} cannot make {size}x{size} (data.image_size)',
+          ' or '.join(hints))
+
+
+def _check_size(height: int, width: int, data_config: DataConfig) -> None:
+  problem, hint = size_problem(height, width, data_config)
+  if problem:
+    raise BadImage(problem, hint)
 
 
 def _open(raw: bytes | np.ndarray, data_config: DataConfig) -> Image.Image:
   if isinstance(raw, np.ndarray):
     return Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-  image = open_image(raw)
-  problem, hint = size_problem(*_upright_size(image), data_config)
-  if problem:
-    raise BadImage(problem, hint)  # before it is decoded, which may take gigabytes
+  image = _open_encoded(raw)
+  _check_size(*_upright_size(image), data_config)  # before it is decoded, which may take gigabytes
   with _bad_image():
     image.load()
   with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation: there is none to apply.
@@ -192,9 +180,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _fit(image: Image.Image, data_config: DataConfig) -> Image.Image:
   size = data_config.image_size
   width, height = image.size
-  problem, hint = size_problem(height, width, data_config)
-  if problem:
-    raise BadImage(problem, hint)
+  _check_size(height, width, data_config)
   if (width, height) == (size, size):
     return image
   if data_config.resize == 'pad':

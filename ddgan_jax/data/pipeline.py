@@ -8,6 +8,7 @@ cursor, a seek costs nothing, and the number of processes, threads or workers ne
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,7 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def epoch_size(source: Source, data_config: DataConfig) -> int:
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-  """The contiguous block of a global batch that one process holds. Raises ConfigError if it does not divide evenly."""
+  """The block of a global batch that one process holds. Raises ConfigError if it does not divide evenly."""
   if batch_size % process_count:
     raise ConfigError(f'data.batch_size: found {batch_size}, must be a multiple of the {process_count} processes')
   rows = batch_size // process_count
@@ -149,10 +150,7 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
-  """The first images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8, n at most `count`.
-
-  Points stay float32.
-  """
+  """The first n ≤ `count` images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8; points float32."""
   count = min(count, epoch_size(source, data_config))
   batch = global_batch(source, dataclasses.replace(data_config, batch_size=count), seed, 0)
   return batch['image'] if data_config.is_points else np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
@@ -169,15 +167,14 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This process's rows of the global batches start_step .. num_steps - 1, read ahead of use.
 
-  Rows are contiguous blocks, so that the processes' rows, laid one after the other, are the global batch for any number
-  of processes. Threads read ahead; data.num_workers processes do, if that is above 0 and the source has to decode
-  (data.cache = 'none'; an array is only indexed, which processes would slow down). Workers import the main script
-  again, so it must do its work under `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads
-  and workers.
+  The processes' rows, laid one after the other, are the global batch for any number of processes. Threads read ahead;
+  data.num_workers processes do, if that is above 0 and the source has to decode (data.cache = 'none'; an array is only
+  indexed, which processes would slow down). Workers import the main script again, so it must do its work under
+  `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
 
   Args:
     source: see `load_source`.
-    data_config: uses batch_size, flip, stack and num_workers.
+    data_config: uses batch_size, flip, stack, num_stacks and num_workers.
     seed: in 0..2**32-1.
     start_step: the first step to give.
     num_steps: the first step not to give, train.num_steps.
@@ -188,22 +185,13 @@ def batches(
     A generator of {'image': [b, H, W, C] float32 in [-1, 1], 'label': [b] int32} with b = batch_size / process_count.
 
   Raises:
-    ConfigError: the global batch does not split evenly over the processes, or data.stack=3 meets colour images.
+    ConfigError: the global batch does not split evenly over the processes.
   """
   rows = process_rows(data_config.batch_size, process_index, process_count)
-  if data_config.stack == 3 and source.image_shape[-1] != 1:
-    raise ConfigError(
-        f'data.stack: found 3, which stacks grey images, but the source has {source.image_shape[-1]} channels')
-  # Not inside the generator: the checks above should not wait for the first `next`.
-  make_batch = functools.partial(_process_batch, source, data_config, seed, rows)
+  make_batch = functools.partial(global_batch, source, data_config, seed, rows=rows)
   num_workers = data_config.num_workers if source.decodes else 0
   num_threads = 2 if num_workers else source.num_threads  # each makes a whole batch
   return _iterate(make_batch, start_step, num_steps, num_threads, num_workers)
-
-
-def _process_batch(source: Source, data_config: DataConfig, seed: int, rows: slice, step: int) -> dict[str, np.ndarray]:
-  # A module-level function with `step` last, so that workers can unpickle a `partial` of it.
-  return global_batch(source, data_config, seed, step, rows)
 
 
 def _iterate(
@@ -223,11 +211,8 @@ def _iterate(
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2), worker_init_fn=_init_worker)
-  iterator = iter(dataset)
-  try:
+  with contextlib.closing(iter(dataset)) as iterator:
     yield from iterator
-  finally:
-    iterator.close()
 
 
 def _init_worker(index: int, count: int) -> None:
@@ -247,20 +232,15 @@ def _exit_after(process: Any) -> None:
   os._exit(1)  # not `sys.exit`, which ends this thread alone
 
 
-def stacked(iterator: Iterable[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
+def stacked(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
   """`count` batches at a time, stacked along a new leading axis; `iterator` is closed when this generator is."""
-  try:
-    batches_ = iter(iterator)
-    while group := list(itertools.islice(batches_, count)):
+  with contextlib.closing(iterator):
+    while group := list(itertools.islice(iterator, count)):
       yield {name: np.stack([batch[name] for batch in group]) for name in group[0]}
-  finally:
-    close = getattr(iterator, 'close', None)
-    if close is not None:
-      close()
 
 
 def device_batches(
-    iterator: Iterable[dict[str, np.ndarray]], sharding: Any, lookahead: int = 2
+    iterator: Generator[dict[str, np.ndarray]], sharding: Any, lookahead: int = 2
 ) -> Iterator[dict[str, Any]]:
   """Puts host-local batches on the devices `lookahead` batches ahead of use, so that the copy overlaps the step.
 
@@ -275,14 +255,10 @@ def device_batches(
   import jax  # Not at the top: decoding workers import this module, and should not load a backend's libraries.
 
   queue: collections.deque = collections.deque()
-  try:
+  with contextlib.closing(iterator):
     for batch in iterator:
       queue.append({name: jax.make_array_from_process_local_data(sharding, leaf) for name, leaf in batch.items()})
       if len(queue) > lookahead:
         yield queue.popleft()
     while queue:
       yield queue.popleft()
-  finally:
-    close = getattr(iterator, 'close', None)
-    if close is not None:
-      close()

@@ -14,14 +14,9 @@ STANDARD_DEVIATION = 0.05
 
 
 def draw(num: int = 100_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Draws points, each mode with probability 1/25.
+  """Points [num, 1, 1, 2] float32, each mode with probability 1/25, and the index of each one's centre [num] int32.
 
-  Args:
-    num: how many.
-    seed: of the draw; a data set is seed 0, whatever the seed of the run.
-
-  Returns:
-    points [num, 1, 1, 2] float32 and the index of each one's centre [num] int32.
+  The data set is seed 0, whatever the seed of the run.
   """
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, len(CENTRES), num)

@@ -76,7 +76,7 @@ class Prepared:
 
 
 def folder_of(data_config: DataConfig) -> pathlib.Path:
-  """Where the prepared set of these fields is stored. Raises DataError if that would be a bucket."""
+  """Where the prepared set of these fields is stored."""
   identity = _identity(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
@@ -87,8 +87,7 @@ def folder_of(data_config: DataConfig) -> pathlib.Path:
 def cache_folder(data_config: DataConfig) -> pathlib.Path:
   """Where prepared sets are stored. Raises DataError if that would be a bucket."""
   if '://' in data_config.cache_dir:
-    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine, because the '
-                    'prepared array is mapped into memory from it')
+    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine')
   return pathlib.Path(data_config.cache_dir or files.cache_dir('data')).expanduser()
 
 
@@ -102,46 +101,33 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
   """
   folder = folder_of(data_config)
   try:
-    meta = _read_meta(folder)
-    if meta is None or meta['version'] != VERSION or fingerprint not in (None, meta['fingerprint']):
+    meta = json.loads((folder / 'meta.json').read_text())
+    prepared = Prepared(folder, **{field.name: _frozen(meta[field.name]) for field in dataclasses.fields(Prepared)[1:]})
+    is_current = fingerprint == meta['fingerprint'] if fingerprint is not None else (
+        not os.path.exists(meta['watched']) or stamp(meta['watched']) == meta['watched_stamp'])
+    if meta['version'] != VERSION or not is_current or not _is_whole(prepared):
       return None
-    watched = meta['watched']
-    if fingerprint is None and os.path.exists(watched) and stamp(watched) != meta['watched_stamp']:
-      return None
-    prepared = Prepared(
-        folder, meta['count'], tuple(meta['shape']), meta['has_pixels'], meta['has_labels'], meta['num_classes'],
-        meta['class_names'] and tuple(meta['class_names']), tuple(map(tuple, meta['skipped'])), tuple(meta['notes']),
-        meta['checksum'])
-    if not _is_whole(prepared):
-      return None
-  except (KeyError, TypeError):  # something else's meta.json
+  except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, damaged, or something else's meta.json
     return None
   if prepared.skipped and not data_config.skip_bad:
     total = prepared.count + len(prepared.skipped)
-    raise DataError(_refusal(prepared.skipped, total, total, meta['title'], meta['hint'], folder / 'meta.json'))
+    raise DataError(_refusal(prepared.skipped, f'{total:,}', meta['title'], ''))
   return prepared
 
 
 def prepare(
     reader: Reader, data_config: DataConfig, say: Callable[[str], None], anew: bool = False
 ) -> Prepared:
-  """Gives the prepared set of `reader`, writing it first if it is not there, is damaged, or is out of date.
+  """The prepared set of `reader`, written first if it is not there, is damaged, is out of date, or if `anew`.
 
   Several processes may call this at once: one writes, the others wait.
-
-  Args:
-    reader: the images.
-    data_config: uses all but batch_size, flip, num_stacks, num_workers.
-    say: gets a sentence about what is done and why.
-    anew: do it again even if it has been done.
 
   Raises:
     DataError: images cannot be used and data.skip_bad is False (the sentence lists the first of them), none can be
       used, or there is no space for the result.
   """
   fingerprint = reader.fingerprint()
-  prepared = None if anew else find(data_config, fingerprint)
-  if prepared:
+  if not anew and (prepared := find(data_config, fingerprint)):
     return prepared
   folder = folder_of(data_config)
   try:
@@ -157,11 +143,10 @@ def prepare(
         f'{folder.parent}: cannot be written to ({e.strerror}); choose another --config.data.cache_dir') from e
   try:
     if not anew:
-      prepared = find(data_config, fingerprint)  # another process may just have written it
-      if prepared:
+      if prepared := find(data_config, fingerprint):  # another process has just written it
         return prepared
       if folder.exists():
-        say(f'{folder}: {_why_anew(folder, fingerprint)}; it is prepared again.')
+        say(f'{folder} is damaged or no longer matches the data; it is prepared again.')
     try:
       _write(reader, data_config, fingerprint, folder)
     except OSError as e:
@@ -187,46 +172,27 @@ def _identity(data_config: DataConfig) -> dict[str, Any]:
       'resize': data_config.resize, 'cache': data_config.cache}
 
 
-def _read_meta(folder: pathlib.Path) -> dict[str, Any] | None:
-  try:
-    meta = json.loads((folder / 'meta.json').read_text())
-    return meta if isinstance(meta.get('version'), int) else None
-  except (OSError, ValueError, AttributeError):
-    return None
+def _frozen(value: Any) -> Any:
+  return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _is_whole(prepared: Prepared) -> bool:
   """Whether the files have the lengths that they should."""
-  try:
-    if len(prepared.labels()) != prepared.count:
-      return False
-    if prepared.has_pixels:
-      pixels = prepared.images(in_memory=False)
-      return pixels.shape == (prepared.count, *prepared.shape) and pixels.dtype == np.uint8
-    return len(prepared.kept()) == prepared.count
-  except (OSError, ValueError, EOFError):
-    return False
+  if prepared.has_pixels:
+    pixels = prepared.images(in_memory=False)
+    kept_all = pixels.shape == (prepared.count, *prepared.shape) and pixels.dtype == np.uint8
+  else:
+    kept_all = len(prepared.kept()) == prepared.count
+  return kept_all and len(prepared.labels()) == prepared.count
 
 
-def _why_anew(folder: pathlib.Path, fingerprint: str) -> str:
-  meta = _read_meta(folder)
-  if meta is None or 'fingerprint' not in meta:
-    return 'was half written'
-  if meta['version'] != VERSION:
-    return f'was written by another version (its format is {meta["version"]}, here it is {VERSION})'
-  if meta['fingerprint'] != fingerprint:
-    return f'the data have changed since ({meta["count"]:,} images then)'
-  return 'is damaged (a file is missing or has the wrong length)'
-
-
-def _refusal(bad: Sequence[tuple[str, str]], checked: int, total: int, title: str, hint: str, file: Any) -> str:
+def _refusal(bad: Sequence[tuple[str, str]], among: str, title: str, hint: str) -> str:
   first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
-  more = f'; and {len(bad) - 5:,} more, listed in {file}' if len(bad) > 5 else ''
-  among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
-  advice = f'use {hint} for some; otherwise fix' if hint else 'fix'
+  more = f'; and {len(bad) - 5:,} more' if len(bad) > 5 else ''
+  advice = f'Use {hint} for some; otherwise fix' if hint else 'Fix'
   return printable(
-      f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}. {advice[0].upper()}{advice[1:]} or '
-      'remove them, or set --config.data.skip_bad=True to leave them out')
+      f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}. {advice} or remove them, or set '
+      '--config.data.skip_bad=True to leave them out')
 
 
 def printable(text: str) -> str:
@@ -235,26 +201,23 @@ def printable(text: str) -> str:
 
 
 def _write(reader: Reader, data_config: DataConfig, fingerprint: str, folder: pathlib.Path) -> None:
-  """Fills `<folder>.partial` and renames it to `folder`; what fails leaves nothing behind but a list of bad images."""
+  """Fills `<folder>.partial` and renames it to `folder`; what fails leaves nothing behind."""
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
   partial.mkdir(parents=True)
-  refused = folder.with_name(folder.name + '.refused.txt')
   try:
-    meta = _write_arrays(reader, data_config, partial, refused)
+    meta = _write_arrays(reader, data_config, partial)
     meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _identity(data_config)}
     (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
     _sync(partial)
     if folder.exists():
       shutil.rmtree(folder)
     partial.rename(folder)
-    refused.unlink(missing_ok=True)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_arrays(
-    reader: Reader, data_config: DataConfig, folder: pathlib.Path, refused: pathlib.Path) -> dict[str, Any]:
+def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path) -> dict[str, Any]:
   """Writes the arrays of a prepared set; returns what meta.json says of them. Raises DataError for bad images."""
   shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
   has_pixels = data_config.cache == 'array'
@@ -285,9 +248,9 @@ def _write_arrays(
       npy.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (len(kept), *shape)})
       assert file.tell() == _HEADER
   if bad and not data_config.skip_bad:
-    refused.write_text(''.join(f'{name} {reason}\n' for name, reason in bad), 'utf-8', 'backslashreplace')
-    listed = len(reader.bad)
-    raise DataError(_refusal(bad, numbers.stop + listed, total + listed, reader.title, hint, refused))
+    checked, total = numbers.stop + len(reader.bad), total + len(reader.bad)
+    among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
+    raise DataError(_refusal(bad, among, reader.title, hint))
   if not kept:
     first = '; '.join(f'{name} {reason}' for name, reason in bad[:3])
     raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))
@@ -297,7 +260,7 @@ def _write_arrays(
   return {
       'title': reader.title, 'count': len(kept), 'shape': shape, 'has_pixels': has_pixels,
       'has_labels': reader.has_labels, 'num_classes': reader.num_classes, 'class_names': reader.class_names,
-      'skipped': bad, 'notes': list(reader.notes), 'hint': hint,
+      'skipped': bad, 'notes': list(reader.notes),
       'checksum': f'{pixels_crc:08x}{zlib.crc32(np.array(labels, np.int32)):08x}',
       'watched': reader.watched, 'watched_stamp': stamp(reader.watched) if reader.watched else ''}
 
@@ -307,8 +270,8 @@ def _check_space(folder: pathlib.Path, total: int, shape: tuple[int, int, int]) 
   if free < needed:
     raise DataError(
         f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
-        f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; choose another --config.data.cache_dir, or '
-        '--config.data.cache=none to decode the images each time they are needed')
+        f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; use another --config.data.cache_dir, or '
+        '--config.data.cache=none')
 
 
 def _decoded(

@@ -24,12 +24,10 @@ class Source:
 
   Attributes:
     name: what messages call it.
-    split: the TFDS split, '' if there are no splits.
     image_shape: (H, W, C) of every image that `gather` returns.
     labels: [N] int32, or None if the set has no labels.
     num_classes: number of classes, or None if the set has no labels.
     class_names: names of the classes, where they are known.
-    skipped: (name, reason) of what data.skip_bad left out.
     checksum: of all pixels and labels in order, '' if not known: equal sets have equal ones.
     num_threads: how many batches may be made at once to advantage.
     decodes: whether `gather` decodes, so that worker processes (data.num_workers) can help.
@@ -38,14 +36,12 @@ class Source:
   num_threads = 2  # Two keep ahead of the devices where a batch is mere indexing.
   decodes = False
   class_names: tuple[str, ...] | None = None
-  skipped: tuple[tuple[str, str], ...] = ()
   checksum = ''
 
   def __init__(
-      self, name: str, split: str, image_shape: tuple[int, int, int], labels: np.ndarray | None = None,
+      self, name: str, image_shape: tuple[int, int, int], labels: np.ndarray | None = None,
       num_classes: int | None = None):
     self.name = name
-    self.split = split
     self.image_shape = image_shape
     self.labels = labels
     self.num_classes = num_classes
@@ -68,29 +64,13 @@ class Source:
   def _gather_labels(self, indices: np.ndarray) -> np.ndarray:
     return np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices].astype(np.int32)
 
-  def __repr__(self) -> str:
-    # grain shows the repr of what it maps in its logs; the default would be fine, but not say which data.
-    return f'{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images {self.image_shape})'
-
 
 class ArraySource(Source):
-  """A `Source` over an array, in memory or mapped from a file.
-
-  Args:
-    images: [N, H, W, C] uint8, or float32 in [-1, 1].
-    labels: [N] integers, or None.
-    name, split, num_classes: see `Source`.
-  """
+  """A `Source` over an array, [N, H, W, C] uint8 or float32 in [-1, 1], in memory or mapped from a file."""
 
   def __init__(
-      self,
-      images: np.ndarray,
-      labels: np.ndarray | None = None,
-      name: str = 'array',
-      split: str = '',
-      num_classes: int | None = None,
-  ):
-    super().__init__(name, split, images.shape[1:], labels, num_classes)
+      self, images: np.ndarray, labels: np.ndarray | None = None, name: str = 'array', num_classes: int | None = None):
+    super().__init__(name, images.shape[1:], labels, num_classes)
     self.images = images
     if isinstance(images, np.memmap):
       self.num_threads = 16  # A thread may have to wait for the disk.
@@ -106,10 +86,9 @@ class DecodingSource(Source):
   """A `Source` that reads, decodes and resizes images each time they are requested (data.cache = 'none').
 
   Args:
-    reader: gives the encoded images; may be sent to worker processes.
+    reader: of the encoded images.
     kept: [N] the reader's index of each image that can be used.
-    data_config: uses image_size, num_channels, stack and resize.
-    labels, num_classes: see `Source`.
+    data_config, labels, num_classes: see `images.decode` and `Source`.
   """
 
   num_threads = 16
@@ -119,7 +98,7 @@ class DecodingSource(Source):
       self, reader: readers.Reader, kept: np.ndarray, data_config: DataConfig, labels: np.ndarray | None = None,
       num_classes: int | None = None):
     shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
-    super().__init__(reader.title, data_config.split, shape, labels, num_classes)
+    super().__init__(reader.title, shape, labels, num_classes)
     self._reader = reader
     self._kept = kept
     self._data_config = data_config
@@ -141,11 +120,7 @@ class DecodingSource(Source):
     return pixels, self._gather_labels(indices)
 
 
-def _print(text: str) -> None:
-  print(text, flush=True)
-
-
-def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, anew: bool = False) -> Source:
+def load_source(data_config: DataConfig, say: Callable[[str], None] = print, anew: bool = False) -> Source:
   """Opens the data of a config, preparing them first if that has never been done.
 
   Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
@@ -164,39 +139,33 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
     DataError: the data cannot be found, downloaded, prepared or used; nothing has been changed.
   """
   if data_config.is_points:
-    return _points_source(data_config.name)
+    drawn, labels = points.draw()
+    source = ArraySource(drawn, labels, data_config.name, num_classes=len(points.CENTRES))
+    source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
+    return source
+  tell = lambda text: say(preparation.printable(text))
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
     reader = _reader_of(data_config)
     _check_stack(data_config, reader.num_classes)
-    prepared = preparation.prepare(reader, data_config, lambda text: say(preparation.printable(text)), anew)
+    prepared = preparation.prepare(reader, data_config, tell, anew)
   _check_stack(data_config, prepared.num_classes)
   for note in prepared.notes:
-    say(preparation.printable(f'{data_config.path or data_config.name}: {note}.'))
+    tell(f'{data_config.path or data_config.name}: {note}.')
   if prepared.skipped:
     first = '; '.join(f'{name} {reason}' for name, reason in prepared.skipped[:3])
-    say(preparation.printable(
-        f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
-        f'(all in {prepared.folder / "meta.json"}; ddgan prepare --anew checks them again): {first}'))
+    tell(f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
+         f'(all are listed in {prepared.folder / "meta.json"}): {first}')
   labels = prepared.labels() if prepared.has_labels else None
   if prepared.has_pixels:
     in_memory = prepared.count * int(np.prod(prepared.shape)) <= MAX_BYTES_IN_MEMORY
     title = data_config.path or data_config.name
-    source = ArraySource(prepared.images(in_memory), labels, title, data_config.split, prepared.num_classes)
+    source = ArraySource(prepared.images(in_memory), labels, title, prepared.num_classes)
   else:
     source = DecodingSource(reader, prepared.kept(), data_config, labels, prepared.num_classes)
-  source.class_names = prepared.class_names
-  source.skipped = prepared.skipped
-  source.checksum = prepared.checksum
-  return source
-
-
-def _points_source(name: str) -> Source:
-  drawn, labels = points.draw()
-  source = ArraySource(drawn, labels, name, num_classes=len(points.CENTRES))
-  source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
+  source.class_names, source.checksum = prepared.class_names, prepared.checksum
   return source
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.config.checks import ENOUGH_SAMPLES, METRICS
+from ddgan_jax.config.checks import ENOUGH_SAMPLES, check_metrics
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
@@ -57,7 +57,7 @@ class Evaluator:
   """Measures sets of images against one reference; what is known of the reference is kept.
 
   Args:
-    metrics: some of `METRICS`.
+    metrics: some of `config.checks.METRICS`.
     reference: images, or statistics read from a file (enough for `fid` alone).
     mesh: the devices; all processes take part in every call.
     num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
@@ -75,18 +75,14 @@ class Evaluator:
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
       judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
-      allow_any: bool = False,
-      say: Callable[[str], None] = print,
-      splits: int = 10):
-    for name in metrics:
-      if name not in METRICS:
-        raise ConfigError(f'metrics: found {name!r}, must be some of {", ".join(METRICS)}')
+      allow_any: bool = False, say: Callable[[str], None] = print, splits: int = 10):
+    check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
       raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
-    if isinstance(reference, Statistics) and set(comparing) - {'fid'}:
-      raise ConfigError(f'{", ".join(sorted(set(comparing) - {"fid"}))}: needs images as reference, but '
-                        f'{reference.name} holds a mean and a covariance')
+    if isinstance(reference, Statistics) and set(comparing) != {'fid'}:
+      raise ConfigError(f'{", ".join(comparing)}: needs images as reference, but {reference.name} holds a mean and a '
+                        'covariance, enough for fid alone')
     if needs_judge(metrics) and judge is None:
       raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
                         '--config')
@@ -139,8 +135,6 @@ class Evaluator:
       image_sets.check_same_shape(images, self._reference)
     images = image_sets.subset(images, self._num)
     num = self._num if images.size is None else images.size
-    if 'is' in self._metrics:
-      inception_score.check_splits(self._splits, num)
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
@@ -209,10 +203,7 @@ class Evaluator:
     return min(num, self._reference_size())
 
   def _read_reference(self, num: int) -> None:
-    """Computes the features of the reference that `num` images are compared with, unless they are known.
-
-    That is all its images, a subset, or both; each in one pass.
-    """
+    """Computes the features of the reference, all its images or a subset of `num`, unless they are known."""
     size = self._reference_size()
     missing: dict[int, dict[str, Sequence[str]]] = {}
     new, keys = [], {}
@@ -226,7 +217,7 @@ class Evaluator:
           new.append(name)
           missing.setdefault(size, {})[name] = ()
         else:
-          self._moments[name] = known
+          self._moments[name] = known._replace(name=self._reference.name, count=size)
     for metric, name, outputs in (
         ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
         ('modes', 'judge', ('mode', 'certain'))):
@@ -246,7 +237,7 @@ class Evaluator:
           store(keys[name], self._moments[name], self._say)
 
   def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
-    """Features of the first `num` images by the networks of `wanted`, and the outputs kept of each, from all processes.
+    """What the networks of `wanted` return for the first `num` images, and the outputs kept of each, of all processes.
 
     Every network sees a batch before the next one is read, so samples are drawn only once.
     """
@@ -311,20 +302,18 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
 
 
 def _from_main(statistics: Statistics | None) -> Statistics | None:
-  """Process 0's statistics, on every process; as bytes, since JAX would make float32 of them."""
-  dim = consensus.from_main(0 if statistics is None else len(statistics.mean))
+  """Process 0's mean and covariance, on every process; as bytes, since JAX would make float32 of them."""
+  dim = consensus.from_main(len(statistics.mean) if statistics else 0)
   if jax.process_count() == 1 or not dim:
     return statistics
   mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
       [statistics.mean, statistics.covariance.ravel()])
   numbers = np.asarray(multihost_utils.broadcast_one_to_all(mine.view(np.uint8))).view(np.float64)
-  name = consensus.shared_text(statistics.name if statistics else '')
-  count = consensus.from_main(statistics.count if statistics else 0)
-  return Statistics(name, numbers[:dim], numbers[dim:].reshape(dim, dim), count)
+  return Statistics('', numbers[:dim], numbers[dim:].reshape(dim, dim), None)
 
 
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
-  """Modes of the 25 Gaussians in a set of points: a report like that of `Evaluator.evaluate`, without digests."""
+  """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`, without digests."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   points = image_sets.subset(points, num)
   num = num if points.size is None else points.size
@@ -381,13 +370,11 @@ def table(report: dict[str, Any]) -> str:
     if 'deviation' in entry:
       text += f' ± {entry["deviation"]:.2g}'
     if 'splits' in entry:
-      text += f'  ({entry["splits"]} split{"s" if entry["splits"] > 1 else ""})'
+      text += f'  (splits: {entry["splits"]})'
     if 'out_of' in entry:
       text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:
-      other = entry['of_reference']
-      text += f'  (the reference: {other:,}' if isinstance(other, int) else f'  (the reference: {other:.5g}'
-      text += f', n = {entry["n_reference"]:,})'
+      text += f'  (the reference: {entry["of_reference"]:.5g}, n = {entry["n_reference"]:,})'
     elif 'n_reference' in entry:
       text += f'  (n of the reference = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:

@@ -55,8 +55,7 @@ class Moments:
   """Mean and covariance of features that come in batches; only [D, D] numbers are kept.
 
   Each batch is centred before it is multiplied out, and joined with what was there by the rule of Chan, Golub and
-  LeVeque (1983): nothing is lost where the mean is much larger than the deviation. So batches of any size give the same
-  up to rounding, and so do parts that are merged.
+  LeVeque (1983): nothing is lost where the mean is much larger than the deviation.
 
   Attributes:
     count: rows so far.

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, readers, sources
 from ddgan_jax.data.readers import DataError, PathError
 from ddgan_jax.data.readers.open import open_reader
+from ddgan_jax.metrics import statistics
+from ddgan_jax.metrics.statistics import Statistics
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
 
@@ -63,7 +66,6 @@ def of_generator(
   Returns:
     A function of the EMA parameters, on the devices of `mesh` and whole or in parts, and of a name for the table.
   """
-
   conditional = bool(config.generator.num_classes)
 
   def sample(params, indices):
@@ -113,11 +115,7 @@ def of_array(images: np.ndarray, name: str) -> ImageSet:
 
 
 def of_files(path: str, num_channels: int = 3) -> ImageSet:
-  """A folder or zip of square images of one size, or an npz with uint8 `images` [n, H, W, C] or [n, H, W].
-
-  Args:
-    path: of these images.
-    num_channels: 3, or 1 to convert them to grey. Grey images have the same Inception and VGG16 features as RGB.
+  """A folder or zip of square images of one size, or an npz with uint8 `images`; converted to `num_channels`, 1 or 3.
 
   Raises:
     DataError: it is none of these, is empty, or its images cannot be used.
@@ -135,11 +133,20 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
   return of_data(source, data_config)._replace(name=path)
 
 
+def read_reference(path: str, num_channels: int) -> ImageSet | Statistics:
+  """Published statistics from a .npy, or an .npz without `images`; images from everything else (`of_files`)."""
+  if path.endswith('.npz') and zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      is_statistics = 'images.npy' not in archive.namelist()
+  else:
+    is_statistics = path.endswith('.npy')
+  return statistics.read(path) if is_statistics else of_files(path, num_channels)
+
+
 def subset(images: ImageSet, num: int) -> ImageSet:
   """`num` images of a set, a fixed random choice; the set itself if it is not larger or has no end.
 
-  Folders and archives are often sorted by class, so their first images would miss classes. The choice depends on the
-  set's size and `num` alone, not on the processes or the version of NumPy.
+  Folders and archives are often sorted by class, so their first images would miss classes.
   """
   if images.size is None or num >= images.size:
     return images
@@ -175,8 +182,17 @@ def _size_of_first(reader: readers.Reader) -> int:
   return height
 
 
-def as_jpeg(images: ImageSet, quality: int = 75) -> ImageSet:
-  """The same images after a JPEG of each, as the original's script saves its samples."""
+def as_jpeg(images: ImageSet | Statistics | None, quality: int = 75) -> ImageSet | None:
+  """The same images after a JPEG of each, as the original's script saves its samples.
+
+  Raises:
+    ConfigError: for statistics, which cannot be treated alike.
+  """
+  if isinstance(images, Statistics):
+    raise ConfigError('--jpeg: needs images as reference, so that both sides are treated alike')
+  if images is None:
+    return None
+
   def through(image: np.ndarray) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format='JPEG', quality=quality)

@@ -31,11 +31,10 @@ def inception_score(logits: np.ndarray, splits: int = 10, shuffle: bool = True) 
 
   Raises:
     UserError: fewer samples than parts.
-    ValueError, TypeError: the logits are not as above or not finite; the sentence says so.
+    ValueError, TypeError: the logits are not as above or not finite.
   """
   checks.numbers('logits', logits, 'number classes')
   checks.finite('logits', logits)
-  checks.whole('splits', splits, 1)
   logits = np.asarray(logits, np.float64)[:, :_NUM_CLASSES]
   check_splits(splits, len(logits))
   logits = logits - logits.max(axis=1, keepdims=True)

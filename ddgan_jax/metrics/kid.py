@@ -22,24 +22,21 @@ def kernel_distance(
     fake: [M, D] features.
     num_subsets: how many.
     subset_size: samples of each in a subset, at most; N or M if that is smaller.
-    seed: of the draws without replacement, so that the result is a function of the arguments.
+    seed: of the draws without replacement.
 
   Returns:
     Mean and standard deviation over the subsets. Published KIDs are this mean, often times 1000.
 
   Raises:
-    UserError: the dimensions differ, or there are fewer than two samples.
-    ValueError, TypeError: another argument is not as above; the sentence names it.
+    ValueError, TypeError: an argument is not as above, not finite, or has fewer than two samples.
   """
+  checks.numbers('real', real, 'number dimension')
+  checks.numbers('fake', fake, 'number dimension', dimension=real.shape[1])
   for name, features in (('real', real), ('fake', fake)):
-    checks.numbers(name, features, 'number dimension')
     checks.finite(name, features)
   checks.whole('num_subsets', num_subsets, 1)
   checks.whole('subset_size', subset_size, 2)
   size = min(subset_size, len(real), len(fake))
-  if real.shape[1] != fake.shape[1]:
-    raise UserError(f'features: found shapes {real.shape} and {fake.shape}, must be (number, dimension) with the same '
-                    'dimension')
   if size < 2:
     raise UserError(f'a kernel distance needs 2 samples or more of each, found {len(real)} and {len(fake)}')
   rng = np.random.default_rng(seed)

@@ -62,7 +62,7 @@ class Judge(NamedTuple):
 def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
   """The classifier of a source: from the cache, or trained now and kept there if the source has a checksum.
 
-  Every tenth image is held out. The same on all processes: the first one's is passed on.
+  Every tenth image is held out. All processes get that of the first one.
 
   Args:
     source: labelled images; grey for stacked sets.
@@ -85,9 +85,11 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
   path = files.cache_dir('classifiers') / f'{fingerprint}.npz'
   found = _read(path, shapes) if jax.process_index() == 0 and fingerprint else None
   if found is None:
-    found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (_zeros(shapes), np.float64(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (zeros, np.float64(0))
     if jax.process_index() == 0 and fingerprint:
-      _write(path, *found, say)
+      leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
+      statistics.cache_npz(path, {'accuracy': found[1], **leaves}, say)
   consensus.meet(f'classifier {next(_meetings)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
@@ -153,10 +155,10 @@ def label_accuracy(found: np.ndarray, asked: np.ndarray, num_classes: int, stack
   """Share of images that the classifier takes for what they were asked to be.
 
   Args:
-    found: [n] modes, as `read` gives them.
+    found: [n] modes, as `read` returns them.
     asked: [n] labels.
     num_classes: `Judge.num_classes`.
-    stack: images that one label speaks of.
+    stack: images that one label describes.
 
   Returns:
     `label_accuracy`, and for stacks also `digit_accuracy`, that of the single images.
@@ -208,10 +210,6 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
   return jax.tree.map(np.asarray, params), np.float64(right / len(held_out))
 
 
-def _zeros(shapes: Any) -> Any:
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
 def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
   try:
     with np.load(path) as file:
@@ -219,8 +217,3 @@ def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
       return tree.unflatten([file[f'{i}'].reshape(leaf.shape) for i, leaf in enumerate(leaves)]), file['accuracy'][()]
   except Exception:  # absent or damaged, and zipfile fails in many ways: it is trained again
     return None
-
-
-def _write(path: pathlib.Path, params: Any, accuracy: np.float64, say: Callable[[str], None]) -> None:
-  leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(params))}
-  statistics.cache_npz(path, {'accuracy': accuracy, **leaves}, say)

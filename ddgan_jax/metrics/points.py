@@ -13,7 +13,7 @@ __all__ = ['PointModes', 'modes_of_points']
 
 
 class PointModes(NamedTuple):
-  """What `modes_of_points` gives.
+  """What `modes_of_points` returns.
 
   Attributes:
     found: modes, of 25, with at least one point in them.
@@ -36,11 +36,8 @@ def modes_of_points(points: np.ndarray) -> PointModes:
   Args:
     points: [n, 2] (or [n, 1, 1, 2]), n at least 1.
 
-  Returns:
-    (modes found, share of points in a mode, KL to uniform).
-
   Raises:
-    ValueError, TypeError: the points are not as above or not finite; the sentence says so.
+    ValueError, TypeError: the points are not as above or not finite.
   """
   checks.numbers('points', points, 'n xy' if np.ndim(points) == 2 else 'n H W xy', H=1, W=1, xy=2)
   checks.finite('points', points)

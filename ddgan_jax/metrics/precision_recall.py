@@ -1,8 +1,7 @@
 """Quality and coverage apart: improved precision and recall, density and coverage.
 
 All take the union of balls around samples, each reaching to its sample's k-th neighbour, for the set of all images
-that could be. Precision and density ask how many fakes lie in the reals' balls, recall and coverage how much of the
-reals the fakes reach.
+that could be.
 
 Distances are float32 and come from one product for each block of rows, so that 50,000 x 4096 features fit. Where that
 product's rounding could decide, they are computed again from differences.
@@ -41,7 +40,8 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     Precision and recall, both from 0 to 1.
 
   Raises:
-    UserError: the dimensions differ, a value is not finite, or a set has no k other samples.
+    UserError: a set has no k other samples.
+    ValueError, TypeError: the dimensions differ, or a value is not finite.
   """
   real, fake = _centred(real, fake, k, k)
   real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
@@ -65,7 +65,7 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
     Density, about 1 for equal distributions and possibly above, and coverage, from 0 to 1.
 
   Raises:
-    UserError: see `precision_recall`; of fakes one is enough.
+    See `precision_recall`; of fakes one is enough.
   """
   real, fake = _centred(real, fake, k, 0)
   radii = _squared_radii(real, k)
@@ -78,13 +78,10 @@ def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tu
   """Checked, and with the reals' mean at 0, which keeps products of float32 numbers small and distances as they are."""
   checks.whole('k', max(real_k, fake_k), 1)
   for name, x, k in (('real', real, real_k), ('fake', fake, fake_k)):
-    if np.ndim(x) != 2 or np.shape(x)[1] != np.shape(real)[1]:
-      raise UserError(f'{name} features: found shape {np.shape(x)}, must be (number, dimension) with the dimension '
-                      f'{np.shape(real)[1:]}')
+    checks.numbers(name, x, 'number dimension', dimension=np.shape(real)[-1])
     if len(x) <= k:
-      raise UserError(f'{name} features: found {len(x)} samples, must be {k + 1} or more (each needs {k} neighbours)')
-    if not np.isfinite(x).all():
-      raise UserError(f'{name} features: found a value that is not finite')
+      raise UserError(f'{name}: found {len(x)} samples, must be {k + 1} or more (each needs {k} neighbours)')
+    checks.finite(name, x)
   mean = np.mean(real, axis=0, dtype=np.float64)
   return tuple(np.subtract(x, mean, out=np.empty(np.shape(x), np.float32), casting='same_kind') for x in (real, fake))
 

@@ -41,7 +41,6 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
 
 
 def _are_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-  """Whether two reports have the same conditions."""
   shared = one['metrics'].keys() & other['metrics'].keys()
   return _conditions(one) == _conditions(other) and all(
       one['metrics'][name].get(field) == other['metrics'][name].get(field)

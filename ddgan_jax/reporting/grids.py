@@ -17,7 +17,7 @@ _CELL = 48  # small images are enlarged to about this many pixels
 def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   """Tiles images row by row into one picture, with a gap between them.
 
-  Images smaller than 48 pixels are enlarged by a whole factor (bicubic), so that an 8x8 digit can be read.
+  Images smaller than 48 pixels are enlarged by a whole factor (bicubic).
 
   Args:
     images: [n, H, W, C] uint8, of NumPy or JAX, C is 1 or 3.
@@ -27,7 +27,7 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     [H', W', C] uint8.
 
   Raises:
-    ValueError, TypeError: an argument is not as above; the sentence names it.
+    ValueError, TypeError: an argument is not as above.
   """
   checks.uint8('images', images, 'n H W C')
   _check_channels('images', images.shape)

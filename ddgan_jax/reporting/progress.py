@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import sys
 import time
 from collections.abc import Iterator, Mapping
-
-_SHOWN_WAIT = 0.1  # of the time spent waiting for data is worth a word
 
 
 class Progress:
@@ -64,34 +63,22 @@ class Progress:
       speed = self._batch_size / seconds_per_step
       wait = self._waited / (now - self._last[1])
       measured = {'images_per_second': speed, 'data_wait': wait}
-      left = round((self._num_steps - step) * seconds_per_step)
-      parts += [f'{speed:,.0f} images/s' if speed >= 10 else f'{speed:.2f} images/s', f'{duration(left)} left']
-      if wait > _SHOWN_WAIT:
+      left = datetime.timedelta(seconds=round((self._num_steps - step) * seconds_per_step))
+      parts += [f'{speed:,.0f} images/s' if speed >= 10 else f'{speed:.2f} images/s', f'{left} left']
+      if wait > 0.1:
         parts.append(f'{wait:.0%} of the time waiting for data')
     self._last = (step, now)
     self._waited = 0.0
     line = '   '.join(parts)
-    if self._quiet:
-      pass
-    elif self._in_place:
+    if self._in_place and not self._quiet:
       print(f'\r{line:<{self._width}}', end='', file=self._stream, flush=True)
       self._width = len(line)
     else:
-      print(line, file=self._stream, flush=True)
+      self.note(line)
     return measured
 
   def note(self, text: str) -> None:
     """Prints a line of its own, below the progress line if that is being rewritten."""
-    if self._quiet:
-      return
-    if self._in_place and self._width:
-      print(file=self._stream)
+    if not self._quiet:
+      print('\n' * bool(self._width) + text, file=self._stream, flush=True)
       self._width = 0
-    print(text, file=self._stream, flush=True)
-
-
-def duration(seconds: int) -> str:
-  """`seconds` as `1 d 2:03:04`, without days that are none."""
-  days, rest = divmod(seconds, 86_400)
-  clock = f'{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}'
-  return f'{days} d {clock}' if days else clock

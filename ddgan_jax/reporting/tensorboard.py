@@ -16,19 +16,14 @@ class EventWriter:
   """Scalars, images and hyper-parameters for TensorBoard, written by a thread of its own.
 
   CLU's writer needs TensorFlow, which takes seconds to import: that happens in the thread too, while the run compiles.
-  Without TensorFlow, or on another process than the first, nothing is written. Where events cannot be written the run
-  goes on without them, and says so once: checkpoints and pictures do not depend on them.
-
-  Args:
-    workdir: where the event files go.
-    is_main: whether this process writes.
+  Without TensorFlow, or unless `is_main`, nothing is written. Where events cannot be written the run continues without
+  them, and says so once.
   """
 
   def __init__(self, workdir: str, is_main: bool = True):
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._pending = [self._thread.submit(_open_writer, workdir)] if is_main else []
-    self._opened = self._pending[0] if is_main else None
-    self._failed = False
+    self._writer = self._thread.submit(_open_writer, workdir) if is_main else None
+    self._error: Exception | None = None
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes a flat table; tuples as text, since TensorBoard knows numbers, booleans and strings."""
@@ -45,25 +40,25 @@ class EventWriter:
 
   def flush(self, say: Callable[[str], None] = print) -> None:
     """Returns when everything is on disk, or `say` has got a sentence on why it is not."""
-    self._submit(lambda writer: writer.flush())
-    pending, self._pending = self._pending, []
-    for future in pending:
-      error = future.exception()
-      if error is not None and not self._failed:
-        self._failed = True
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        say(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
+    self._submit(lambda writer: writer.flush()).result()
+    if self._error is not None:
+      reason = str(self._error).strip().partition('\n')[0][:200] or type(self._error).__name__
+      say(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
 
   def close(self) -> None:
     """Closes the file and ends the thread."""
     self._submit(lambda writer: writer.close())
     self._thread.shutdown()
 
-  def _submit(self, write: Callable) -> None:
-    if self._opened is not None:
-      opened = self._opened
-      self._pending = [future for future in self._pending if not future.done() or future.exception()][:100]
-      self._pending.append(self._thread.submit(lambda: opened.result() and write(opened.result())))
+  def _submit(self, write: Callable[[Any], None]) -> concurrent.futures.Future:
+    return self._thread.submit(self._write, write)
+
+  def _write(self, write: Callable[[Any], None]) -> None:
+    try:
+      if self._writer and (writer := self._writer.result()):
+        write(writer)
+    except Exception as error:  # TensorFlow has its own kinds
+      self._error = self._error or error
 
 
 def _open_writer(workdir: str):
@@ -80,13 +75,9 @@ def _open_writer(workdir: str):
 
 
 class Profile:
-  """A trace of some steps for TensorBoard's profiler, in `<workdir>/profile`, once in a workdir.
+  """A trace of `num_steps` steps for TensorBoard's profiler, in `<workdir>/profile`, once in a workdir.
 
-  Args:
-    workdir: the run's folder.
-    first_step: from which step on.
-    num_steps: how many steps; 0 is none.
-    is_main: whether this process writes; the others stop at the same steps, so that all do the same.
+  Only the process that `is_main` writes; the others stop at the same steps, so that all do the same.
   """
 
   def __init__(self, workdir: str, first_step: int, num_steps: int, is_main: bool = True):
@@ -103,7 +94,7 @@ class Profile:
     """Starts the trace, or ends it and says where it is."""
     if self._open:
       self.close()
-      say(f'The profile is in {self._folder}; it is shown by TensorBoard, and not taken again while it is there.')
+      say(f'The profile is in {self._folder}; TensorBoard shows it.')
     elif self._is_main:
       jax.profiler.start_trace(str(self._folder))
       self._open = True

@@ -55,8 +55,7 @@ def _array(name: str, x: Any, kinds: tuple, expected: str, hint: str, axes: str,
   if axes == '...':
     return
   names = axes.split()
-  if len(names) != len(x.shape) or any(
-      axis in sizes and size != sizes[axis] for axis, size in zip(names, x.shape)):
+  if len(names) != len(x.shape) or any(sizes.get(axis, size) != size for axis, size in zip(names, x.shape)):
     raise ValueError(message)
 
 
@@ -104,25 +103,16 @@ def shape(name: str, value: Any, *axes: str) -> None:
   expected = ' or '.join(f'({", ".join(names.split())})' for names in axes)
   if not isinstance(value, Sequence) or len(value) not in {len(names.split()) for names in axes}:
     raise ValueError(f'{name}: found {described(value)}, must be {expected}')
-  for size in value:
-    if isinstance(size, (bool, float, str)) or size is None:
-      raise TypeError(f'{name}: found {described(value)}, must be integers {expected}')
-    if isinstance(size, (int, np.integer)) and size < 1:
-      raise ValueError(f'{name}: found {described(value)}, must be {expected}, each at least 1')
+  if any(size is None or isinstance(size, (bool, float, str)) or (isinstance(size, (int, np.integer)) and size < 1)
+         for size in value):
+    raise ValueError(f'{name}: found {described(value)}, must be positive integers {expected}')
 
 
 def key(name: str, value: Any) -> None:
   """Refuses all but one typed PRNG key, as `jax.random.key` makes it."""
-  if isinstance(value, (int, np.integer)):
-    raise TypeError(f'{name}: found the integer {value}, must be a PRNG key; use jax.random.key({value})')
   dtype = getattr(value, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    if dtype == np.uint32 and value.shape == (2,):
-      raise TypeError(f'{name}: found a raw uint32 key, must be a typed one; use '
-                      'jax.random.key(seed), not PRNGKey(seed)')
-    raise TypeError(f'{name}: found {described(value)}, must be a PRNG key; use jax.random.key(seed)')
-  if value.shape:
-    raise ValueError(f'{name}: found an array of keys of shape {_listed(value.shape)}, must be one key')
+  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or value.shape:
+    raise TypeError(f'{name}: found {described(value)}, must be one typed PRNG key; use jax.random.key(seed)')
 
 
 def instance(name: str, value: Any, kind: type, how: str = '') -> None:

@@ -193,7 +193,6 @@ def test_a_prepared_copy_of_lsun(tmp_path, monkeypatch):
 def test_any_name_with_images(name, tmp_path, monkeypatch):
   # TFDS's mock gives examples of the right form, but neither a folder nor splits, and its batches take one example.
   monkeypatch.setattr(tfds_reader, 'is_prepared', lambda builder: True)
-  monkeypatch.setattr(tfds_reader, '_check_split', lambda builder, data_config: None)
   open_records = tfds_reader._open_records
 
   class Examples:

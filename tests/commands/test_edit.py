@@ -135,7 +135,7 @@ def test_pictures(folder):
     ('--image=nowhere.png --mask=mask.png', "--image: no such file 'nowhere.png'"),
     ('--image=x.png --mask=wide.png', '--mask: wide.png is 8x9, must be 8x8'),
     ('--image=x.png --mask=black.png', '--mask: black.png is black everywhere, so there is nothing to fill in'),
-    ('--image=large.png --mask=mask.png', '--image: large.png is 24x16 and data.image_size is 8, with data.resize='),
+    ('--image=large.png --mask=mask.png', '--image: large.png is 24x16, which data.resize='),
     ('--task=stroke --image=x.png --level=3', '--level: found 3, must be from 1 to the T = 2 of the run'),
     ('--task=superres --image=x.png', '--image: x.png is 8x8, must be square and smaller than the 8x8 of the run'),
     ('--task=stroke --image=x.png --mask=mask.png', '--mask: is for --task inpaint, found --task stroke'),

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -96,30 +95,30 @@ def test_what_a_kill_left_does_not_matter(config):
   assert sorted(os.listdir(prepared.folder)) == ['images.npy', 'labels.npy', 'meta.json'] and not partial.exists()
 
 
-@pytest.mark.parametrize('damage, why', [
-    (lambda folder: (folder / 'meta.json').write_text('{"version"'), 'was half written'),
-    (lambda folder: os.truncate(folder / 'images.npy', 5000), 'is damaged'),
-    (lambda folder: (folder / 'labels.npy').unlink(), 'is damaged'),
-    (lambda folder: (folder / 'labels.npy').write_bytes(b'x'), 'is damaged'),
-    (lambda folder: (folder / 'labels.npy').write_bytes(b''), 'is damaged'),
-    (lambda folder: (folder / 'meta.json').write_text('{"version": 1}'), 'was half written'),
-    (lambda folder: (folder / 'images.npy').open('r+b').write(b'x' * 128), 'is damaged'),
-    (lambda folder: (folder / 'meta.json').write_text((folder / 'meta.json').read_text().replace(
-        '"version": 1', '"version": 0')), r'was written by another version \(its format is 0, here it is 1\)'),
+@pytest.mark.parametrize('damage', [
+    lambda folder: (folder / 'meta.json').write_text('{"version"'),
+    lambda folder: os.truncate(folder / 'images.npy', 5000),
+    lambda folder: (folder / 'labels.npy').unlink(),
+    lambda folder: (folder / 'labels.npy').write_bytes(b'x'),
+    lambda folder: (folder / 'labels.npy').write_bytes(b''),
+    lambda folder: (folder / 'meta.json').write_text('{"version": 1}'),
+    lambda folder: (folder / 'images.npy').open('r+b').write(b'x' * 128),
+    lambda folder: (folder / 'meta.json').write_text((folder / 'meta.json').read_text().replace(
+        '"version": 1', '"version": 0')),
 ])
-def test_what_is_not_whole_is_prepared_anew(config, damage, why):
+def test_what_is_not_whole_is_prepared_anew(config, damage):
   prepared, _ = prepare(Numbered(), config)
   damage(prepared.folder)
   again, said = prepare(Numbered(), config)
   check(again, 100)
-  assert len(said) == 1 and re.search(f'{why}.*; it is prepared again', said[0])
+  assert said == [f'{prepared.folder} is damaged or no longer matches the data; it is prepared again.']
 
 
 def test_changed_data_are_prepared_anew(config):
   prepare(Numbered(100), config)
   again, said = prepare(Numbered(120), config)
   check(again, 120)
-  assert 'the data have changed since (100 images then)' in said[0]
+  assert 'no longer matches the data; it is prepared again' in said[0]
 
 
 def test_what_was_refused_is_looked_at_again(config):
@@ -137,7 +136,7 @@ def test_what_was_refused_is_looked_at_again(config):
   reader.fail, reader.reads = False, []
   prepared, said = prepare(reader, config)
   check(prepared, 3000)
-  assert said == [] and not list(pathlib.Path(config.cache_dir).glob('*.refused.txt'))
+  assert said == []
 
 
 def test_equal_sets_have_equal_checksums(config):

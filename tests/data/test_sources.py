@@ -223,14 +223,13 @@ def expect(message, name, path, **fields):
 def test_a_path_of_another_kind(tmp_path):
   files = tree_files()
   folder, archive = write_tree(tmp_path / 'f', files), write_zip(tmp_path / 'f.zip', files)
-  inside = write_lmdb(folder / 'train.lmdb', [(b'0', png(IMAGES[0]))])
   np.savez(tmp_path / 'a.npz', images=IMAGES)
   (tmp_path / 'x.txt').write_text('hello')
   expect('data.path: .*/none does not exist', 'folder', tmp_path / 'none')
   expect('is read as .*folder.*, but it is zip; use --config.data.name=zip', 'folder', archive)
   expect('is npz; use --config.data.name=npz', 'zip', tmp_path / 'a.npz')
   expect('is folder; use --config.data.name=folder', 'npz', folder)
-  expect(f'is a folder without data.mdb; use {inside}', 'lmdb', folder)
+  expect('is a folder without data.mdb; use the folder that holds data.mdb', 'lmdb', folder)
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
   with pytest.raises(DataError, match="data.path: found 'gs://b/x', must be a path of this machine"):
     open_reader(DataConfig(name='folder', path='gs://b/x'))
@@ -245,11 +244,6 @@ def test_folders_without_images(tmp_path):
   expect('e.zip holds no image', 'zip', tmp_path / 'e.zip')
 
 
-def test_class_folders_that_differ_in_case(tmp_path):
-  folder = write_tree(tmp_path / 'f', {'Cat/0.png': png(IMAGES[0]), 'cat/0.png': png(IMAGES[1])})
-  expect("the class folders 'Cat' and 'cat' in .* differ only in case; merge them, or rename one", 'folder', folder)
-
-
 def test_bad_images_are_listed_or_skipped(tmp_path):
   files = {f'good {i}.png': png(image) for i, image in enumerate(IMAGES)}
   bad = {
@@ -257,24 +251,20 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
       'd size.png': png(IMAGES[0][:5])}
   folder = write_tree(tmp_path / 'f', {**files, **bad})
   (folder / 'e gone.png').symlink_to('nowhere')
-  (folder / 'f loop').symlink_to(folder)
+  (folder / 'f loop').symlink_to(folder)  # not followed
   (folder / 'g itself.png').symlink_to('g itself.png')
   (folder / '.lock').symlink_to('nobody')  # what is no image does not count
   (folder / 'notes.txt').symlink_to('nowhere')
-  message = expect('7 of 14 images of .* cannot be used: .*; and 2 more, listed in .*refused.txt. ', 'folder', folder)
-  for part in ('e gone.png is a broken link', 'f loop is a link to a folder that contains it',
+  message = expect('6 of 13 images of .* cannot be used: .*; and 1 more. ', 'folder', folder)
+  for part in ('e gone.png is a broken link',
                'g itself.png is a broken link (Too many levels of symbolic links)', 'a zero.png is empty (0 bytes)',
                'b cut.png is truncated', '--config.data.resize=cover', '--config.data.skip_bad=True'):
     assert part in message
-  listed = pathlib.Path(message.split('listed in ')[1].split('. ')[0]).read_text()
-  assert listed.count('\n') == 7 and 'd size.png is 5x8' in listed
-  assert 'c text.png is not an image of a supported format (' in listed
   for _ in range(2):  # while it is prepared, and when it has been
     source = load('folder', folder, skip_bad=True)
     check(source, IMAGES, [0] * 7)
-    assert len(source.skipped) == 7
-    assert source.said[-1].startswith('data.skip_bad: 7 of 14 images are left out') and 'e gone.png' in source.said[-1]
-  expect('7 of 14 images', 'folder', folder)  # what was left out is still refused without the flag
+    assert source.said[-1].startswith('data.skip_bad: 6 of 13 images are left out') and 'e gone.png' in source.said[-1]
+  expect('6 of 13 images', 'folder', folder)  # what was left out is still refused without the flag
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -339,8 +329,8 @@ except ValueError as e:
     ({'x': IMAGES}, "has no array 'images', only: x"),
     ({'images': IMAGES, 'labels': np.arange(6)}, r"'labels' in .* is int64\[6\], must be integers \[7\]"),
     ({'images': IMAGES, 'labels': np.arange(7.0)}, r'is float64\[7\], must be integers'),
-    ({'images': IMAGES, 'labels': np.arange(7) - 1}, "'labels' in .* go down to -1"),
-    ({'images': IMAGES, 'labels': np.full(7, 2**40)}, 'must be below 2'),
+    ({'images': IMAGES, 'labels': np.arange(7) - 1}, "'labels' in .* are -1 … 5"),
+    ({'images': IMAGES, 'labels': np.full(7, 2**40)}, 'must be 0 … 2'),
 ])
 def test_npz_of_the_wrong_arrays(tmp_path, arrays, message):
   np.savez(tmp_path / 'x.npz', **arrays)
@@ -392,8 +382,7 @@ def test_a_zip_of_a_method_without_bounds_is_refused(tmp_path, method):
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w', method) as archive:
     archive.writestr('x.png', png(IMAGES[0]) + bytes(2**26))
   with little_memory():
-    expect(r'cannot be read \(x.png is compressed by (bzip2|lzma), must be stored or deflated\); unpack', 'zip',
-           tmp_path / 'x.zip')
+    expect(r'x.png is compressed by (bzip2|lzma), must be stored or deflated', 'zip', tmp_path / 'x.zip')
 
 
 def test_large_images_are_unpacked_one_at_a_time(tmp_path):
@@ -419,27 +408,11 @@ def test_a_zip_is_unpacked_no_further_than_it_declares(tmp_path):
   check(source, np.stack([IMAGES[0]] * 2), [0, 0])
 
 
-def npz_with(path, header, content):
-  """An npz of `images` alone, from the bytes of its member."""
-  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr('images.npy', header + content)
-
-
-def test_npz_whose_members_do_not_fit_their_headers(tmp_path):
-  header = io.BytesIO()
-  np.lib.format.write_array_header_1_0(
-      header, {'descr': '|u1', 'fortran_order': False, 'shape': (2, 6, 6, 3)})
-  npz_with(tmp_path / 'longer.npz', header.getvalue(), bytes(2**26))
-  npz_with(tmp_path / 'shorter.npz', header.getvalue(), bytes(215))
-  negative = header.getvalue().replace(b'(2, 6, 6, 3), }  ', b'(-2, -6, 6, 3), }')
-  npz_with(tmp_path / 'negative.npz', negative, bytes(216))
-  npz_with(tmp_path / 'header.npz', b'\x93NUMPY\2\0' + (2**26).to_bytes(4, 'little'), b' ' * 2**26)
-  with little_memory():
-    expect(r'cannot be read as npz \(images.npy has 67,108,992 bytes, but an array uint8\[2, 6, 6, 3\] has 344\)',
-           'npz', tmp_path / 'longer.npz')
-    expect('images.npy has 343 bytes, but an array', 'npz', tmp_path / 'shorter.npz')
-    expect(r'images.npy has the shape \[-2, -6, 6, 3\]', 'npz', tmp_path / 'negative.npz')
-    expect('cannot be read as npz .*header', 'npz', tmp_path / 'header.npz')
+def test_npz_that_ends_before_its_header_says(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'x.npz', 'w') as archive, archive.open('images.npy', 'w') as file:
+    np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (2, 6, 6, 3)})
+    file.write(bytes(215))
+  expect('x.npz cannot be read as npz', 'npz', tmp_path / 'x.npz', image_size=6)
 
 
 def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):

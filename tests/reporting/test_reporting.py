@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ddgan_jax.reporting import grids, tensorboard
-from ddgan_jax.reporting.progress import Progress, duration
+from ddgan_jax.reporting.progress import Progress
 
 
 def test_grid_places_and_enlarges():
@@ -89,7 +89,3 @@ def test_a_profile_is_taken_once_and_closed_at_the_end(tmp_path):
   again = tensorboard.Profile(tmp_path, first_step=3, num_steps=5)
   assert not any(again.is_due(step) for step in range(20))
   assert not any(tensorboard.Profile(tmp_path / 'other', 3, 0).is_due(step) for step in range(20))
-
-
-def test_time_left_in_days():
-  assert duration(3 * 86_400 + 3_661) == '3 d 1:01:01'

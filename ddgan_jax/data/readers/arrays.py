@@ -12,10 +12,10 @@ import zipfile
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from ddgan_jax.data import images
 from ddgan_jax.data.readers import PathError, Reader, stamp
-from ddgan_jax.utils import untrusted
 
 _UNPACKING = threading.Lock()
 
@@ -26,49 +26,43 @@ class NpzReader(Reader):
   def __init__(self, path: str):
     self.title = self._path = path
     try:
-      with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix('.npy') for name in archive.namelist()]
-        headers = {name: untrusted.array_header(archive, name) for name in ('images', 'labels') if name in names}
+      self._headers = _npz_headers(path)
     except Exception as e:  # zipfile and its decompressors fail in many ways
       raise PathError(f'{path} cannot be read as npz ({e})') from e
-    if 'images' not in headers:
-      raise PathError(f"{path} has no array 'images', only: {', '.join(names) or 'nothing'}")
-    shape, dtype = headers['images']
+    if 'images' not in self._headers:
+      raise PathError(f"{path} has no array 'images', only: {', '.join(self._headers) or 'nothing'}")
+    shape, dtype = self._headers['images']
     if dtype != np.uint8:
       raise PathError(f"'images' in {path} is {dtype}, must be uint8 (0 to 255)")
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
+    if len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,)):
       raise PathError(f"'images' in {path} is {list(shape)}, must be [N, H, W] or [N, H, W, C] with C of 1, 3 or 4")
     if 0 in shape:
       raise PathError(f"'images' in {path} is {list(shape)}, so it holds no image")
     self._len = shape[0]
-    if 'labels' in headers:
-      label_shape, label_dtype = headers['labels']
+    self._labels = None
+    if 'labels' in self._headers:
+      label_shape, label_dtype = self._headers['labels']
       if label_shape != shape[:1] or not np.issubdtype(label_dtype, np.integer):
         raise PathError(f"'labels' in {path} is {label_dtype}{list(label_shape)}, must be integers [{self._len}]")
+      self._labels = self._array('labels')
+      least, most = int(self._labels.min()), int(self._labels.max())
+      if least < 0 or most >= 2**31:
+        raise PathError(f"'labels' in {path} are {least} … {most}, must be 0 … 2³¹ - 1")
       self.has_labels = True
-    self._labels = self._array('labels') if self.has_labels else None
-    if self._labels is not None:
-      if self._labels.min() < 0:
-        raise PathError(f"'labels' in {path} go down to {self._labels.min()}, must be 0 or more")
-      if self._labels.max() >= 2**31:
-        raise PathError(f"'labels' in {path} go up to {self._labels.max()}, must be below 2**31")
-      self.num_classes = int(self._labels.max()) + 1
+      self.num_classes = most + 1
 
   def _array(self, name: str) -> np.ndarray:
+    shape, dtype = self._headers[name]
+    needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
+    if needed > available:
+      raise PathError(
+          f'{name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but there are '
+          f'{available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
     try:
-      with zipfile.ZipFile(self._path) as archive:
-        shape, dtype = untrusted.array_header(archive, name)
-        needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
-        if needed > available:
-          raise PathError(
-              f'{name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but '
-              f'there are {available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
-        return untrusted.read_array(archive, name)
-    except PathError:
-      raise
+      with np.load(self._path) as file:
+        return file[name]
     except Exception as e:  # zipfile and its decompressors fail in many ways
-      problem = 'does not fit into memory' if isinstance(e, MemoryError) else 'is damaged'
-      raise PathError(f'{self._path} {problem} ({e})') from e
+      raise PathError(f'{self._path} cannot be read as npz ({e})') from e
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
@@ -91,6 +85,18 @@ class NpzReader(Reader):
     return stamp(self._path)
 
 
+def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Name → (shape, dtype) of each array, none of which is read."""
+  headers = {}
+  with zipfile.ZipFile(path) as archive:
+    for name in archive.namelist():
+      with archive.open(name) as file:
+        read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        headers[name.removesuffix('.npy')] = shape, dtype
+  return headers
+
+
 def _available_memory() -> float:
   """Bytes of memory that this process can have at most: the machine's, or those of its container."""
   limits = [math.inf]
@@ -103,17 +109,16 @@ def _available_memory() -> float:
 
 
 class LmdbReader(Reader):
-  """An LMDB whose values are images: encoded, as LSUN publishes them, or raw square RGB.
+  """An LMDB whose values are images: encoded under any keys, as LSUN publishes them, or raw square RGB.
 
   Raw RGB bytes under decimal keys ('0', '1', …) are how the CelebA-HQ recipe of NVAE, which the authors of DDGAN
-  followed, stores its 256x256 images. LSUN's values are JPEG or WebP under arbitrary keys.
+  followed, stores its images.
   """
 
   def __init__(self, path: str):
     import lmdb
 
     self.title = self._path = path
-
     try:
       self._stamp = stamp(self._file())  # once: a file that is touched later is the same
       env = self._open()

@@ -1,7 +1,6 @@
 """Readers: what gives the images of a set one by one, encoded or raw, in a fixed order, with their labels.
 
 A reader finds and names; `images.decode` judges each image. Readers are picklable and may be shared by threads.
-`trees` reads folders and zips, `arrays` npz and LMDB, `tfds_reader` the TFDS catalogue.
 """
 
 from __future__ import annotations

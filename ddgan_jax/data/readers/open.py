@@ -18,16 +18,14 @@ def open_reader(data_config: DataConfig) -> Reader:
   """
   name, path = data_config.name, os.path.expanduser(data_config.path)
   if '://' in path:
-    raise PathError(f'found {path!r}, must be a path of this machine; copy it here first (gcloud storage cp -r), or '
-                    'mount it')
+    raise PathError(f'found {path!r}, must be a path of this machine; copy it here first, or mount it')
   if not os.path.exists(path):
     raise PathError(f'{path} does not exist')
   kind = _kind(path)
   if kind != name:
     found = f'{kind}; use --config.data.name={kind}' if kind else 'none of folder, npz, zip, lmdb'
     if name == 'lmdb' and kind == 'folder':
-      inside = sorted(entry.path for entry in os.scandir(path) if os.path.exists(os.path.join(entry.path, 'data.mdb')))
-      found = f'a folder without data.mdb; use {" or ".join(inside) or "the folder that holds data.mdb"}'
+      found = 'a folder without data.mdb; use the folder that holds data.mdb'
     raise PathError(f'{path} is read as data.name={name!r}, but it is {found}')
   return {
       'folder': trees.FolderReader, 'zip': trees.ZipReader, 'npz': arrays.NpzReader, 'lmdb': arrays.LmdbReader,
@@ -47,10 +45,8 @@ def _kind(path: str) -> str:
       return 'npz' if names and all(name.endswith('.npy') for name in names) else 'zip'
     with open(path, 'rb') as file:
       head = file.read(24)
-  except PathError:
-    raise
-  except Exception as e:  # zipfile fails in many ways
-    raise PathError(f'{path} cannot be read ({getattr(e, "strerror", None) or e})') from e
+  except (OSError, zipfile.BadZipFile) as e:
+    raise PathError(f'{path} cannot be read ({e})') from e
   if head[16:20] == b'\xde\xc0\xef\xbe':  # LMDB's magic number, little-endian
     return 'lmdb'
   # A damaged archive is no zip file any more: judge it by its name, and let the reader say what is wrong.

@@ -1,7 +1,6 @@
 """TFDS: a name of its catalogue in, a reader of the images out, downloaded and written as array_record first if needed.
 
-Its array_record files have random access without TensorFlow, which TFDS imports only while a data set whose preparation
-needs it is prepared for the first time.
+TFDS imports TensorFlow only while a data set whose preparation needs it is prepared for the first time.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ class TfdsReader(Reader):
     _check_features(builder, data_config)
     if not is_prepared(builder):
       builder = prepare(builder, data_config)
-    _check_split(builder, data_config)
     features = builder.info.features
     label = features['label'] if 'label' in features else None  # noqa: SIM401, a FeaturesDict has no get
     self.title = f'{data_config.name} ({data_config.split})'
@@ -76,9 +74,7 @@ def find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
 
   data_dir = data_config.data_dir or os.environ.get('TFDS_DATA_DIR', '')
   if '://' in data_dir:
-    raise ConfigError(
-        f'data.data_dir: found {data_dir!r}, must be a folder of this machine, because array_record cannot read from a '
-        'bucket; copy it here first, or mount it')
+    raise ConfigError(f'data.data_dir: found {data_dir!r}, must be a folder of this machine; copy it here, or mount it')
   try:
     return tfds.builder(data_config.name, data_dir=os.path.expanduser(data_config.data_dir) or None)
   except tfds.core.DatasetNotFoundError as e:
@@ -109,16 +105,14 @@ def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.
   if builder.name == 'lsun' and importlib.util.find_spec('tensorflow_io') is None:
     # TFDS would find out only after a download of up to 43 GiB.
     raise DataError(
-        f'{name} is not prepared in {data_dir}, and TFDS cannot prepare it here, since it reads the LMDB archives with '
-        f'tensorflow_io, which is not installed (and has no release for current TensorFlow); read the LMDB itself with '
-        f'--config.data.name=lmdb --config.data.path=FOLDER, or {instead}.')
+        f'{name} is not prepared in {data_dir}, and TFDS needs tensorflow_io for it, which is not installed; read the '
+        f'LMDB itself with --config.data.name=lmdb --config.data.path=FOLDER, or {instead}')
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     archive = getattr(builder.builder_config, 'file_name', '')
     if not (manual_dir / archive).exists() or not any(manual_dir.iterdir()):
       raise DataError(
           f'{name} is not prepared in {data_dir}, and its archive has to be placed by hand: put {archive or "it"} into '
           f'{manual_dir}, or {instead}. TFDS says: {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}')
-
   quiet = contextlib.ExitStack()
   if builder.name == 'digits':
     # Half a second of local work; bars and banners would only push the run's first lines away.
@@ -136,7 +130,7 @@ def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.
       if isinstance(e, UserError):
         raise
       raise DataError(
-          f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Fix this, or {instead}.'
+          f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Fix this, or {instead}'
       ) from e
   # A new one, since a builder reads the metadata (splits, class names) when it is made.
   builder = find_builder(data_config)
@@ -153,9 +147,9 @@ def _open_records(builder: tfds.core.DatasetBuilder, data_config: DataConfig) ->
     records = builder.as_data_source(data_config.split, decoders={'image': tfds.decode.SkipDecoding()})
   except NotImplementedError as e:
     raise DataError(
-        f'{data_config.name} lies in {builder.data_dir} as {builder.info.file_format.value}, which has no random '
-        'access; move that folder away to have it prepared again as array_record (downloaded archives are reused), or '
-        'use another --config.data.data_dir.') from e
+        f'{data_config.name} is stored in {builder.data_dir} as {builder.info.file_format.value}, which has no random '
+        'access; move that folder away to have it prepared again as array_record, or use another '
+        '--config.data.data_dir') from e
   except ValueError as e:
     raise ConfigError(f'data.split: found {data_config.split!r}, which TFDS refuses: {one_line(e)}') from e
   if not len(records):
@@ -176,21 +170,12 @@ def _check_features(builder: tfds.core.DatasetBuilder, data_config: DataConfig) 
   height, width, channels = image.shape
   if data_config.stack == 3 and channels != 1:
     raise ConfigError(
-        f'data.stack: found 3, which puts three grey images into R, G, B, but the images of {data_config.name!r} have '
-        f'{channels or "an unknown number of"} channels; use a grey set such as `digits` or `mnist`')
+        f'data.stack: found 3, which stacks grey images, but those of {data_config.name!r} have {channels} channels; '
+        'use a grey set such as `digits` or `mnist`')
   if height and width:
     problem, hint = images.size_problem(height, width, data_config)
     if problem:
       raise ConfigError(f'data.image_size: each image of {data_config.name!r} {problem}; use {hint}')
-
-
-def _check_split(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> None:
-  # `train[:80%]+test` is one split to TFDS; the names in it are what can be misspelt.
-  names = [part.split('[')[0].strip() for part in data_config.split.split('+')]
-  for name in names:
-    if name not in builder.info.splits and name != 'all':
-      known = ', '.join(builder.info.splits)
-      raise ConfigError(f'data.split: found {name!r}, but the splits of {data_config.name!r} are: {known}')
 
 
 def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, instead: str) -> None:
@@ -202,24 +187,20 @@ def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, inst
 
   urls = builder.url_infos or {}
   downloads = manual_dir.parent
-  if not urls or (downloads.exists() and any(path.name != 'manual' or any(path.iterdir())
-                                             for path in downloads.iterdir())):
+  if not urls or any(path.name != 'manual' for path in downloads.glob('*')) or any(manual_dir.glob('*')):
     return
   # One URL of each server: those that are registered need not all be needed.
   for url in {urllib.parse.urlsplit(url).netloc: url for url in reversed(list(urls))}.values():
     try:
       requests.head(url, timeout=(3, 10), allow_redirects=True).close()
+      return
     except (requests.ReadTimeout, requests.exceptions.InvalidSchema):
       return  # slow but there, or not http
     except requests.RequestException as e:
       error = e
-    else:
-      return
-  name = urls[url].filename
-  place = f'put {name}{" (and its other archives)" if len(urls) > 1 else ""} into {manual_dir}, or ' if name else ''
   raise DataError(
       f'{builder.info.full_name} is not prepared in {builder.data_dir_root} and {url} cannot be reached '
-      f'({type(error).__name__}); {place}{instead}.') from error
+      f'({type(error).__name__}); put {urls[url].filename or "its archive"} into {manual_dir}, or {instead}') from error
 
 
 def one_line(message: Any, limit: int = 400) -> str:

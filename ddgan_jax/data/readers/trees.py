@@ -21,22 +21,13 @@ class _TreeReader(Reader):
 
   def _set_tree(self, names: Iterable[str]) -> None:
     """Keeps the images among `names`, sorted, and takes their classes from their folders."""
-    images_, others = [], collections.Counter()
-    for name in names:
-      if any(part.startswith('.') or part == '__MACOSX' for part in name.split('/')):
-        continue
-      if _is_image(name):
-        images_.append(name)
-      else:
-        others[os.path.splitext(name)[1].lower() or 'no ending'] += 1
-    self.names = sorted(images_)
+    names = [name for name in names if not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))]
+    self.names = sorted(filter(_is_image, names))
+    others = collections.Counter(_ending(name) or 'no ending' for name in names if not _is_image(name))
+    counts = ', '.join(f'{count:,} {ending}' for ending, count in others.most_common(5))
     if not self.names:
-      found = f'; {_count(others)}' if others else ''
-      raise PathError(f'{self.title} holds no image ({", ".join(images.EXTENSIONS)}){found}')
-    self.notes = []
-    if others:
-      self.notes.append(
-          f'left alone, because their endings are not those of images: {_count(others)}')
+      raise PathError(f'{self.title} holds no image ({", ".join(images.EXTENSIONS)}){counts and f"; {counts}"}')
+    self.notes = [f'left alone, because their endings are not those of images: {counts}'] if others else []
     # `photos.zip/photos/cat/1.png`: folders that hold everything are no classes.
     depth = 0
     parts = [name.split('/') for name in self.names]
@@ -44,14 +35,6 @@ class _TreeReader(Reader):
       depth += 1
     if all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) > 1:
       folders = sorted({p[depth] for p in parts})
-      same = collections.defaultdict(list)
-      for folder in folders:
-        same[folder.casefold()].append(folder)
-      for group in same.values():
-        if len(group) > 1:
-          raise PathError(
-              f'the class folders {" and ".join(map(repr, group))} in {self.title} differ only in case; '
-              'merge them, or rename one')
       self.class_names = tuple(folders)
       self.num_classes = len(folders)
       self.has_labels = True
@@ -77,45 +60,40 @@ class FolderReader(_TreeReader):
 
   def __init__(self, path: str):
     self.title = path
-    self._root = path
     self.bad = []
     self._stamps: dict[str, tuple[int, int, int]] = {}
-    self._walk('', path, ())
+    for folder, folders, files in os.walk(path, onerror=self._unreadable, followlinks=True):
+      prefix = '' if folder == path else os.path.relpath(folder, path).replace(os.sep, '/') + '/'
+      # A link to a folder that contains it would be followed for ever.
+      here = os.path.realpath(folder) + os.sep
+      folders[:] = sorted(
+          name for name in folders
+          if not name.startswith('.') and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep))
+      for name in sorted(files):
+        if not name.startswith('.'):
+          self._add(prefix + name)
     if not self._stamps and self.bad:
       raise PathError(f'{path}: {self.bad[0][0]} {self.bad[0][1]}')
     self._set_tree(self._stamps)
 
-  def _walk(self, prefix: str, folder: str, above: tuple) -> None:
+  def _unreadable(self, error: OSError) -> None:
+    self.bad.append((os.path.relpath(error.filename, self.title), f'cannot be read ({error.strerror})'))
+
+  def _add(self, name: str) -> None:
     try:
-      info = os.stat(folder)
-      identity = (info.st_dev, info.st_ino)
-      if identity in above:
-        self.bad.append((prefix.rstrip('/'), 'is a link to a folder that contains it'))
-        return
-      entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as e:
-      self.bad.append((prefix.rstrip('/') or 'it', f'cannot be read ({e.strerror})'))
-      return
-    for entry in entries:
-      name = prefix + entry.name
-      if entry.name.startswith('.'):
-        continue
-      try:
-        info = os.stat(entry.path)  # Follows links.
-      except OSError as e:
-        if _is_image(name):
-          self.bad.append((name, f'is a broken link ({e.strerror})' if entry.is_symlink() else f'({e.strerror})'))
-        continue
-      if stat.S_ISDIR(info.st_mode):
-        self._walk(name + '/', entry.path, (*above, identity))
-      elif stat.S_ISREG(info.st_mode):
+      info = os.stat(os.path.join(self.title, name))  # Follows links.
+      if stat.S_ISREG(info.st_mode):
         self._stamps[name] = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-      elif _is_image(name):
-        self.bad.append((name, 'is not a regular file'))
+        return
+      problem = 'is not a regular file'
+    except OSError as e:
+      problem = f'is a broken link ({e.strerror})'
+    if _is_image(name):
+      self.bad.append((name, problem))
 
   def read(self, i: int) -> tuple[bytes, int]:
     try:
-      return images.read_file(os.path.join(self._root, self.names[i])), self._labels[i]
+      return images.read_file(os.path.join(self.title, self.names[i])), self._labels[i]
     except OSError as e:
       raise images.BadImage(f'cannot be read ({e.strerror})') from e
 
@@ -136,11 +114,6 @@ class ZipReader(_TreeReader):
     infos = [info for info in self._archive().infolist() if info.filename and not info.is_dir()]
     if any(info.flag_bits & 1 for info in infos):
       raise PathError(f'{path} is encrypted; unpack it, and give the folder')
-    try:
-      for info in infos:
-        untrusted.check_method(info)
-    except NotImplementedError as e:
-      raise PathError(f'{path} cannot be read ({e}); unpack it, and give the folder') from e
     # Some programs write `./cat/1.png`, or `cat\\1.png`.
     self._member = {info.filename.replace('\\', '/').removeprefix('./'): info.filename for info in infos}
     self._set_tree(self._member)
@@ -157,10 +130,7 @@ class ZipReader(_TreeReader):
   def read(self, i: int) -> tuple[bytes, int]:
     member = self._member[self.names[i]]
     try:
-      images.check_encoded_size(self._archive().getinfo(member).file_size)
       return untrusted.read_member(self._archive(), member, images.MAX_ENCODED_BYTES), self._labels[i]
-    except images.BadImage:
-      raise
     except Exception as e:  # zipfile and its decompressors fail in many ways
       raise images.BadImage(f'cannot be unpacked ({e})') from e
 
@@ -175,9 +145,9 @@ class ZipReader(_TreeReader):
     self._local = threading.local()
 
 
+def _ending(name: str) -> str:
+  return os.path.splitext(name)[1].lower()
+
+
 def _is_image(name: str) -> bool:
-  return os.path.splitext(name)[1].lower() in images.EXTENSIONS
-
-
-def _count(counter: collections.Counter) -> str:
-  return ', '.join(f'{count:,} {ending}' for ending, count in counter.most_common(5))
+  return _ending(name) in images.EXTENSIONS

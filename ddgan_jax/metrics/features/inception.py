@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import UserError
-from ddgan_jax.interop import torch_file
 from ddgan_jax.metrics.features import weights
 
-__all__ = ['NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'features', 'load', 'params_from_state_dict', 'resize']
+__all__ = [
+    'NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'conv', 'features', 'load', 'params_from_state_dict',
+    'resize']
 
 Params = dict[str, dict[str, Any]]
 
@@ -56,20 +57,8 @@ _LATER = {
 
 
 def load(path: str | None = None, allow_any: bool = False) -> Params:
-  """The published weights as parameters of `features`: `weights.find`, then `params_from_state_dict`.
-
-  Args:
-    path: a file of them; by default `weights.find` says where they are looked for.
-    allow_any: whether a file with another checksum is taken.
-
-  Raises:
-    WeightsError, TorchFileError: one sentence.
-  """
-  file = weights.find(weights.INCEPTION, path, allow_any)
-  try:
-    return params_from_state_dict(torch_file.read_state_dict(file))
-  except weights.WeightsError as e:
-    raise weights.WeightsError(f'{file}: {e}') from e
+  """The published weights as parameters of `features`; see `weights.find`. Raises WeightsError, TorchFileError."""
+  return weights.load(weights.INCEPTION, params_from_state_dict, path, allow_any)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
@@ -119,7 +108,7 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
   """What the network sees in images.
 
   Args:
-    params: as `params_from_state_dict` gives them.
+    params: as `params_from_state_dict` returns them.
     images_uint8: [B, H, W, C] uint8, any size; C is 3, or 1 for grey images, which are seen as R = G = B. They are
       resized to 299 x 299 by linear interpolation between the two nearest pixels (corners not aligned).
 
@@ -133,11 +122,11 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
   # Figures are compared to 0.01 between machines: no bfloat16 or TF32 products on accelerators.
   with jax.default_matmul_precision('highest'):
     x = 2 * resize(images_uint8, SIZE) - 1
-    x = _conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
+    x = conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
     x = _conv_inside(params['Conv2d_2a_3x3'], x)
-    x = _conv(params['Conv2d_2b_3x3'], x)
+    x = conv(params['Conv2d_2b_3x3'], x)
     x = _max_pool(x)
-    x = _conv(params['Conv2d_3b_1x1'], x)
+    x = conv(params['Conv2d_3b_1x1'], x)
     x = _conv_inside(params['Conv2d_4a_3x3'], x)
     x = _max_pool(x)
     for block in _BLOCKS_35:
@@ -172,7 +161,8 @@ def _inside(params: Params, block: str) -> Params:
   return {**layers, 'begin': params[block]} if block in params else layers
 
 
-def _conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: str = 'SAME') -> jax.Array:
+def conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: str = 'SAME') -> jax.Array:
+  """[B, H, W, C] convolved, biased and rectified."""
   return jax.nn.relu(_linear_conv(layer, x, stride, padding))
 
 
@@ -186,12 +176,12 @@ def _conv_inside(layer: dict[str, Any], x: jax.Array) -> jax.Array:
 
   As one with padding whose border is cut off: XLA's CPU backend takes a third of the time for that.
   """
-  return _conv(layer, x)[:, 1:-1, 1:-1]
+  return conv(layer, x)[:, 1:-1, 1:-1]
 
 
 def _chain(layers: Params, names: str, x: jax.Array) -> jax.Array:
   for name in names.split():
-    x = _conv(layers[name], x)
+    x = conv(layers[name], x)
   return x
 
 
@@ -209,9 +199,9 @@ def _block_35(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Arr
 
 
 def _block_6a(layers: Params, x: jax.Array) -> jax.Array:
-  three = _conv(layers['branch3x3'], x, stride=2, padding='VALID')
+  three = conv(layers['branch3x3'], x, stride=2, padding='VALID')
   double = _chain(layers, 'branch3x3dbl_1 branch3x3dbl_2', x)
-  double = _conv(layers['branch3x3dbl_3'], double, stride=2, padding='VALID')
+  double = conv(layers['branch3x3dbl_3'], double, stride=2, padding='VALID')
   return jnp.concatenate([three, double, _max_pool(x)], axis=-1)
 
 
@@ -224,16 +214,16 @@ def _block_17(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Arr
 
 def _block_7a(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
   three, seven = _begin(layers, branches, x)
-  three = _conv(layers['branch3x3_2'], three, stride=2, padding='VALID')
+  three = conv(layers['branch3x3_2'], three, stride=2, padding='VALID')
   seven = _chain(layers, 'branch7x7x3_2 branch7x7x3_3', seven)
-  seven = _conv(layers['branch7x7x3_4'], seven, stride=2, padding='VALID')
+  seven = conv(layers['branch7x7x3_4'], seven, stride=2, padding='VALID')
   return jnp.concatenate([three, seven, _max_pool(x)], axis=-1)
 
 
 def _block_8(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
   one, three, double, *pooled = _begin(layers, branches, x)
   if not pooled:  # the last block
-    pooled = [_conv(layers['branch_pool'], _max_pool(x, stride=1, padding='SAME'))]
+    pooled = [conv(layers['branch_pool'], _max_pool(x, stride=1, padding='SAME'))]
   double = _chain(layers, 'branch3x3dbl_2', double)
   return jnp.concatenate([
       one,

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddgan_jax.interop import torch_file
 from ddgan_jax.metrics.features import inception, weights
 
 __all__ = ['NUM_FEATURES', 'SIZE', 'features', 'load', 'params_from_state_dict']
@@ -29,11 +28,7 @@ _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 def load(path: str | None = None, allow_any: bool = False) -> Params:
   """The published weights as parameters of `features`; see `inception.load`."""
-  file = weights.find(weights.VGG16, path, allow_any)
-  try:
-    return params_from_state_dict(torch_file.read_state_dict(file))
-  except weights.WeightsError as e:
-    raise weights.WeightsError(f'{file}: {e}') from e
+  return weights.load(weights.VGG16, params_from_state_dict, path, allow_any)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
@@ -73,29 +68,13 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
 
 
 def features(params: Params, images_uint8: jax.Array) -> jax.Array:
-  """What the network sees in images.
-
-  Args:
-    params: as `params_from_state_dict` gives them.
-    images_uint8: [B, H, W, C] uint8, any size; C is 3, or 1 for grey images, which are seen as R = G = B. They are
-      resized to 224 x 224 by linear interpolation between the two nearest pixels, and normalised by ImageNet's mean and
-      standard deviation.
-
-  Returns:
-    [B, 4096] float32, after the ReLU.
-
-  Raises:
-    UserError: the images are not uint8 [B, H, W, 1 or 3].
-  """
+  """[B, 4096] float32, after the ReLU, of images as `inception.features` takes them; here resized to 224 x 224."""
   inception.check_images(images_uint8)
   with jax.default_matmul_precision('highest'):
     x = (inception.resize(images_uint8, SIZE) - _MEAN) / _DEVIATION
     for group in _CONVOLUTIONS:
       for k in group:
-        layer = params[f'features.{k}']
-        x = jax.lax.conv_general_dilated(
-            x, layer['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-        x = jax.nn.relu(x + layer['bias'])
+        x = inception.conv(params[f'features.{k}'], x)
       x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
     x = x.reshape(len(x), -1)
     for name in ('classifier.0', 'classifier.3'):

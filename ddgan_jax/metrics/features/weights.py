@@ -1,13 +1,17 @@
-"""Where the published weights of the feature networks are: given, in the environment, in the cache, or downloaded."""
+"""The published weights of the feature networks: given, in the environment, in the cache, or downloaded."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ddgan_jax.config import UserError
+from ddgan_jax.interop import torch_file
 from ddgan_jax.utils import files
 
 _SECONDS_TO_ANSWER = 8.0  # to connect, and between two parts of what is sent
@@ -17,16 +21,8 @@ class WeightsError(UserError):
   """The weights are not there, cannot be had, or are not those that a figure needs to be comparable."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-  """A file of weights that others publish.
-
-  Attributes:
-    file: its name, which everybody gives it.
-    url: where it can be downloaded.
-    sha256: its checksum, 64 hexadecimal digits.
-    variable: the environment variable that may hold its path.
-  """
+class Published(NamedTuple):
+  """A file of weights that others publish; the environment variable `variable` may hold its path."""
 
   file: str
   url: str
@@ -43,27 +39,30 @@ VGG16 = Published(
     '397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0', 'DDGAN_JAX_VGG16')
 
 
+def load(
+    published: Published, convert: Callable[[Mapping[str, np.ndarray]], Any], path: str | None, allow_any: bool) -> Any:
+  """The tensors of the file that `find` finds, converted; an error of `convert` names the file."""
+  file = find(published, path, allow_any)
+  try:
+    return convert(torch_file.read_state_dict(file))
+  except WeightsError as e:
+    raise WeightsError(f'{file}: {e}') from e
+
+
 def find(published: Published, path: str | os.PathLike | None = None, allow_any: bool = False) -> pathlib.Path:
   """Finds the file: `path`, else the environment variable, else the cache folder, else it is downloaded into that.
 
-  Args:
-    published: which.
-    path: the file, if the user says where it is.
-    allow_any: takes a file that `path` or the variable names whatever its checksum is. Features of other weights make
-      figures that nothing can be compared with.
-
-  Returns:
-    A path of a file that exists, with the published checksum unless `allow_any`.
+  It has the published checksum, unless `allow_any` and the path or the variable names it: features of other weights
+  make figures that nothing can be compared with.
 
   Raises:
-    WeightsError: there is no such file, it has another checksum, or it cannot be downloaded; one sentence.
+    WeightsError: there is no such file, it has another checksum, or it cannot be downloaded.
   """
   for given, where in ((path, ''), (os.environ.get(published.variable), f'${published.variable}: ')):
     if given:
       file = pathlib.Path(given).expanduser()
       if not file.is_file():
-        found = 'is a folder' if file.is_dir() else 'does not exist'
-        raise WeightsError(f'{where}{file} {found}, must be the file {published.file}')
+        raise WeightsError(f'{where}{file} is no file, must be {published.file}')
       if not allow_any:
         _check(published, file, f'{where}{file}')
       return file
@@ -84,21 +83,18 @@ def _check(published: Published, file: pathlib.Path, name: str) -> None:
 def _cached(published: Published) -> pathlib.Path:
   """The file in the cache folder, downloaded if it is not there or damaged."""
   import pooch
-  import requests
 
   folder = files.cache_dir('weights')
-  instead = f'put {published.file} into {folder}, or its path into the environment variable {published.variable}'
   downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, timeout=_SECONDS_TO_ANSWER)
   try:
     return pathlib.Path(pooch.retrieve(
         published.url, f'sha256:{published.sha256}', published.file, folder, downloader=downloader))
-  except requests.RequestException as e:
-    cause = f'it answers {e.response.status_code}' if e.response is not None else type(e).__name__
-    found = 'is damaged' if (folder / published.file).exists() else 'is not here'
-    raise WeightsError(f'{published.file} {found} and {published.url} cannot be downloaded ({cause}); '
-                       f'{instead}') from e
-  except ValueError as e:
-    raise WeightsError(f'What {published.url} sent has another SHA-256 checksum than {published.sha256[:8]}…; '
-                       f'{instead}') from e
-  except OSError as e:
-    raise WeightsError(f'{e.filename or folder}: {e.strerror or e}; {instead}') from e
+  except (OSError, ValueError) as e:  # those of requests are OSErrors, a wrong checksum is a ValueError of pooch
+    if isinstance(e, ValueError):
+      cause = f'its SHA-256 checksum is not {published.sha256[:8]}…'
+    elif getattr(e, 'response', None) is not None:
+      cause = f'the server answers {e.response.status_code}'
+    else:
+      cause = e.strerror or type(e).__name__
+    raise WeightsError(f'{published.url} cannot be downloaded ({cause}); put {published.file} into {folder}, or its '
+                       f'path into the environment variable {published.variable}') from e
