@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 import types
 
 import numpy as np
@@ -209,8 +208,20 @@ print(len(reader.reads), said)
 # The command
 
 
-def command(size, *flags):
-  return [sys.executable, '-m', 'ddgan_jax.prepare', '--config', f'folder:{size}', *flags]
+KILLED_AT_IMAGE_1100 = '''
+import itertools, os, signal, sys
+from ddgan_jax import prepare
+from ddgan_jax.data import images
+decode, number = images.decode, itertools.count()
+
+def decode_or_die(*arguments):
+  if next(number) == 1100:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return decode(*arguments)
+
+images.decode = decode_or_die
+prepare.main(sys.argv[1:])
+'''
 
 
 @pytest.fixture
@@ -242,24 +253,18 @@ def test_the_command_prints_what_it_found(photos, tmp_path):
 def test_a_killed_command_begins_again(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / 'photos').mkdir()
-  for k in range(400):
-    image = Image.fromarray(rng.integers(0, 256, (300, 300, 3), np.uint8))
-    image.save(tmp_path / 'photos' / f'{k:03d}.bmp')
-  flags = [f'--config.data.path={tmp_path / "photos"}', f'--config.data.cache_dir={tmp_path / "cache"}',
-           f'--preview={tmp_path}/p.png']
-  process = subprocess.Popen(  # nice, so that it does not finish before it is seen to have begun
-      ['nice', '-n', '19', *command(256, *flags)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  begun = lambda: [path for path in (tmp_path / 'cache').glob('*.partial/images.npy') if path.stat().st_size > 2**20]
-  while not begun() and process.poll() is None:
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert begun()  # killed in the middle
-  subprocess.run(command(256, *flags), capture_output=True, text=True, cwd=ROOT, check=True)
+  for k in range(1200):  # read in chunks of 1,024
+    Image.fromarray(rng.integers(0, 256, (10, 10, 3), np.uint8)).save(tmp_path / 'photos' / f'{k:04d}.bmp')
+  arguments = ['--config=folder:8', f'--config.data.path={tmp_path / "photos"}',
+               f'--config.data.cache_dir={tmp_path / "cache"}', f'--preview={tmp_path}/p.png']
+  killed = subprocess.run([sys.executable, '-c', KILLED_AT_IMAGE_1100, *arguments], cwd=ROOT, capture_output=True)
+  begun = lambda: [path for path in (tmp_path / 'cache').glob('*.partial/images.npy') if path.stat().st_size > 2**13]
+  assert killed.returncode == -signal.SIGKILL and begun()
+  subprocess.run([sys.executable, '-m', 'ddgan_jax.prepare', *arguments], capture_output=True, cwd=ROOT, check=True)
   assert not begun()
   folder, = (path for path in (tmp_path / 'cache').glob('photos*') if path.suffix != '.lock')
-  images = np.load(folder / 'images.npy')
-  assert images.shape == (400, 256, 256, 3)
-  for k in (0, 200, 399):
-    original = Image.open(tmp_path / 'photos' / f'{k:03d}.bmp').resize((256, 256), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(images[k], np.asarray(original))
+  found = np.load(folder / 'images.npy')
+  assert found.shape == (1200, 8, 8, 3)
+  for k in (0, 1100, 1199):
+    original = Image.open(tmp_path / 'photos' / f'{k:04d}.bmp').resize((8, 8), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(found[k], np.asarray(original))
