@@ -325,7 +325,7 @@ def test_label_accuracy():
 
 @pytest.fixture(scope='module')
 def run_config():
-  config = digits_config()
+  config = quick_config()
   return dataclasses.replace(
       config, train=dataclasses.replace(
           config.train, num_steps=20, checkpoint_every=10, sample_every=20, num_samples=23, eval_every=20),
@@ -358,7 +358,7 @@ def test_resumed_is_uninterrupted(finished, run_config, tmp_path):
 def lively(finished):
   """A run as loaded, with parameters whose images differ."""
   run = ddgan_jax.load(finished)
-  return dataclasses.replace(run, params=filled(run.params, scale=0.5))
+  return dataclasses.replace(run, params=filled(run.params, scale=1.0))
 
 
 def test_one_label_for_all_or_one_for_each(finished):

@@ -210,8 +210,9 @@ def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
 @pytest.mark.parametrize('num_stacks, steps_per_epoch', [(0, 2), (43, 5)])
 def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoch, tmp_path):
   """Of the images, or of the fixed stacks that are made of them; without the last partial batch."""
-  config = config_lib.from_config_dict(
-      tiny_config_dict(num_channels=3, stack=3, num_stacks=num_stacks, batch_size=8) | {'train': {'num_steps': 31}})
+  fields = tiny_config_dict(num_channels=3, stack=3, num_stacks=num_stacks, batch_size=8)
+  fields['discriminator']['kind'] = 'small'
+  config = config_lib.from_config_dict(fields | {'train': {'num_steps': 31}})
   state = jax.tree.map(
       lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
       else np.full(leaf.shape, 0 if leaf.ndim else 17, leaf.dtype), train_state.abstract(config, None))

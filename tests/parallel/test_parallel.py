@@ -50,7 +50,7 @@ def lively_state(config):
 
 
 @functools.cache
-def run(num_devices, *, num_steps=30, **parallel):
+def run(num_devices, *, num_steps=12, **parallel):
   """The losses [num_steps, 4] of a run and its last state."""
   config = run_config(**parallel)
   mesh, step = compiled_step(config, num_devices)
@@ -66,8 +66,8 @@ def run(num_devices, *, num_steps=30, **parallel):
 
 
 @pytest.mark.parametrize('parallel, num_steps', [
-    ({}, 30),
-    ({'fsdp': 4}, 30),
+    ({}, 12),
+    ({'fsdp': 4}, 12),
     ({'accumulation': 4, 'remat': True}, 5),  # on a CPU each of these takes about twenty times as long
 ], ids=str)
 def test_the_same_losses(parallel, num_steps):
@@ -84,8 +84,8 @@ def device_bytes(state, device):
 
 
 def test_fsdp_state_is_in_parts():
-  _, whole = run(8, num_steps=30)
-  _, parts = run(8, num_steps=30, fsdp=4)
+  _, whole = run(8, num_steps=12)
+  _, parts = run(8, num_steps=12, fsdp=4)
   for device in jax.devices():
     assert device_bytes(parts, device) < 0.35 * device_bytes(whole, device)  # a quarter, and the small arrays
   kernel = parts.ema_params['middle_block_0']['conv_0']['kernel']

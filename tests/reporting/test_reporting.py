@@ -79,6 +79,7 @@ def test_progress_tells_of_a_loop_that_waits_for_data(monkeypatch):
 
 
 def test_a_profile_is_taken_once_and_closed_at_the_end(tmp_path):
+  jax.clear_caches()  # a profile describes every program of the process
   profile, said = tensorboard.Profile(tmp_path, first_step=3, num_steps=5), []
   assert [step for step in range(20) if profile.is_due(step)] == [3, 8]
   profile.switch(said.append)
