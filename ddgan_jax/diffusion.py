@@ -5,7 +5,7 @@ any step size, and that posterior is all that training and sampling need.
 
 Throughout, `t` is the index of the *less* noisy neighbour, int32 in 0 … T-1: the pair is (x_t, x_{t+1}), level 0 is
 the clean image and level T is noise. Images are [B, ..., C] float32 in [-1, 1]. This module imports no model.
-An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
 """
 
 from __future__ import annotations

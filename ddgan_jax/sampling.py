@@ -3,7 +3,7 @@
 Each step the generator predicts the clean image, and the posterior puts the right amount of noise back:
 T evaluations of G and nothing else.
 
-An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
 """
 
 from __future__ import annotations

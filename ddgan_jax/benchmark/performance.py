@@ -106,16 +106,18 @@ def _empty_cache() -> Iterator[None]:
       compilation_cache.reset_cache()
 
 
-def _training(programs: Programs, source: sources.Source) -> Callable[[str], Any]:
-  """Name → metrics: calls a program on the first batch and on the state that the call before it left."""
-  state, batch = programs.create_state(), first_batch(programs, source)
+class _Training:
+  """Runs programs one after the other on the first batch, each on the state that the one before it left."""
 
-  def run(name):
-    nonlocal state
-    state, metrics = programs[name](state, *batch)
+  def __init__(self, programs: Programs, source: sources.Source):
+    self._programs = programs
+    self._state = programs.create_state()
+    self._batch = first_batch(programs, source)
+
+  def run(self, name: str) -> Any:
+    """Calls a program; returns its metrics."""
+    self._state, metrics = self._programs[name](self._state, *self._batch)
     return metrics
-
-  return run
 
 
 def measure_training(
@@ -126,9 +128,9 @@ def measure_training(
   Times of a `call` are those of one of its steps.
   """
   config = programs.config
-  run = _training(programs, source)
+  training = _Training(programs, source)
   timings = timing.interleaved(
-      {name: functools.partial(run, name) for name in programs.steps}, rounds, least_seconds)
+      {name: functools.partial(training.run, name) for name in programs.steps}, rounds, least_seconds)
   share, several = programs.r1_share, programs.steps_per_call
   mixed = sum(part * operations.of_step(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
   found = {}
@@ -212,13 +214,13 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
 
 def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
   """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
-  run = _training(programs, source)
+  training = _Training(programs, source)
   for traced in (False, True):
     with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
       for name in programs.steps:
         for step in range(num_steps if traced else 1):
           with jax.profiler.StepTraceAnnotation(name, step_num=step):
-            jax.block_until_ready(run(name))
+            jax.block_until_ready(training.run(name))
 
 
 def describe_device() -> dict[str, Any]:

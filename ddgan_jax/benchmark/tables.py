@@ -16,7 +16,7 @@ def heading(config: Config, report: dict[str, Any]) -> Iterator[str]:
          f'{config.data.batch_size}, {config.parallel.dtype}, on {device["devices"]} {device["kind"]} '
          f'({device["platform"]}), jax {report["jax"]}, {report["date"]}')
   if peak is None:
-    yield (f'The peak of {device["kind"]!r} in {config.parallel.dtype} is unknown, so there is no utilisation '
+    yield (f'There is no published peak of {device["kind"]!r} in {config.parallel.dtype}, and so no utilisation '
            '(ddgan_jax/benchmark/hardware.py has a table).')
   else:
     yield f'Published peak of a device: {peak / 1e12:,.1f} TFLOP/s.'

@@ -23,7 +23,8 @@ def generate(
   """Samples `num` images of a run.
 
   Args:
-    run, num, batch_size: the run, how many images, how many at a time.
+    run: as `ddgan_jax.load` returns it.
+    num, batch_size: how many images, and how many of them at a time.
     seed: image i is a function of (seed, i).
     label: one integer, or [k]: image i gets label i mod k; by default all get what the run was loaded with.
 

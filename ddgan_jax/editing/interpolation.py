@@ -1,6 +1,6 @@
 """Paths between two images of a generator, sampled or given: pure functions for jit, vmap and notebooks.
 
-An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
 """
 
 from __future__ import annotations

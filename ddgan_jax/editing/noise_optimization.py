@@ -4,7 +4,7 @@ Replacing pixels or block means level by level, as `replacement` does, condition
 noisy x_t, and with few levels x_t is nearly all noise. But few levels also make the whole sampler a short,
 differentiable function of its noise.
 
-An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pure functions for jit, vmap and notebooks, like `sampling`; nothing is trained for them. Each works with the
 generator_fn and schedule of any run (`ddgan_jax.load`), for any T. Level 0 is the clean image, level T is noise.
-An argument of another type, shape or range than documented raises TypeError or ValueError with its name.
+An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
 """
 
 from __future__ import annotations

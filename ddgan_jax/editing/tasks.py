@@ -16,7 +16,7 @@ from ddgan_jax.parallel import compilation
 
 
 class Draws(NamedTuple):
-  """How many results to make, by which seed, and how many of them at a time at most."""
+  """The number of results, the seed of their noise, and the largest batch."""
 
   num: int
   seed: int

@@ -146,6 +146,10 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
     args['use_geometric'] = 'geometric' if args['use_geometric'] else 'vp'
   if 'lazy_reg' in args:
     args['lazy_reg'] = args['lazy_reg'] or 1  # None is every step there
+  if args.get('embedding_type') != 'fourier':
+    args.pop('fourier_scale', None)  # has no effect
+  if args.get('progressive_input') != 'input_skip':
+    args.pop('progressive_combine', None)
   args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
   process: dict[str, dict[str, Any]] = {}
   training: dict[str, dict[str, Any]] = {}
@@ -165,8 +169,11 @@ def _moments(
   by_number, group = content[name].get('state'), _group(content[name])
   if not isinstance(by_number, dict) or not by_number or not isinstance(group.get('params'), (list, tuple)):
     raise InteropError(f'{name}: is not the state of an Adam that has made a step')
+  if len(group['params']) != len(tensors):
+    raise InteropError(
+        f'{name}: has {len(group["params"])} parameters, but net{network}_dict has {len(tensors)} tensors')
   found: dict[str, StateDict] = {'exp_avg': {}, 'exp_avg_sq': {}, 'ema': {}}
-  count, has_ema = 0, any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
+  counts, has_ema = set(), any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
   needed = ('exp_avg', 'exp_avg_sq', *(('ema',) if has_ema else ()))
   for number, tensor in zip(group['params'], tensors):
     entry = by_number.get(number) if isinstance(number, int) else None
@@ -175,14 +182,16 @@ def _moments(
     elif not isinstance(entry, dict) or not all(isinstance(entry.get(key), np.ndarray) for key in needed):
       raise InteropError(f'{name}: has no complete state of {tensor}')
     else:
-      count = int(entry.get('step', 0))
+      counts.add(int(entry.get('step', 0)))
     for key in found:
       found[key][tensor] = entry.get(key, tensors[tensor])
+  if len(counts) > 1:
+    raise InteropError(f'{name}: has made {min(counts)} steps with some parameters, and {max(counts)} with others')
   try:
     trees = {key: convert(found[key]) for key in found if key != 'ema' or has_ema}
   except InteropError as error:
     raise InteropError(f'{name}: {error}') from error
-  return trees, count
+  return trees, max(counts, default=0)
 
 
 def _group(optimizer: Any) -> dict[str, Any]:

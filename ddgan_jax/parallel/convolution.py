@@ -20,7 +20,7 @@ _local = threading.local()
 def one_layout_on_cpus(enabled: bool = True) -> Iterator[None]:
   """Within it, this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
 
-  That is the form that XLA hands to Eigen. It brings others into it by itself, but not in the body of a loop or a
+  That is the form that XLA hands to Eigen. XLA converts other forms to it, but not in the body of a loop or a
   conditional, where kernel gradients then take more than a hundred times as long (jaxlib 0.10.2): those of several
   steps in one program, of accumulation, or through the sampler. Results are the same up to rounding. Left as they are:
   other platforms, grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the

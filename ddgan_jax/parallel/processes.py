@@ -125,7 +125,9 @@ def _stated(values: dict[str, Any]) -> Plan:
   except ValueError as error:
     raise DistributedError(f'{", ".join(values)}: the last two must be whole numbers ({error})') from None
   if not 0 <= plan.process_id < plan.num_processes:
-    raise DistributedError(f'{[*values][2]}: found {plan.process_id}, must be from 0 to {plan.num_processes - 1}')
+    _, number, index = values
+    raise DistributedError(f'{index}: found {plan.process_id}, must be at least 0 and less than {number}, which is '
+                           f'{plan.num_processes}')
   return plan
 
 
@@ -174,7 +176,8 @@ def _check_address(plan: Plan) -> None:
   """
   host, _, port = plan.coordinator_address.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-    raise DistributedError(f'{plan.source}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
+    name = plan.source if plan.method == 'deactivate' else 'JAX_COORDINATOR_ADDRESS'
+    raise DistributedError(f'{name}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
   if plan.process_id == 0:
     both = socket.has_dualstack_ipv6()
     try:
@@ -200,8 +203,8 @@ def _join(plan: Plan, timeout: int) -> None:
     if not joined.wait(timeout):
       who = 'this process' if plan.process_id is None else f'process {plan.process_id} of {plan.num_processes}'
       where = f' at {plan.coordinator_address}' if plan.coordinator_address else ''
-      print(f'Error: {plan.source}: {who} has waited {timeout} s for the others{where}; were all started, with the '
-            'same address and number, and can they reach process 0 there?', file=sys.stderr, flush=True)
+      print(f'Error: {plan.source}: {who} has waited {timeout} s for the others{where}; were all of them started '
+            'with the same address and number, and can they reach process 0?', file=sys.stderr, flush=True)
       os._exit(2)
 
   threading.Thread(target=watch, daemon=True).start()

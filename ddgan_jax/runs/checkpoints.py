@@ -8,7 +8,6 @@ restart would read.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -28,7 +27,7 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint
+_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
 # What checkpoints are ranked by, lower being better: the first of these that was measured.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
@@ -136,11 +135,16 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
-    file = self.folder / str(step) / _METRICS
+    folder = self.folder / str(step)
+    file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
+    if file is None:
+      return {}
     try:
-      return json.loads(file.read_text()) if file.exists() else {}
+      found = json.loads(file.read_text())
     except ValueError:
       return {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
   def _first_surplus(self) -> int:
     """The oldest checkpoint that need not be kept; -1 if there is none."""
@@ -179,12 +183,14 @@ class Checkpoints:
   def close(self) -> None:
     """Waits and releases the background threads."""
     if self._manager is not None:
+      manager, self._manager = self._manager, None
       try:
-        self.wait()
-      finally:
-        with contextlib.suppress(Exception):  # another error of the same save
-          self._manager.close()
-        self._manager = None
+        try:
+          manager.wait_until_finished()
+        finally:
+          manager.close()  # may raise another error of the same save
+      except Exception as error:
+        raise self._write_error(error) from error
 
   def restore(self, target: TrainState, step: int) -> TrainState:
     """Reads a whole state.

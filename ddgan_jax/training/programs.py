@@ -55,7 +55,9 @@ class StepPrograms:
   `program(state, *batch) -> (state, metrics)`, donates the state, and takes its batch as `batches` yields it.
 
   Attributes:
-    config, mesh, steps_per_call, penalty: the run, its devices, how many steps a program takes, and R1.
+    config, mesh: the run and its devices.
+    steps_per_call: how many steps a program takes.
+    penalty: the objective's, and when it is due.
     abstract_state, inputs: shapes, dtypes and shardings of the state, and of a batch, by name.
   """
 

@@ -51,7 +51,7 @@ class Session:
 
   Raises:
     UserError: config, workdir or data cannot be used, or differ between processes; or the data are not those that the
-      run began with, although `may_change_data` is False; one sentence.
+      run began with, and `may_change_data` is False; one sentence.
   """
 
   def __init__(self, config: Config, workdir: str, may_change_data: bool = True):

@@ -70,6 +70,11 @@ HALF = {
     'only a count': ({'JAX_NUM_PROCESSES': '2'},
                      'JAX_NUM_PROCESSES: needs JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID as well'),
     'an empty address': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': ''}, 'needs JAX_COORDINATOR_ADDRESS as well'),
+    'index too large': ({**VARIABLES, 'JAX_PROCESS_ID': '2'},
+                        'JAX_PROCESS_ID: found 2, must be at least 0 and less than JAX_NUM_PROCESSES, which is 2'),
+    'JobSet index too large': (
+        {'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_NUM_PROCESSES': '2', 'JOB_COMPLETION_INDEX': '5'},
+        'JOB_COMPLETION_INDEX: found 5, must be'),
     'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, 'must be whole numbers (invalid literal'),
 }
 
@@ -86,8 +91,9 @@ def test_half_an_environment_gets_one_sentence(environ, message):
     ((None, 2, None), '--num_processes: needs --coordinator_address and --process_id as well'),
     ((None, None, 0), '--process_id: needs --coordinator_address and --num_processes as well'),
     ((None, 1, 1), '--num_processes, --process_id: needs --coordinator_address as well'),
-    (('h:1', 2, 2), '--process_id: found 2, must be from 0 to 1'),
-    (('h:1', 2, -1), '--process_id: found -1, must be from 0 to 1'),
+    (('h:1', 2, 2), '--process_id: found 2, must be at least 0 and less than --num_processes, which is 2'),
+    (('h:1', 2, -1), '--process_id: found -1, must be'),
+    (('h:1', 0, 0), 'less than --num_processes, which is 0'),
 ])
 def test_half_the_flags_get_one_sentence(flags, message):
   with pytest.raises(DistributedError) as error:
@@ -212,7 +218,7 @@ def test_a_process_that_waits_in_vain(index, tmp_path):
   _, errors = process.communicate(timeout=300)
   said = [line for line in errors.splitlines() if line.startswith('Error: ')]
   assert process.returncode == 2 and len(said) == 1, errors
-  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; were all started' in said[0]
+  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; were all of them' in said[0]
   assert 'Traceback' not in errors
 
 

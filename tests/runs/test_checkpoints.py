@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -218,6 +219,17 @@ def test_metrics_that_cannot_be_read_now_may_be_the_best(save, monkeypatch):
     patch.setattr(Checkpoints, 'metrics', fail)
     assert save({3: None, 4: None}) == [1, 2, 3, 4]
   assert save({5: None}) == [1, 4, 5]
+
+
+def test_metrics_that_orbax_stored_count(save, tmp_path, state):
+  """As runs of the first versions have them."""
+  with ocp.CheckpointManager(
+      tmp_path / 'checkpoints', options=ocp.CheckpointManagerOptions(best_fn=lambda metrics: -metrics['eval/fid'])
+  ) as manager:
+    manager.save(1, metrics={'eval/fid': 2.0, 'eval/is': 3.0}, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), digests=ocp.args.JsonSave({})))
+  assert Checkpoints(tmp_path).metrics(1) == {'eval/fid': 2.0, 'eval/is': 3.0}
+  assert save({2: {'fid': 9.0}, 3: None, 4: None}) == [1, 3, 4]
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
