@@ -133,7 +133,8 @@ def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str,
       'cover': True}
   if accepts.pop(data_config.resize):
     return '', ''
-  names = {'crop': 'crop the centre', 'pad': 'centre on black', 'cover': 'crop, and enlarge what is smaller'}
+  names = {
+      'crop': 'shrink, then crop the centre', 'pad': 'centre on black', 'cover': 'crop, and enlarge what is smaller'}
   hints = [f'--config.data.resize={name} ({names[name]})' for name in names if accepts.get(name)]
   if height == width:
     hints.insert(0, f'--config.data.image_size={height}')

@@ -111,7 +111,7 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
     return None
   if prepared.skipped and not data_config.skip_bad:
     total = prepared.count + len(prepared.skipped)
-    raise DataError(_refusal(prepared.skipped, f'{total:,}', meta['title'], ''))
+    raise DataError(_refusal(prepared.skipped, f'{total:,}', meta['title'], '', folder / 'meta.json'))
   return prepared
 
 
@@ -186,13 +186,15 @@ def _is_whole(prepared: Prepared) -> bool:
   return kept_all and len(prepared.labels()) == prepared.count
 
 
-def _refusal(bad: Sequence[tuple[str, str]], among: str, title: str, hint: str) -> str:
+def _refusal(
+    bad: Sequence[tuple[str, str]], among: str, title: str, hint: str, file: pathlib.Path | None = None) -> str:
   first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
   more = f'; and {len(bad) - 5:,} more' if len(bad) > 5 else ''
+  listed = f' (all are listed in {file})' if file else ''
   advice = f'Use {hint} for some; otherwise fix' if hint else 'Fix'
   return printable(
-      f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}. {advice} or remove them, or set '
-      '--config.data.skip_bad=True to leave them out')
+      f'{len(bad):,} of {among} images of {title} cannot be used: {first}{more}{listed}. {advice} or remove '
+      'them, or set --config.data.skip_bad=True to leave them out')
 
 
 def printable(text: str) -> str:

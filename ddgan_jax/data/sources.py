@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Callable
 
@@ -120,7 +121,11 @@ class DecodingSource(Source):
     return pixels, self._gather_labels(indices)
 
 
-def load_source(data_config: DataConfig, say: Callable[[str], None] = print, anew: bool = False) -> Source:
+# Flushed, or the log of a job would show the lines only at its end.
+_print = functools.partial(print, flush=True)
+
+
+def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, anew: bool = False) -> Source:
   """Opens the data of a config, preparing them first if that has never been done.
 
   Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the

@@ -80,8 +80,9 @@ class Evaluator:
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
       raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
-    if isinstance(reference, Statistics) and set(comparing) != {'fid'}:
-      raise ConfigError(f'{", ".join(comparing)}: needs images as reference, but {reference.name} holds a mean and a '
+    others = [name for name in comparing if name != 'fid']
+    if others and isinstance(reference, Statistics):
+      raise ConfigError(f'{", ".join(others)}: needs images as reference, but {reference.name} holds a mean and a '
                         'covariance, enough for fid alone')
     if needs_judge(metrics) and judge is None:
       raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
@@ -237,7 +238,7 @@ class Evaluator:
           store(keys[name], self._moments[name], self._say)
 
   def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
-    """What the networks of `wanted` return for the first `num` images, and the outputs kept of each, of all processes.
+    """Runs the networks of `wanted` (name → outputs to keep) on the first `num` images, over all processes.
 
     Every network sees a batch before the next one is read, so samples are drawn only once.
     """
@@ -359,14 +360,17 @@ _NAMES = {
     'digit_accuracy': 'asked label seen in a channel'}
 
 
+def _number(value: float) -> str:
+  return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
+
+
 def table(report: dict[str, Any]) -> str:
   """A report as `Evaluator.evaluate` gives it, to be read: one line a number, with n and features beside it."""
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
       f'; reference {report["reference"]}' if report['reference'] else '') + (
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
   for name, entry in report['metrics'].items():
-    value = entry['value']
-    text = f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
+    text = _number(entry['value'])
     if 'deviation' in entry:
       text += f' ± {entry["deviation"]:.2g}'
     if 'splits' in entry:
@@ -374,7 +378,7 @@ def table(report: dict[str, Any]) -> str:
     if 'out_of' in entry:
       text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:
-      text += f'  (the reference: {entry["of_reference"]:.5g}, n = {entry["n_reference"]:,})'
+      text += f'  (the reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
     elif 'n_reference' in entry:
       text += f'  (n of the reference = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:

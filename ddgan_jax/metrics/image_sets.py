@@ -135,12 +135,16 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
 
 def read_reference(path: str, num_channels: int) -> ImageSet | Statistics:
   """Published statistics from a .npy, or an .npz without `images`; images from everything else (`of_files`)."""
-  if path.endswith('.npz') and zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as archive:
-      is_statistics = 'images.npy' not in archive.namelist()
-  else:
-    is_statistics = path.endswith('.npy')
+  is_statistics = path.endswith(('.npy', '.npz')) and not _holds_images(path)
   return statistics.read(path) if is_statistics else of_files(path, num_channels)
+
+
+def _holds_images(path: str) -> bool:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return 'images.npy' in archive.namelist()
+  except Exception:  # absent or damaged, as `statistics.read` says in a sentence; zipfile fails in many ways
+    return False
 
 
 def subset(images: ImageSet, num: int) -> ImageSet:

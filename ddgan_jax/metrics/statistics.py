@@ -7,12 +7,12 @@ import hashlib
 import os
 import pathlib
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from numpy._core import multiarray
 from numpy.lib import format as npy
 
 from ddgan_jax.config import UserError
@@ -118,13 +118,45 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
     return {name: file[name] for name in ('mu', 'sigma', 'n') if name in file}
 
 
+class _Dtype:
+  """Stands for a pickled dtype."""
+
+  def __init__(self, name: str, *unused):
+    self.name, self.order = name, '='
+
+  def __setstate__(self, state):
+    self.order = state[1]
+
+
+class _Array:
+  """Stands for a pickled array. NumPy would take pointers, flags and any shape from the pickle."""
+
+  def __init__(self, *unused):
+    pass
+
+  def __setstate__(self, state):
+    _, self.shape, self.dtype, self.fortran, self.data = state
+
+  def numbers(self) -> np.ndarray:
+    if not re.fullmatch(r'[fiu]\d', self.dtype.name):
+      raise ValueError(f'an array is of the dtype {self.dtype.name}')
+    dtype = np.dtype(self.dtype.name).newbyteorder(self.dtype.order)
+    return np.frombuffer(self.data, dtype).reshape(self.shape, order='F' if self.fortran else 'C')
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> _Array:
+  scalar = _Array()
+  scalar.__setstate__((1, (), dtype, False, data))
+  return scalar
+
+
 class _ArraysOnly(pickle.Unpickler):
   """A dict of arrays needs these names; a pickle may otherwise run anything."""
 
   _KNOWN = {
-      'numpy.ndarray': np.ndarray, 'numpy.dtype': np.dtype, '_codecs.encode': codecs.encode,
-      **{f'numpy.{core}.multiarray.{function.__name__}': function
-         for core in ('core', '_core') for function in (multiarray._reconstruct, multiarray.scalar)}}
+      'numpy.ndarray': _Array, 'numpy.dtype': _Dtype, '_codecs.encode': codecs.encode,
+      **{f'numpy.{core}.multiarray.{name}': stand_in
+         for core in ('core', '_core') for name, stand_in in (('_reconstruct', _Array), ('scalar', _scalar))}}
 
   def find_class(self, module: str, name: str):
     if f'{module}.{name}' not in self._KNOWN:
@@ -132,11 +164,13 @@ class _ArraysOnly(pickle.Unpickler):
     return self._KNOWN[f'{module}.{name}']
 
 
-def _read_dict(path: str) -> dict:
+def _read_dict(path: str) -> dict[str, Any]:
   """The dict that `np.save` wrote as an array of one object."""
   with open(path, 'rb') as file:
     npy.read_magic(file)
     shape, _, dtype = npy.read_array_header_1_0(file)
     if not dtype.hasobject or shape != ():
       raise ValueError(f'it is an array {dtype}{list(shape)}')
-    return _ArraysOnly(file).load().item()
+    found = _ArraysOnly(file).load().data[0]
+  return {name: found[name].numbers() if isinstance(found[name], _Array) else found[name]
+          for name in ('mu', 'sigma', 'n') if name in found}

@@ -81,7 +81,7 @@ def test_other_conditions_have_another_file(trained):
 @pytest.mark.parametrize('flags, message', [
     (['--num', '500'], '--num: found 500, and fewer than 10,000 samples bias what is measured; --force measures'),
     (['--metrics', 'sfid'], "--metrics: found 'sfid', must be one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
-    (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth is no file, must be pt_inception'),
+    (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),
     (['--metrics', 'fid', '--inception', 'setup.py'], 'setup.py has the SHA-256 checksum'),
     (['--metrics', 'fid', '--reference', 'nowhere.npz'], 'nowhere.npz'),
     (['--images', 'x'], '--workdir and --images: give one of --workdir, --images and --statistics'),

@@ -164,7 +164,7 @@ def test_pad_centres_on_black():
 
 @pytest.mark.parametrize('shape, size, resize, reason, hint', [
     ((6, 6), 8, 'none', "is 6x6, which data.resize='none' cannot make 8x8", 'image_size=6 or .*pad.*cover'),
-    ((9, 9), 8, 'none', 'is 9x9, which', 'data.image_size=9 or .*resize=crop'),
+    ((9, 9), 8, 'none', 'is 9x9, which', 'data.image_size=9 or .*resize=crop .shrink, then crop'),
     ((6, 9), 8, 'none', 'is 6x9, which', 'resize=cover'),
     ((6, 9), 8, 'crop', 'is 6x9, which', 'resize=cover'),
     ((9, 9), 8, 'pad', "data.resize='pad' cannot make 8x8", 'resize=crop'),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from unittest import mock
 
 import lmdb
 import numpy as np
@@ -244,6 +245,27 @@ def test_folders_without_images(tmp_path):
   expect('e.zip holds no image', 'zip', tmp_path / 'e.zip')
 
 
+def test_class_folders_that_differ_in_case(tmp_path):
+  folder = write_tree(tmp_path / 'f', {'Cat/0.png': png(IMAGES[0]), 'cat/0.png': png(IMAGES[1])})
+  expect("the class folders 'Cat' and 'cat' in .* differ only in case; merge them, or rename one", 'folder', folder)
+
+
+def test_folders_that_link_to_each_other(tmp_path):
+  folder = write_tree(tmp_path / 'f', {'a/0.png': png(IMAGES[0]), 'b/1.png': png(IMAGES[1])})
+  (folder / 'a' / 'x').symlink_to('../b')
+  (folder / 'b' / 'y').symlink_to('../a')
+  reader = open_reader(DataConfig(name='folder', path=str(folder)))
+  assert reader.names == ['a/0.png', 'a/x/1.png', 'b/1.png', 'b/y/0.png']
+
+
+def test_what_is_said_is_flushed(tmp_path, monkeypatch):
+  """The log of a job would show it only at its end."""
+  folder = write_tree(tmp_path / 'f', {'0.png': png(IMAGES[0]), 'x.txt': b''})
+  monkeypatch.setattr(sys, 'stdout', mock.Mock())
+  sources.load_source(DataConfig(name='folder', path=str(folder), image_size=8, cache_dir=str(tmp_path / 'cache')))
+  assert sys.stdout.flush.called
+
+
 def test_bad_images_are_listed_or_skipped(tmp_path):
   files = {f'good {i}.png': png(image) for i, image in enumerate(IMAGES)}
   bad = {
@@ -264,7 +286,8 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
     source = load('folder', folder, skip_bad=True)
     check(source, IMAGES, [0] * 7)
     assert source.said[-1].startswith('data.skip_bad: 6 of 13 images are left out') and 'e gone.png' in source.said[-1]
-  expect('6 of 13 images', 'folder', folder)  # what was left out is still refused without the flag
+  # What was left out is still refused without the flag.
+  expect(r'6 of 13 images .* \(all are listed in \S+meta.json\)\. Fix', 'folder', folder)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -292,7 +315,9 @@ def test_names_that_are_not_unicode(tmp_path):
 
 
 def test_what_may_not_be_read(tmp_path):
-  folder = write_tree(tmp_path / 'f', {'a/0.png': png(IMAGES[0]), 'b/1.png': png(IMAGES[1]), 'c/2.png': png(IMAGES[2])})
+  folder = write_tree(tmp_path / 'f', {'a/0.png': png(IMAGES[0]), 'b/1.png': png(IMAGES[1]), 'c/2.png': png(IMAGES[2]),
+                                   'd/3.png': png(IMAGES[3])})
+  (folder / 'd').chmod(0o444)  # its names may be read, its files may not
   (folder / 'a' / '0.png').chmod(0)
   (folder / 'b').chmod(0)
   code = f'''
@@ -304,10 +329,11 @@ def load(path):
 load({str(folder / 'c')!r})  # imports all that is needed, which others than root may not be able to
 if os.getuid() == 0:
   os.setuid(65534)  # root may read everything
-try:
-  load({str(folder)!r})
-except ValueError as e:
-  print(e)
+for path in ({str(folder)!r}, {str(folder / 'b')!r}):
+  try:
+    load(path)
+  except ValueError as e:
+    print(e)
 '''
   (tmp_path / 'cache').mkdir()
   (tmp_path / 'cache').chmod(0o777)
@@ -317,7 +343,9 @@ except ValueError as e:
     path.chmod(0o711)
   result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert 'b cannot be read (Permission denied)' in result.stdout
-  assert 'a/0.png cannot be read (Permission denied)' in result.stdout and '2 of 3 images' in result.stdout
+  assert 'a/0.png cannot be read (Permission denied)' in result.stdout and '3 of 4 images' in result.stdout
+  assert 'd/3.png cannot be read (Permission denied)' in result.stdout
+  assert f'data.path: {folder / "b"} cannot be read (Permission denied)' in result.stdout
 
 
 @pytest.mark.parametrize('arrays, message', [
@@ -335,6 +363,13 @@ except ValueError as e:
 def test_npz_of_the_wrong_arrays(tmp_path, arrays, message):
   np.savez(tmp_path / 'x.npz', **arrays)
   expect(message, 'npz', tmp_path / 'x.npz')
+
+
+def test_other_arrays_of_an_npz_are_not_read(tmp_path):
+  np.savez(tmp_path / 'x.npz', images=IMAGES)
+  with zipfile.ZipFile(tmp_path / 'x.npz', 'a') as archive:
+    archive.writestr('odd.npy', b'no array')
+  check(load('npz', tmp_path / 'x.npz'), IMAGES, [0] * 7)
 
 
 def test_npz_of_objects_is_not_unpickled(tmp_path):
@@ -356,6 +391,9 @@ def test_damaged_archives(tmp_path):
   at = whole.index(files['dog/2.bmp']) + 60
   (tmp_path / 'flipped.zip').write_bytes(whole[:at] + b'\x55\x66' + whole[at + 2:])
   expect('1 of 7 images .*dog/2.bmp cannot be unpacked .*CRC', 'zip', tmp_path / 'flipped.zip')
+  at = whole.rindex(b'PK\x01\x02') + 6
+  (tmp_path / 'new.zip').write_bytes(whole[:at] + b'\x63' + whole[at + 1:])
+  expect('new.zip cannot be read .*version 9.9', 'zip', tmp_path / 'new.zip')
   encrypted = bytearray(whole)
   encrypted[whole.rindex(b'PK\x01\x02') + 8] |= 1  # the flag in the central directory
   (tmp_path / 'locked.zip').write_bytes(bytes(encrypted))

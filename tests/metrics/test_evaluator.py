@@ -142,6 +142,13 @@ def test_published_files_are_read(tmp_path):
     np.testing.assert_array_equal(found.mean, mean)
     np.testing.assert_array_equal(found.covariance, covariance)
     assert found.count is None
+  asymmetric = np.arange(144.0).reshape(12, 12)
+  np.save(tmp_path / 'other.npy', {
+      'mu': mean.astype('>f4'), 'sigma': asymmetric.T, 'n': np.int64(7), 'name': np.array('x'), 'o': np.array([None])})
+  found = statistics.read(str(tmp_path / 'other.npy'), 12)
+  np.testing.assert_array_equal(found.mean, mean)
+  np.testing.assert_array_equal(found.covariance, asymmetric.T)
+  assert found.count == 7
 
 
 class _Malicious:
@@ -166,6 +173,43 @@ def test_files_of_statistics_that_are_refused(tmp_path):
       ('torn.npz', 'holds no mu and sigma that can be read')):
     with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
       statistics.read(str(tmp_path / name), 12)
+
+
+@dataclasses.dataclass
+class _Pickled:
+  state: tuple
+
+  def __reduce__(self):
+    return self.state
+
+
+def test_arrays_of_pointers_are_refused(tmp_path):
+  """Arrays of objects whose pointers are the file's bytes, or that are longer than their list."""
+  pointer, rebuild = b'A' * 8, np.zeros(0).__reduce__()[0]
+  pickled = [_Pickled((np.ndarray, ((1,), np.dtype('O'), pointer)))]
+  for flags in (0, 1):  # not those of objects, and counted, but not kept as a list
+    dtype = _Pickled((np.dtype, ('O8', False, True), (3, '|', None, None, None, -1, -1, flags)))
+    pickled.append(_Pickled((rebuild, (np.ndarray, (0,), b'b'), (1, (1,), dtype, False, pointer))))
+  pickled.append(_Pickled((rebuild, (np.ndarray, (0,), b'b'), (1, (2**20,), np.dtype('O'), False, [1]))))
+  for value in pickled:
+    for name in ('mu', 'sigma', 'n', 'other'):
+      good = {'mu': np.zeros(12), 'sigma': np.eye(12)}
+      np.save(tmp_path / 'x.npy', {**good, name: value}, allow_pickle=True)
+      if name == 'other':  # never made an array
+        assert statistics.read(str(tmp_path / 'x.npy'), 12).count is None
+      else:
+        with pytest.raises(statistics.StatisticsError, match='x.npy: holds no mu and sigma that can be read'):
+          statistics.read(str(tmp_path / 'x.npy'), 12)
+
+
+def test_damaged_references_are_refused_in_one_sentence(tmp_path):
+  np.savez(tmp_path / 'x.npz', mu=np.zeros(3))
+  whole = (tmp_path / 'x.npz').read_bytes()
+  at = whole.rindex(b'PK\1\2')
+  for place, byte in ((at, b'X'), (at + 6, b'\x63')):  # no entry there, and one of a version to come
+    (tmp_path / 'x.npz').write_bytes(whole[:place] + byte + whole[place + 1:])
+    with pytest.raises(statistics.StatisticsError, match='x.npz: holds no mu and sigma that can be read'):
+      image_sets.read_reference(str(tmp_path / 'x.npz'), 3)
 
 
 def test_other_arrays_of_a_file_are_not_read(tmp_path):
@@ -242,7 +286,7 @@ def test_images_that_are_refused(tmp_path):
 
 @pytest.mark.parametrize('metrics, reference, message', [
     (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
-    (('fid', 'kid'), 'statistics', 'fid, kid: needs images as reference, but file holds a mean and a covariance'),
+    (('fid', 'kid'), 'statistics', '^kid: needs images as reference, but file holds a mean and a covariance'),
     (('modes',), 'images', 'modes: needs labelled data to know them by'),
     (('sfid',), 'images', "metrics: found 'sfid', must be one of 'fid', 'is', 'kid'"),
 ])
@@ -252,6 +296,21 @@ def test_metrics_that_cannot_be_had(metrics, reference, message):
       'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
   with pytest.raises(ConfigError, match=message):
     Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
+
+
+def test_the_inception_score_beside_statistics():
+  """They are named as the reference, and not needed."""
+  reference = statistics.Statistics('file', np.zeros(12), np.eye(12), None)
+  images = image_sets.of_array(pictures(0), 'ours')
+  report = Evaluator(('is',), reference, sharding.make_mesh(), 100, 8).evaluate(images)
+  assert report['reference'] == 'file' and set(report['metrics']) == {'is'}
+
+
+def test_whole_numbers_in_the_table():
+  entry = {'value': 998, 'out_of': 1000, 'of_reference': 1000, 'n_reference': 2000, 'features': 'x'}
+  report = {
+      'images': 'a', 'n': 2000, 'reference': None, 'n_reference': None, 'biased': False, 'metrics': {'modes': entry}}
+  assert '998 of 1,000  (the reference: 1,000, n = 2,000)' in evaluator.table(report)
 
 
 def test_stacks_by_number():

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import socket
 import threading
 
@@ -124,10 +125,26 @@ def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch
 
 
 def test_paths_that_are_no_file(tmp_path, monkeypatch):
-  with pytest.raises(WeightsError, match='none.pth is no file, must be w.pth'):
+  with pytest.raises(WeightsError, match='none.pth does not exist; use w.pth'):
     weights.find(unreachable(), tmp_path / 'none.pth', allow_any=True)
   monkeypatch.setenv('WEIGHTS', str(tmp_path))
-  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {tmp_path} is no file, must be w.pth'):
+  with pytest.raises(WeightsError, match=rf'^\$WEIGHTS: {tmp_path} is not a file; use w.pth'):
+    weights.find(unreachable())
+
+
+def test_a_cache_that_cannot_be_written(cache, monkeypatch):
+  cache.parent.parent.mkdir(parents=True)
+  cache.parent.write_text('a file in the place of a folder')
+  advice = r'put the path of w.pth into the environment variable WEIGHTS$'
+  with pytest.raises(WeightsError, match=rf'^{cache} cannot be written \(Not a directory\); {advice}'):
+    weights.find(unreachable())
+  cache.parent.unlink()
+
+  def refuse(path, **options):
+    raise PermissionError(13, 'Permission denied', str(path))
+
+  monkeypatch.setattr(os, 'makedirs', refuse)  # root may write everywhere
+  with pytest.raises(WeightsError, match=rf'^{cache} cannot be written \(Permission denied\); {advice}'):
     weights.find(unreachable())
 
 

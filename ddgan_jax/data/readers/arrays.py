@@ -85,15 +85,15 @@ class NpzReader(Reader):
     return stamp(self._path)
 
 
-def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-  """Name → (shape, dtype) of each array, none of which is read."""
-  headers = {}
+def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype] | None]:
+  """Name → (shape, dtype) of `images` and `labels`, without reading the arrays, and None of all others."""
   with zipfile.ZipFile(path) as archive:
-    for name in archive.namelist():
-      with archive.open(name) as file:
+    headers = dict.fromkeys(name.removesuffix('.npy') for name in archive.namelist())
+    for name in headers.keys() & {'images', 'labels'}:
+      with archive.open(f'{name}.npy') as file:
         read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)
-        headers[name.removesuffix('.npy')] = shape, dtype
+        headers[name] = shape, dtype
   return headers
 
 

@@ -45,8 +45,10 @@ def _kind(path: str) -> str:
       return 'npz' if names and all(name.endswith('.npy') for name in names) else 'zip'
     with open(path, 'rb') as file:
       head = file.read(24)
-  except (OSError, zipfile.BadZipFile) as e:
-    raise PathError(f'{path} cannot be read ({e})') from e
+  except PathError:
+    raise
+  except Exception as e:  # zipfile fails in many ways
+    raise PathError(f'{path} cannot be read ({getattr(e, "strerror", None) or e})') from e
   if head[16:20] == b'\xde\xc0\xef\xbe':  # LMDB's magic number, little-endian
     return 'lmdb'
   # A damaged archive is no zip file any more: judge it by its name, and let the reader say what is wrong.

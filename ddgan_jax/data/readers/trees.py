@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import os
 import stat
 import threading
@@ -35,6 +36,10 @@ class _TreeReader(Reader):
       depth += 1
     if all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) > 1:
       folders = sorted({p[depth] for p in parts})
+      for one, other in itertools.pairwise(sorted(folders, key=str.casefold)):
+        if one.casefold() == other.casefold():
+          raise PathError(
+              f'the class folders {one!r} and {other!r} in {self.title} differ only in case; merge them, or rename one')
       self.class_names = tuple(folders)
       self.num_classes = len(folders)
       self.has_labels = True
@@ -62,13 +67,15 @@ class FolderReader(_TreeReader):
     self.title = path
     self.bad = []
     self._stamps: dict[str, tuple[int, int, int]] = {}
+    above = {path: ()}
     for folder, folders, files in os.walk(path, onerror=self._unreadable, followlinks=True):
       prefix = '' if folder == path else os.path.relpath(folder, path).replace(os.sep, '/') + '/'
-      # A link to a folder that contains it would be followed for ever.
-      here = os.path.realpath(folder) + os.sep
-      folders[:] = sorted(
-          name for name in folders
-          if not name.startswith('.') and not here.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep))
+      # A link to a folder that contains it, also by way of other links, would be followed for ever.
+      chain = (*above.pop(folder), _real(folder))
+      folders[:] = [
+          name for name in folders if not name.startswith('.')
+          and not any(real.startswith(_real(os.path.join(folder, name))) for real in chain)]
+      above |= {os.path.join(folder, name): chain for name in folders}
       for name in sorted(files):
         if not name.startswith('.'):
           self._add(prefix + name)
@@ -77,17 +84,20 @@ class FolderReader(_TreeReader):
     self._set_tree(self._stamps)
 
   def _unreadable(self, error: OSError) -> None:
+    if error.filename == self.title:
+      raise PathError(f'{self.title} cannot be read ({error.strerror})') from error
     self.bad.append((os.path.relpath(error.filename, self.title), f'cannot be read ({error.strerror})'))
 
   def _add(self, name: str) -> None:
+    path = os.path.join(self.title, name)
     try:
-      info = os.stat(os.path.join(self.title, name))  # Follows links.
+      info = os.stat(path)  # Follows links.
       if stat.S_ISREG(info.st_mode):
         self._stamps[name] = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         return
       problem = 'is not a regular file'
     except OSError as e:
-      problem = f'is a broken link ({e.strerror})'
+      problem = f'{"is a broken link" if os.path.islink(path) else "cannot be read"} ({e.strerror})'
     if _is_image(name):
       self.bad.append((name, problem))
 
@@ -143,6 +153,10 @@ class ZipReader(_TreeReader):
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._local = threading.local()
+
+
+def _real(folder: str) -> str:
+  return os.path.join(os.path.realpath(folder), '')
 
 
 def _ending(name: str) -> str:

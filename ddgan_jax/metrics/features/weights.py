@@ -62,7 +62,8 @@ def find(published: Published, path: str | os.PathLike | None = None, allow_any:
     if given:
       file = pathlib.Path(given).expanduser()
       if not file.is_file():
-        raise WeightsError(f'{where}{file} is no file, must be {published.file}')
+        problem = 'is not a file' if file.exists() else 'does not exist'
+        raise WeightsError(f'{where}{file} {problem}; use {published.file}')
       if not allow_any:
         _check(published, file, f'{where}{file}')
       return file
@@ -92,9 +93,11 @@ def _cached(published: Published) -> pathlib.Path:
   except (OSError, ValueError) as e:  # those of requests are OSErrors, a wrong checksum is a ValueError of pooch
     if isinstance(e, ValueError):
       cause = f'its SHA-256 checksum is not {published.sha256[:8]}…'
-    elif getattr(e, 'response', None) is not None:
-      cause = f'the server answers {e.response.status_code}'
+    elif hasattr(e, 'response'):
+      cause = type(e).__name__ if e.response is None else f'the server answers {e.response.status_code}'
     else:
-      cause = e.strerror or type(e).__name__
+      e = e.__cause__ or e  # of the PermissionError that pooch raises without a filename
+      raise WeightsError(f'{e.filename or folder} cannot be written ({e.strerror or e}); put the path of '
+                         f'{published.file} into the environment variable {published.variable}') from e
     raise WeightsError(f'{published.url} cannot be downloaded ({cause}); put {published.file} into {folder}, or its '
                        f'path into the environment variable {published.variable}') from e
