@@ -32,8 +32,8 @@ def check_architecture(content: Mapping[str, Any], config: Config) -> list[str]:
   names = [str(name).removeprefix('module.') for name in tensors] if isinstance(tensors, dict) else []
   if not any(name.startswith('z_transform.') for name in names):
     what = 'a discriminator' if 'end_linear.weight' in names else 'no generator of the original'
-    raise InteropError(f'holds {what} ({", ".join([*names[:3], "…"])}), must hold a generator: netG_*.pth, or the whole '
-                       'content.pth')
+    raise InteropError(f'holds {what} ({", ".join([*names[:3], "…"])}), must hold a generator: netG_*.pth, or the '
+                       'whole content.pth')
   process, training = resume_file.options(content) if is_resume_file else ({}, {})
   if clauses := _differences(process, config):
     raise InteropError(f'is not what the config says: {"; ".join(clauses)}')
