@@ -73,7 +73,8 @@ def _read(args: types.SimpleNamespace) -> None:
       state, has_ema = resume_file.state_of_generator(content, config), True
   except pytorch.InteropError as error:
     raise UserError(f'{file}: {error}') from error
-  print('\n'.join(lines), flush=True)
+  for line in lines:
+    print(line, flush=True)
   from ddgan_jax.runs import workdir as workdir_lib
   from ddgan_jax.runs.checkpoints import Checkpoints
 

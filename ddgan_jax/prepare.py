@@ -25,7 +25,7 @@ def _define_flags(define: options.Definer) -> None:
   define.config()
   define.string(
       'preview', None, 'Where to put a grid of 64 images, as training will see them; by default beside the array.')
-  define.boolean('anew', False, 'Discard what has been prepared, and prepare it again.')
+  define.boolean('overwrite', False, 'Discard what has been prepared, and prepare it again.')
 
 
 def _prepare(args: types.SimpleNamespace) -> None:
@@ -39,7 +39,7 @@ def _prepare(args: types.SimpleNamespace) -> None:
   from ddgan_jax.reporting import grids
 
   data = config.data
-  source = sources.load_source(data, anew=args.anew)
+  source = sources.load_source(data, overwrite=args.overwrite)
   height, width, channels = source.image_shape
   size = len(source) * height * width * channels / 2**20
   kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.folder_of(data)}'

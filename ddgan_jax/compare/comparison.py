@@ -83,7 +83,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def _first_of(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-  """The first number of that name that the reports have."""
+  """The first of `names` that the reports measure."""
   return next(name for name in names if name in rows[0]['metrics'])
 
 

@@ -34,8 +34,8 @@ def measure(
 ) -> list[dict[str, Any]]:
   """One row per sampler: its run, title, evaluations, and its report, which is kept beside the run.
 
-  `evaluate` is images → report, with the data as reference; `base.eval` says what it measures; `names` are `METHODS`.
-  A report on data of another `checksum` is not used again.
+  `evaluate` is images → report, with the data as reference; `base.eval` says what it measures; `names` are some of
+  `METHODS`. A report on data of another `checksum` is not used again.
   """
   num = base.eval.num
   rows = []

@@ -1,8 +1,7 @@
 """What a run is asked to do: `ml_collections.ConfigDict` in, checked frozen dataclasses out.
 
 Recipes in `configs/` are ConfigDicts, so that any field can be set on the command line
-(`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses of this
-file.
+(`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses here.
 """
 
 from __future__ import annotations

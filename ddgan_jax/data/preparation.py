@@ -116,9 +116,9 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
 
 
 def prepare(
-    reader: Reader, data_config: DataConfig, say: Callable[[str], None], anew: bool = False
+    reader: Reader, data_config: DataConfig, say: Callable[[str], None], overwrite: bool = False
 ) -> Prepared:
-  """The prepared set of `reader`, written first if it is not there, is damaged, is out of date, or if `anew`.
+  """The prepared set of `reader`; written first if it is missing, damaged or out of date, or if `overwrite`.
 
   Several processes may call this at once: one writes, the others wait.
 
@@ -127,7 +127,7 @@ def prepare(
       used, or there is no space for the result.
   """
   fingerprint = reader.fingerprint()
-  if not anew and (prepared := find(data_config, fingerprint)):
+  if not overwrite and (prepared := find(data_config, fingerprint)):
     return prepared
   folder = folder_of(data_config)
   try:
@@ -142,7 +142,7 @@ def prepare(
     raise DataError(
         f'{folder.parent}: cannot be written to ({e.strerror}); choose another --config.data.cache_dir') from e
   try:
-    if not anew:
+    if not overwrite:
       if prepared := find(data_config, fingerprint):  # another process has just written it
         return prepared
       if folder.exists():

@@ -125,7 +125,8 @@ class DecodingSource(Source):
 _print = functools.partial(print, flush=True)
 
 
-def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, anew: bool = False) -> Source:
+def load_source(
+    data_config: DataConfig, say: Callable[[str], None] = _print, overwrite: bool = False) -> Source:
   """Opens the data of a config, preparing them first if that has never been done.
 
   Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
@@ -134,7 +135,7 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
   Args:
     data_config: uses all but batch_size and flip.
     say: gets a sentence about whatever takes time or is left out.
-    anew: prepare them again even if that has been done.
+    overwrite: prepare them again even if that has been done.
 
   Returns:
     A `Source` with image_shape (image_size, image_size, C).
@@ -151,11 +152,11 @@ def load_source(data_config: DataConfig, say: Callable[[str], None] = _print, an
   tell = lambda text: say(preparation.printable(text))
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
-  prepared = None if anew or data_config.name in FILE_SOURCES else preparation.find(data_config)
+  prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
     reader = _reader_of(data_config)
     _check_stack(data_config, reader.num_classes)
-    prepared = preparation.prepare(reader, data_config, tell, anew)
+    prepared = preparation.prepare(reader, data_config, tell, overwrite)
   _check_stack(data_config, prepared.num_classes)
   for note in prepared.notes:
     tell(f'{data_config.path or data_config.name}: {note}.')

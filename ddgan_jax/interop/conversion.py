@@ -39,6 +39,7 @@ def check_architecture(content: Mapping[str, Any], config: Config) -> list[str]:
     raise InteropError(f'is not what the config says: {"; ".join(clauses)}')
 
   known = {*process.get('generator', {})}
+  # Whether there is an FIR filter shows in the names of some architectures.
   if _names(config.generator) != _names(dataclasses.replace(config.generator, fir=not config.generator.fir)):
     known.add('fir')
   hidden = {f'generator.{field}': getattr(config.generator, field)

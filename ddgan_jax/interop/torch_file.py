@@ -60,7 +60,7 @@ class _Tensor(NamedTuple):
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads a file that `torch.save(module.state_dict(), path)` wrote: name → array, in the file's order.
 
-  Otherwise as `read_checkpoint`.
+  For its dtypes and errors see `read_checkpoint`.
   """
   content = read_checkpoint(path)
   for name, value in content.items():
@@ -163,7 +163,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
   """The next pickle of the stream in plain types and `_Tensor`s; adds the storages that it names."""
   storages = {} if storages is None else storages
 
-  # What a pickle can get hold of is built in or made anew for each, and has no state that it could change for others.
+  # What a pickle can get hold of is built in or made for it alone, and has no state that it could change for others.
   def rebuild(storage, offset, shape, strides, *unused):
     if not isinstance(storage, _Storage):
       raise pickle.UnpicklingError('a tensor without a storage')

@@ -44,7 +44,7 @@ def draw(key: jax.Array, init: Callable[[jax.Array], Any]) -> Any:
     jax.eval_shape(init, key)
   pool_key, key = jax.random.split(key)
   keys = jax.random.split(pool_key, max(1, -(-drawn // _CHUNK)))
-  # In a loop, or XLA would draw all numbers anew for every array.
+  # In a loop, or XLA would draw all numbers again for every array.
   pool = jax.lax.map(lambda key: jax.random.uniform(key, (_CHUNK,), minval=-1.0), keys).reshape(-1)
   begin = 0
 

@@ -66,8 +66,7 @@ def nearest_up(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))  # traced and differentiated once for each shape
 def _filter(x: jax.Array, kernel: tuple[float, ...], stride: int, up: int, left: int, right: int) -> jax.Array:
-  """On both axes: inserts `up` - 1 zeros after each pixel, pads, correlates with `up` times the taps, and takes every
-  `stride`-th output."""
+  """On both axes: `up` - 1 zeros after each pixel, padding, `up` times the taps, and every `stride`-th output."""
   settings = (kernel, stride, up, left, right)
   return jax.lax.platform_dependent(
       x, tpu=lambda x: _by_conv(x, *settings), default=lambda x: _by_shifts(x, *settings))

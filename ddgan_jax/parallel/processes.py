@@ -114,7 +114,7 @@ def find_plan(
 
 
 def _stated(values: dict[str, Any]) -> Plan:
-  """The plan of an address, a number and an index, by the names of the flags or variables that state them."""
+  """The plan that three flags or variables state: the address, the number of processes and the index, by name."""
   missing = [name for name, value in values.items() if value in (None, '')]
   if missing:
     raise DistributedError(f'{", ".join(name for name in values if name not in missing)}: needs '
@@ -170,15 +170,12 @@ def _from_tpu(environ: Mapping[str, str]) -> Plan | None:
 
 
 def _check_address(plan: Plan) -> None:
-  """Raises DistributedError unless the address is HOST:PORT, and the port is free on process 0.
-
-  JAX's service would end the process with a segmentation fault.
-  """
+  """Raises DistributedError unless the address is HOST:PORT, and the port is free on process 0."""
   host, _, port = plan.coordinator_address.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     name = plan.source if plan.method == 'deactivate' else 'JAX_COORDINATOR_ADDRESS'
     raise DistributedError(f'{name}: found {plan.coordinator_address!r}, must be HOST:PORT of process 0')
-  if plan.process_id == 0:
+  if plan.process_id == 0:  # JAX's service would crash on a port that is taken
     both = socket.has_dualstack_ipv6()
     try:
       socket.create_server(

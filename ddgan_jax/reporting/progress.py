@@ -80,5 +80,5 @@ class Progress:
   def note(self, text: str) -> None:
     """Prints a line of its own, below the progress line if that is being rewritten."""
     if not self._quiet:
-      print('\n' * bool(self._width) + text, file=self._stream, flush=True)
+      print(f'\n{text}' if self._width else text, file=self._stream, flush=True)
       self._width = 0

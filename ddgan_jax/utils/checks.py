@@ -1,7 +1,7 @@
 """Checks of what callers pass to public functions: one sentence that names the argument.
 
 Types, shapes and dtypes are checked of tracers too, values of concrete arrays only. Nothing is added to a program that
-is being traced. `TypeError` is for another kind of thing or another dtype, `ValueError` mostly for a shape or value.
+is being traced. What is refused raises TypeError or ValueError.
 """
 
 from __future__ import annotations

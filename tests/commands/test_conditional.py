@@ -355,6 +355,16 @@ def test_resumed_is_uninterrupted(finished, run_config, tmp_path):
             discriminator=dataclasses.replace(run_config.discriminator, num_classes=11)), str(finished))
 
 
+def test_a_u_net_is_trained_with_labels(tmp_path):
+  config = digits_config()
+  config = dataclasses.replace(config, train=dataclasses.replace(
+      config.train, num_steps=1, checkpoint_every=1, sample_every=1, num_samples=23))
+  loop.train_and_evaluate(config, str(tmp_path))
+  tables = ddgan_jax.load(tmp_path).params['label_embedding']['tables']
+  assert ddgan_jax.load(tmp_path).step == 1 and tables.shape == (1, 11, 8) and np.isfinite(tables).all()
+  assert Image.open(tmp_path / 'samples' / 'step_00000001.png').size == (102, 602)
+
+
 def lively(finished):
   """A run as loaded, with parameters whose images differ."""
   run = ddgan_jax.load(finished)

@@ -40,6 +40,8 @@ def flags(fields, prefix='--config'):
 
 def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, data_dir):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
+  for name in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS'):  # compiled as users' programs are
+    monkeypatch.delenv(name, raising=False)
   quick = quick_config_dict(data_dir=data_dir)
   quick['train'].update(num_steps=20, sample_every=10)
   for name in ('attn_resolutions', 'ch_mult'):  # an empty tuple cannot be said in a flag; the recipe's own fit together

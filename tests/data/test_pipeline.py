@@ -116,7 +116,7 @@ def test_flip_mirrors_about_half_and_changes_nothing_else():
   np.testing.assert_array_equal(flipped['image'][~mirrored], plain['image'][~mirrored])
   np.testing.assert_array_equal(flipped['image'][mirrored], plain['image'][mirrored][:, :, ::-1])
   assert 420 < mirrored.sum() < 580  # Five standard deviations.
-  assert 0.4 < np.mean(mirrored != (next_step['image'][:, 0, 0, 0] == 1)) < 0.6  # Drawn anew each step.
+  assert 0.4 < np.mean(mirrored != (next_step['image'][:, 0, 0, 0] == 1)) < 0.6  # Drawn again each step.
   assert source.images[:, :, 0].max() == 249  # The source's own array is not mirrored in place.
 
 

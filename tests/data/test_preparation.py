@@ -105,7 +105,7 @@ def test_what_a_kill_left_does_not_matter(config):
     lambda folder: (folder / 'meta.json').write_text((folder / 'meta.json').read_text().replace(
         '"version": 1', '"version": 0')),
 ])
-def test_what_is_not_whole_is_prepared_anew(config, damage):
+def test_what_is_not_whole_is_prepared_again(config, damage):
   prepared, _ = prepare(Numbered(), config)
   damage(prepared.folder)
   again, said = prepare(Numbered(), config)
@@ -113,7 +113,7 @@ def test_what_is_not_whole_is_prepared_anew(config, damage):
   assert said == [f'{prepared.folder} is damaged or no longer matches the data; it is prepared again.']
 
 
-def test_changed_data_are_prepared_anew(config):
+def test_changed_data_are_prepared_again(config):
   prepare(Numbered(100), config)
   again, said = prepare(Numbered(120), config)
   check(again, 120)
@@ -157,10 +157,10 @@ def test_equal_sets_have_equal_checksums(config):
   assert other.checksum != whole.checksum
 
 
-def test_anew(config):
+def test_overwriting(config):
   reader = Numbered()
   prepare(reader, config)
-  preparation.prepare(reader, config, print, anew=True)
+  preparation.prepare(reader, config, print, overwrite=True)
   assert len(reader.reads) == 200
 
 

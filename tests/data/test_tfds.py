@@ -52,7 +52,7 @@ def test_digits_splits_share_no_image_and_miss_none(data_dir):
 
 
 def test_tensorflow_is_not_imported(data_dir, tmp_path):
-  # Prepares digits anew, then reads the prepared set in both ways.
+  # Prepares digits from scratch, then reads the prepared set in both ways.
   code = f'''
 import sys
 from ddgan_jax.config import DataConfig

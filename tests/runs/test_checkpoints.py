@@ -198,7 +198,7 @@ def test_the_best_stays_whatever_is_measured_later(save):
   assert save({11: {'fid': 4.0}, 12: None}) == [7, 8, 11, 12]
 
 
-@pytest.mark.parametrize('text', ['', '{"eval/fid": 1'])
+@pytest.mark.parametrize('text', ['', '{"eval/fid": 1', '[1.0]', '3', '{"eval/fid": null}', '{"eval/fid": "1"}'])
 def test_damaged_metrics_rank_nothing(save, tmp_path, text):
   save({1: {'fid': 5.0}, 2: {'fid': 6.0}})
   (tmp_path / 'checkpoints' / '2' / 'metrics.json').write_text(text)

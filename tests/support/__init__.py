@@ -14,7 +14,7 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 
 def xla_flags(num_devices):
-  """For this number of simulated devices, and for compiling in half the time: the older emitter of fusions."""
+  """XLA_FLAGS for so many simulated devices; with the older fusion emitters, programs compile in half the time."""
   return f'--xla_force_host_platform_device_count={num_devices} --xla_cpu_use_fusion_emitters=false'
 
 

@@ -22,7 +22,8 @@ class _TreeReader(Reader):
 
   def _set_tree(self, names: Iterable[str]) -> None:
     """Keeps the images among `names`, sorted, and takes their classes from their folders."""
-    names = [name for name in names if not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))]
+    names = [name for name in names if not any(
+        part.startswith('.') or part == '__MACOSX' for part in name.split('/'))]
     self.names = sorted(filter(_is_image, names))
     others = collections.Counter(_ending(name) or 'no ending' for name in names if not _is_image(name))
     counts = ', '.join(f'{count:,} {ending}' for ending, count in others.most_common(5))
