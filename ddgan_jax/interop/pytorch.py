@@ -35,6 +35,8 @@ DISCRIMINATORS = ('small', 'large')  # of the original
 # 'unused' is a tensor that the original carries and never reads, with its shape in place of the path.
 Row = tuple[str, tuple, str]
 
+_ADVICE = 'use the config that the file was trained with'
+
 
 class InteropError(UserError):
   """The tensors do not belong to the configured architecture."""
@@ -261,12 +263,12 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
   for name, path, layout in rows:
     if name not in left:
       raise InteropError(f'{name}: no such tensor in the file, but the configured architecture has one '
-                         f'({"/".join(path)})')
+                         f'({"/".join(path)}); {_ADVICE}')
     array = np.asarray(left.pop(name), np.float32)
     expected = path if layout == 'unused' else _OUTWARD[layout](_empty(_leaf(shapes, path).shape)).shape
     if array.shape != expected:
       raise InteropError(f'{name}: has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
-                         'architecture')
+                         f'architecture; {_ADVICE}')
     if layout == 'unused':
       continue
     *parents, leaf = path
@@ -276,7 +278,7 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
     node[leaf] = np.ascontiguousarray(_INWARD[layout](array))
   if left:
     raise InteropError(f'{next(iter(left))}: the configured architecture has no such tensor '
-                       f'({len(left)} of the file are unknown to it)')
+                       f'({len(left)} of the file are unknown to it); {_ADVICE}')
   return params
 
 

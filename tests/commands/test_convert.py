@@ -299,7 +299,8 @@ def test_the_command_refuses_in_one_sentence(official, resumed, tmp_path):
   torch_writer.write_checkpoint(tmp_path / 'T2.pth', content | {'args': args})
   cases = [
       (['netG_tiny.pth', '--config.generator.nz=10'],
-       'z_transform.1.weight: has shape [24, 12] in the file, but [24, 10] in the configured architecture'),
+       'z_transform.1.weight: has shape [24, 12] in the file, but [24, 10] in the configured architecture; use the '
+       'config that the file was trained with'),
       (['truncated.pth'], 'is truncated or damaged (File is not a zip file)'),
       (['hostile.pth'], 'asks for posix.mkdir, which a checkpoint of tensors does not need; refused, because a '
                         'checkpoint can run any code that it names'),
