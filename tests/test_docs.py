@@ -1,0 +1,159 @@
+"""Every command and Python block of the README and docs/ runs, with small networks and few images."""
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddgan_jax.cli import ddgan
+from ddgan_jax.metrics.features import inception, vgg
+from tests.support import GOLDEN, ROOT, command_environment, golden
+from tests.support.commands import succeed
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# Lines that prepare a shell, or need a cluster or a bucket.
+SKIPPED = ('python3 -m venv', '. .venv', 'pytest', 'tensorboard', 'export', 'gcloud', 'sbatch')
+SMALL = {
+    'generator.kind': 'mlp', 'generator.num_channels_dae': 16, 'discriminator.kind': 'mlp', 'discriminator.ngf': 16,
+    'data.batch_size': 8, 'optim.lazy_reg': 1, 'train.num_steps': 2, 'train.log_every': 1, 'train.sample_every': 2,
+    'train.checkpoint_every': 2, 'train.eval_every': 0, 'train.num_samples': 4, 'eval.batch_size': 20}
+FEW = {
+    'sample': ['--num', 4], 'evaluate': ['--num', 20, '--batch_size', 20, '--force'],
+    'edit': ['--num', 2], 'compare': ['--num', 20, '--force', '--repeats', 1],
+    'benchmark': ['--repeats', 1, '--seconds', 0.01, '--what', 'sample', '--sample_batches', 1]}
+
+
+def blocks(page, language):
+  return re.findall(rf'^```{language}\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def flags(fields):
+  """`--config.FIELD=VALUE` for each field."""
+  text = lambda value: ''.join(f'{item},' for item in value) if isinstance(value, list) else value
+  return [f'--config.{field}={text(value)}' for field, value in fields.items()]
+
+
+class Workspace:
+  """A folder with the files that the pages name, where each command runs with small settings."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    for name, i in itertools.product(('cat', 'dog'), range(4)):
+      (folder / 'photos' / name).mkdir(parents=True, exist_ok=True)
+      Image.fromarray(pixels[i]).save(folder / 'photos' / name / f'{i}.png')
+    for name, size in (('digit', 8), ('drawing', 8), ('mask', 8), ('small', 4)):
+      Image.fromarray(255 * (rng.random((size, size)) > 0.5).astype(np.uint8)).save(folder / f'{name}.png')
+    for name in ('photos', 'samples', 'cifar10'):
+      np.savez(folder / f'{name}.npz', images=pixels)
+    shutil.copytree(ROOT / 'launch', folder / 'launch')
+    shutil.copytree(ROOT / 'configs', folder / 'configs')
+    shutil.copy(GOLDEN / 'netG_tiny.pth', folder / 'netG_1200.pth')
+
+  def line(self, line):
+    """Runs one line of a bash block."""
+    for words in split(shlex.split(line, comments=True), '&&'):
+      text = ' '.join(words)
+      if words[0] == 'ddgan':
+        self.ddgan(*words[1:])
+      elif words[:2] == ['pip', 'install']:
+        extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+        assert words[2:] == ['-e', '.'] or set(re.findall(r'\w+', words[-1])) <= set(extras), text
+      elif words[0] == 'python' and words[1].startswith('benchmarks/'):
+        known = subprocess.run([sys.executable, ROOT / words[1], '--help'], capture_output=True, text=True).stdout
+        assert all(word in known for word in words if word.startswith('--')), text
+      elif words[:3] == ['python', '-m', 'ddgan_jax.main']:
+        if 'gs://' not in text:
+          self.ddgan('train', *words[3:])
+      elif 'launch/' in text and not text.startswith(SKIPPED):
+        launcher, *command = split(words, '--')
+        self.run(*launcher, *(['--', 'true'] if command else []))
+        if command:
+          self.line(shlex.join(command[0]))
+      else:
+        assert text.startswith(SKIPPED), f'{text}: run it in tests/test_docs.py'
+
+  def run(self, *words):
+    variables = dict(word.split('=') for word in words if re.fullmatch(r'[A-Z]+=\S+', word))
+    command = [sys.executable if word == 'python' else word for word in words[len(variables):]]
+    result = subprocess.run(
+        command, cwd=self.folder, env=command_environment(tensorflow=False) | variables, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+  def ddgan(self, command, *words):
+    words = list(words)
+    after = dict(itertools.pairwise(words))
+    recipe, name = after.get('--config', ''), after.get('--workdir', '').removeprefix('runs/')
+    if name and command not in ('train', 'compare') and '--from_pytorch' not in words:
+      self.ensure_run(name)
+    fields = {}
+    if recipe == 'cifar10':
+      fields |= {'data.name': 'npz', 'data.path': 'cifar10.npz'}
+    if recipe and command in ('train', 'compare', 'benchmark'):
+      fields |= SMALL
+    if '--from_pytorch' in words:
+      _, options = golden('netG_tiny_io.npz')
+      fields |= {f'generator.{field}': value for field, value in options.items() if field != 'image_size'}
+      fields |= {'discriminator.ngf': 2, 'discriminator.t_emb_dim': 8}
+    few = ['--steps_per_epoch', 10] if '--resume_file' in words else FEW.get(command, [])
+    return succeed(ddgan.main, command, *words, *flags(fields), *few, cwd=self.folder)
+
+  def ensure_run(self, name):
+    if (self.folder / 'runs' / name).exists():
+      return
+    if name == 'cifar10':  # a U-Net, as the original's format requires
+      self.ddgan('convert', '--from_pytorch', 'netG_1200.pth', '--config', 'cifar10', '--workdir', 'runs/cifar10')
+    else:
+      self.ddgan('train', '--config', name, '--workdir', f'runs/{name}')
+
+
+def split(words, separator):
+  """The words between separators."""
+  return [list(part) for is_separator, part in itertools.groupby(words, separator.__eq__) if not is_separator]
+
+
+@pytest.fixture(scope='module')
+def workspace(tmp_path_factory):
+  return Workspace(tmp_path_factory.mktemp('docs'))
+
+
+@pytest.fixture
+def small_features(monkeypatch):
+  """Mean colours in place of Inception and VGG16, whose weights cannot be downloaded here."""
+  means = lambda params, images: images.mean((1, 2)).astype(np.float32)
+  for module in (inception, vgg):
+    monkeypatch.setattr(module, 'load', lambda path, allow_any: {})
+  monkeypatch.setattr(inception, 'features', lambda params, images: (means(params, images),) * 2)
+  monkeypatch.setattr(vgg, 'features', means)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_every_command_runs(workspace, small_features, page):
+  for line in itertools.chain.from_iterable(block.splitlines() for block in blocks(page, 'bash')):
+    workspace.line(line)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_every_python_block_runs(workspace, page, monkeypatch):
+  for name in ('digits', 'digits_conditional'):
+    if f"'runs/{name}'" in page.read_text():
+      workspace.ensure_run(name)
+  if 'ema.safetensors' in page.read_text():
+    workspace.ddgan('export', '--workdir', 'runs/digits', '--safetensors', 'ema.safetensors', '--out', 'x.stablehlo')
+  monkeypatch.chdir(workspace.folder)
+  for block in blocks(page, 'python'):
+    exec(compile(block, page.name, 'exec'), {})
+
+
+def test_every_link_leads_somewhere():
+  for page in PAGES:
+    for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
+      assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'
