@@ -157,7 +157,7 @@ def abstract(
 
   Args:
     config: the run.
-    sharding: one for all arrays, or a function of an array, such as `sharding.of_state(mesh)`; None leaves it open.
+    sharding: one for all arrays, or a function of an array, such as `sharding.state_sharding(mesh)`; None leaves it open.
   """
   of_leaf = sharding if callable(sharding) else lambda leaf: sharding
   return jax.tree.map(

@@ -224,7 +224,7 @@ def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.S
   """The arrays of a batch that the step of `make_step_fn` takes after the state, in order: the images, and the labels
   of a conditional run. With `stacked`, those of `train.steps_per_call` batches, which `make_steps_fn` takes.
   """
-  rows = sharding.by_rows(mesh, stacked)
+  rows = sharding.batch_sharding(mesh, stacked)
   batch = (*((config.train.steps_per_call,) if stacked else ()), config.data.batch_size)
   found = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
   if config.generator.num_classes:
@@ -235,7 +235,7 @@ def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.S
 def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
   """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
 
-  The state is sharded by `sharding.of_state` and donated. `inputs` are split by rows, and so is the noise, which is
+  The state is sharded by `sharding.state_sharding` and donated. `inputs` are split by rows, and so is the noise, which is
   drawn for the global batch: a run does not depend on the number of devices. Inside another jit it becomes a part of
   that program (`compilation.jit`).
   """
@@ -273,8 +273,8 @@ def _step_of_run(
 
 
 def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:
-  state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
-  rows = sharding.of_tree(inputs(config, mesh, stacked)).values()
+  state = sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh)))
+  rows = sharding.tree_shardings(inputs(config, mesh, stacked)).values()
   return compilation.jit(
       function, mesh.devices.flat[0].platform, in_shardings=(state, *rows),
       out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)

@@ -242,7 +242,7 @@ class Evaluator:
 
     Every network sees a batch before the next one is read, so samples are drawn only once.
     """
-    rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+    rows, whole = sharding.batch_sharding(self._mesh), sharding.replicated(self._mesh)
     for name in wanted:
       if name not in self._features:
         network = self._networks[name]

@@ -74,7 +74,7 @@ def of_generator(
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  rows = sharding.by_rows(mesh)
+  rows = sharding.batch_sharding(mesh)
   compiled = compilation.jit(sample, out_shardings=rows)
   _, schedule = train_state.make_sampler(config, None, num_timesteps)
   most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device

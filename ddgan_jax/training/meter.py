@@ -81,7 +81,7 @@ class Meter:
     first_step = step - self._programs.steps_per_call
     what = f'Resumed at step {first_step:,}; next step' if first_step else 'First step'
     self._progress.note(f'{what} done {time.perf_counter() - self._started:.1f} s after the start.')
-    text, figures = compilation.describe(program.compiled, program.compile_seconds)
+    text, figures = compilation.cost_summary(program.compiled, program.compile_seconds)
     self._progress.note(text)
     self._writer.scalars(step, figures)
 

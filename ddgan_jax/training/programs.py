@@ -65,7 +65,7 @@ class StepPrograms:
     self.config = config
     self.mesh = mesh
     self.steps_per_call = config.train.steps_per_call
-    self.abstract_state = train_state.abstract(config, sharding.of_state(mesh))
+    self.abstract_state = train_state.abstract(config, sharding.state_sharding(mesh))
     self.penalty = objectives.make(config).penalty
     self.inputs = train_step.inputs(config, mesh, stacked=self.steps_per_call > 1)
     self._futures: dict[str, concurrent.futures.Future[Program]] = {}
@@ -100,7 +100,7 @@ class StepPrograms:
       if name not in self._futures:
         begun = time.perf_counter()
         lowered = self.lower(name)
-        self._futures[name] = compilation.in_background(_compile, lowered, time.perf_counter() - begun)
+        self._futures[name] = compilation.run_in_background(_compile, lowered, time.perf_counter() - begun)
 
   def wait(self, step: int, stop: consensus.Stop) -> Program | None:
     """The program for a step, which was started, once it is compiled; None if a signal came first."""
@@ -108,7 +108,7 @@ class StepPrograms:
 
   def create_state(self) -> TrainState:
     """The state at step 0, on the devices of the mesh."""
-    shardings = sharding.of_tree(self.abstract_state)
+    shardings = sharding.tree_shardings(self.abstract_state)
     return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=shardings)()
 
   def batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[list[jax.Array]]:
@@ -120,7 +120,7 @@ class StepPrograms:
     stacked = self.steps_per_call > 1
     if stacked:
       on_host = pipeline.stacked(on_host, self.steps_per_call)
-    rows = sharding.by_rows(self.mesh, stacked)
+    rows = sharding.batch_sharding(self.mesh, stacked)
     with contextlib.closing(pipeline.device_batches(on_host, rows)) as on_devices:
       for batch in on_devices:
         yield [batch[name] for name in self.inputs]

@@ -39,7 +39,7 @@ class Results:
   def start(self) -> None:
     """Begins to compile the sampling program in the background."""
     session = self._session
-    self._sample = compilation.in_background(
+    self._sample = compilation.run_in_background(
         lambda: Program(make_sample_fn(session.config, session.mesh, session.abstract_state.ema_params)))
 
   def show(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:

@@ -145,12 +145,12 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
   for _ in range(4):
-    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.by_rows(mesh)))
+    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.batch_sharding(mesh)))
     losses.append([metrics[name] for name in ('loss_d', 'loss_g', 'r1_penalty')])
   return np.asarray(losses), jax.device_get(state.g_params)
 
@@ -459,7 +459,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
-  abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
+  abstract = train_state.abstract(config, sharding.state_sharding(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
   monkeypatch.setattr(measuring, '_TURN', 1e-9)

@@ -71,11 +71,11 @@ def test_trains_and_samples(fields):
   config = toy_config(**fields)
   mesh = sharding.make_mesh(jax.devices()[:2])
   before = state_of(config)
-  state = jax.device_put(before, sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(before, sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=config.method != 'gaussian')
   for seed in range(3):
     x_0 = np.tanh(*normal((BATCH, 1, 1, 2), seed=seed))
-    state, metrics = step(state, jax.device_put(x_0, sharding.by_rows(mesh)))
+    state, metrics = step(state, jax.device_put(x_0, sharding.batch_sharding(mesh)))
     assert all(np.isfinite(value) for value in metrics.values())
   assert set(metrics) == (G_METRICS if config.method == 'gaussian' else G_METRICS | D_METRICS)
   for name in ('g_params', 'ema_params') + (() if config.method == 'gaussian' else ('d_params',)):

@@ -54,7 +54,7 @@ TOY = LeastSquares(GradientPenalty(gamma=0.1, every=2, fake=True))
 def trained(config, num_devices, num_steps=2, several=False):
   """The metrics of each step and the last state."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh))))
   batches = np.stack([np.tanh(normal((BATCH, 1, 1, 2), seed=seed)[0]) for seed in range(num_steps)])
   if several:
     state, metrics = train_step.make_steps_fn(config, mesh)(state, batches)
@@ -62,7 +62,7 @@ def trained(config, num_devices, num_steps=2, several=False):
   found = []
   for i, x_0 in enumerate(batches):
     step = train_step.make_step_fn(config, mesh, objectives.make(config).penalty.is_due(i))
-    state, metrics = step(state, jax.device_put(x_0, sharding.by_rows(mesh)))
+    state, metrics = step(state, jax.device_put(x_0, sharding.batch_sharding(mesh)))
     found.append(metrics)
   return found, state
 

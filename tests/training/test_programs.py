@@ -151,5 +151,5 @@ def test_closed_batches_are_read_no_further(monkeypatch):
 
 
 def test_nothing_but_a_signal_ends_a_wait_early():
-  future = programs_lib.compilation.in_background(lambda: 3)
+  future = programs_lib.compilation.run_in_background(lambda: 3)
   assert programs_lib.wait_for(future, NO_SIGNAL) == 3 and programs_lib.wait_for(future, SIGNAL) is None

@@ -43,7 +43,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   config = config_lib.from_config_dict(TINY | {'parallel': parallel, 'optim': TINY['optim'] | {'lazy_reg': lazy_reg}})
   mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   images = np.random.default_rng(0).standard_normal((6, 32, 1, 1, 2), np.float32)
-  lay = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  lay = sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh)))
   create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay)
 
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (False, True)}
