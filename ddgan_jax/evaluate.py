@@ -73,7 +73,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   source = reference = judge = None
   if config and (evaluator.needs_judge(metrics) or not args.reference):
     source = sources.load_source(config.data, say)
-    consensus.meet('data')  # which may take one machine much longer than another
+    consensus.barrier('data')  # which may take one machine much longer than another
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:

@@ -93,7 +93,7 @@ class Checkpoints:
     """
     step = int(state.step)
     self.wait()  # Orbax would too; a save under way counts below only when it is complete
-    if consensus.from_main(step in self.steps()):
+    if consensus.broadcast_from_main(step in self.steps()):
       return
     digests, broken = _digests(state)
     broken = consensus.shared_text(', '.join(broken[:5]) + (f' and {len(broken) - 5} more' if broken[5:] else ''))
@@ -127,8 +127,8 @@ class Checkpoints:
         file.write(json.dumps(metrics))
 
     try:
-      consensus.on_main(write)
-      while (surplus := consensus.from_main(self._first_surplus())) >= 0:
+      consensus.run_on_main(write)
+      while (surplus := consensus.broadcast_from_main(self._first_surplus())) >= 0:
         self._open().delete(surplus)
     except OSError as error:
       raise self._write_error(error) from error
@@ -170,7 +170,7 @@ class Checkpoints:
     """Orbax's `PreservationPolicy`; process 0 decides for all."""
     del context
     preserved = self._preserved([info.step for info in checkpoints])
-    return [bool(consensus.from_main(info.step in preserved)) for info in checkpoints]
+    return [bool(consensus.broadcast_from_main(info.step in preserved)) for info in checkpoints]
 
   def wait(self) -> None:
     """Returns when the last save is complete on disk."""
@@ -230,7 +230,7 @@ class Checkpoints:
       return None
     if found[2]:
       self.close()  # Orbax remembers what it has seen
-      consensus.on_main(lambda: [self._set_aside(step, say) for step in found[2]])
+      consensus.run_on_main(lambda: [self._set_aside(step, say) for step in found[2]])
     return found[0]
 
   def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
@@ -259,7 +259,7 @@ class Checkpoints:
     return None
 
   def _newest(self, below: int = 2**31 - 1) -> int | None:
-    step = consensus.from_main(max((step for step in self.steps() if step < below), default=-1))
+    step = consensus.broadcast_from_main(max((step for step in self.steps() if step < below), default=-1))
     return None if step < 0 else step
 
   def _set_aside(self, step: int, say: Callable[[str], None]) -> None:

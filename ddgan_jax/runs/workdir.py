@@ -123,10 +123,10 @@ def check_shared(workdir: str) -> None:
   if jax.process_count() == 1:
     return
   # A new name each time, since network file systems remember that a file was not there.
-  seen = epath.Path(workdir) / f'.seen.{consensus.from_main(int.from_bytes(os.urandom(3)))}'
-  consensus.on_main(lambda: seen.write_text(''))
+  seen = epath.Path(workdir) / f'.seen.{consensus.broadcast_from_main(int.from_bytes(os.urandom(3)))}'
+  consensus.run_on_main(lambda: seen.write_text(''))
   blind = consensus.shared_text('' if seen.exists() else f'process {jax.process_index()}')
-  consensus.on_main(lambda: seen.unlink())
+  consensus.run_on_main(lambda: seen.unlink())
   if blind:
     raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '
                        'all processes share, or a bucket')
@@ -173,7 +173,7 @@ class LastStep:
     begun = self._file.exists() and self._file.read_text().strip() == str(self._config.num_steps)
     grid = begun and not self._grid.exists()
     evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
-    return bool(consensus.from_main(grid)), bool(consensus.from_main(evaluation))
+    return bool(consensus.broadcast_from_main(grid)), bool(consensus.broadcast_from_main(evaluation))
 
 
 def missing_names(missing: tuple[bool, bool]) -> str:

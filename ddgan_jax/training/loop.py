@@ -95,7 +95,7 @@ def train(
         step += programs.steps_per_call
         meter.add(step, metrics, program)
         due = cadence.after(step)
-        stopping = stop.after_step()  # asked once: a signal that comes later is for the next step
+        stopping = stop.should_stop()  # asked once: a signal that comes later is for the next step
         if stopping or due.pause:
           meter.settle()  # also refuses to sample or save a state that is no longer finite
           # Saved first: what goes wrong in sampling or measuring must not take the steps with it.

@@ -22,7 +22,7 @@ from ddgan_jax.train_state import TrainState
 
 PLAIN, R1, CALL = 'plain', 'r1', 'call'
 _POLL_SECONDS = 0.2  # between two looks for a signal
-_meetings = itertools.count()  # each is a barrier with a name of its own
+_barrier_ids = itertools.count()  # each is a barrier with a name of its own
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,12 +38,12 @@ class Program:
   compiled: Any
   trace_seconds: float = 0.0
   compile_seconds: float = 0.0
-  _has_met: bool = False
+  _passed_barrier: bool = False
 
   def __call__(self, *arguments: Any) -> Any:
-    if not self._has_met:
-      consensus.meet(f'program {next(_meetings)}')
-      self._has_met = True
+    if not self._passed_barrier:
+      consensus.barrier(f'program {next(_barrier_ids)}')
+      self._passed_barrier = True
     return self.compiled(*arguments)
 
 

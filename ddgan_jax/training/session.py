@@ -68,8 +68,8 @@ class Session:
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
-    self._must_check_data = consensus.from_main(not may_change_data and self.checkpoints.latest_step() is not None)
-    if self._must_check_data and consensus.from_main(workdir_lib.has_other_path(workdir, config)):
+    self._must_check_data = consensus.broadcast_from_main(not may_change_data and self.checkpoints.latest_step() is not None)
+    if self._must_check_data and consensus.broadcast_from_main(workdir_lib.has_other_path(workdir, config)):
       self._load_data()  # even a finished run may be one on other data
 
   def is_finished(self) -> bool:
@@ -83,7 +83,7 @@ class Session:
 
   def __enter__(self) -> Session:
     with contextlib.ExitStack() as exits:
-      consensus.on_main(lambda: self._take_workdir(exits))
+      consensus.run_on_main(lambda: self._take_workdir(exits))
       workdir_lib.check_shared(self.workdir)
       exits.callback(self.checkpoints.close)
       if self.source is None:
@@ -167,19 +167,19 @@ class Session:
       labels.check_data(self.config, source)
     except UserError as mistake:
       error = str(mistake)
-    consensus.meet('data')
+    consensus.barrier('data')
     error = consensus.shared_text(error)
     if error:
       raise UserError(error)
     consensus.check_same('the data', f'{len(source):,} {_things(self.config)} with checksum {source.checksum}')
     if self._must_check_data:
-      consensus.on_main(lambda: workdir_lib.check_data(self.workdir, self.config, source))
+      consensus.run_on_main(lambda: workdir_lib.check_data(self.workdir, self.config, source))
     self.source = source
 
   def _finished_step(self) -> int | None:
     """The step of the last checkpoint, if the run ends there and it is good."""
     num_steps, latest = self.config.train.num_steps, self.checkpoints.latest_step()
-    if consensus.from_main(-1 if latest is None else latest) < num_steps:
+    if consensus.broadcast_from_main(-1 if latest is None else latest) < num_steps:
       return None
     good = self.checkpoints.restore_newest_ema(self.abstract_state.ema_params, self.note)
     return None if good is None or good[1] < num_steps else good[1]
