@@ -77,7 +77,7 @@ def _edit(args: types.SimpleNamespace) -> None:
   config = ddgan_jax.load_config(args.workdir)
   if config.data.is_points:
     raise ConfigError(f'{args.workdir}: is a run on points, and only images can be edited')
-  labels.check_asked(args.label, config.generator, '--label')
+  labels.check_label(args.label, config.generator, '--label')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, label=args.label)
   results, inputs = _results(run, args)

@@ -64,7 +64,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
   run, images = _measured(args, config, mesh)
   if 'label_accuracy' in metrics:
-    evaluator.check_asked(images)
+    evaluator.check_label_accuracy(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')

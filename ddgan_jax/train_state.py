@@ -85,13 +85,13 @@ def make_sampler(
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
-  if label is None and labels.required(config.generator):
+  if label is None and labels.is_required(config.generator):
     # Refuses when it is called, because a run may be loaded before it is known what to sample.
-    predict = lambda x_tp1, t, z: labels.check_asked(None, config.generator)
+    predict = lambda x_tp1, t, z: labels.check_label(None, config.generator)
   elif label is None:
     predict = models.generator_fn(generator, params, schedule)
   else:
-    labels.check_asked(label, config.generator)
+    labels.check_label(label, config.generator)
     label = jnp.asarray(label, jnp.int32)
     predict = lambda x_tp1, t, z: models.generator_fn(
         generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)

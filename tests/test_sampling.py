@@ -116,7 +116,7 @@ def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
   abstract = train_state.abstract(config, sharding.replicated(mesh)).ema_params
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), abstract)
-  label, _ = labels.for_grid(config.generator, 23)
+  label, _ = labels.grid_labels(config.generator, 23)
   run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
   expected = image_output.generate(run, 23, config.seed, label=label).astype(int)
   monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))

@@ -44,7 +44,7 @@ def of_step(config: Config, with_r1: bool) -> float:
 def of_sample(config: Config) -> float:
   """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
   params = train_state.abstract(config, None).ema_params
-  label = labels.for_timing(config.generator)
+  label = labels.timing_label(config.generator)
   _, schedule = train_state.make_sampler(config, params, label=label)
 
   def evaluate(params, x, t, z):

@@ -131,7 +131,7 @@ class Evaluator:
       ConfigError: the images do not compare with the reference, or were not sampled by label.
     """
     if 'label_accuracy' in self._metrics:
-      check_asked(images)
+      check_label_accuracy(images)
     if isinstance(self._reference, ImageSet):
       image_sets.check_same_shape(images, self._reference)
     images = image_sets.subset(images, self._num)
@@ -345,7 +345,7 @@ def needs_judge(metrics: Sequence[str]) -> list[str]:
   return [name for name in metrics if name in ('modes', 'label_accuracy')]
 
 
-def check_asked(images: ImageSet) -> None:
+def check_label_accuracy(images: ImageSet) -> None:
   """Raises ConfigError unless these images were sampled by label."""
   if images.asked is None:
     raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '

@@ -68,7 +68,7 @@ class Run:
     checks.key('key', key)
     checks.whole('n', n, 1)
     label = self.label if label is None else label
-    labels.check_asked(label, self.config.generator)
+    labels.check_label(label, self.config.generator)
     if label is not None:
       label = jnp.asarray(label, jnp.int32)
       if label.shape not in ((), (n,)):

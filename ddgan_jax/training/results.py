@@ -113,7 +113,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
   """The labels of a grid, and its columns."""
-  return labels.for_grid(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
+  return labels.grid_labels(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
 
 
 def _rows_unless_stopped(
