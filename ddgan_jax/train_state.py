@@ -150,7 +150,7 @@ def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
   return g_params, d_params, root
 
 
-def abstract(
+def abstract_state(
     config: Config, sharding: jax.sharding.Sharding | Callable[[Any], jax.sharding.Sharding] | None
 ) -> TrainState:
   """The state's shapes and dtypes, each with its sharding, for compiling and restoring; computes nothing.
@@ -159,9 +159,9 @@ def abstract(
     config: the run.
     sharding: one for all arrays, or a function of an array, such as `sharding.state_sharding(mesh)`; None leaves it open.
   """
-  of_leaf = sharding if callable(sharding) else lambda leaf: sharding
+  leaf_sharding = sharding if callable(sharding) else lambda leaf: sharding
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf(leaf)), _shapes(config))
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(leaf)), _shapes(config))
 
 
 @functools.lru_cache(maxsize=4)

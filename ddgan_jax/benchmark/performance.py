@@ -81,7 +81,7 @@ class Programs(StepPrograms):
       return super().lower(name)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     run = functools.partial(_sample, self.config, int(name.removeprefix('sample_')))
-    return compilation.jit(run, out_shardings=here).lower(train_state.abstract(self.config, here).ema_params, 0)
+    return compilation.jit(run, out_shardings=here).lower(train_state.abstract_state(self.config, here).ema_params, 0)
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:

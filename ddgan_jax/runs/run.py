@@ -165,7 +165,7 @@ def load(
   if not steps or (step is not None and step not in steps):
     found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
-  target = train_state.abstract(config, sharding).ema_params
+  target = train_state.abstract_state(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:

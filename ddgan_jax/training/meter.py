@@ -60,7 +60,7 @@ class Meter:
     while len(self._in_flight) > most:
       step, metrics, program = self._in_flight.popleft()
       jax.block_until_ready(metrics)
-      self._window += self._programs.by_step(metrics, step)
+      self._window += self._programs.unstack_metrics(metrics, step)
       if not self._progress.started:
         self._report_first(step, program)
         self._progress.start(step)

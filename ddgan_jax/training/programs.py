@@ -58,16 +58,16 @@ class StepPrograms:
     config, mesh: the run and its devices.
     steps_per_call: how many steps a program takes.
     penalty: the objective's, and when it is due.
-    abstract_state, inputs: shapes, dtypes and shardings of the state, and of a batch, by name.
+    abstract_state, abstract_batch: shapes, dtypes and shardings of the state, and of a batch, by name.
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
     self.config = config
     self.mesh = mesh
     self.steps_per_call = config.train.steps_per_call
-    self.abstract_state = train_state.abstract(config, sharding.state_sharding(mesh))
+    self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(mesh))
     self.penalty = objectives.make(config).penalty
-    self.inputs = train_step.inputs(config, mesh, stacked=self.steps_per_call > 1)
+    self.abstract_batch = train_step.abstract_batch(config, mesh, stacked=self.steps_per_call > 1)
     self._futures: dict[str, concurrent.futures.Future[Program]] = {}
 
   def name(self, step: int) -> str:
@@ -88,7 +88,7 @@ class StepPrograms:
       step_fn = train_step.make_steps_fn(self.config, self.mesh)
     else:
       step_fn = train_step.make_step_fn(self.config, self.mesh, name == R1)
-    return step_fn.lower(self.abstract_state, *self.inputs.values())
+    return step_fn.lower(self.abstract_state, *self.abstract_batch.values())
 
   def start(self, names: Iterable[str]) -> None:
     """Begins to compile programs; returns when all are traced.
@@ -123,13 +123,13 @@ class StepPrograms:
     rows = sharding.batch_sharding(self.mesh, stacked)
     with contextlib.closing(pipeline.device_batches(on_host, rows)) as on_devices:
       for batch in on_devices:
-        yield [batch[name] for name in self.inputs]
+        yield [batch[name] for name in self.abstract_batch]
 
-  def by_step(self, metrics: Metrics, step: int) -> list[tuple[int, Metrics]]:
+  def unstack_metrics(self, metrics: Metrics, step: int) -> list[tuple[int, Metrics]]:
     """The metrics of a call that ended with `step` steps done, as (step, its metrics) of each."""
     if self.steps_per_call == 1:
       return [(step, metrics)]
-    return train_step.by_step(jax.device_get(metrics), step, self.penalty)
+    return train_step.unstack_metrics(jax.device_get(metrics), step, self.penalty)
 
   def _host_batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, last in ranges:

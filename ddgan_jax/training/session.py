@@ -63,7 +63,7 @@ class Session:
     config_lib.check_devices(config, jax.device_count())
     self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     self.mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
-    self.abstract_state = train_state.abstract(config, sharding.state_sharding(self.mesh))
+    self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(self.mesh))
     workdir_lib.check_workdir(workdir, config, self.checkpoints)
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)

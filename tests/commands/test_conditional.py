@@ -145,7 +145,7 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh))))
+  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
@@ -436,7 +436,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
 def always_labelled(config=None):
   """A run that was never trained without a label."""
   config = config or quick_config(label_dropout=0.0)
-  params = filled(train_state.abstract(config, None).ema_params)
+  params = filled(train_state.abstract_state(config, None).ema_params)
   return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
 
 
@@ -459,7 +459,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
-  abstract = train_state.abstract(config, sharding.state_sharding(mesh)).ema_params
+  abstract = train_state.abstract_state(config, sharding.state_sharding(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
   monkeypatch.setattr(measuring, '_TURN', 1e-9)

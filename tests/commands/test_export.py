@@ -48,7 +48,7 @@ def workdir(tmp_path_factory):
       return jax.random.key(0)
     return jnp.asarray(rng.standard_normal(leaf.shape) / 4 if leaf.ndim else 7, leaf.dtype)
 
-  state = jax.tree.map(fill, train_state.abstract(config, None))
+  state = jax.tree.map(fill, train_state.abstract_state(config, None))
   (folder / 'config.json').write_text(config_lib.to_json(config))
   checkpoints = Checkpoints(folder)
   checkpoints.save(state)

@@ -38,7 +38,7 @@ def filled(shapes, scale=0.3):
 
 
 def state_of(config):
-  shapes = train_state.abstract(config, None)
+  shapes = train_state.abstract_state(config, None)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (shapes.g_opt_state, shapes.d_opt_state))
   g_params, d_params = filled(shapes.g_params), filled(shapes.d_params)
   return train_state.TrainState(np.int32(0), jax.random.key(0), g_params, d_params, g_params, *zeros)
@@ -71,7 +71,7 @@ def test_trains_and_samples(fields):
   config = toy_config(**fields)
   mesh = sharding.make_mesh(jax.devices()[:2])
   before = state_of(config)
-  state = jax.device_put(before, sharding.tree_shardings(train_state.abstract(config, sharding.state_sharding(mesh))))
+  state = jax.device_put(before, sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=config.method != 'gaussian')
   for seed in range(3):
     x_0 = np.tanh(*normal((BATCH, 1, 1, 2), seed=seed))
@@ -172,7 +172,7 @@ def test_direct_denoising_never_uses_the_posterior():
 def test_only_x_0_ends_in_tanh():
   for prediction, bound in (('x_0', True), ('noise', False), ('x_t', False)):
     config = toy_config(prediction=prediction)
-    params = filled(train_state.abstract(config, None).g_params, scale=3)
+    params = filled(train_state.abstract_state(config, None).g_params, scale=3)
     generator, _ = train_state.make_networks(config)
     out = generator.apply({'params': params}, *normal((8, 1, 1, 2)), jnp.zeros(8, jnp.int32), *normal((8, 3)))
     assert (float(np.abs(out).max()) <= 1) == bound, prediction
@@ -274,7 +274,7 @@ def test_no_latent_in_the_u_net(resblock_type):
   fields = tiny_config_dict()
   fields['generator'] |= {'nz': 0, 'resblock_type': resblock_type}
   config = config_lib.from_config_dict(fields)
-  shapes = train_state.abstract(config, None).g_params
+  shapes = train_state.abstract_state(config, None).g_params
   names = {'/'.join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
   assert not [name for name in names if 'latent' in name or 'style' in name]
   assert 'middle_block_0/norm_0/scale' in names and 'middle_block_0/norm_1/bias' in names

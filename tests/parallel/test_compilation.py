@@ -31,7 +31,7 @@ def plain_step(tiny_config):
   def compiled():
     mesh = sharding.make_mesh(jax.devices()[:1])
     return train_step.make_step_fn(tiny_config, mesh, False).lower(
-        train_state.abstract(tiny_config, None), *train_step.inputs(tiny_config, mesh).values()).compile()
+        train_state.abstract_state(tiny_config, None), *train_step.abstract_batch(tiny_config, mesh).values()).compile()
 
   return compiled
 

@@ -128,7 +128,7 @@ def test_batches_are_those_of_the_ranges_in_order(several):
   config = programs.config
   expected = [pipeline.global_batch(source, config.data, config.seed, i)['image'] for i in (3, 7, 8, 9)]
   np.testing.assert_array_equal(np.concatenate(found), np.stack(expected).reshape(-1, *found[0].shape[1:]))
-  assert len(found) == 4 // several and found[0].shape == programs.inputs['image'].shape
+  assert len(found) == 4 // several and found[0].shape == programs.abstract_batch['image'].shape
 
 
 def test_closed_batches_are_read_no_further(monkeypatch):
