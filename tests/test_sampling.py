@@ -85,7 +85,7 @@ def test_many_images_in_parts(monkeypatch):
 
   expected = sampling.sample_each(7, indices, generator_fn, schedule, (4, 4, 1), 3)
   monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 2 * (16 + 3))
-  found = jax.jit(lambda: sampling.sample_many(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
+  found = jax.jit(lambda: sampling.sample_in_batches(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
   assert batches == [5, 2]
 

@@ -86,7 +86,7 @@ class Programs(StepPrograms):
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
   generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.timing_label(config.generator))
-  return sampling.sample_many(
+  return sampling.sample_in_batches(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 
 

@@ -37,7 +37,7 @@ def generate(
   if label is not None:
     labels.check_label(label, run.config.generator)
     label = np.atleast_1d(label)
-  most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
+  most = sampling.max_batch_size(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
   batch_size = min(batch_size, num, most)
 
   @compilation.jit

@@ -78,7 +78,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
     def sample(params, first):
       generator_fn, schedule = train_state.make_sampler(
           config, params, num_timesteps, labels.timing_label(config.generator))
-      return sampling.sample_many(
+      return sampling.sample_in_batches(
           0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
     return compilation.jit(sample)

@@ -203,7 +203,7 @@ def generator_fn(generator, params, schedule, **apply_kwargs):
 
   Returns:
     (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32; from a generator with prediction='x_t'
-    it is x_t, which a schedule made by `diffusion.without_posterior` leaves as it is.
+    it is x_t, which a schedule made by `diffusion.identity_posterior` leaves as it is.
   """
   output = output_fn(generator, params, schedule, **apply_kwargs)
   if generator.config.prediction != 'noise':

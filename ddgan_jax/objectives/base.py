@@ -170,7 +170,7 @@ class Objective(abc.ABC):
   def make_schedule(self, config: Config) -> diffusion.Schedule:
     """The tables of a run: those of `config.diffusion`, without a posterior where G predicts x_t itself."""
     schedule = diffusion.make_schedule(**vars(config.diffusion))
-    return diffusion.without_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
+    return diffusion.identity_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
 
   def default_steps(self, trained: int) -> int:
     """In how many steps a G trained with T = `trained` is sampled by default."""
@@ -203,5 +203,5 @@ class Objective(abc.ABC):
       raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
     if num_timesteps == trained:
       return predict, schedule
-    schedule, t_long = diffusion.respaced(schedule, num_timesteps)
+    schedule, t_long = diffusion.respace(schedule, num_timesteps)
     return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z), schedule

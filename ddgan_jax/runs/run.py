@@ -50,7 +50,7 @@ class Run:
 
     Args:
       key: a typed PRNG key, `jax.random.key(seed)`; used once.
-      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.most_at_once`).
+      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.max_batch_size`).
       label: of a conditional run: one label for all images, or [n] int32, one each; by default what the run was loaded
         with. Another label does not compile again.
 

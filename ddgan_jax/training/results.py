@@ -94,7 +94,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
     generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
-    most = sampling.most_at_once(schedule.num_timesteps, shape, latent_dim)
+    most = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
     if config.train.num_samples <= most:
       images = sampling.sample(
           jax.random.key(config.seed), generator_fn, schedule, (config.train.num_samples, *shape), latent_dim)
@@ -105,7 +105,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
         return sampling.sample_each(config.seed, indices, generator_fn, schedule, shape, latent_dim)
 
       rows = [np.arange(config.train.num_samples, dtype=np.int32), *([] if label is None else [label])]
-      images = sampling.in_parts(part, most, *rows)
+      images = sampling.map_in_batches(part, most, *rows)
     return images if config.data.is_points else sampling.to_uint8(images)
 
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()

@@ -151,7 +151,7 @@ def test_noise_prediction_goes_through_the_inversion():
 
 def test_direct_denoising_never_uses_the_posterior():
   """The sample is G applied T times, to the bit; x_{t+1} and the posterior's noise have no part in it."""
-  schedule = diffusion.without_posterior(schedule_of(4))
+  schedule = diffusion.identity_posterior(schedule_of(4))
   x_T, z, noise = normal((2, 4, 4, 1), (4, 2, 5), (4, 2, 4, 4, 1))
 
   def halve_and_shift(x_tp1, t, z):
@@ -181,21 +181,21 @@ def test_only_x_0_ends_in_tanh():
 def test_respaced_schedule():
   """Every 250th level of the 1000-step schedule is the 4-step schedule, and t_long names the same x_{t+1}."""
   long = schedule_of(1000)
-  short, t_long = diffusion.respaced(long, 4)
+  short, t_long = diffusion.respace(long, 4)
   np.testing.assert_array_equal(t_long, [249, 499, 749, 999])
   for field in dataclasses.fields(short):
     np.testing.assert_allclose(
         getattr(short, field.name), getattr(schedule_of(4), field.name), rtol=2e-4, atol=1e-6, err_msg=field.name)
   np.testing.assert_allclose(short.sigma_bar[np.arange(4) + 1], long.sigma_bar[t_long + 1], rtol=1e-5)
-  np.testing.assert_array_equal(diffusion.respaced(long, 1)[1], [999])
+  np.testing.assert_array_equal(diffusion.respace(long, 1)[1], [999])
   with pytest.raises(ValueError, match='num_timesteps: found 3, must be a divisor of 1000'):
-    diffusion.respaced(long, 3)
+    diffusion.respace(long, 3)
 
 
 def test_a_perfect_predictor_needs_no_small_steps():
   """Of x_0: any number of steps returns it. Of the noise: the same, if it is asked at the right long level."""
   long = schedule_of(1000)
-  short, t_long = diffusion.respaced(long, 4)
+  short, t_long = diffusion.respace(long, 4)
   x_0, = normal((3, 4, 4, 1))
   x_0 = np.tanh(x_0)
   draw = functools.partial(sampling.sample, jax.random.key(0), schedule=short, shape=(3, 4, 4, 1), latent_dim=0)
