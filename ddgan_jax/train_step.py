@@ -19,7 +19,7 @@ from ddgan_jax import objectives, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
 from ddgan_jax.objectives import penalties
-from ddgan_jax.objectives.base import HalfDraws, Metrics, Model, Objective, Rows
+from ddgan_jax.objectives.base import UpdateDraws, Metrics, Model, Objective, Rows
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.train_state import TrainState
@@ -28,8 +28,8 @@ from ddgan_jax.train_state import TrainState
 class Draws(NamedTuple):
   """All random numbers of one joint step: D's half and G's half share nothing but x_0."""
 
-  d: HalfDraws
-  g: HalfDraws
+  d: UpdateDraws
+  g: UpdateDraws
 
 
 def make_draws(
@@ -48,14 +48,14 @@ def make_draws(
     num_timesteps: T.
     latent_dim: nz.
     label_dropout: probability that a row's label is dropped, in either half by itself.
-    extra_noise: n of `HalfDraws.extra_noise`.
+    extra_noise: n of `UpdateDraws.extra_noise`.
   """
 
   def half(key):
     # One key for each kind of number; the optional ones come last, so that they change none of the others.
     count = 6 + bool(label_dropout) + bool(extra_noise)
     t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
-    return HalfDraws(
+    return UpdateDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
         noise_tp1=jax.random.normal(noise_tp1_key, shape),
@@ -137,12 +137,12 @@ def train_step(
   """
   optim = setup.optim
   g_optimizer, d_optimizer = train_state.make_optimizers(optim, setup.num_steps)
-  places = jnp.arange(x_0.shape[0])
+  row_indices = jnp.arange(x_0.shape[0])
 
-  def make_rows(half: HalfDraws) -> Rows:
+  def make_rows(half: UpdateDraws) -> Rows:
     dropped = label is not None and half.keep_label is not None
     kept = jnp.where(half.keep_label, label, labels.NONE) if dropped else label
-    return Rows(x_0, half, places, kept, state.step)
+    return Rows(x_0, half, row_indices, kept, state.step)
 
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if setup.objective.has_discriminator:

@@ -52,7 +52,7 @@ class Programs(StepPrograms):
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    return 1 / self.penalty.every if self.penalty.gamma else 0.0
+    return 1 / self.penalty.interval if self.penalty.gamma else 0.0
 
   def __getitem__(self, name: str) -> Program:
     self.start([name])

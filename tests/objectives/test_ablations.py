@@ -235,20 +235,20 @@ def test_augmentation_diffuses_what_comes_from_noise():
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
   rows = objectives.Rows(
-      x_0, objectives.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
+      x_0, objectives.UpdateDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
   seen = []
 
   def generate(params, x_tp1, t, z):
     np.testing.assert_array_equal(t, [3, 3, 3])
     return 0.1 * x_tp1 + z[:, :1, None, None]
 
-  def judge(params, *args):
+  def discriminator_fn(params, *args):
     seen.append(args)
     return jnp.zeros(3)
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
-  model = objectives.Model(generator, types.SimpleNamespace(apply=judge), schedule)
+  model = objectives.Model(generator, types.SimpleNamespace(apply=discriminator_fn), schedule)
   with jax.disable_jit():  # so that the arguments can be looked at
     loss, _ = objectives.AugmentedGan().generator_loss(model, None, None, rows)
   assert float(loss) == pytest.approx(np.log(2))
