@@ -207,7 +207,7 @@ class Checkpoints:
     def read(folder):
       return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
 
-    return self._checked(target, step, read)
+    return self._read_verified(target, step, read)
 
   def restore_ema(self, target: Any, step: int) -> Any:
     """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
@@ -217,7 +217,7 @@ class Checkpoints:
       return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(
           partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
 
-    return self._checked(partial, step, read)['ema_params']
+    return self._read_verified(partial, step, read)['ema_params']
 
   def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
     """Reads the newest good state (see `restore`), to resume from it; None if there is no checkpoint.
@@ -225,20 +225,20 @@ class Checkpoints:
     `say` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
     saved again. Raises CheckpointError if none is good, or they belong to another config; nothing is changed then.
     """
-    found = self._walk_back(self.restore, target, say)
+    found = self._restore_newest_good(self.restore, target, say)
     if found is None:
       return None
     if found[2]:
       self.close()  # Orbax remembers what it has seen
-      consensus.run_on_main(lambda: [self._set_aside(step, say) for step in found[2]])
+      consensus.run_on_main(lambda: [self._rename_damaged(step, say) for step in found[2]])
     return found[0]
 
   def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
     """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
-    found = self._walk_back(self.restore_ema, target, say)
+    found = self._restore_newest_good(self.restore_ema, target, say)
     return found and found[:2]
 
-  def _walk_back(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
+  def _restore_newest_good(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
     self.wait()
     refused: dict[int, str] = {}
     step = self._newest()
@@ -262,7 +262,7 @@ class Checkpoints:
     step = consensus.broadcast_from_main(max((step for step in self.steps() if step < below), default=-1))
     return None if step < 0 else step
 
-  def _set_aside(self, step: int, say: Callable[[str], None]) -> None:
+  def _rename_damaged(self, step: int, say: Callable[[str], None]) -> None:
     aside, number = self.folder / f'{step}.damaged', 1
     while aside.exists():
       number += 1
@@ -278,7 +278,7 @@ class Checkpoints:
               create=True, preservation_policy=self, cleanup_tmp_directories=True))
     return self._manager
 
-  def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
+  def _read_verified(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
     """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
     folder = self.folder / str(step)
     for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside

@@ -50,9 +50,9 @@ class Meter:
     Raises Diverged if metrics of an earlier step are not finite.
     """
     self._in_flight.append((step, metrics, program))
-    self.settle(_IN_FLIGHT if self._progress.started else 0)
+    self.drain(_IN_FLIGHT if self._progress.started else 0)
 
-  def settle(self, most: int = 0) -> None:
+  def drain(self, most: int = 0) -> None:
     """Waits until at most `most` calls are in flight, and reports those whose turn it is.
 
     Raises Diverged if metrics are not finite; checked at every report, and for all steps if `most` is 0.

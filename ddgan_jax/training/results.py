@@ -42,7 +42,7 @@ class Results:
     self._sample = compilation.run_in_background(
         lambda: Program(make_sample_fn(session.config, session.mesh, session.abstract_state.ema_params)))
 
-  def show(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
+  def write(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
     """Shows a state that is saved, after `step` steps; what a signal interrupts is left out.
 
     `sample` writes its sample grid, once `start` has compiled the program; `evaluate` measures it, and records the
@@ -57,7 +57,7 @@ class Results:
     """Shows what is still missing of the last step."""
     missing = self._session.last_step.missing()
     self._session.note(f'All {step:,} steps are done; still missing: {missing_names(missing)}.')
-    self.show(state, step, *missing)
+    self.write(state, step, *missing)
 
   def _write_grid(self, program: Program, state: TrainState, step: int) -> None:
     session, config = self._session, self._session.config
