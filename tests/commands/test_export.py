@@ -148,7 +148,7 @@ def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeyp
   run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
 
   def exported(most):
-    monkeypatch.setattr(sampling, '_MOST_NOISE', most * 30 * (8 * 8 + 4))
+    monkeypatch.setattr(sampling, '_MAX_NOISE', most * 30 * (8 * 8 + 4))
     return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
 
   def compiled(sample, indices):

@@ -76,6 +76,6 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
     return sample_given_noise(generator_fn, schedule, x_T, z, noise)
 
   monkeypatch.setattr(sampling, 'sample_given_noise', counted)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 100 * (2 + config.generator.nz))
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 2 * 100 * (2 + config.generator.nz))
   np.testing.assert_allclose(image_output.generate(loaded, 6, seed=0), at_once, atol=1e-6)
   assert batches == [2]  # traced once
