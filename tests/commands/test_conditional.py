@@ -15,7 +15,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import edit, export, models, sample, sampling, train_state, train_step
 from ddgan_jax.benchmark import performance
 from ddgan_jax.cli import image_output
-from ddgan_jax.compare import measuring
+from ddgan_jax.compare import measurement
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
@@ -462,11 +462,11 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
-  monkeypatch.setattr(measuring, '_TURN', 1e-9)
-  monkeypatch.setattr(measuring, '_POINTS', 40)
+  monkeypatch.setattr(measurement, '_MIN_SECONDS', 1e-9)
+  monkeypatch.setattr(measurement, '_NUM_POINTS', 40)
   toy = always_labelled(conditional(label_dropout=0.0))
   rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
-  measuring.time_samplers(rows, repeats=1)
+  measurement.time_samplers(rows, repeats=1)
   drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
   np.testing.assert_array_equal(rows[0]['samples'], image_output.generate(run, 100, 0, label=drawn))
   assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)
