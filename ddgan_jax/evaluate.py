@@ -64,26 +64,26 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
   run, images = _measured(args, config, mesh)
   if 'label_accuracy' in metrics:
-    evaluator.check_asked(images)
+    evaluator.check_labelled(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
     _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, say)
     return
-  source = reference = judge = None
-  if config and (evaluator.needs_judge(metrics) or not args.reference):
+  source = reference = classifier = None
+  if config and (evaluator.needs_classifier(metrics) or not args.reference):
     source = sources.load_source(config.data, say)
     consensus.meet('data')  # which may take one machine much longer than another
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:
-    reference = image_sets.of_data(source, config.data)
+    reference = image_sets.dataset_images(source, config.data)
   if args.jpeg:
-    images, reference = image_sets.as_jpeg(images), image_sets.as_jpeg(reference)
-  if evaluator.needs_judge(metrics) and source:
-    judge = modes.load_judge(source, say), config.data.stack == 3
+    images, reference = image_sets.compress_jpeg(images), image_sets.compress_jpeg(reference)
+  if evaluator.needs_classifier(metrics) and source:
+    classifier = modes.load_classifier(source, say), config.data.stack == 3
   measure = evaluator.Evaluator(
-      metrics, reference, mesh, args.num, args.batch_size, judge,
+      metrics, reference, mesh, args.num, args.batch_size, classifier,
       {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, say, args.splits)
   if not args.statistics:
     _finish(measure.evaluate(images), run, args, say)
@@ -101,11 +101,11 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
 
   if args.workdir:
     run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh))
-    sampled = image_sets.of_generator(run.config, args.seed, mesh, args.num_timesteps)
+    sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps)
     return run, sampled(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
   images = None
   if args.images:
-    images = image_sets.of_files(args.images, config.data.num_channels if config else 3)
+    images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
     checks.check_enough(f'{args.images}: images', images.size, args.force, '--force')
   return None, images
 
@@ -125,7 +125,7 @@ def _finish(report: dict, run: Any, args: types.SimpleNamespace, say: Callable[[
   if args.out:
     from etils import epath
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
-  say(f'As JSON: {args.out or reports.keep(args.workdir, report)}')
+  say(f'As JSON: {args.out or reports.save(args.workdir, report)}')
 
 
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:

@@ -130,7 +130,7 @@ MISTAKES = {
     'metrics.precision_recall.precision_recall(Z, Z, k=0)': (ValueError, 'k: found 0, must be at least 1'),
     'metrics.inception.features({}, X)': (
         ValueError, 'images: found float32 (4, 8, 8, 1), must be uint8 (number, height, width, 1 or 3 channels)'),
-    'points.modes_of_points(np.zeros((5, 3)))': (
+    'points.count_point_modes(np.zeros((5, 3)))': (
         ValueError, 'points: found float64 [5, 3], must be numbers [n, xy=2]'),
     'ddgan_jax.load(3)': (TypeError, 'workdir: found 3, must be a path'),
     'ddgan_jax.load("runs/x", step="newest")': (TypeError, "step: found 'newest', must be an integer"),

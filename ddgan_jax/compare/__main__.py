@@ -67,7 +67,7 @@ def _compare(args: types.SimpleNamespace) -> None:
   app.configure()
   mesh = sharding.make_mesh()
   source = sources.load_source(base.data)
-  evaluate = evaluator.against_data(base, source, mesh)  # what is missing is missed now
+  evaluate = evaluator.make_data_evaluator(base, source, mesh)  # what is missing is missed now
   for name, config in configs.items():
     decay = config.optim.ema_decay
     print(f'--- {comparison.METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'

@@ -48,7 +48,7 @@ def measure(
       asked = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
       if report is None or report.get('asked') != asked:
         print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
-        images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
+        images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
         report = evaluate(images(run.params, name)) | {'asked': asked}
         try:
           with files.atomic_write(path) as file:

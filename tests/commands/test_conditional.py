@@ -408,8 +408,8 @@ def test_a_label_of_an_exported_run(finished, tmp_path):
 def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):
   run = lively(finished)
   mesh = sharding.make_mesh()
-  images = image_sets.of_generator(run.config, 5, mesh)(run.params, 'run')
-  asked = images.asked(16)
+  images = image_sets.generated_images(run.config, 5, mesh)(run.params, 'run')
+  asked = images.requested_labels(16)
   assert len(set(asked)) > 4
   expected = image_output.generate(run, 16, seed=5, label=asked)
   assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
@@ -419,18 +419,18 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   """The metric on the data themselves: nearly 1 with their own labels, what chance gives with others."""
   source = sources.load_source(run_config.data)
   pictures, known = source.gather(np.arange(400))
-  evaluate = evaluator.against_data(
+  evaluate = evaluator.make_data_evaluator(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
       say=lambda text: None)
   found = []
   for asked in (known, (known + 1) % 10):
-    images = image_sets.of_array(pictures, 'digits')._replace(asked=lambda num, asked=asked: asked[:num])
+    images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, asked=asked: asked[:num])
     report = evaluate(images)
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
   assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
-    evaluate(image_sets.of_array(pictures, 'digits'))
+    evaluate(image_sets.array_images(pictures, 'digits'))
 
 
 def always_labelled(config=None):
