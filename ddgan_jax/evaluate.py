@@ -106,7 +106,7 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
   images = None
   if args.images:
     images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
-    checks.check_enough(f'{args.images}: images', images.size, args.force, '--force')
+    checks.check_num_samples(f'{args.images}: images', images.size, args.force, '--force')
   return None, images
 
 
@@ -137,7 +137,7 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if args.metrics:
     checks.check_metrics('--metrics', args.metrics)
   if not args.statistics:
-    checks.check_enough('--num', args.num, args.force, '--force')
+    checks.check_num_samples('--num', args.num, args.force, '--force')
   if args.config:
     return config_lib.from_config_dict(args.config.fields)
   if args.statistics:

@@ -53,7 +53,7 @@ def _compare(args: types.SimpleNamespace) -> None:
   names = comparison.select_methods(args.methods or (_QUICK_METHODS if args.quick else None))
   comparison.check_metrics(base)
   num = min(args.num, _QUICK_NUM) if args.quick else args.num
-  checks.check_enough('--num', num, args.force or args.quick, '--force')
+  checks.check_num_samples('--num', num, args.force or args.quick, '--force')
   num_steps = min(base.train.num_steps, _QUICK_STEPS) if args.quick else base.train.num_steps
   configs = {name: comparison.method_config(base, comparison.METHODS[name], num_steps) for name in names}
   base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))

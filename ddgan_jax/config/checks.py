@@ -24,7 +24,7 @@ FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
 # What `metrics.evaluator` can measure.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
-ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
+MIN_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
 
 # The methods, each with what its G may predict and why nothing else. Everything else about a method is in `objectives`;
 # this table is here because a config is checked when it is made, and imports run downward only.
@@ -35,18 +35,18 @@ PREDICTIONS = {
 }
 
 # Said once, in the section named, and carried into the networks.
-_OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
-SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
+_IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
+SHARED = {'generator': _IMAGE_FIELDS, 'discriminator': {**_IMAGE_FIELDS, 'num_classes': 'generator'}}
 
 
-def one_of(*choices: Any, default: Any = None) -> Any:
+def choice(*choices: Any, default: Any = None) -> Any:
   """A dataclass field with these choices; the first is the default unless another is."""
   return dataclasses.field(default=choices[0] if default is None else default, metadata={'choices': choices})
 
 
-def number(default: float, *, least: float, below: float | None = None) -> Any:
-  """A dataclass field for a number of at least `least` and, unless that is None, below `below`."""
-  return dataclasses.field(default=default, metadata={'least': least, 'below': below})
+def number(default: float, *, minimum: float, below: float | None = None) -> Any:
+  """A dataclass field for a number of at least `minimum` and, unless that is None, below `below`."""
+  return dataclasses.field(default=default, metadata={'minimum': minimum, 'below': below})
 
 
 def check_fields(prefix: str, section: Any) -> None:
@@ -54,24 +54,24 @@ def check_fields(prefix: str, section: Any) -> None:
   for field in dataclasses.fields(section):
     name, value, limits = f'{prefix}{field.name}', getattr(section, field.name), field.metadata
     if 'choices' in limits:
-      _choice(name, value, limits['choices'])
-    elif 'least' in limits and limits['below'] is None:
-      _at_least(name, value, limits['least'])
-    elif 'least' in limits and not limits['least'] <= value < limits['below']:
-      raise ConfigError(f'{name}: found {value}, must be in [{limits["least"]}, {limits["below"]})')
+      _check_choice(name, value, limits['choices'])
+    elif 'minimum' in limits and limits['below'] is None:
+      _check_minimum(name, value, limits['minimum'])
+    elif 'minimum' in limits and not limits['minimum'] <= value < limits['below']:
+      raise ConfigError(f'{name}: found {value}, must be in [{limits["minimum"]}, {limits["below"]})')
 
 
-def _choice(name: str, value: Any, choices: tuple) -> None:
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
   if value not in choices:
     raise ConfigError(f'{name}: found {value!r}, must be one of {", ".join(map(repr, choices))}')
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-  if value < least:
-    raise ConfigError(f'{name}: found {value}, must be at least {least}')
+def _check_minimum(name: str, value: float, minimum: float) -> None:
+  if value < minimum:
+    raise ConfigError(f'{name}: found {value}, must be at least {minimum}')
 
 
-def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
+def make_section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
   """The section `name` as a `cls`, with the fields `carried` over. Raises ConfigError for a field that cannot be."""
   if not isinstance(raw, Mapping):
     raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
@@ -79,12 +79,12 @@ def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
   for field in raw:
     if field in carried:
       raise ConfigError(f'{name}.{field}: is said once, as {SHARED[name][field]}.{field}')
-  known(f'{name}.', raw, types)
-  values = {field: typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
+  check_known(f'{name}.', raw, types)
+  values = {field: convert(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
   return cls(**values, **carried)
 
 
-def known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def check_known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
   """Raises ConfigError for the first field of `raw` that `types` lacks."""
   for field in raw:
     if field not in types:
@@ -93,12 +93,12 @@ def known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None
       raise ConfigError(f'{prefix}{field}: no such field; {hint}')
 
 
-def typed(name: str, value: Any, kind: Any) -> Any:
+def convert(name: str, value: Any, kind: Any) -> Any:
   """`value` as `kind` (an integer will do for a float). Raises ConfigError if it is something else, or not finite."""
   if typing.get_origin(kind) is tuple:
     if not isinstance(value, (tuple, list)):
       raise ConfigError(f'{name}: found {value!r}, must be a tuple')
-    return tuple(typed(name, item, typing.get_args(kind)[0]) for item in value)
+    return tuple(convert(name, item, typing.get_args(kind)[0]) for item in value)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -157,7 +157,7 @@ def check_discriminator(d: DiscriminatorConfig) -> None:
 
 
 def _check_method(c: Config) -> None:
-  _choice('method', c.method, tuple(PREDICTIONS))
+  _check_choice('method', c.method, tuple(PREDICTIONS))
   possible, why = PREDICTIONS[c.method]
   if c.generator.prediction not in possible:
     raise ConfigError(
@@ -167,7 +167,7 @@ def _check_method(c: Config) -> None:
 
 def _check_points(c: Config) -> None:
   if not c.data.is_points:
-    _choice('data.num_channels', c.data.num_channels, (1, 3))
+    _check_choice('data.num_channels', c.data.num_channels, (1, 3))
     return
   for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
     found = getattr(c.data, field)
@@ -225,22 +225,22 @@ def check_run(c: Config) -> None:
                       'generator.num_classes above 0')
   if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
     raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have only the metric modes')
-  check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
+  check_num_samples('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
 
 
 def check_metrics(name: str, metrics: Sequence[str]) -> None:
   """Raises ConfigError unless `metrics` are one or more that can be measured."""
   for metric in metrics:
-    _choice(name, metric, METRICS)
+    _check_choice(name, metric, METRICS)
   if not metrics:
     raise ConfigError(f'{name}: is empty, must be some of {", ".join(METRICS)}')
 
 
-def check_enough(name: str, num: int, force: bool, how: str) -> None:
+def check_num_samples(name: str, num: int, force: bool, how: str) -> None:
   """Raises ConfigError for a number of samples that biases what is measured, unless it is forced."""
-  _at_least(name, num, 2)
-  if num < ENOUGH_SAMPLES and not force:
-    raise ConfigError(f'{name}: found {num:,}, and fewer than {ENOUGH_SAMPLES:,} samples bias what is measured; '
+  _check_minimum(name, num, 2)
+  if num < MIN_SAMPLES and not force:
+    raise ConfigError(f'{name}: found {num:,}, and fewer than {MIN_SAMPLES:,} samples bias what is measured; '
                       f'{how} measures all the same')
 
 

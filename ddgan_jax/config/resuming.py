@@ -10,10 +10,10 @@ from ddgan_jax.config.schema import Config, flatten, from_json
 
 # Fields that may differ between a run and the config that continues it, whole sections with a dot: they do not change a
 # step's arithmetic beyond rounding, except num_steps, which stretches the cosine and is announced.
-MAY_CHANGE = (
+CHANGEABLE_FIELDS = (
     'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
     'eval.', 'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
-_OF_THE_MACHINE = 'parallel.fsdp'  # fits the number of devices, so the recipe's value counts
+_MACHINE_FIELD = 'parallel.fsdp'  # fits the number of devices, so the recipe's value counts
 
 
 def stored_config(workdir: str) -> Config | None:
@@ -32,7 +32,7 @@ def has_checkpoint(workdir: str) -> bool:
   return folder.exists() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
-def keep(
+def merge_stored(
     fields: Mapping[str, Any], overrides: Collection[str], stored: Config) -> tuple[dict[str, Any], dict[str, tuple]]:
   """A recipe as a run resumes with it: fields that may change keep the run's value unless the command line sets them.
 
@@ -50,7 +50,8 @@ def keep(
   kept = {}
   for name, value in flatten(stored).items():
     section, _, field = name.partition('.')
-    if name in (*overrides, _OF_THE_MACHINE) or not name.startswith(MAY_CHANGE) or nested[section][field] == value:
+    is_fixed = name in (*overrides, _MACHINE_FIELD) or not name.startswith(CHANGEABLE_FIELDS)
+    if is_fixed or nested[section][field] == value:
       continue
     kept[name] = value, nested[section][field]
     nested[section][field] = value

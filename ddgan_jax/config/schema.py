@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddgan_jax.config import checks
-from ddgan_jax.config.checks import SHARED, known, number, one_of, section, typed
+from ddgan_jax.config.checks import SHARED, check_known, choice, convert, make_section, number
 from ddgan_jax.config.errors import ConfigError
 
 
@@ -59,16 +59,16 @@ class DataConfig(_Section):
   split: str = 'train'
   data_dir: str = ''
   cache_dir: str = ''
-  cache: str = one_of('array', 'none')
+  cache: str = choice('array', 'none')
   skip_bad: bool = False
-  image_size: int = number(32, least=1)
+  image_size: int = number(32, minimum=1)
   num_channels: int = 3
   batch_size: int = 256
-  resize: str = one_of('none', 'crop', 'cover', 'pad')
+  resize: str = choice('none', 'crop', 'cover', 'pad')
   flip: bool = False
-  stack: int = one_of(1, 3)
-  num_stacks: int = number(0, least=0)
-  num_workers: int = number(0, least=0)
+  stack: int = choice(1, 3)
+  num_stacks: int = number(0, minimum=0)
+  num_workers: int = number(0, minimum=0)
 
   @property
   def is_points(self) -> bool:
@@ -85,8 +85,8 @@ class DataConfig(_Section):
 class DiffusionConfig(_Section):
   """The forward process: `kind` is `vp` or `geometric`, see `diffusion.make_schedule`."""
 
-  num_timesteps: int = number(4, least=1)
-  kind: str = one_of('vp', 'geometric')
+  num_timesteps: int = number(4, minimum=1)
+  kind: str = choice('vp', 'geometric')
   beta_min: float = 0.1
   beta_max: float = 20.0
 
@@ -130,22 +130,22 @@ class GeneratorConfig(_Section):
     stack: images that one label describes, each by one of its digits (`labels`).
   """
 
-  kind: str = one_of('ncsnpp', 'mlp')
-  prediction: str = one_of('x_0', 'noise', 'x_t')
-  image_size: int = number(32, least=1)
-  num_channels: int = number(3, least=1)
-  num_channels_dae: int = number(128, least=1)
+  kind: str = choice('ncsnpp', 'mlp')
+  prediction: str = choice('x_0', 'noise', 'x_t')
+  image_size: int = number(32, minimum=1)
+  num_channels: int = number(3, minimum=1)
+  num_channels_dae: int = number(128, minimum=1)
   ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-  num_res_blocks: int = number(2, least=1)
+  num_res_blocks: int = number(2, minimum=1)
   attn_resolutions: tuple[int, ...] = (16,)
-  nz: int = number(100, least=0)
-  z_emb_dim: int = number(256, least=1)
-  n_mlp: int = number(4, least=0)
-  resblock_type: str = one_of('biggan', 'biggan_oneadagn', 'ddpm')
-  progressive: str = one_of('none', 'output_skip', 'residual')
-  progressive_input: str = one_of('none', 'input_skip', 'residual', default='residual')
-  progressive_combine: str = one_of('sum', 'cat')
-  embedding_type: str = one_of('positional', 'fourier')
+  nz: int = number(100, minimum=0)
+  z_emb_dim: int = number(256, minimum=1)
+  n_mlp: int = number(4, minimum=0)
+  resblock_type: str = choice('biggan', 'biggan_oneadagn', 'ddpm')
+  progressive: str = choice('none', 'output_skip', 'residual')
+  progressive_input: str = choice('none', 'input_skip', 'residual', default='residual')
+  progressive_combine: str = choice('sum', 'cat')
+  embedding_type: str = choice('positional', 'fourier')
   fourier_scale: float = 16.0
   fir: bool = True
   fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
@@ -154,9 +154,9 @@ class GeneratorConfig(_Section):
   conditional: bool = True
   centered: bool = True
   not_use_tanh: bool = False
-  dropout: float = number(0.0, least=0, below=1)
-  num_classes: int = number(0, least=0)
-  label_dropout: float = number(0.1, least=0, below=1)
+  dropout: float = number(0.0, minimum=0, below=1)
+  num_classes: int = number(0, minimum=0)
+  label_dropout: float = number(0.1, minimum=0, below=1)
   stack: int = 1
 
   def __post_init__(self):
@@ -192,12 +192,12 @@ class DiscriminatorConfig(_Section):
     num_classes, stack: of the labels, as in `GeneratorConfig`; D weighs its features by them (Miyato and Koyama, 2018).
   """
 
-  kind: str = one_of('small', 'large', 'tiny', 'mlp')
-  image_size: int = number(32, least=1)
-  num_channels: int = number(3, least=1)
-  ngf: int = number(64, least=1)
+  kind: str = choice('small', 'large', 'tiny', 'mlp')
+  image_size: int = number(32, minimum=1)
+  num_channels: int = number(3, minimum=1)
+  ngf: int = number(64, minimum=1)
   t_emb_dim: int = 256
-  stddev_group: int = number(4, least=1)
+  stddev_group: int = number(4, minimum=1)
   num_classes: int = 0
   stack: int = 1
 
@@ -221,12 +221,12 @@ class OptimConfig(_Section):
 
   lr_g: float = 1.6e-4
   lr_d: float = 1.25e-4
-  lr_min: float = number(1e-5, least=0)
-  beta1: float = number(0.5, least=0, below=1)
-  beta2: float = number(0.9, least=0, below=1)
-  ema_decay: float = number(0.9999, least=0, below=1)
-  r1_gamma: float = number(0.02, least=0)
-  lazy_reg: int = number(15, least=1)
+  lr_min: float = number(1e-5, minimum=0)
+  beta1: float = number(0.5, minimum=0, below=1)
+  beta2: float = number(0.9, minimum=0, below=1)
+  ema_decay: float = number(0.9999, minimum=0, below=1)
+  r1_gamma: float = number(0.02, minimum=0)
+  lazy_reg: int = number(15, minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,16 +248,16 @@ class TrainConfig(_Section):
       num_steps and all the `_every` above must be multiples of it, and a signal is heeded between calls.
   """
 
-  num_steps: int = number(400_000, least=1)
-  log_every: int = number(100, least=1)
-  eval_every: int = number(0, least=0)
-  sample_every: int = number(5_000, least=1)
-  checkpoint_every: int = number(5_000, least=1)
-  keep_checkpoints: int = number(2, least=1)
-  num_samples: int = number(64, least=1)
-  on_nonfinite: str = one_of('stop', 'rollback')
-  profile_steps: int = number(0, least=0)
-  steps_per_call: int = number(1, least=1)
+  num_steps: int = number(400_000, minimum=1)
+  log_every: int = number(100, minimum=1)
+  eval_every: int = number(0, minimum=0)
+  sample_every: int = number(5_000, minimum=1)
+  checkpoint_every: int = number(5_000, minimum=1)
+  keep_checkpoints: int = number(2, minimum=1)
+  num_samples: int = number(64, minimum=1)
+  on_nonfinite: str = choice('stop', 'rollback')
+  profile_steps: int = number(0, minimum=0)
+  steps_per_call: int = number(1, minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +274,7 @@ class EvalConfig(_Section):
 
   metrics: tuple[str, ...] = ('fid',)
   num: int = 10_000
-  batch_size: int = number(200, least=1)
+  batch_size: int = number(200, minimum=1)
   force: bool = False
 
 
@@ -290,9 +290,9 @@ class ParallelConfig(_Section):
     remat: compute each residual block again in the backward pass instead of keeping what is inside: the same trade.
   """
 
-  dtype: str = one_of('float32', 'bfloat16')
-  fsdp: int = number(1, least=1)
-  accumulation: int = number(1, least=1)
+  dtype: str = choice('float32', 'bfloat16')
+  fsdp: int = number(1, minimum=1)
+  accumulation: int = number(1, minimum=1)
   remat: bool = False
 
 
@@ -308,7 +308,7 @@ class Config:
   """
 
   method: str = 'ddgan'
-  seed: int = number(0, least=0, below=2**32)
+  seed: int = number(0, minimum=0, below=2**32)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
   generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
@@ -339,17 +339,17 @@ def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
   """
   raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
   types = typing.get_type_hints(Config)
-  known('', raw, types)
-  data = section('data', raw.get('data', {}), DataConfig, {})
+  check_known('', raw, types)
+  data = make_section('data', raw.get('data', {}), DataConfig, {})
   built: dict[str, Any] = {'data': data}
   for name, cls in types.items():
     if name in built:
       continue
     if not dataclasses.is_dataclass(cls):
-      built[name] = typed(name, raw.get(name, getattr(Config, name)), cls)
+      built[name] = convert(name, raw.get(name, getattr(Config, name)), cls)
       continue
     carried = {field: getattr(built[source], field) for field, source in SHARED.get(name, {}).items()}
-    built[name] = section(name, raw.get(name, {}), cls, carried)
+    built[name] = make_section(name, raw.get(name, {}), cls, carried)
   return Config(**built)
 
 

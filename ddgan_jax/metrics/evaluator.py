@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.config.checks import ENOUGH_SAMPLES, check_metrics
+from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
@@ -139,7 +139,7 @@ class Evaluator:
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
-        'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+        'biased': num < MIN_SAMPLES, 'metrics': {}}
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
         'vgg16': ['fc2'], 'classifier': ['mode', 'certain']}
@@ -324,7 +324,7 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
   metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
   metrics['modes']['out_of'] = len(data_points.CENTRES)
-  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < MIN_SAMPLES,
           'metrics': metrics}
 
 
@@ -387,5 +387,5 @@ def table(report: dict[str, Any]) -> str:
       text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
   if report['biased']:
-    lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')
+    lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
   return '\n'.join(lines)

@@ -48,7 +48,7 @@ def _array(name: str, x: Any, kinds: tuple, expected: str, hint: str, axes: str,
   shape = '' if axes == '...' else ' [' + ', '.join(
       f'{axis}={sizes[axis]}' if axis in sizes else axis for axis in axes.split()) + ']'
   if not hasattr(x, 'shape') or not hasattr(x, 'dtype'):
-    raise TypeError(f'{name}: found {described(x)}, must be an array of {expected}{shape}')
+    raise TypeError(f'{name}: found {describe(x)}, must be an array of {expected}{shape}')
   message = f'{name}: found {x.dtype} {_listed(x.shape)}, must be {expected}{shape}{hint}'
   if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
     raise TypeError(message)
@@ -95,43 +95,43 @@ def whole(name: str, value: Any, low: int, high: int | None = None, meaning: str
 def integer(name: str, value: Any) -> None:
   """Refuses all but an integer, of Python or NumPy."""
   if isinstance(value, (bool, np.ndarray, jax.Array)) or not hasattr(value, '__index__'):
-    raise TypeError(f'{name}: found {described(value)}, must be an integer')
+    raise TypeError(f'{name}: found {describe(value)}, must be an integer')
 
 
 def shape(name: str, value: Any, *axes: str) -> None:
   """Refuses all but a tuple of positive integers, one for each axis of one of `axes`; a size may be symbolic."""
   expected = ' or '.join(f'({", ".join(names.split())})' for names in axes)
   if not isinstance(value, Sequence) or len(value) not in {len(names.split()) for names in axes}:
-    raise ValueError(f'{name}: found {described(value)}, must be {expected}')
+    raise ValueError(f'{name}: found {describe(value)}, must be {expected}')
   if any(size is None or isinstance(size, (bool, float, str)) or (isinstance(size, (int, np.integer)) and size < 1)
          for size in value):
-    raise ValueError(f'{name}: found {described(value)}, must be positive integers {expected}')
+    raise ValueError(f'{name}: found {describe(value)}, must be positive integers {expected}')
 
 
 def key(name: str, value: Any) -> None:
   """Refuses all but one typed PRNG key, as `jax.random.key` makes it."""
   dtype = getattr(value, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or value.shape:
-    raise TypeError(f'{name}: found {described(value)}, must be one typed PRNG key; use jax.random.key(seed)')
+    raise TypeError(f'{name}: found {describe(value)}, must be one typed PRNG key; use jax.random.key(seed)')
 
 
 def instance(name: str, value: Any, kind: type, how: str = '') -> None:
   """Refuses all but an instance of `kind`; `how` ends the sentence with where to get one."""
   if not isinstance(value, kind):
-    raise TypeError(f'{name}: found {described(value)}, must be a {kind.__name__}{how and f"; {how}"}')
+    raise TypeError(f'{name}: found {describe(value)}, must be a {kind.__name__}{how and f"; {how}"}')
 
 
 def function(name: str, value: Callable, arguments: str) -> None:
   """Refuses what cannot be called."""
   if not callable(value):
-    raise TypeError(f'{name}: found {described(value)}, must be a function of {arguments}')
+    raise TypeError(f'{name}: found {describe(value)}, must be a function of {arguments}')
 
 
 def _listed(shape: Sequence[int]) -> str:
   return f'[{", ".join(map(str, shape))}]'
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
   """A value in a few words: small ones as they are, arrays by shape, others by type."""
   if hasattr(value, 'dtype') and hasattr(value, 'shape'):
     return f'{value.dtype} {_listed(value.shape)}'

@@ -77,7 +77,7 @@ def test_batches_are_stacked_in_order():
     finally:
       closed.append(True)
 
-  stacked = pipeline.stacked(batches(), 3)
+  stacked = pipeline.stack_batches(batches(), 3)
   first = next(stacked)
   assert first['image'].shape == (3, 2, 1) and first['label'][:, 0].tolist() == [0, 1, 2]
   assert next(stacked)['image'][:, 0, 0].tolist() == [3, 4, 5] and next(stacked, None) is None and closed
