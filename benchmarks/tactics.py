@@ -328,8 +328,8 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
   if name.endswith(_BY_DEFAULT):
     jit = jax.jit
   elif name.endswith(_JAX_LAYOUTS):
-    jit = functools.partial(jax.jit, compiler_options=compilation.options(jax.default_backend()))
-  with convolution.one_layout_on_cpus(not name.endswith(_JAX_LAYOUTS)):
+    jit = functools.partial(jax.jit, compiler_options=compilation.compiler_options(jax.default_backend()))
+  with convolution.cpu_convolution_layout(not name.endswith(_JAX_LAYOUTS)):
     run = jit(function).lower(*args).compile()
   return functools.partial(run, *args), time.perf_counter() - begun
 

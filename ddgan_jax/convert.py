@@ -79,7 +79,7 @@ def _read(args: types.SimpleNamespace) -> None:
   from ddgan_jax.runs.checkpoints import Checkpoints
 
   checkpoints = Checkpoints(workdir)
-  workdir_lib.check_space(workdir, config, checkpoints, train_state.abstract(config, None))
+  workdir_lib.check_space(workdir, config, checkpoints, train_state.abstract_state(config, None))
   try:
     checkpoints.save(state)
   except UserError as error:
@@ -129,7 +129,7 @@ def _write(args: types.SimpleNamespace) -> None:
   steps = args.steps_per_epoch or conversion.steps_per_epoch(workdir, run.config)
   epoch, num_epochs = run.step // steps, -(-run.config.train.num_steps // steps)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  state = Checkpoints(workdir).restore(train_state.abstract(run.config, device), run.step)
+  state = Checkpoints(workdir).restore(train_state.abstract_state(run.config, device), run.step)
   torch_writer.write_checkpoint(file, resume_file.content_from_state(state, run.config, epoch, num_epochs))
   print(f'{file}: G, D, both Adam states and the EMA of {workdir} at step {run.step:,}, epoch {epoch:,} of '
         f'{num_epochs:,}.')

@@ -19,8 +19,8 @@ import numpy as np
 from ddgan_jax.utils import checks
 
 __all__ = [
-    'Schedule', 'make_schedule', 'q_sample', 'q_sample_pair', 'q_step', 'respaced', 'sample_posterior',
-    'without_posterior', 'x_0_from_noise']
+    'Schedule', 'make_schedule', 'q_sample', 'q_sample_pair', 'q_step', 'respace', 'sample_posterior',
+    'identity_posterior', 'x_0_from_noise']
 
 _FIRST_TIME = 1e-3  # s_0: the grid starts just above 0, as in score SDEs
 _BETA_0 = 1e-8  # vanishes in float32, so that level 0 is the clean image
@@ -95,7 +95,7 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
   return _from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])
 
 
-def respaced(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarray]:
+def respace(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarray]:
   """The same forward process in fewer, larger steps: every (T / num_timesteps)-th level of `schedule`.
 
   For Gaussian diffusion that is to be sampled in fewer steps than it was trained with (Nichol and Dhariwal, 2021,
@@ -123,7 +123,7 @@ def respaced(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarr
   return _from_betas(1 - alpha_bar[1:] / alpha_bar[:-1]), t_long
 
 
-def without_posterior(schedule: Schedule) -> Schedule:
+def identity_posterior(schedule: Schedule) -> Schedule:
   """The tables for a generator that gives x_t itself ("direct denoising", an ablation of the paper).
 
   What it gives has weight 1, x_{t+1} and the noise have weight 0, so `sample_posterior` hands its argument through,
@@ -184,7 +184,7 @@ def _check(schedule: Schedule, t: jax.Array, below: int, **images: jax.Array) ->
     checks.broadcasts(name, other, first, x.shape)
 
 
-def _at(table: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
+def _extract(table: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
   """`table[t]`, shaped to multiply `x`: [B] becomes [B, 1, …, 1]."""
   return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
@@ -201,7 +201,7 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
     x_t, like x_0.
   """
   _check(schedule, t, 0, x_0=x_0, noise=noise)
-  return _at(schedule.sqrt_alpha_bar, t, x_0) * x_0 + _at(schedule.sigma_bar, t, x_0) * noise
+  return _extract(schedule.sqrt_alpha_bar, t, x_0) * x_0 + _extract(schedule.sigma_bar, t, x_0) * noise
 
 
 def q_sample_pair(
@@ -237,7 +237,7 @@ def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -
     x_{t+1}, like x_t.
   """
   _check(schedule, t, 1, x_t=x_t, noise=noise)
-  return _at(schedule.sqrt_alpha, t + 1, x_t) * x_t + _at(schedule.sigma, t + 1, x_t) * noise
+  return _extract(schedule.sqrt_alpha, t + 1, x_t) * x_t + _extract(schedule.sigma, t + 1, x_t) * noise
 
 
 def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
@@ -254,7 +254,7 @@ def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: ja
     x_0, like x_tp1.
   """
   _check(schedule, t, 1, x_tp1=x_tp1, noise=noise)
-  return (x_tp1 - _at(schedule.sigma_bar, t + 1, x_tp1) * noise) / _at(schedule.sqrt_alpha_bar, t + 1, x_tp1)
+  return (x_tp1 - _extract(schedule.sigma_bar, t + 1, x_tp1) * noise) / _extract(schedule.sqrt_alpha_bar, t + 1, x_tp1)
 
 
 def sample_posterior(
@@ -276,7 +276,7 @@ def sample_posterior(
     x_t, like x_0.
   """
   _check(schedule, t, 1, x_0=x_0, x_tp1=x_tp1, noise=noise)
-  mean = _at(schedule.posterior_coef_x_0, t, x_0) * x_0 + _at(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1
+  mean = _extract(schedule.posterior_coef_x_0, t, x_0) * x_0 + _extract(schedule.posterior_coef_x_tp1, t, x_0) * x_tp1
   std = jnp.where(t > 0, jnp.exp(0.5 * jnp.asarray(schedule.posterior_log_variance)[t]), 0.0)
   return mean + std.reshape(t.shape + (1,) * (x_0.ndim - t.ndim)) * noise
 

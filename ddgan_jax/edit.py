@@ -26,7 +26,7 @@ import numpy as np
 from ddgan_jax.cli import app, options
 from ddgan_jax.config import ConfigError
 
-_MOST_TIMESTEPS = 16  # whose backward pass is short enough for --method match
+_MAX_MATCH_TIMESTEPS = 16  # whose backward pass is short enough for --method match
 _TASKS = {  # what each needs, and what it takes beside that
     'inpaint': (('image', 'mask'), ('method', 'num_steps', 'num_resamples')),
     'stroke': (('image',), ('level',)),
@@ -56,7 +56,7 @@ def _define_flags(define: options.Definer) -> None:
                  'by default T / 2 for stroke and interpolate, T / 4 for variations, rounded up.')
   define.enum('method', None, ['match', 'replace'], 'How inpaint and superres impose the given pixels: `match` fits '
               'the noise of the sampler to them, `replace` puts them into each x_t (RePaint, ILVR). By default `match` '
-              f'up to T = {_MOST_TIMESTEPS}.')
+              f'up to T = {_MAX_MATCH_TIMESTEPS}.')
   define.integer('num_steps', 100, 'Steps of Adam, with --method match.', lower_bound=1)
   define.integer('num_resamples', 10, 'Passes through each level, with --method replace, so that new and kept pixels '
                  'can agree; 1 never goes back.', lower_bound=1)
@@ -77,7 +77,7 @@ def _edit(args: types.SimpleNamespace) -> None:
   config = ddgan_jax.load_config(args.workdir)
   if config.data.is_points:
     raise ConfigError(f'{args.workdir}: is a run on points, and only images can be edited')
-  labels.check_asked(args.label, config.generator, '--label')
+  labels.check_label(args.label, config.generator, '--label')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, label=args.label)
   results, inputs = _results(run, args)
@@ -93,19 +93,19 @@ def _results(run: Any, args: types.SimpleNamespace) -> tuple[np.ndarray, np.ndar
   num_timesteps, data = run.schedule.num_timesteps, run.config.data
   data = dataclasses.replace(data, resize=args.resize or data.resize)
   draws = tasks.Draws(args.num, args.seed, args.batch_size)
-  by_matching = args.method == 'match' or (
-      args.method is None and 'num_resamples' not in args.given and num_timesteps <= _MOST_TIMESTEPS)
+  matching = args.method == 'match' or (
+      args.method is None and 'num_resamples' not in args.given and num_timesteps <= _MAX_MATCH_TIMESTEPS)
   if args.task == 'interpolate' and not args.image:
     return tasks.interpolate_samples(run, tuple(map(int, args.between)), draws)
   if args.task == 'superres':
     factor = image_input.factor(args.image, data.image_size)
     small = image_input.read_image(
         'image', args.image, dataclasses.replace(data, image_size=data.image_size // factor))
-    return tasks.super_resolve(run, small, factor, draws, by_matching, args.num_steps)
+    return tasks.super_resolve(run, small, factor, draws, matching, args.num_steps)
   image = image_input.read_image('image', args.image, data)
   if args.task == 'inpaint':
     mask = image_input.read_mask(args.mask, args.image, data)
-    return tasks.inpaint(run, image, mask, draws, by_matching, args.num_steps if by_matching else args.num_resamples)
+    return tasks.inpaint(run, image, mask, draws, matching, args.num_steps if matching else args.num_resamples)
   level = -(-num_timesteps // (4 if args.task == 'variations' else 2)) if args.level is None else args.level
   if not 1 <= level <= num_timesteps:
     raise ConfigError(f'--level: found {level}, must be from 1 to the T = {num_timesteps} of the run')

@@ -64,7 +64,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
   run, images = _measured(args, config, mesh)
   if 'label_accuracy' in metrics:
-    evaluator.check_labelled(images)
+    evaluator.check_label_accuracy(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
@@ -73,7 +73,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   source = reference = classifier = None
   if config and (evaluator.needs_classifier(metrics) or not args.reference):
     source = sources.load_source(config.data, say)
-    consensus.meet('data')  # which may take one machine much longer than another
+    consensus.barrier('data')  # which may take one machine much longer than another
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:

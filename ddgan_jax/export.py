@@ -51,7 +51,7 @@ def _export(args: types.SimpleNamespace) -> None:
     raise ConfigError(f'--platforms: found {",".join(unknown) or "none"}, must be some of '
                       f'{",".join(stablehlo.PLATFORMS)}')
   if args.out:
-    labels.check_asked(args.label, ddgan_jax.load_config(args.workdir).generator, '--label')
+    labels.check_label(args.label, ddgan_jax.load_config(args.workdir).generator, '--label')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, label=args.label)
   what = f'step {run.step:,} of {args.workdir}'

@@ -44,7 +44,7 @@ def _train(args: types.SimpleNamespace) -> None:
   if kept and processes.is_main():
     print(kept, flush=True)
   # Two folders of the same name share the default workdir; a run is not continued on the wrong one by accident.
-  loop.train_and_evaluate(config, workdir, may_change_data=bool(args.workdir))
+  loop.train_and_evaluate(config, workdir, allow_other_data=bool(args.workdir))
 
 
 def _default_workdir(recipe: options.Recipe) -> str:

@@ -19,11 +19,11 @@ from ddgan_jax import diffusion
 from ddgan_jax.utils import checks
 
 __all__ = [
-    'GeneratorFn', 'draw_noise', 'in_parts', 'most_at_once', 'sample', 'sample_each', 'sample_given_noise',
-    'sample_many', 'to_uint8']
+    'GeneratorFn', 'draw_noise', 'map_in_batches', 'max_batch_size', 'sample', 'sample_each', 'sample_given_noise',
+    'sample_in_batches', 'to_uint8']
 
 GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-_MOST_NOISE = 2**27  # floats, half a GiB: a thousand steps need a thousand times an image
+_MAX_NOISE = 2**27  # floats, half a GiB: a thousand steps need a thousand times an image
 
 
 def sample_given_noise(
@@ -95,12 +95,12 @@ def draw_noise(
   )
 
 
-def most_at_once(num_timesteps: int, shape: tuple[int, int, int], latent_dim: int) -> int:
+def max_batch_size(num_timesteps: int, shape: tuple[int, int, int], latent_dim: int) -> int:
   """How many images [H, W, C] may be sampled together: `draw_noise` makes the noise of all their steps at once.
 
   At least one, whose noise takes 4 T (H W C + nz) bytes.
   """
-  return max(1, _MOST_NOISE // (num_timesteps * (math.prod(shape) + latent_dim)))
+  return max(1, _MAX_NOISE // (num_timesteps * (math.prod(shape) + latent_dim)))
 
 
 def sample(
@@ -157,7 +157,7 @@ def sample_each(
   return sample_given_noise(generator_fn, schedule, *jax.vmap(draw, out_axes=(0, 1, 1))(keys))
 
 
-def sample_many(
+def sample_in_batches(
     seed: int,
     indices: jax.Array,
     generator_fn: GeneratorFn,
@@ -165,16 +165,16 @@ def sample_many(
     shape: tuple[int, int, int],
     latent_dim: int,
 ) -> jax.Array:
-  """The images of `sample_each`, in one program of as many parts as their noise needs (see `most_at_once`).
+  """The images of `sample_each`, in one program of as many parts as their noise needs (see `max_batch_size`).
 
   generator_fn is called with the rows of a part, so it must not depend on which images they are.
   """
-  return in_parts(
+  return map_in_batches(
       lambda part: sample_each(seed, part, generator_fn, schedule, shape, latent_dim),
-      most_at_once(schedule.num_timesteps, shape, latent_dim), indices)
+      max_batch_size(schedule.num_timesteps, shape, latent_dim), indices)
 
 
-def in_parts(function: Callable[..., jax.Array], most: int, *rows: jax.Array) -> jax.Array:
+def map_in_batches(function: Callable[..., jax.Array], most: int, *rows: jax.Array) -> jax.Array:
   """`function(*rows)`, computed for at most `most` rows at a time, in equal parts one after the other.
 
   Args:

@@ -85,13 +85,13 @@ def make_sampler(
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
-  if label is None and labels.required(config.generator):
+  if label is None and labels.is_required(config.generator):
     # Refuses when it is called, because a run may be loaded before it is known what to sample.
-    predict = lambda x_tp1, t, z: labels.check_asked(None, config.generator)
+    predict = lambda x_tp1, t, z: labels.check_label(None, config.generator)
   elif label is None:
     predict = models.generator_fn(generator, params, schedule)
   else:
-    labels.check_asked(label, config.generator)
+    labels.check_label(label, config.generator)
     label = jnp.asarray(label, jnp.int32)
     predict = lambda x_tp1, t, z: models.generator_fn(
         generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
@@ -150,18 +150,18 @@ def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
   return g_params, d_params, root
 
 
-def abstract(
+def abstract_state(
     config: Config, sharding: jax.sharding.Sharding | Callable[[Any], jax.sharding.Sharding] | None
 ) -> TrainState:
   """The state's shapes and dtypes, each with its sharding, for compiling and restoring; computes nothing.
 
   Args:
     config: the run.
-    sharding: one for all arrays, or a function of an array, such as `sharding.of_state(mesh)`; None leaves it open.
+    sharding: one for all arrays, or a function of an array, such as `sharding.state_sharding(mesh)`; None leaves it open.
   """
-  of_leaf = sharding if callable(sharding) else lambda leaf: sharding
+  leaf_sharding = sharding if callable(sharding) else lambda leaf: sharding
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf(leaf)), _shapes(config))
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(leaf)), _shapes(config))
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from ddgan_jax import objectives, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
 from ddgan_jax.objectives import penalties
-from ddgan_jax.objectives.base import HalfDraws, Metrics, Model, Objective, Rows
+from ddgan_jax.objectives.base import UpdateDraws, Metrics, Model, Objective, Rows
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.train_state import TrainState
@@ -28,8 +28,8 @@ from ddgan_jax.train_state import TrainState
 class Draws(NamedTuple):
   """All random numbers of one joint step: D's half and G's half share nothing but x_0."""
 
-  d: HalfDraws
-  g: HalfDraws
+  d: UpdateDraws
+  g: UpdateDraws
 
 
 def make_draws(
@@ -48,14 +48,14 @@ def make_draws(
     num_timesteps: T.
     latent_dim: nz.
     label_dropout: probability that a row's label is dropped, in either half by itself.
-    extra_noise: n of `HalfDraws.extra_noise`.
+    extra_noise: n of `UpdateDraws.extra_noise`.
   """
 
   def half(key):
     # One key for each kind of number; the optional ones come last, so that they change none of the others.
     count = 6 + bool(label_dropout) + bool(extra_noise)
     t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
-    return HalfDraws(
+    return UpdateDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
         noise_tp1=jax.random.normal(noise_tp1_key, shape),
@@ -137,18 +137,18 @@ def train_step(
   """
   optim = setup.optim
   g_optimizer, d_optimizer = train_state.make_optimizers(optim, setup.num_steps)
-  places = jnp.arange(x_0.shape[0])
+  row_indices = jnp.arange(x_0.shape[0])
 
-  def rows_of(half: HalfDraws) -> Rows:
+  def make_rows(half: UpdateDraws) -> Rows:
     dropped = label is not None and half.keep_label is not None
     kept = jnp.where(half.keep_label, label, labels.NONE) if dropped else label
-    return Rows(x_0, half, places, kept, state.step)
+    return Rows(x_0, half, row_indices, kept, state.step)
 
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if setup.objective.has_discriminator:
     d_grads, d_metrics = _mean_gradient(
         'd_gradient', functools.partial(_d_gradient, setup, with_r1), setup, d_params, state.g_params,
-        (rows_of(draws.d), jnp.asarray(with_r1)))
+        (make_rows(draws.d), jnp.asarray(with_r1)))
     d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
     d_params = optax.apply_updates(d_params, d_updates)
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
@@ -156,7 +156,7 @@ def train_step(
 
   # G, with fresh draws on the same images, against the D that was just updated.
   g_grads, g_metrics = _mean_gradient(
-      'g_gradient', functools.partial(_g_gradient, setup), setup, state.g_params, d_params, rows_of(draws.g))
+      'g_gradient', functools.partial(_g_gradient, setup), setup, state.g_params, d_params, make_rows(draws.g))
   g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
   g_params = optax.apply_updates(state.g_params, g_updates)
 
@@ -188,10 +188,10 @@ def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, row
   pairs = objective.pairs(setup.model, g_params, rows)
 
   def gradient(penalized: bool):
-    def of_loss(params):
+    def loss_fn(params):
       return objective.discriminator_loss(setup.model, params, pairs, rows, penalized)
 
-    (loss, parts), grads = jax.value_and_grad(of_loss, has_aux=True)(d_params)
+    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(d_params)
     return grads, {'loss_d': loss, **parts}
 
   def without():
@@ -205,10 +205,10 @@ def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, row
 
 def _g_gradient(setup: Setup, g_params, d_params, rows: Rows):
   """The gradient of G's loss, and metrics."""
-  def of_loss(params):
+  def loss_fn(params):
     return setup.objective.generator_loss(setup.model, params, d_params, rows)
 
-  (loss, parts), grads = jax.value_and_grad(of_loss, has_aux=True)(g_params)
+  (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(g_params)
   return grads, {'loss_g': loss, **parts}
 
 
@@ -220,11 +220,11 @@ def _mean_gradient(name: str, function: Callable, setup: Setup, params, others, 
     return mapped(params, others, rows)
 
 
-def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
   """The arrays of a batch that the step of `make_step_fn` takes after the state, in order: the images, and the labels
   of a conditional run. With `stacked`, those of `train.steps_per_call` batches, which `make_steps_fn` takes.
   """
-  rows = sharding.by_rows(mesh, stacked)
+  rows = sharding.batch_sharding(mesh, stacked)
   batch = (*((config.train.steps_per_call,) if stacked else ()), config.data.batch_size)
   found = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
   if config.generator.num_classes:
@@ -235,7 +235,7 @@ def inputs(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.S
 def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
   """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
 
-  The state is sharded by `sharding.of_state` and donated. `inputs` are split by rows, and so is the noise, which is
+  The state is sharded by `sharding.state_sharding` and donated. `inputs` are split by rows, and so is the noise, which is
   drawn for the global batch: a run does not depend on the number of devices. Inside another jit it becomes a part of
   that program (`compilation.jit`).
   """
@@ -256,7 +256,7 @@ def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState,
   return _jit(lambda state, *batches: jax.lax.scan(one, state, batches), config, mesh, stacked=True)
 
 
-def by_step(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple[int, Metrics]]:
+def unstack_metrics(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple[int, Metrics]]:
   """What `make_steps_fn` returned, on the host, as (number after the step, its metrics) of each step up to `last`."""
   count = len(next(iter(metrics.values())))
   steps = range(last - count + 1, last + 1)
@@ -273,8 +273,8 @@ def _step_of_run(
 
 
 def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:
-  state = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
-  rows = sharding.of_tree(inputs(config, mesh, stacked)).values()
+  state = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
+  rows = sharding.tree_shardings(abstract_batch(config, mesh, stacked)).values()
   return compilation.jit(
       function, mesh.devices.flat[0].platform, in_shardings=(state, *rows),
       out_shardings=(state, sharding.replicated(mesh)), donate_argnums=0)

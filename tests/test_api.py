@@ -44,7 +44,7 @@ MISTAKES = {
         ValueError, 'beta_min: found 20, must be above 0 and below beta_max=0.1'),
     'diffusion.make_schedule(4, "geometric")': (
         ValueError, "beta_max: found 20.0, must be below 1 with kind='geometric', whose last variance it is"),
-    'diffusion.respaced(SCHEDULE, 3)': (ValueError, 'num_timesteps: found 3, must be a divisor of 4'),
+    'diffusion.respace(SCHEDULE, 3)': (ValueError, 'num_timesteps: found 3, must be a divisor of 4'),
     'diffusion.q_sample(CONFIG, X, T, X)': (
         TypeError, 'schedule: found a Config, must be a Schedule; make_schedule makes one'),
     'diffusion.q_sample(SCHEDULE, BYTES, T, X)': (

@@ -37,14 +37,14 @@ def step_flops(config: Config, with_r1: bool) -> float:
     return train_step.train_step(state, x_0, setup.draws(state.rng, x_0.shape), setup=setup, with_r1=with_r1)
 
   x_0 = jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.float32)
-  return count(step, train_state.abstract(config, None), x_0) / rows
+  return count(step, train_state.abstract_state(config, None), x_0) / rows
 
 
 @functools.lru_cache(maxsize=8)
 def sample_flops(config: Config) -> float:
   """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
-  params = train_state.abstract(config, None).ema_params
-  label = labels.for_timing(config.generator)
+  params = train_state.abstract_state(config, None).ema_params
+  label = labels.timing_label(config.generator)
   _, schedule = train_state.make_sampler(config, params, label=label)
 
   def evaluate(params, x, t, z):

@@ -52,7 +52,7 @@ class Programs(StepPrograms):
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    return 1 / self.penalty.every if self.penalty.gamma else 0.0
+    return 1 / self.penalty.interval if self.penalty.gamma else 0.0
 
   def __getitem__(self, name: str) -> Program:
     self.start([name])
@@ -81,12 +81,12 @@ class Programs(StepPrograms):
       return super().lower(name)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     run = functools.partial(_sample, self.config, int(name.removeprefix('sample_')))
-    return compilation.jit(run, out_shardings=here).lower(train_state.abstract(self.config, here).ema_params, 0)
+    return compilation.jit(run, out_shardings=here).lower(train_state.abstract_state(self.config, here).ema_params, 0)
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
-  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.for_timing(config.generator))
-  return sampling.sample_many(
+  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.timing_label(config.generator))
+  return sampling.sample_in_batches(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 
 

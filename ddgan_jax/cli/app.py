@@ -95,7 +95,7 @@ def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
   wait at the end for the others, which wait for this one.
   """
   compilation = sys.modules.get('ddgan_jax.parallel.compilation')
-  compiling = compilation is not None and compilation.is_busy()
+  compiling = compilation is not None and compilation.is_compiling()
   index, count = _process()
   together = count > 1
   if compiling or (together and status):

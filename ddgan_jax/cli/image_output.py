@@ -35,9 +35,9 @@ def generate(
     ConfigError: the run knows no such label, or needs one.
   """
   if label is not None:
-    labels.check_asked(label, run.config.generator)
+    labels.check_label(label, run.config.generator)
     label = np.atleast_1d(label)
-  most = sampling.most_at_once(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
+  most = sampling.max_batch_size(run.schedule.num_timesteps, run.config.image_shape, run.config.generator.nz)
   batch_size = min(batch_size, num, most)
 
   @compilation.jit

@@ -77,8 +77,8 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   def make(config, num_timesteps):
     def sample(params, first):
       generator_fn, schedule = train_state.make_sampler(
-          config, params, num_timesteps, labels.for_timing(config.generator))
-      return sampling.sample_many(
+          config, params, num_timesteps, labels.timing_label(config.generator))
+      return sampling.sample_in_batches(
           0, first + np.arange(_NUM_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
     return compilation.jit(sample)
@@ -98,7 +98,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
     row['seconds'] = statistics.median(measured)
     generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
     num = _NUM_POINTS if is_points else _NUM_TIMED
-    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.required(generator) else None
+    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.is_required(generator) else None
     if is_points or label is not None:  # whose timed samples are too few, or all of one label
       row['samples'] = image_output.generate(row['run'], num, seed=0, batch_size=num, label=label)
 

@@ -24,21 +24,21 @@ class Draws(NamedTuple):
 
 
 def inpaint(
-    run: Any, image: np.ndarray, mask: np.ndarray, draws: Draws, by_matching: bool, passes: int
+    run: Any, image: np.ndarray, mask: np.ndarray, draws: Draws, matching: bool, passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """An image [H, W, C] uint8 with new pixels where the mask [H, W, 1] bool is True; all others are kept exactly.
 
-  `by_matching` fits the sampler's noise to the known pixels in `passes` steps (`noise_optimization`); otherwise they
+  `matching` fits the sampler's noise to the known pixels in `passes` steps (`noise_optimization`); otherwise they
   are put into each x_t (`replacement`), with `passes` through each level. Returns [num, H, W, C] uint8, and
   [2, H, W, C] uint8: the image, and what of it is kept.
   """
-  module = noise_optimization if by_matching else replacement
+  module = noise_optimization if matching else replacement
 
   def edit(key):
     return module.inpaint(
         key, run.generator_fn, run.schedule, _to_float(image)[None], mask, run.config.generator.nz, passes)
 
-  noise = run.schedule.num_timesteps * (1 if by_matching else 3 * passes)
+  noise = run.schedule.num_timesteps * (1 if matching else 3 * passes)
   return _edit_each(run, edit, draws, noise), np.stack([image, np.where(mask, np.uint8(128), image)])
 
 
@@ -71,14 +71,14 @@ def interpolate_samples(run: Any, between: tuple[int, int], draws: Draws) -> tup
 
 
 def super_resolve(
-    run: Any, small: np.ndarray, factor: int, draws: Draws, by_matching: bool, num_steps: int
+    run: Any, small: np.ndarray, factor: int, draws: Draws, matching: bool, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images whose block means are `small`, [H / factor, W / factor, C] uint8: [num, H, W, C] uint8, and it enlarged.
 
-  `by_matching` fits the sampler's noise in `num_steps` steps; otherwise the means are put into each x_t.
+  `matching` fits the sampler's noise in `num_steps` steps; otherwise the means are put into each x_t.
   """
   small = small[None]
-  module, passes = (noise_optimization, (num_steps,)) if by_matching else (replacement, ())
+  module, passes = (noise_optimization, (num_steps,)) if matching else (replacement, ())
 
   def edit(key):
     return module.super_resolve(
@@ -90,7 +90,7 @@ def super_resolve(
 
 def _edit_each(run: Any, edit: Callable[[jax.Array], jax.Array], draws: Draws, noise: int) -> np.ndarray:
   """[num, H, W, C] uint8 of `edit`: key → [1, H, W, C]; `noise` is how many images of noise it draws."""
-  most = sampling.most_at_once(noise, run.config.image_shape, run.config.generator.nz)
+  most = sampling.max_batch_size(noise, run.config.image_shape, run.config.generator.nz)
   batch_size = min(draws.batch_size, draws.num, most)
 
   @compilation.jit

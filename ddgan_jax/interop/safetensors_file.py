@@ -48,7 +48,7 @@ def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
       raise UserError(f'{path}: {_name(keys)} is {found}, but its config asks for {shape.dtype}{list(shape.shape)}')
     return tensor
 
-  params = jax.tree_util.tree_map_with_path(take, train_state.abstract(config, None).ema_params)
+  params = jax.tree_util.tree_map_with_path(take, train_state.abstract_state(config, None).ema_params)
   return params, config, int(metadata['step'])
 
 

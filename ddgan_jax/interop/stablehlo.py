@@ -20,7 +20,7 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
   """Exports what `image_output.generate` computes.
 
   If the noise of all steps of a large batch would not fit in memory, the program samples the batch in parts (see
-  `sampling.most_at_once`).
+  `sampling.max_batch_size`).
 
   Args:
     run: as `ddgan_jax.load` returns it for one label or none.
@@ -31,7 +31,7 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
     of points float32. `.serialize()` gives the bytes of a file.
   """
   config = run.config
-  most = sampling.most_at_once(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
+  most = sampling.max_batch_size(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
 
   def sample(seed, indices):
     images = sampling.sample_each(

@@ -25,7 +25,7 @@ from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
 from ddgan_jax.parallel import compilation, consensus, sharding
 
-_meetings = itertools.count()
+_barrier_ids = itertools.count()
 
 
 class Network(NamedTuple):
@@ -131,7 +131,7 @@ class Evaluator:
       ConfigError: the images do not compare with the reference, or were not sampled by label.
     """
     if 'label_accuracy' in self._metrics:
-      check_labelled(images)
+      check_label_accuracy(images)
     if isinstance(self._reference, ImageSet):
       image_sets.check_same_shape(images, self._reference)
     images = image_sets.subset(images, self._num)
@@ -242,7 +242,7 @@ class Evaluator:
 
     Every network sees a batch before the next one is read, so samples are drawn only once.
     """
-    rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+    rows, whole = sharding.batch_sharding(self._mesh), sharding.replicated(self._mesh)
     for name in wanted:
       if name not in self._features:
         network = self._networks[name]
@@ -266,7 +266,7 @@ class Evaluator:
           moments[name].add(features[:valid])
         for output in blocks:
           blocks[output].append(sharding.local_rows(outputs[output]))
-    consensus.meet(f'features {next(_meetings)}')
+    consensus.barrier(f'features {next(_barrier_ids)}')
     return {
         name: Collected(
             _merged(moments[name]) if name in moments else None,
@@ -304,7 +304,7 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
 
 def _from_main(statistics: Statistics | None) -> Statistics | None:
   """Process 0's mean and covariance, on every process; as bytes, since JAX would make float32 of them."""
-  dim = consensus.from_main(len(statistics.mean) if statistics else 0)
+  dim = consensus.broadcast_from_main(len(statistics.mean) if statistics else 0)
   if jax.process_count() == 1 or not dim:
     return statistics
   mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
@@ -319,7 +319,7 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
   points = image_sets.subset(points, num)
   num = num if points.size is None else points.size
   blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
-  consensus.meet(f'features {next(_meetings)}')
+  consensus.barrier(f'features {next(_barrier_ids)}')
   found = points_lib.count_point_modes(_gathered(blocks)[:num])
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
   metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
@@ -347,7 +347,7 @@ def needs_classifier(metrics: Sequence[str]) -> list[str]:
   return [name for name in metrics if name in ('modes', 'label_accuracy')]
 
 
-def check_labelled(images: ImageSet) -> None:
+def check_label_accuracy(images: ImageSet) -> None:
   """Raises ConfigError unless these images were sampled by label."""
   if images.requested_labels is None:
     raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '

@@ -74,10 +74,10 @@ def generated_images(
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  rows = sharding.by_rows(mesh)
+  rows = sharding.batch_sharding(mesh)
   compiled = compilation.jit(sample, out_shardings=rows)
   _, schedule = train_state.make_sampler(config, None, num_timesteps)
-  most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
+  most = sampling.max_batch_size(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 
   def local(ema_params: Any, first: int, count: int) -> np.ndarray:
     indices = _local_numbers(first, count).astype(np.int32)

@@ -34,7 +34,7 @@ _VERSION = 1  # raised when the same data would give another classifier
 _HELD_OUT = 10  # every tenth image is never trained on
 _STEPS = 1000
 _BATCH = 128
-_meetings = itertools.count()
+_barrier_ids = itertools.count()
 
 
 class ClassifierError(UserError):
@@ -90,7 +90,7 @@ def load_classifier(source: Source, say: Callable[[str], None] = print) -> ModeC
     if jax.process_index() == 0 and fingerprint:
       leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
       statistics.cache_npz(path, {'accuracy': found[1], **leaves}, say)
-  consensus.meet(f'classifier {next(_meetings)}')
+  consensus.barrier(f'classifier {next(_barrier_ids)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found

@@ -54,8 +54,8 @@ def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
 
   def product(per_group):
     # XLA's CPU compiler would fuse the repetition into the loop over all pixels, which it then cannot vectorise.
-    one_of_each = np.repeat(np.eye(per_group.shape[1], dtype=np.float32), repeats, axis=1)
-    return jnp.matmul(per_group, one_of_each, precision=jax.lax.Precision.HIGHEST)
+    repetition = np.repeat(np.eye(per_group.shape[1], dtype=np.float32), repeats, axis=1)
+    return jnp.matmul(per_group, repetition, precision=jax.lax.Precision.HIGHEST)
 
   return jax.lax.platform_dependent(per_group, cpu=product, default=repeat)
 
@@ -221,11 +221,11 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array | None, places: jax.Array | None = None
+      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array | None, row_indices: jax.Array | None = None
   ) -> jax.Array:
     """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] or None → [B, H', W', features].
 
-    `places` [B] int32, each row's place in the global batch, turns dropout on.
+    `row_indices` [B] int32, each row's place in the global batch, turns dropout on.
     """
     config = self.config
     def adaptive_norm(name, h):
@@ -242,8 +242,8 @@ class ResidualBlock(nn.Module):
       h = h + time[:, None, None, :]
     h = GroupNorm(name='norm_1')(h) if config.resblock_type == 'biggan_oneadagn' else adaptive_norm('norm_1', h)
     h = nn.silu(h)
-    if config.dropout and places is not None:
-      h = dropout(self.make_rng('dropout'), h, config.dropout, places)
+    if config.dropout and row_indices is not None:
+      h = dropout(self.make_rng('dropout'), h, config.dropout, row_indices)
     h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
     if self.resample or x.shape[-1] != self.features:
       init_scale = 0.1 if config.resblock_type == 'ddpm' else 1.0
@@ -251,12 +251,12 @@ class ResidualBlock(nn.Module):
     return residual_sum(x, h, config)
 
 
-def dropout(key: jax.Array, x: jax.Array, rate: float, places: jax.Array) -> jax.Array:
+def dropout(key: jax.Array, x: jax.Array, rate: float, row_indices: jax.Array) -> jax.Array:
   """Zeroes entries of x [B, ...] with probability `rate` and divides the others by 1 - rate.
 
   A row's mask is a function of the key and of its place [B] in the global batch, however the batch is cut.
   """
-  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, key))(row_indices)
   keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
   return jnp.where(keep, x / (1 - rate), 0)
 

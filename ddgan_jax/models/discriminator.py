@@ -108,9 +108,9 @@ def score(config: DiscriminatorConfig, h: jax.Array, label: jax.Array | None) ->
   """
   logits = nn.Dense(1, kernel_init=default_init(), name='dense_out')(h)[:, 0]
   if config.num_classes:
-    of_label = LabelEmbedding(
+    label_vectors = LabelEmbedding(
         config.num_classes, config.stack, h.shape[1], name='label_embedding')(label, h.shape[0])
-    logits += (of_label * h).sum(1)
+    logits += (label_vectors * h).sum(1)
   return logits
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import application, blocks
+from ddgan_jax.models import blocks, functional
 from ddgan_jax.models.blocks import conv3x3
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.utils import checks
@@ -34,7 +34,7 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(
       self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, *,
-      deterministic: bool = True, places: jax.Array | None = None
+      deterministic: bool = True, row_indices: jax.Array | None = None
   ) -> jax.Array:
     """Predicts what `config.prediction` says: x_0, unless told otherwise.
 
@@ -45,7 +45,7 @@ class Generator(nn.Module):
       z: [B, nz] float32, standard normal.
       label: [B] int32, read if `config.num_classes` is above 0; `labels.NONE` is no label, and so is None.
       deterministic: no dropout.
-      places: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
+      row_indices: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
 
     Returns:
       The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
@@ -62,20 +62,20 @@ class Generator(nn.Module):
     zemb = self._latent_mapping(z) if config.nz else None
     if config.num_classes:
       # As Dhariwal and Nichol (2021) add the class to the embedding of t: each adaptive norm has its own map of both.
-      of_label = blocks.LabelEmbedding(
+      label_vectors = blocks.LabelEmbedding(
           config.num_classes, config.stack, config.z_emb_dim, name='label_embedding')(label, x_tp1.shape[0])
-      zemb = of_label if zemb is None else zemb + of_label
+      zemb = label_vectors if zemb is None else zemb + label_vectors
     temb = nn.silu(self._time_embedding(t)) if config.conditional else None
 
     if deterministic:
-      places = None
-    elif places is None:
-      places = jnp.arange(z.shape[0])
+      row_indices = None
+    elif row_indices is None:
+      row_indices = jnp.arange(z.shape[0])
     # nn.remat renames a class and with it the parameters, unless their module has a name, as every block here has.
     block_class = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
 
     def block(name, h, features, direction=None):
-      return block_class(features, config, direction, self.dtype, name=name)(h, temb, zemb, places)
+      return block_class(features, config, direction, self.dtype, name=name)(h, temb, zemb, row_indices)
 
     def attention(name, h):
       return blocks.SelfAttention(config, self.dtype, name=name)(h)
@@ -187,7 +187,7 @@ def output_fn(generator, params, schedule, **apply_kwargs):
 
   def apply(x_tp1, t, z):
     time = jnp.asarray(schedule.sigma_bar)[t + 1] if generator.config.embedding_type == 'fourier' else t
-    return application.apply(generator, params, x_tp1, time, z, **apply_kwargs)
+    return functional.apply(generator, params, x_tp1, time, z, **apply_kwargs)
 
   return apply
 
@@ -203,7 +203,7 @@ def generator_fn(generator, params, schedule, **apply_kwargs):
 
   Returns:
     (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32; from a generator with prediction='x_t'
-    it is x_t, which a schedule made by `diffusion.without_posterior` leaves as it is.
+    it is x_t, which a schedule made by `diffusion.identity_posterior` leaves as it is.
   """
   output = output_fn(generator, params, schedule, **apply_kwargs)
   if generator.config.prediction != 'noise':

@@ -28,15 +28,15 @@ def digits(label, stack: int):
   return label[..., None] // 10 ** np.arange(stack - 1, -1, -1, dtype=np.int32) % 10
 
 
-def of_digits(classes):
+def from_digits(classes):
   """The inverse of `digits`, [n, stack] → [n]."""
   return classes @ 10 ** np.arange(classes.shape[-1] - 1, -1, -1, dtype=np.int32)
 
 
-def every(generator: GeneratorConfig) -> np.ndarray:
+def all_labels(generator: GeneratorConfig) -> np.ndarray:
   """All labels that a conditional G knows, [num_classes ** stack] int32, in order."""
   classes = np.indices((generator.num_classes,) * generator.stack, np.int32)
-  return of_digits(classes.reshape(generator.stack, -1).T)
+  return from_digits(classes.reshape(generator.stack, -1).T)
 
 
 def draw(seed: int, indices: jax.Array, generator: GeneratorConfig) -> jax.Array:
@@ -55,40 +55,40 @@ def draw(seed: int, indices: jax.Array, generator: GeneratorConfig) -> jax.Array
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), _STREAM)
     return jax.random.randint(key, (generator.stack,), 0, generator.num_classes)
 
-  return of_digits(jax.vmap(one)(indices))
+  return from_digits(jax.vmap(one)(indices))
 
 
-def for_grid(generator: GeneratorConfig, num: int) -> tuple[np.ndarray, int | None]:
+def grid_labels(generator: GeneratorConfig, num: int) -> tuple[np.ndarray, int | None]:
   """Labels for a grid of `num` images, one row a class, and its columns.
 
-  The remaining cells have no label, or the first labels again where one is `required`. Fewer images than labels show
+  The remaining cells have no label, or the first labels again where one is required. Fewer images than labels show
   some of these, spread evenly; the columns are None then.
   """
-  known = every(generator)
+  known = all_labels(generator)
   if num < len(known):
     return known[np.linspace(0, len(known) - 1, num).round().astype(int)], None
   columns = num // len(known)
   rest = known[:num % len(known)]
-  return np.append(known.repeat(columns), rest if required(generator) else np.full_like(rest, NONE)), columns
+  return np.append(known.repeat(columns), rest if is_required(generator) else np.full_like(rest, NONE)), columns
 
 
-def required(generator: GeneratorConfig) -> bool:
+def is_required(generator: GeneratorConfig) -> bool:
   """Whether sampling requires a label, because the run was trained with `label_dropout=0`."""
   return generator.num_classes > 0 and not generator.label_dropout
 
 
-def for_timing(generator: GeneratorConfig) -> int | None:
-  """The label to use for timing: none, or 0 where one is `required`."""
-  return 0 if required(generator) else None
+def timing_label(generator: GeneratorConfig) -> int | None:
+  """The label to use for timing: none, or 0 where one is required."""
+  return 0 if is_required(generator) else None
 
 
-def check_asked(
+def check_label(
     label: int | np.ndarray | jax.Array | None, generator: GeneratorConfig, name: str = 'label', others: str = ''
 ) -> None:
   """Raises ConfigError, beginning with `name`, for a label that a run cannot sample; tracers pass.
 
   Args:
-    label: one or an array; `NONE`, or None for all, is no label, which a run can do without unless one is `required`.
+    label: one or an array; `NONE`, or None for all, is no label, which a run can do without unless one is required.
     generator: the run's.
     name: of the argument or flag.
     others: what else the argument takes, such as `'all' or `.
@@ -97,7 +97,7 @@ def check_asked(
   if generator.stack > 1:
     known = f'100a + 10b + c with a, b and c in {known}'
   unlabelled = label is None or not isinstance(label, jax.core.Tracer) and (np.asarray(label) == NONE).any()
-  if unlabelled and required(generator):
+  if unlabelled and is_required(generator):
     raise ConfigError(f"{name}: found {'none' if label is None else NONE}, but this run was trained with labels only "
                       f'(generator.label_dropout=0); use {others}a label: {known}')
   if label is None:
@@ -110,7 +110,7 @@ def check_asked(
   label = np.asarray(label)
   if label.dtype.kind not in 'iu':
     raise ConfigError(f'{name}: found {label}, must be an integer or an array of integers')
-  wrong = label[(label != NONE) & ~np.isin(label, every(generator))]
+  wrong = label[(label != NONE) & ~np.isin(label, all_labels(generator))]
   if wrong.size:
     raise ConfigError(f'{name}: found {wrong.ravel()[0]}, but the labels of this run are {known}')
 
@@ -118,12 +118,12 @@ def check_asked(
 def parse(text: str, generator: GeneratorConfig, name: str = '--label') -> np.ndarray | None:
   """`3`, `3,1,4` or `all` as labels [k] int32, `none` as None. Raises ConfigError, beginning with `name`, otherwise."""
   if text == 'none':
-    check_asked(None, generator, name, others="'all' or ")
+    check_label(None, generator, name, others="'all' or ")
     return None
   if text != 'all' and not re.fullmatch(r'\d{1,9}(,\d{1,9})*', text):
     raise ConfigError(f"{name}: found {text!r}, must be a label such as 3, some of them as 3,1,4, 'all' or 'none'")
-  found = every(generator) if text == 'all' else np.array(text.split(','), np.int32)
-  check_asked(found, generator, name)
+  found = all_labels(generator) if text == 'all' else np.array(text.split(','), np.int32)
+  check_label(found, generator, name)
   return found
 
 

@@ -48,7 +48,7 @@ class MlpGenerator(nn.Module):
     del training
     config = self.config
     check_inputs(config, x_tp1, t, z, label)
-    inputs = [_of_values(x_tp1), z]
+    inputs = [_value_features(x_tp1), z]
     if config.conditional:
       inputs.append(sinusoids(t, _TIME_FEATURES))
     if config.num_classes:
@@ -78,12 +78,12 @@ class MlpDiscriminator(nn.Module):
   ) -> jax.Array:
     """Scores a batch of pairs [B, H, W, C]; see `Discriminator`. Returns [B] float32 logits, high for real."""
     check_pair(x_t, t, x_tp1, label)
-    inputs = [_of_values(x_t), _of_values(x_tp1), sinusoids(t, self.config.t_emb_dim)]
+    inputs = [_value_features(x_t), _value_features(x_tp1), sinusoids(t, self.config.t_emb_dim)]
     h = _hidden_layers(inputs, self.config.ngf, self.dtype).astype(jnp.float32)
     return score(self.config, h, label)
 
 
-def _of_values(x: jax.Array) -> jax.Array:
+def _value_features(x: jax.Array) -> jax.Array:
   """[B, H, W, C] → [B, 9 H W C], the values and their sinusoids."""
   x = x.reshape(x.shape[0], -1)
   angles = jnp.concatenate([2 * np.pi / period * x for period in _PERIODS], axis=1)

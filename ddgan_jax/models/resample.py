@@ -69,17 +69,17 @@ def _filter(x: jax.Array, kernel: tuple[float, ...], stride: int, up: int, left:
   """On both axes: `up` - 1 zeros after each pixel, padding, `up` times the taps, and every `stride`-th output."""
   settings = (kernel, stride, up, left, right)
   return jax.lax.platform_dependent(
-      x, tpu=lambda x: _by_conv(x, *settings), default=lambda x: _by_shifts(x, *settings))
+      x, tpu=lambda x: _filter_by_conv(x, *settings), default=lambda x: _filter_by_shifts(x, *settings))
 
 
-def _by_shifts(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
+def _filter_by_shifts(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
   taps = up * _taps(kernel)
   for axis in (1, 2):
     x = _up_shifts(x, taps, axis, left) if up == 2 else _filter_shifts(x, taps, axis, stride, left, right)
   return x
 
 
-def _by_conv(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
+def _filter_by_conv(x: jax.Array, kernel: Kernel, stride: int, up: int, left: int, right: int) -> jax.Array:
   taps = up * _taps(kernel)
   channels = x.shape[-1]
   weights = np.broadcast_to(np.outer(taps, taps)[:, :, None, None], (len(taps), len(taps), 1, channels))

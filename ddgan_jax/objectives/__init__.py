@@ -9,11 +9,11 @@ from __future__ import annotations
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.augmented_gan import AugmentedGan
-from ddgan_jax.objectives.base import HalfDraws, Model, Objective, Pairs, Rows
+from ddgan_jax.objectives.base import UpdateDraws, Model, Objective, Pairs, Rows
 from ddgan_jax.objectives.ddgan import Ddgan
 from ddgan_jax.objectives.gaussian import Gaussian
 
-__all__ = ['AugmentedGan', 'Ddgan', 'Gaussian', 'HalfDraws', 'Model', 'Objective', 'Pairs', 'Rows', 'make']
+__all__ = ['AugmentedGan', 'Ddgan', 'Gaussian', 'UpdateDraws', 'Model', 'Objective', 'Pairs', 'Rows', 'make']
 
 
 def make(config: Config) -> Objective:

@@ -27,10 +27,10 @@ from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
 Metrics = dict[str, jax.Array]
-Judge = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+DiscriminatorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-class HalfDraws(NamedTuple):
+class UpdateDraws(NamedTuple):
   """The random numbers of one network's half of a step.
 
   Attributes:
@@ -59,14 +59,14 @@ class Rows(NamedTuple):
   Attributes:
     x_0: [B, H, W, C] float32 in [-1, 1].
     draws: the half's random numbers for these rows.
-    places: [B] int32, the rows' places in the global batch.
+    row_indices: [B] int32, the rows' row_indices in the global batch.
     label: [B] int32 of a conditional run, `labels.NONE` where it is dropped; otherwise None.
     step: int32 scalar, joint steps done so far, for weights that change during training.
   """
 
   x_0: jax.Array
-  draws: HalfDraws
-  places: jax.Array
+  draws: UpdateDraws
+  row_indices: jax.Array
   label: jax.Array | None
   step: jax.Array
 
@@ -109,7 +109,7 @@ class Model:
     """The same without conversion to x_0: what the network itself returns, such as the noise."""
     return models.output_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
-  def judge(self, d_params: Params, rows: Rows) -> Judge:
+  def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
     """D with the labels of `rows`: (x_t, t, x_tp1) → logits [B]."""
     options = {} if rows.label is None else {'label': rows.label}
     return lambda x_t, t, x_tp1: models.apply(self.discriminator, d_params, x_t, t, x_tp1, **options)
@@ -117,7 +117,7 @@ class Model:
   def _options(self, rows: Rows) -> dict[str, Any]:
     options = {}
     if self.generator.config.dropout:
-      options = {'deterministic': False, 'places': rows.places, 'rngs': {'dropout': rows.draws.dropout_key}}
+      options = {'deterministic': False, 'row_indices': rows.row_indices, 'rngs': {'dropout': rows.draws.dropout_key}}
     return options if rows.label is None else {**options, 'label': rows.label}
 
 
@@ -132,14 +132,14 @@ class Objective(abc.ABC):
     penalty: gradient penalty on D, and how often.
     name: `config.method`.
     has_discriminator: whether there is a D; without one only `generator_loss` is called.
-    any_divisor: whether the trained G may be sampled in any number of steps that divides T.
-    extra_noise: standard normal arrays like x_0 needed in each half, in addition to those of `HalfDraws`.
+    can_respace: whether the trained G may be sampled in any number of steps that divides T.
+    extra_noise: standard normal arrays like x_0 needed in each half, in addition to those of `UpdateDraws`.
   """
 
   penalty: GradientPenalty = penalties.NONE
   name: ClassVar[str]
   has_discriminator: ClassVar[bool] = True
-  any_divisor: ClassVar[bool] = False
+  can_respace: ClassVar[bool] = False
   extra_noise: ClassVar[int] = 0
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
@@ -151,7 +151,7 @@ class Objective(abc.ABC):
     """D's loss, a mean over the rows.
 
     Args:
-      model: for `model.judge`.
+      model: for `model.discriminator_fn`.
       d_params: what the loss is differentiated by.
       pairs: what `pairs` returned for these rows, constants.
       rows: the rows.
@@ -170,7 +170,7 @@ class Objective(abc.ABC):
   def make_schedule(self, config: Config) -> diffusion.Schedule:
     """The tables of a run: those of `config.diffusion`, without a posterior where G predicts x_t itself."""
     schedule = diffusion.make_schedule(**vars(config.diffusion))
-    return diffusion.without_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
+    return diffusion.identity_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
 
   def default_steps(self, trained: int) -> int:
     """In how many steps a G trained with T = `trained` is sampled by default."""
@@ -195,7 +195,7 @@ class Objective(abc.ABC):
     trained = schedule.num_timesteps
     default = self.default_steps(trained)
     num_timesteps = default if num_timesteps is None else num_timesteps
-    if num_timesteps != default and not self.any_divisor:
+    if num_timesteps != default and not self.can_respace:
       raise ConfigError(
           f'num_timesteps: found {num_timesteps}, but a run with method={self.name!r} samples in the {default} that '
           "it was trained for; only method='gaussian' leaves a choice")
@@ -203,5 +203,5 @@ class Objective(abc.ABC):
       raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
     if num_timesteps == trained:
       return predict, schedule
-    schedule, t_long = diffusion.respaced(schedule, num_timesteps)
+    schedule, t_long = diffusion.respace(schedule, num_timesteps)
     return lambda x_tp1, t, z: predict(x_tp1, jnp.asarray(t_long)[t], z), schedule

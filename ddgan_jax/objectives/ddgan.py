@@ -34,9 +34,9 @@ class Ddgan(Objective):
 
   def discriminator_loss(
       self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:
-    judge = model.judge(d_params, rows)
+    discriminator_fn = model.discriminator_fn(d_params, rows)
     real_logits, fake_logits, penalty = penalties.penalized_logits(
-        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        lambda x: discriminator_fn(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
         self.penalty if penalized else penalties.NONE)
     loss_real = jax.nn.softplus(-real_logits).mean()
     loss_fake = jax.nn.softplus(fake_logits).mean()
@@ -52,5 +52,5 @@ class Ddgan(Objective):
   def generator_loss(
       self, model: Model, g_params: Params, d_params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
     pairs = self.pairs(model, g_params, rows)
-    logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, pairs.x_tp1)
+    logits = model.discriminator_fn(d_params, rows)(pairs.x_t_fake, pairs.t, pairs.x_tp1)
     return jax.nn.softplus(-logits).mean(), {}

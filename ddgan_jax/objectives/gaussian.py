@@ -28,7 +28,7 @@ class Gaussian(Objective):
   bound: float = 1.0
   name = 'gaussian'
   has_discriminator = False
-  any_divisor = True
+  can_respace = True
 
   def generator_loss(
       self, model: Model, g_params: Params, d_params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:

@@ -3,7 +3,7 @@
     gamma / 2 · mean_i ||∂D(x_i, t_i, x_{t+1,i}) / ∂x_i||²
 
 on real less noisy neighbours (R1), on generated ones (R2), or both (Mescheder et al., 2018, "Which training methods for
-GANs do actually converge?", equations 9 and 10). A lazy penalty is in one step of `every` and is not multiplied by it,
+GANs do actually converge?", equations 9 and 10). A lazy penalty is in one step of `interval` and is not multiplied by it,
 as in DDGAN (paper, appendix C).
 """
 
@@ -26,12 +26,12 @@ class GradientPenalty:
 
   Attributes:
     gamma: the weight; 0 is no penalty.
-    every: the penalty is in the steps divisible by this, and so in step 0.
+    interval: the penalty is in the steps divisible by this, and so in step 0.
     real, fake: whether R1 and whether R2 is in it.
   """
 
   gamma: float
-  every: int = 1
+  interval: int = 1
   real: bool = True
   fake: bool = False
 
@@ -42,14 +42,14 @@ class GradientPenalty:
 
   def is_due(self, step: int | jax.Array) -> bool | jax.Array:
     """Whether the step that starts from state.step == `step` has the penalty; a tracer only if that depends on one."""
-    if self.gamma == 0 or self.every == 1:
+    if self.gamma == 0 or self.interval == 1:
       return self.gamma > 0
-    return step % self.every == 0
+    return step % self.interval == 0
 
   def variants(self, step: int) -> tuple[bool, ...]:
     """The values of `is_due` from `step` on, the one of `step` itself first."""
     first = self.is_due(step)
-    return (first,) if self.gamma == 0 or self.every == 1 else (first, not first)
+    return (first,) if self.gamma == 0 or self.interval == 1 else (first, not first)
 
 
 NONE = GradientPenalty(gamma=0.0, real=False)
@@ -61,12 +61,12 @@ def r1(optim: OptimConfig) -> GradientPenalty:
 
 
 def penalized_logits(
-    judge: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
+    discriminator_fn: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
   """D's logits and their penalty, from one forward pass.
 
   Args:
-    judge: D as a function of x, [B, H, W, C] → logits [B].
+    discriminator_fn: D as a function of x, [B, H, W, C] → logits [B].
     real, fake: [B, H, W, C] float32.
     penalty: `NONE` computes no gradient.
 
@@ -75,7 +75,7 @@ def penalized_logits(
     D's loss.
   """
   def score(x):
-    logits = judge(x)
+    logits = discriminator_fn(x)
     return logits.sum(), logits  # rows are coupled only through the minibatch stddev
 
   both, parts = [], {}

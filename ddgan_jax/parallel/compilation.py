@@ -29,7 +29,7 @@ XLA_OPTIONS: dict[str, dict[str, str]] = {
 def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
   """`jax.jit` for this package's networks: with compiler options, and fast convolutions in loops on CPUs.
 
-  Both apply to this program alone (`XLA_OPTIONS`, `convolution.one_layout_on_cpus`), so no global setting changes.
+  Both apply to this program alone (`XLA_OPTIONS`, `convolution.cpu_convolution_layout`), so no global setting changes.
   Inside another transformation (jit, scan, grad, vmap), where JAX accepts no compiler options, it is a plain `jax.jit`;
   the outermost jit decides how the whole program is compiled.
 
@@ -51,7 +51,7 @@ class _Program:
   @functools.cached_property
   def _outermost(self) -> Any:
     # At first use, because asking for the default platform starts the backend.
-    found = options(self._platform or jax.default_backend())
+    found = compiler_options(self._platform or jax.default_backend())
 
     # A function of its own, because JAX lowers one that is also in another `jax.jit` only once.
     @functools.wraps(self.__wrapped__)
@@ -63,15 +63,15 @@ class _Program:
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     if not core.trace_state_clean():
       return self._nested(*args, **kwargs)
-    with convolution.one_layout_on_cpus():
+    with convolution.cpu_convolution_layout():
       return self._outermost(*args, **kwargs)
 
   def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-    with convolution.one_layout_on_cpus():
+    with convolution.cpu_convolution_layout():
       return self._outermost.lower(*args, **kwargs)
 
 
-def options(platform: str) -> dict[str, str]:
+def compiler_options(platform: str) -> dict[str, str]:
   """The `compiler_options` of `jit`: those of `XLA_OPTIONS` that $XLA_FLAGS leaves open and this XLA knows."""
   return {
       name: value for name, value in XLA_OPTIONS.get(platform, {}).items()
@@ -101,12 +101,12 @@ def use_persistent_cache() -> None:
 _futures: list[concurrent.futures.Future] = []
 
 
-def is_busy() -> bool:
-  """Whether something that `in_background` began has not ended."""
+def is_compiling() -> bool:
+  """Whether something that `run_in_background` began has not ended."""
   return not all(future.done() for future in _futures)
 
 
-def in_background(function: Callable, *args) -> concurrent.futures.Future:
+def run_in_background(function: Callable, *args) -> concurrent.futures.Future:
   """Calls `function(*args)` in a thread that does not keep the process alive.
 
   XLA compiles one program on one thread and releases the interpreter, so several compile side by side. The thread is a
@@ -127,7 +127,7 @@ def in_background(function: Callable, *args) -> concurrent.futures.Future:
   return future
 
 
-def describe(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
+def cost_summary(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
   """A sentence on what a compiled step costs, and its figures.
 
   The figures are `compile_seconds`, `step_memory_mib` (state, batch and temporaries on one device, by the compiler's

@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from ddgan_jax.config import UserError
 
 _BYTES = 2048  # of a text that is passed on
-_MEETING = 3600  # seconds that the others may take to compile
-_asked = itertools.count(1)  # JAX's pre-emption service wants questions by number, one after the other from 1
+_BARRIER_TIMEOUT = 3600  # seconds that the others may take to compile
+_sync_ids = itertools.count(1)  # JAX's pre-emption service wants questions by number, one after the other from 1
 
 
 def shared_text(text: str) -> str:
@@ -46,14 +46,14 @@ def _texts(text: str) -> list[str]:
   return [row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows]
 
 
-def from_main(number: int) -> int:
+def broadcast_from_main(number: int) -> int:
   """Process 0's `number`, on every process; below 2**31."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def on_main(function: Callable[[], None]) -> None:
+def run_on_main(function: Callable[[], None]) -> None:
   """Calls `function` on process 0 alone, and returns on every process when it is done.
 
   Raises:
@@ -75,14 +75,14 @@ def on_main(function: Callable[[], None]) -> None:
     raise UserError(message)
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
   """Returns when all processes are here; each name once.
 
   For what takes one of them much longer than another, such as compiling when only one finds its program in the cache:
   collectives between CPU processes give up after 30 seconds.
   """
   if jax.process_count() > 1:
-    jax_distributed.global_state.client.wait_at_barrier(f'ddgan_jax/{name}', timeout_in_ms=1000 * _MEETING)
+    jax_distributed.global_state.client.wait_at_barrier(f'ddgan_jax/{name}', timeout_in_ms=1000 * _BARRIER_TIMEOUT)
 
 
 class Stop:
@@ -98,11 +98,11 @@ class Stop:
 
   def __init__(self):
     self.signal: str | None = None
-    self._together = jax.process_count() > 1
+    self._is_distributed = jax.process_count() > 1
 
   def __enter__(self):
     # SIGTERM belongs to the pre-emption service where there is one.
-    numbers = (signal.SIGINT,) if self._together else (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGINT,) if self._is_distributed else (signal.SIGTERM, signal.SIGINT)
     self._interrupted = False
     self._before = {number: signal.signal(number, self._handle) for number in numbers}
     return self
@@ -111,9 +111,9 @@ class Stop:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def after_step(self) -> bool:
+  def should_stop(self) -> bool:
     """Whether to leave after this step; the same on every process, which all ask after every call of a step."""
-    if self._together and not self.signal and multihost_utils.reached_preemption_sync_point(next(_asked)):
+    if self._is_distributed and not self.signal and multihost_utils.reached_preemption_sync_point(next(_sync_ids)):
       self.signal = 'SIGINT' if self._interrupted else 'SIGTERM'
     return self.signal is not None
 
@@ -122,7 +122,7 @@ class Stop:
     if self._interrupted and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._interrupted = self._interrupted or number == signal.SIGINT
-    if self._together:
+    if self._is_distributed:
       os.kill(os.getpid(), signal.SIGTERM)
     else:
       self.signal = self.signal or signal.Signals(number).name

@@ -17,7 +17,7 @@ _local = threading.local()
 
 
 @contextlib.contextmanager
-def one_layout_on_cpus(enabled: bool = True) -> Iterator[None]:
+def cpu_convolution_layout(enabled: bool = True) -> Iterator[None]:
   """Within it, this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
 
   That is the form that XLA hands to Eigen. XLA converts other forms to it, but not in the body of a loop or a
@@ -39,7 +39,7 @@ def one_layout_on_cpus(enabled: bool = True) -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-  """Registers a rule that is JAX's own wherever `one_layout_on_cpus` is not in force."""
+  """Registers a rule that is JAX's own wherever `cpu_convolution_layout` is not in force."""
   jax_rule = _jax_rule()
   if jax_rule is None:
     return

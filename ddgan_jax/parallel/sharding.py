@@ -41,12 +41,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
   """Each device holds a block of the leading (batch) axis; of the second one if batches are stacked."""
   return NamedSharding(mesh, PartitionSpec(None, _ROWS) if stacked else PartitionSpec(_ROWS))
 
 
-def of_state(mesh: Mesh) -> Callable[[Any], NamedSharding]:
+def state_sharding(mesh: Mesh) -> Callable[[Any], NamedSharding]:
   """The sharding of an array of the state: a function of its shape alone, so that moments are sharded like parameters.
 
   The largest axis that `fsdp` divides is split, the first of equals; small arrays and those with no such axis are whole
@@ -55,7 +55,7 @@ def of_state(mesh: Mesh) -> Callable[[Any], NamedSharding]:
   return lambda leaf: NamedSharding(mesh, _state_spec(mesh, leaf.shape))
 
 
-def of_tree(tree: Any) -> Any:
+def tree_shardings(tree: Any) -> Any:
   """The sharding of every array, or shape, of `tree`."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
@@ -69,7 +69,7 @@ def local_rows(array: jax.Array) -> np.ndarray:
 def constrain_rows(tree: Any, mesh: Mesh) -> Any:
   """Inside jit: requests that every array of `tree` be split by rows, so that noise is drawn where it is used."""
   return jax.tree.map(
-      lambda leaf: jax.lax.with_sharding_constraint(leaf, by_rows(mesh)) if leaf.ndim else leaf, tree)
+      lambda leaf: jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh)) if leaf.ndim else leaf, tree)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
@@ -91,7 +91,7 @@ def mean_gradient(
     mesh: the mesh.
 
   Returns:
-    A function of the same arguments: `params`, `others` and the gradient are sharded by `of_state`; arrays of
+    A function of the same arguments: `params`, `others` and the gradient are sharded by `state_sharding`; arrays of
     `rows` are split by rows, scalars in it are the same for all; metrics are whole.
   """
   def mapped(params, others, rows):

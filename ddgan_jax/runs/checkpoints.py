@@ -93,7 +93,7 @@ class Checkpoints:
     """
     step = int(state.step)
     self.wait()  # Orbax would too; a save under way counts below only when it is complete
-    if consensus.from_main(step in self.steps()):
+    if consensus.broadcast_from_main(step in self.steps()):
       return
     digests, broken = _digests(state)
     broken = consensus.shared_text(', '.join(broken[:5]) + (f' and {len(broken) - 5} more' if broken[5:] else ''))
@@ -127,8 +127,8 @@ class Checkpoints:
         file.write(json.dumps(metrics))
 
     try:
-      consensus.on_main(write)
-      while (surplus := consensus.from_main(self._first_surplus())) >= 0:
+      consensus.run_on_main(write)
+      while (surplus := consensus.broadcast_from_main(self._first_surplus())) >= 0:
         self._open().delete(surplus)
     except OSError as error:
       raise self._write_error(error) from error
@@ -170,7 +170,7 @@ class Checkpoints:
     """Orbax's `PreservationPolicy`; process 0 decides for all."""
     del context
     preserved = self._preserved([info.step for info in checkpoints])
-    return [bool(consensus.from_main(info.step in preserved)) for info in checkpoints]
+    return [bool(consensus.broadcast_from_main(info.step in preserved)) for info in checkpoints]
 
   def wait(self) -> None:
     """Returns when the last save is complete on disk."""
@@ -207,7 +207,7 @@ class Checkpoints:
     def read(folder):
       return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
 
-    return self._checked(target, step, read)
+    return self._read_verified(target, step, read)
 
   def restore_ema(self, target: Any, step: int) -> Any:
     """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
@@ -217,7 +217,7 @@ class Checkpoints:
       return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(
           partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
 
-    return self._checked(partial, step, read)['ema_params']
+    return self._read_verified(partial, step, read)['ema_params']
 
   def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
     """Reads the newest good state (see `restore`), to resume from it; None if there is no checkpoint.
@@ -225,20 +225,20 @@ class Checkpoints:
     `say` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
     saved again. Raises CheckpointError if none is good, or they belong to another config; nothing is changed then.
     """
-    found = self._walk_back(self.restore, target, say)
+    found = self._restore_newest_good(self.restore, target, say)
     if found is None:
       return None
     if found[2]:
       self.close()  # Orbax remembers what it has seen
-      consensus.on_main(lambda: [self._set_aside(step, say) for step in found[2]])
+      consensus.run_on_main(lambda: [self._rename_damaged(step, say) for step in found[2]])
     return found[0]
 
   def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
     """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
-    found = self._walk_back(self.restore_ema, target, say)
+    found = self._restore_newest_good(self.restore_ema, target, say)
     return found and found[:2]
 
-  def _walk_back(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
+  def _restore_newest_good(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
     self.wait()
     refused: dict[int, str] = {}
     step = self._newest()
@@ -259,10 +259,10 @@ class Checkpoints:
     return None
 
   def _newest(self, below: int = 2**31 - 1) -> int | None:
-    step = consensus.from_main(max((step for step in self.steps() if step < below), default=-1))
+    step = consensus.broadcast_from_main(max((step for step in self.steps() if step < below), default=-1))
     return None if step < 0 else step
 
-  def _set_aside(self, step: int, say: Callable[[str], None]) -> None:
+  def _rename_damaged(self, step: int, say: Callable[[str], None]) -> None:
     aside, number = self.folder / f'{step}.damaged', 1
     while aside.exists():
       number += 1
@@ -278,7 +278,7 @@ class Checkpoints:
               create=True, preservation_policy=self, cleanup_tmp_directories=True))
     return self._manager
 
-  def _checked(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
+  def _read_verified(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
     """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
     folder = self.folder / str(step)
     for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside

@@ -50,7 +50,7 @@ class Run:
 
     Args:
       key: a typed PRNG key, `jax.random.key(seed)`; used once.
-      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.most_at_once`).
+      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.max_batch_size`).
       label: of a conditional run: one label for all images, or [n] int32, one each; by default what the run was loaded
         with. Another label does not compile again.
 
@@ -68,7 +68,7 @@ class Run:
     checks.key('key', key)
     checks.whole('n', n, 1)
     label = self.label if label is None else label
-    labels.check_asked(label, self.config.generator)
+    labels.check_label(label, self.config.generator)
     if label is not None:
       label = jnp.asarray(label, jnp.int32)
       if label.shape not in ((), (n,)):
@@ -165,7 +165,7 @@ def load(
   if not steps or (step is not None and step not in steps):
     found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
-  target = train_state.abstract(config, sharding).ema_params
+  target = train_state.abstract_state(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, say=print)
   else:

@@ -123,10 +123,10 @@ def check_shared(workdir: str) -> None:
   if jax.process_count() == 1:
     return
   # A new name each time, since network file systems remember that a file was not there.
-  seen = epath.Path(workdir) / f'.seen.{consensus.from_main(int.from_bytes(os.urandom(3)))}'
-  consensus.on_main(lambda: seen.write_text(''))
+  seen = epath.Path(workdir) / f'.seen.{consensus.broadcast_from_main(int.from_bytes(os.urandom(3)))}'
+  consensus.run_on_main(lambda: seen.write_text(''))
   blind = consensus.shared_text('' if seen.exists() else f'process {jax.process_index()}')
-  consensus.on_main(lambda: seen.unlink())
+  consensus.run_on_main(lambda: seen.unlink())
   if blind:
     raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '
                        'all processes share, or a bucket')
@@ -173,7 +173,7 @@ class LastStep:
     begun = self._file.exists() and self._file.read_text().strip() == str(self._config.num_steps)
     grid = begun and not self._grid.exists()
     evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
-    return bool(consensus.from_main(grid)), bool(consensus.from_main(evaluation))
+    return bool(consensus.broadcast_from_main(grid)), bool(consensus.broadcast_from_main(evaluation))
 
 
 def missing_names(missing: tuple[bool, bool]) -> str:
@@ -181,7 +181,7 @@ def missing_names(missing: tuple[bool, bool]) -> str:
   return ' and '.join(name for name, lacks in zip(('its sample grid', 'its evaluation'), missing) if lacks)
 
 
-def has_other_path(workdir: str, config: Config) -> bool:
+def data_path_changed(workdir: str, config: Config) -> bool:
   """Whether the run of `workdir` last read its data from another path; the data may still be the same."""
   stored = epath.Path(workdir) / 'config.json'
   if not stored.exists():
@@ -196,7 +196,7 @@ def check_data(workdir: str, config: Config, source: Source, named: str | None =
   `named` is what --workdir would have to be, by default `workdir`. Raises WorkdirError, which says how to start another
   run and how to continue this one.
   """
-  before, now = _described(workdir), _description(source)
+  before, now = _stored_data(workdir), _data_summary(source)
   if before in (None, now):
     return
   named = named or workdir
@@ -207,11 +207,11 @@ def check_data(workdir: str, config: Config, source: Source, named: str | None =
       f'folder to start a new run, or set --workdir={named} to continue this one with the other data')
 
 
-def _description(source: Source) -> dict[str, Any]:
+def _data_summary(source: Source) -> dict[str, Any]:
   return {'images': len(source), 'checksum': source.checksum}
 
 
-def _described(workdir: str) -> dict[str, Any] | None:
+def _stored_data(workdir: str) -> dict[str, Any] | None:
   """What data.json says of the data that the run of `workdir` began with; None if it says nothing."""
   try:
     before = json.loads((epath.Path(workdir) / 'data.json').read_text())
@@ -223,9 +223,9 @@ def _described(workdir: str) -> dict[str, Any] | None:
 def describe_data(
     workdir: str, config: Config, source: Source, is_resumed: bool, say: Callable[[str], None]) -> None:
   """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
-  found = _description(source)
+  found = _data_summary(source)
   path = epath.Path(workdir) / 'data.json'
-  before = _described(workdir)
+  before = _stored_data(workdir)
   if before == found:
     return
   if before and is_resumed:

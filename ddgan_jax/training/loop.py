@@ -20,7 +20,7 @@ from ddgan_jax.training.rollback import ADVICE, Diverged
 from ddgan_jax.training.session import Session
 
 
-def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = True) -> bool:
+def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = True) -> bool:
   """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
   The workdir receives config.json, parameters.txt, data.png and data.json (what the run sees), checkpoints/,
@@ -29,7 +29,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
   Args:
     config: the run, checked.
     workdir: its folder, made if needed; the same for all processes.
-    may_change_data: whether a run of `workdir` may continue on other data than it began with.
+    allow_other_data: whether a run of `workdir` may continue on other data than it began with.
 
   Returns:
     Whether the run has finished; False after a signal.
@@ -37,7 +37,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
   Raises:
     UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
   """
-  session = Session(config, workdir, may_change_data)
+  session = Session(config, workdir, allow_other_data)
   if session.is_finished():
     return True
   with session:
@@ -46,7 +46,7 @@ def train_and_evaluate(config: Config, workdir: str, may_change_data: bool = Tru
     state = session.restore()
     step = 0 if state is None else int(state.step)
     is_trained = step >= config.train.num_steps  # and only what comes after the last step is missing
-    session.listen()
+    session.listen_for_signals()
     if not is_trained:
       session.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
       programs.start(programs.names(step))
@@ -85,19 +85,19 @@ def train(
           batch = next(batches)
         program = programs.wait(step, stop)
         if program is None:  # a signal while it is being compiled
-          meter.settle()
+          meter.drain()
           save(session, state, step)
           break
         if session.profile.is_due(step):
-          meter.settle()
+          meter.drain()
           session.profile.switch(session.note)
         state, metrics = program(state, *batch)
         step += programs.steps_per_call
         meter.add(step, metrics, program)
         due = cadence.after(step)
-        stopping = stop.after_step()  # asked once: a signal that comes later is for the next step
+        stopping = stop.should_stop()  # asked once: a signal that comes later is for the next step
         if stopping or due.pause:
-          meter.settle()  # also refuses to sample or save a state that is no longer finite
+          meter.drain()  # also refuses to sample or save a state that is no longer finite
           # Saved first: what goes wrong in sampling or measuring must not take the steps with it.
           if due.last:
             session.last_step.begin()
@@ -105,13 +105,13 @@ def train(
             save(session, state, step)
           if due.sample or due.evaluate:
             session.checkpoints.wait()
-            results.show(state, step, due.sample, due.evaluate and not stopping)
+            results.write(state, step, due.sample, due.evaluate and not stopping)
           stopping = stopping or due.evaluate and stop.signal is not None
           session.progress.start(step)
     except Diverged:
       raise
     except Exception:
-      rescue(session, meter, state)
+      save_after_error(session, meter, state)
       raise
   session.checkpoints.wait()
   return step
@@ -125,11 +125,11 @@ def save(session: Session, state: TrainState, step: int) -> None:
     raise Diverged(error.arrays, step) from error
 
 
-def rescue(session: Session, meter: Meter, state: TrainState) -> None:
+def save_after_error(session: Session, meter: Meter, state: TrainState) -> None:
   """Saves the completed steps, if that is possible, when something else has failed."""
   if jax.process_count() == 1:  # the others would not save with this one
     with contextlib.suppress(Exception):
-      meter.settle()
+      meter.drain()
       session.checkpoints.save(state)
       session.checkpoints.wait()
 

@@ -50,9 +50,9 @@ class Meter:
     Raises Diverged if metrics of an earlier step are not finite.
     """
     self._in_flight.append((step, metrics, program))
-    self.settle(_IN_FLIGHT if self._progress.started else 0)
+    self.drain(_IN_FLIGHT if self._progress.started else 0)
 
-  def settle(self, most: int = 0) -> None:
+  def drain(self, most: int = 0) -> None:
     """Waits until at most `most` calls are in flight, and reports those whose turn it is.
 
     Raises Diverged if metrics are not finite; checked at every report, and for all steps if `most` is 0.
@@ -60,7 +60,7 @@ class Meter:
     while len(self._in_flight) > most:
       step, metrics, program = self._in_flight.popleft()
       jax.block_until_ready(metrics)
-      self._window += self._programs.by_step(metrics, step)
+      self._window += self._programs.unstack_metrics(metrics, step)
       if not self._progress.started:
         self._report_first(step, program)
         self._progress.start(step)
@@ -81,7 +81,7 @@ class Meter:
     first_step = step - self._programs.steps_per_call
     what = f'Resumed at step {first_step:,}; next step' if first_step else 'First step'
     self._progress.note(f'{what} done {time.perf_counter() - self._started:.1f} s after the start.')
-    text, figures = compilation.describe(program.compiled, program.compile_seconds)
+    text, figures = compilation.cost_summary(program.compiled, program.compile_seconds)
     self._progress.note(text)
     self._writer.scalars(step, figures)
 

@@ -22,7 +22,7 @@ from ddgan_jax.train_state import TrainState
 
 PLAIN, R1, CALL = 'plain', 'r1', 'call'
 _POLL_SECONDS = 0.2  # between two looks for a signal
-_meetings = itertools.count()  # each is a barrier with a name of its own
+_barrier_ids = itertools.count()  # each is a barrier with a name of its own
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,12 +38,12 @@ class Program:
   compiled: Any
   trace_seconds: float = 0.0
   compile_seconds: float = 0.0
-  _has_met: bool = False
+  _passed_barrier: bool = False
 
   def __call__(self, *arguments: Any) -> Any:
-    if not self._has_met:
-      consensus.meet(f'program {next(_meetings)}')
-      self._has_met = True
+    if not self._passed_barrier:
+      consensus.barrier(f'program {next(_barrier_ids)}')
+      self._passed_barrier = True
     return self.compiled(*arguments)
 
 
@@ -58,16 +58,16 @@ class StepPrograms:
     config, mesh: the run and its devices.
     steps_per_call: how many steps a program takes.
     penalty: the objective's, and when it is due.
-    abstract_state, inputs: shapes, dtypes and shardings of the state, and of a batch, by name.
+    abstract_state, abstract_batch: shapes, dtypes and shardings of the state, and of a batch, by name.
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
     self.config = config
     self.mesh = mesh
     self.steps_per_call = config.train.steps_per_call
-    self.abstract_state = train_state.abstract(config, sharding.of_state(mesh))
+    self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(mesh))
     self.penalty = objectives.make(config).penalty
-    self.inputs = train_step.inputs(config, mesh, stacked=self.steps_per_call > 1)
+    self.abstract_batch = train_step.abstract_batch(config, mesh, stacked=self.steps_per_call > 1)
     self._futures: dict[str, concurrent.futures.Future[Program]] = {}
 
   def name(self, step: int) -> str:
@@ -88,7 +88,7 @@ class StepPrograms:
       step_fn = train_step.make_steps_fn(self.config, self.mesh)
     else:
       step_fn = train_step.make_step_fn(self.config, self.mesh, name == R1)
-    return step_fn.lower(self.abstract_state, *self.inputs.values())
+    return step_fn.lower(self.abstract_state, *self.abstract_batch.values())
 
   def start(self, names: Iterable[str]) -> None:
     """Begins to compile programs; returns when all are traced.
@@ -100,7 +100,7 @@ class StepPrograms:
       if name not in self._futures:
         begun = time.perf_counter()
         lowered = self.lower(name)
-        self._futures[name] = compilation.in_background(_compile, lowered, time.perf_counter() - begun)
+        self._futures[name] = compilation.run_in_background(_compile, lowered, time.perf_counter() - begun)
 
   def wait(self, step: int, stop: consensus.Stop) -> Program | None:
     """The program for a step, which was started, once it is compiled; None if a signal came first."""
@@ -108,7 +108,7 @@ class StepPrograms:
 
   def create_state(self) -> TrainState:
     """The state at step 0, on the devices of the mesh."""
-    shardings = sharding.of_tree(self.abstract_state)
+    shardings = sharding.tree_shardings(self.abstract_state)
     return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=shardings)()
 
   def batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[list[jax.Array]]:
@@ -120,16 +120,16 @@ class StepPrograms:
     stacked = self.steps_per_call > 1
     if stacked:
       on_host = pipeline.stack_batches(on_host, self.steps_per_call)
-    rows = sharding.by_rows(self.mesh, stacked)
+    rows = sharding.batch_sharding(self.mesh, stacked)
     with contextlib.closing(pipeline.device_batches(on_host, rows)) as on_devices:
       for batch in on_devices:
-        yield [batch[name] for name in self.inputs]
+        yield [batch[name] for name in self.abstract_batch]
 
-  def by_step(self, metrics: Metrics, step: int) -> list[tuple[int, Metrics]]:
+  def unstack_metrics(self, metrics: Metrics, step: int) -> list[tuple[int, Metrics]]:
     """The metrics of a call that ended with `step` steps done, as (step, its metrics) of each."""
     if self.steps_per_call == 1:
       return [(step, metrics)]
-    return train_step.by_step(jax.device_get(metrics), step, self.penalty)
+    return train_step.unstack_metrics(jax.device_get(metrics), step, self.penalty)
 
   def _host_batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, last in ranges:

@@ -39,10 +39,10 @@ class Results:
   def start(self) -> None:
     """Begins to compile the sampling program in the background."""
     session = self._session
-    self._sample = compilation.in_background(
+    self._sample = compilation.run_in_background(
         lambda: Program(make_sample_fn(session.config, session.mesh, session.abstract_state.ema_params)))
 
-  def show(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
+  def write(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
     """Shows a state that is saved, after `step` steps; what a signal interrupts is left out.
 
     `sample` writes its sample grid, once `start` has compiled the program; `evaluate` measures it, and records the
@@ -57,7 +57,7 @@ class Results:
     """Shows what is still missing of the last step."""
     missing = self._session.last_step.missing()
     self._session.note(f'All {step:,} steps are done; still missing: {missing_names(missing)}.')
-    self.show(state, step, *missing)
+    self.write(state, step, *missing)
 
   def _write_grid(self, program: Program, state: TrainState, step: int) -> None:
     session, config = self._session, self._session.config
@@ -94,7 +94,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
     generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
-    most = sampling.most_at_once(schedule.num_timesteps, shape, latent_dim)
+    most = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
     if config.train.num_samples <= most:
       images = sampling.sample(
           jax.random.key(config.seed), generator_fn, schedule, (config.train.num_samples, *shape), latent_dim)
@@ -105,7 +105,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
         return sampling.sample_each(config.seed, indices, generator_fn, schedule, shape, latent_dim)
 
       rows = [np.arange(config.train.num_samples, dtype=np.int32), *([] if label is None else [label])]
-      images = sampling.in_parts(part, most, *rows)
+      images = sampling.map_in_batches(part, most, *rows)
     return images if config.data.is_points else sampling.to_uint8(images)
 
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
@@ -113,7 +113,7 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
   """The labels of a grid, and its columns."""
-  return labels.for_grid(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
+  return labels.grid_labels(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
 
 
 def _rows_unless_stopped(

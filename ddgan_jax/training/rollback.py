@@ -11,7 +11,7 @@ from ddgan_jax.config import UserError
 from ddgan_jax.parallel import consensus
 from ddgan_jax.utils import files
 
-MOST_ROLLBACKS = 3  # to the same step
+MAX_ROLLBACKS = 3  # to the same step
 _FILE = 'skipped.json'
 ADVICE = 'a lower optim.lr_d and lr_g or a larger optim.r1_gamma may help'
 
@@ -70,7 +70,7 @@ class SkippedBatches:
     """
     first, last = self.batch(to_step), self.batch(error.step - 1)
     count = sum(step == to_step for step, _ in self._entries)
-    if count >= MOST_ROLLBACKS:
+    if count >= MAX_ROLLBACKS:
       raise UserError(f'{error}, again after {count} rollbacks to step {to_step:,}, the last good one: it is not the '
                       f'data; {ADVICE}')
     # Entries of later steps count in what is skipped now.
@@ -79,4 +79,4 @@ class SkippedBatches:
       with files.atomic_write(self._file) as file:
         file.write(json.dumps([{'step': step, 'batches': n} for step, n in self._entries]) + '\n')
     return (f'{error}: back to step {to_step:,}, skipping global batches {first:,} to {last:,} '
-            f'(rollback {count + 1} of {MOST_ROLLBACKS} to this step; {self._file}).')
+            f'(rollback {count + 1} of {MAX_ROLLBACKS} to this step; {self._file}).')

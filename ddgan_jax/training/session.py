@@ -25,7 +25,7 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.training.rollback import SkippedBatches
 
 # Fields that may differ between the processes of a run: where each machine keeps its data.
-_OWN_FIELDS = ('data.path', 'data.data_dir', 'data.cache_dir', 'data.num_workers')
+_PER_PROCESS_FIELDS = ('data.path', 'data.data_dir', 'data.cache_dir', 'data.num_workers')
 
 
 class Session:
@@ -51,10 +51,10 @@ class Session:
 
   Raises:
     UserError: config, workdir or data cannot be used, or differ between processes; or the data are not those that the
-      run began with, and `may_change_data` is False; one sentence.
+      run began with, and `allow_other_data` is False; one sentence.
   """
 
-  def __init__(self, config: Config, workdir: str, may_change_data: bool = True):
+  def __init__(self, config: Config, workdir: str, allow_other_data: bool = True):
     self.started = time.perf_counter()
     self.config = config
     self.workdir = workdir
@@ -63,13 +63,13 @@ class Session:
     config_lib.check_devices(config, jax.device_count())
     self.checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     self.mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
-    self.abstract_state = train_state.abstract(config, sharding.of_state(self.mesh))
+    self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(self.mesh))
     workdir_lib.check_workdir(workdir, config, self.checkpoints)
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
-    self._must_check_data = consensus.from_main(not may_change_data and self.checkpoints.latest_step() is not None)
-    if self._must_check_data and consensus.from_main(workdir_lib.has_other_path(workdir, config)):
+    self._must_check_data = consensus.broadcast_from_main(not allow_other_data and self.checkpoints.latest_step() is not None)
+    if self._must_check_data and consensus.broadcast_from_main(workdir_lib.data_path_changed(workdir, config)):
       self._load_data()  # even a finished run may be one on other data
 
   def is_finished(self) -> bool:
@@ -83,7 +83,7 @@ class Session:
 
   def __enter__(self) -> Session:
     with contextlib.ExitStack() as exits:
-      consensus.on_main(lambda: self._take_workdir(exits))
+      consensus.run_on_main(lambda: self._lock_workdir(exits))
       workdir_lib.check_shared(self.workdir)
       exits.callback(self.checkpoints.close)
       if self.source is None:
@@ -92,7 +92,7 @@ class Session:
           train_state.count_parameters(params)
           for params in (self.abstract_state.g_params, self.abstract_state.d_params))
       self.note(
-          f'{self.config.data.name}: {len(self.source):,} {_things(self.config)}, on {jax.device_count()} '
+          f'{self.config.data.name}: {len(self.source):,} {_noun(self.config)}, on {jax.device_count()} '
           f'{jax.devices()[0].platform} device(s). G has {g_size:,} parameters'
           + (f', D {d_size:,}.' if d_size else '; no D.'))
       self._exits = exits.pop_all()
@@ -122,7 +122,7 @@ class Session:
       workdir_lib.describe_data(self.workdir, self.config, self.source, state is not None, self.note)
     return state
 
-  def listen(self) -> None:
+  def listen_for_signals(self) -> None:
     """From now on a signal is a request to save and leave."""
     self.stop = self._exits.enter_context(consensus.Stop())
 
@@ -137,7 +137,7 @@ class Session:
     self.writer.hparams(config_lib.flatten(self.config))
     warm = max(10, self.config.optim.lazy_reg + 1)  # by then both steps are compiled and have run
     self.profile = tensorboard.Profile(
-        self.workdir, first_step + _whole_calls(warm, several), _whole_calls(train.profile_steps, several),
+        self.workdir, first_step + _round_up(warm, several), _round_up(train.profile_steps, several),
         self.is_main)
     self._exits.callback(self.profile.close)
 
@@ -155,7 +155,7 @@ class Session:
     self.note(f'Finished {step:,} steps in {self.workdir}{self._last_grid(step)}.')
     return True
 
-  def _take_workdir(self, exits: contextlib.ExitStack) -> None:
+  def _lock_workdir(self, exits: contextlib.ExitStack) -> None:
     workdir_lib.check_space(self.workdir, self.config, self.checkpoints, self.abstract_state)
     exits.enter_context(workdir_lib.locked(self.workdir))
 
@@ -167,19 +167,19 @@ class Session:
       labels.check_data(self.config, source)
     except UserError as mistake:
       error = str(mistake)
-    consensus.meet('data')
+    consensus.barrier('data')
     error = consensus.shared_text(error)
     if error:
       raise UserError(error)
-    consensus.check_same('the data', f'{len(source):,} {_things(self.config)} with checksum {source.checksum}')
+    consensus.check_same('the data', f'{len(source):,} {_noun(self.config)} with checksum {source.checksum}')
     if self._must_check_data:
-      consensus.on_main(lambda: workdir_lib.check_data(self.workdir, self.config, source))
+      consensus.run_on_main(lambda: workdir_lib.check_data(self.workdir, self.config, source))
     self.source = source
 
   def _finished_step(self) -> int | None:
     """The step of the last checkpoint, if the run ends there and it is good."""
     num_steps, latest = self.config.train.num_steps, self.checkpoints.latest_step()
-    if consensus.from_main(-1 if latest is None else latest) < num_steps:
+    if consensus.broadcast_from_main(-1 if latest is None else latest) < num_steps:
       return None
     good = self.checkpoints.restore_newest_ema(self.abstract_state.ema_params, self.note)
     return None if good is None or good[1] < num_steps else good[1]
@@ -191,14 +191,14 @@ class Session:
 
 def _digest(config: Config) -> str:
   """What all processes must agree on."""
-  shared = {name: value for name, value in config_lib.flatten(config).items() if name not in _OWN_FIELDS}
+  shared = {name: value for name, value in config_lib.flatten(config).items() if name not in _PER_PROCESS_FIELDS}
   return 'digest ' + hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _things(config: Config) -> str:
+def _noun(config: Config) -> str:
   return 'points' if config.data.is_points else 'images'
 
 
-def _whole_calls(num_steps: int, several: int) -> int:
+def _round_up(num_steps: int, several: int) -> int:
   """`num_steps`, rounded up to a multiple of `several`."""
   return -(-num_steps // several) * several

@@ -54,7 +54,7 @@ def test_operations_of_an_mlp_run():
       discriminator=DiscriminatorConfig(
           kind='mlp', image_size=1, num_channels=2, ngf=ngf, t_emb_dim=emb, stddev_group=group))
   kernels = [
-      leaf.size for leaf in jax.tree.leaves(train_state.abstract(config, None).g_params) if leaf.ndim == 2]
+      leaf.size for leaf in jax.tree.leaves(train_state.abstract_state(config, None).g_params) if leaf.ndim == 2]
   assert flops.sample_flops(config) == config.diffusion.num_timesteps * 2 * sum(kernels)
 
 
@@ -68,7 +68,7 @@ def test_agrees_with_the_compiler():
   count = flops.step_flops(config, False)
   x_0 = jax.ShapeDtypeStruct((32, 32, 32, 1), jnp.float32)
   step = train_step.make_step_fn(config, sharding.make_mesh(jax.devices()[:1]), with_r1=False)
-  compiled = step.lower(train_state.abstract(config, None), x_0).compile()
+  compiled = step.lower(train_state.abstract_state(config, None), x_0).compile()
   assert count == pytest.approx(compiled.cost_analysis()['flops'] / 32, rel=0.05)
   # R1 that shares D's forward pass adds three of D's: forward over reverse would be four, a separate one five.
   assert flops.step_flops(config, True) > count

@@ -36,7 +36,7 @@ def test_methods_share_data_network_and_budget(base):
     assert dataclasses.replace(config.optim, ema_decay=base.optim.ema_decay) == base.optim
   assert comparison.method_config(base, comparison.METHODS['gan'], 100_000).optim == base.optim
   sizes = {
-      name: train_state.count_parameters(train_state.abstract(config, None).g_params)
+      name: train_state.count_parameters(train_state.abstract_state(config, None).g_params)
       for name, config in configs.items()}
   assert len({size for name, size in sizes.items() if name != 'no_latent'}) == 1
   assert sizes['no_latent'] < sizes['ddgan_4']  # by what reads z

@@ -121,7 +121,7 @@ def test_generator(config):
   # Names of classes carry no meaning: with the rows of the tables in another order, so are the labels.
   order = np.array([4, 2, 0, 3, 1])  # row i now holds what order[i] meant
   tables = params['label_embedding']['tables'][:, [*order, 5]]
-  renamed = labels.of_digits(np.argsort(order)[labels.digits(np.maximum(label, 0), config.stack)])
+  renamed = labels.from_digits(np.argsort(order)[labels.digits(np.maximum(label, 0), config.stack)])
   renamed = np.where(label < 0, -1, renamed)
   np.testing.assert_allclose(
       apply({'params': params | {'label_embedding': {'tables': tables}}}, *one, renamed.astype(np.int32)), images,
@@ -145,12 +145,12 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
   for _ in range(4):
-    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.by_rows(mesh)))
+    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.batch_sharding(mesh)))
     losses.append([metrics[name] for name in ('loss_d', 'loss_g', 'r1_penalty')])
   return np.asarray(losses), jax.device_get(state.g_params)
 
@@ -195,17 +195,17 @@ def test_which_labels_are_withheld_is_a_draw():
 
 
 def test_labels_and_digits():
-  triples = labels.every(GeneratorConfig(num_classes=10, stack=3))
+  triples = labels.all_labels(GeneratorConfig(num_classes=10, stack=3))
   np.testing.assert_array_equal(triples, np.arange(1000))
-  assert list(labels.every(GeneratorConfig(num_classes=2, stack=3))) == [0, 1, 10, 11, 100, 101, 110, 111]
+  assert list(labels.all_labels(GeneratorConfig(num_classes=2, stack=3))) == [0, 1, 10, 11, 100, 101, 110, 111]
   np.testing.assert_array_equal(labels.digits(np.array([7, 314]), 3), [[0, 0, 7], [3, 1, 4]])
   np.testing.assert_array_equal(labels.digits(np.array([7, 314]), 1), [[7], [314]])
   ten = GeneratorConfig(num_classes=10)
-  grid, columns = labels.for_grid(ten, 25)
+  grid, columns = labels.grid_labels(ten, 25)
   assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), *5 * [-1]]
-  grid, columns = labels.for_grid(dataclasses.replace(ten, label_dropout=0.0), 25)
+  grid, columns = labels.grid_labels(dataclasses.replace(ten, label_dropout=0.0), 25)
   assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), 0, 1, 2, 3, 4]
-  grid, columns = labels.for_grid(GeneratorConfig(num_classes=1000), 3)
+  grid, columns = labels.grid_labels(GeneratorConfig(num_classes=1000), 3)
   assert columns is None and list(grid) == [0, 500, 999]
 
 
@@ -289,7 +289,7 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
 ], ids=str)
 def test_labels_that_cannot_be_asked_for(asked, fields, message):
   with pytest.raises(ConfigError, match=message):
-    labels.check_asked(asked, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
+    labels.check_label(asked, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
 
 
 def test_labels_from_the_command_line():
@@ -436,7 +436,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
 def always_labelled(config=None):
   """A run that was never trained without a label."""
   config = config or quick_config(label_dropout=0.0)
-  params = filled(train_state.abstract(config, None).ema_params)
+  params = filled(train_state.abstract_state(config, None).ema_params)
   return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
 
 
@@ -459,7 +459,7 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
-  abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
+  abstract = train_state.abstract_state(config, sharding.state_sharding(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
   monkeypatch.setattr(measurement, '_MIN_SECONDS', 1e-9)

@@ -161,7 +161,7 @@ def resumed(steps, tmp_path_factory):
 def restored(workdir):
   config = config_lib.from_json((workdir / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return Checkpoints(workdir).restore(train_state.abstract(config, device), Checkpoints(workdir).latest_step())
+  return Checkpoints(workdir).restore(train_state.abstract_state(config, device), Checkpoints(workdir).latest_step())
 
 
 def test_a_resume_file_goes_on_with_the_losses_of_the_original(resumed, steps):
@@ -216,7 +216,7 @@ def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoc
   config = config_lib.from_config_dict(fields | {'train': {'num_steps': 31}})
   state = jax.tree.map(
       lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-      else np.full(leaf.shape, 0 if leaf.ndim else 17, leaf.dtype), train_state.abstract(config, None))
+      else np.full(leaf.shape, 0 if leaf.ndim else 17, leaf.dtype), train_state.abstract_state(config, None))
   (tmp_path / 'config.json').write_text(config_lib.to_json(config))
   (tmp_path / 'data.json').write_text(json.dumps({'images': 20, 'checksum': 'x'}))
   checkpoints = Checkpoints(tmp_path)

@@ -48,7 +48,7 @@ def workdir(tmp_path_factory):
       return jax.random.key(0)
     return jnp.asarray(rng.standard_normal(leaf.shape) / 4 if leaf.ndim else 7, leaf.dtype)
 
-  state = jax.tree.map(fill, train_state.abstract(config, None))
+  state = jax.tree.map(fill, train_state.abstract_state(config, None))
   (folder / 'config.json').write_text(config_lib.to_json(config))
   checkpoints = Checkpoints(folder)
   checkpoints.save(state)
@@ -157,14 +157,14 @@ def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeyp
     largest = max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
     return np.asarray(program(np.uint32(7), indices)).astype(int), largest, program.as_text().count(' while(')
 
-  at_once, in_parts = exported(1_000_000), exported(3)
+  at_once, map_in_batches = exported(1_000_000), exported(3)
   indices = np.array([5, 0, 3, 8, 1, 2, 9], np.int32)
   expected, largest, _ = compiled(at_once, indices)
   assert largest >= 7 * 30 * 8 * 8 and expected.std() > 10
-  found, largest, _ = compiled(in_parts, indices)
+  found, largest, _ = compiled(map_in_batches, indices)
   assert largest <= 3 * 30 * 8 * 8
   assert np.abs(found - expected).max() <= 1
-  assert compiled(in_parts, indices[:3])[2] == compiled(at_once, indices[:3])[2]
+  assert compiled(map_in_batches, indices[:3])[2] == compiled(at_once, indices[:3])[2]
 
 
 def test_safetensors_hold_the_parameters_and_the_config(run, files):

@@ -83,7 +83,7 @@ def restored_state(workdir, step):
 
   config = config_lib.from_json((pathlib.Path(workdir) / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return Checkpoints(workdir).restore(train_state.abstract(config, device), step)
+  return Checkpoints(workdir).restore(train_state.abstract_state(config, device), step)
 
 
 @pytest.fixture(scope='module')
@@ -364,7 +364,7 @@ def test_no_space_left(tiny_config, tmp_path, monkeypatch):
   with pytest.raises(workdir.WorkdirError, match='has 0 MiB of free space, but checkpoints of .* MiB each need'):
     workdir.check_space(
         str(tmp_path), tiny_config, Checkpoints(tmp_path),
-        train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh())))
+        train_state.abstract_state(tiny_config, sharding.replicated(sharding.make_mesh())))
 
 
 def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def losses(workdir):
 def parameters(workdir):
   config = config_lib.from_json((workdir / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  state = Checkpoints(workdir).restore(train_state.abstract(config, device), STEPS)
+  state = Checkpoints(workdir).restore(train_state.abstract_state(config, device), STEPS)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.g_params, state.d_params))])
 
 

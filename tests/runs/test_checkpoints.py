@@ -28,7 +28,7 @@ def assert_same(a, b):
 
 
 def target(config, devices):
-  return train_state.abstract(config, sharding.replicated(sharding.make_mesh(devices)))
+  return train_state.abstract_state(config, sharding.replicated(sharding.make_mesh(devices)))
 
 
 @pytest.fixture(scope='module')

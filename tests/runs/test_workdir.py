@@ -49,7 +49,7 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
   run = 'gs://bucket/runs/tiny'
   checkpoints = Checkpoints(run)
   assert str(checkpoints.folder) == run + '/checkpoints' and checkpoints.steps() == []
-  state = train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh()))
+  state = train_state.abstract_state(tiny_config, sharding.replicated(sharding.make_mesh()))
   workdir.check_workdir(run, tiny_config, checkpoints)
   workdir.check_space(run, tiny_config, checkpoints, state)
   with workdir.locked(run):

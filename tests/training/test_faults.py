@@ -56,7 +56,7 @@ def run(quick_config, data_dir, capsys, monkeypatch):
 
 def final(workdir, config):
   whole = sharding.replicated(sharding.make_mesh())
-  state = Checkpoints(workdir).restore(train_state.abstract(config, whole), 30)
+  state = Checkpoints(workdir).restore(train_state.abstract_state(config, whole), 30)
   return state.replace(rng=jax.random.key_data(state.rng))
 
 

@@ -128,7 +128,7 @@ def test_batches_are_those_of_the_ranges_in_order(several):
   config = programs.config
   expected = [pipeline.global_batch(source, config.data, config.seed, i)['image'] for i in (3, 7, 8, 9)]
   np.testing.assert_array_equal(np.concatenate(found), np.stack(expected).reshape(-1, *found[0].shape[1:]))
-  assert len(found) == 4 // several and found[0].shape == programs.inputs['image'].shape
+  assert len(found) == 4 // several and found[0].shape == programs.abstract_batch['image'].shape
 
 
 def test_closed_batches_are_read_no_further(monkeypatch):
@@ -151,5 +151,5 @@ def test_closed_batches_are_read_no_further(monkeypatch):
 
 
 def test_nothing_but_a_signal_ends_a_wait_early():
-  future = programs_lib.compilation.in_background(lambda: 3)
+  future = programs_lib.compilation.run_in_background(lambda: 3)
   assert programs_lib.wait_for(future, NO_SIGNAL) == 3 and programs_lib.wait_for(future, SIGNAL) is None

@@ -56,7 +56,7 @@ def test_a_session_is_closed_however_it_ends_and_may_follow_another(tmp_path, lo
   for _ in range(2):
     with pytest.raises(ZeroDivisionError), Session(config, str(tmp_path)) as session:
       assert session.restore() is None
-      session.listen()
+      session.listen_for_signals()
       session.start_reporting(0)
       assert handlers() != before
       with pytest.raises(WorkdirError, match=f'another run is using it .process {os.getpid()} on '), \
@@ -97,7 +97,7 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
   config = make_config()
   with Session(config, str(tmp_path)) as session:
     session.restore()
-    session.listen()
+    session.listen_for_signals()
     session.start_reporting(0)
     session.stop.signal = 'SIGTERM'
     assert session.finish(6) is False
@@ -143,13 +143,13 @@ def test_a_signal_leaves_out_the_grid_and_the_evaluation(tmp_path, log, monkeypa
   with Session(config, str(tmp_path)) as session:
     shown = results.Results(session)
     session.restore()
-    session.listen()
+    session.listen_for_signals()
     session.start_reporting(0)
     shown.start()
     session.checkpoints.save(state)
     for number, expected in ((signal.SIGTERM, {}), (None, {'eval/mode_kl': 3.0})):
       session.stop.signal = number
-      shown.show(state, 6, sample=True, evaluate=True)
+      shown.write(state, 6, sample=True, evaluate=True)
       assert session.checkpoints.metrics(6) == expected
       assert (tmp_path / 'samples' / 'step_00000006.png').exists() == bool(expected)
   assert 'write_images' in log

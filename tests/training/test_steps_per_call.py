@@ -43,7 +43,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   config = config_lib.from_config_dict(TINY | {'parallel': parallel, 'optim': TINY['optim'] | {'lazy_reg': lazy_reg}})
   mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   images = np.random.default_rng(0).standard_normal((6, 32, 1, 1, 2), np.float32)
-  lay = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  lay = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
   create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay)
 
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (False, True)}
@@ -57,7 +57,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   state, found = create(), []
   for call in range(2):
     state, metrics = steps_fn(state, images[3 * call:3 * call + 3])
-    found += train_step.by_step(jax.device_get(metrics), 3 * call + 3, penalties.r1(config.optim))
+    found += train_step.unstack_metrics(jax.device_get(metrics), 3 * call + 3, penalties.r1(config.optim))
   assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6] and int(state.step) == 6
   for (_, metrics), other in zip(found, expected, strict=True):
     assert metrics.keys() == other.keys()
