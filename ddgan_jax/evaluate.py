@@ -59,7 +59,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   from ddgan_jax.parallel import consensus, processes, sharding
 
   app.configure()
-  say = print if processes.is_main() else lambda text: None
+  log = print if processes.is_main() else lambda text: None
   mesh = sharding.make_mesh()
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
   run, images = _measured(args, config, mesh)
@@ -68,11 +68,11 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
-    _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, say)
+    _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, log)
     return
   source = reference = classifier = None
   if config and (evaluator.needs_classifier(metrics) or not args.reference):
-    source = sources.load_source(config.data, say)
+    source = sources.load_source(config.data, log)
     consensus.barrier('data')  # which may take one machine much longer than another
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
@@ -81,17 +81,17 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if args.jpeg:
     images, reference = image_sets.compress_jpeg(images), image_sets.compress_jpeg(reference)
   if evaluator.needs_classifier(metrics) and source:
-    classifier = modes.load_classifier(source, say), config.data.stack == 3
+    classifier = modes.load_classifier(source, log), config.data.stack == 3
   measure = evaluator.Evaluator(
       metrics, reference, mesh, args.num, args.batch_size, classifier,
-      {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, say, args.splits)
+      {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, log, args.splits)
   if not args.statistics:
-    _finish(measure.evaluate(images), run, args, say)
+    _finish(measure.evaluate(images), run, args, log)
     return
   found = measure.reference_statistics()
   if processes.is_main():
     statistics.write(args.statistics, found)
-  say(f'Statistics of {found.count:,} images of {found.name}: {args.statistics}')
+  log(f'Statistics of {found.count:,} images of {found.name}: {args.statistics}')
 
 
 def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
@@ -110,12 +110,12 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
   return None, images
 
 
-def _finish(report: dict, run: Any, args: types.SimpleNamespace, say: Callable[[str], None]) -> None:
+def _finish(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
   """Prints a report, and writes it."""
   from ddgan_jax.metrics import evaluator, reports, statistics
   from ddgan_jax.parallel import processes
 
-  say(evaluator.table(report))
+  log(evaluator.table(report))
   if not processes.is_main() or not (run or args.out):
     return
   report |= {'jpeg': args.jpeg}
@@ -125,7 +125,7 @@ def _finish(report: dict, run: Any, args: types.SimpleNamespace, say: Callable[[
   if args.out:
     from etils import epath
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
-  say(f'As JSON: {args.out or reports.save(args.workdir, report)}')
+  log(f'As JSON: {args.out or reports.save(args.workdir, report)}')
 
 
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:

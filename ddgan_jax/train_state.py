@@ -157,7 +157,7 @@ def abstract_state(
 
   Args:
     config: the run.
-    sharding: one for all arrays, or a function of an array, such as `sharding.state_sharding(mesh)`; None leaves it open.
+    sharding: one for all arrays, or a function from array to sharding (`sharding.state_sharding(mesh)`); None for none.
   """
   leaf_sharding = sharding if callable(sharding) else lambda leaf: sharding
   return jax.tree.map(

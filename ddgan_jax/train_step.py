@@ -19,7 +19,7 @@ from ddgan_jax import objectives, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
 from ddgan_jax.objectives import penalties
-from ddgan_jax.objectives.base import UpdateDraws, Metrics, Model, Objective, Rows
+from ddgan_jax.objectives.base import Metrics, Model, Objective, Rows, UpdateDraws
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.train_state import TrainState
@@ -233,18 +233,18 @@ def abstract_batch(config: Config, mesh: Mesh, stacked: bool = False) -> dict[st
 
 
 def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted, sharded step of a run: (state, *inputs) → (state, metrics), all draws made inside from state.rng.
+  """The jitted, sharded step of a run: (state, *batch) → (state, metrics), all draws made inside from state.rng.
 
-  The state is sharded by `sharding.state_sharding` and donated. `inputs` are split by rows, and so is the noise, which is
-  drawn for the global batch: a run does not depend on the number of devices. Inside another jit it becomes a part of
-  that program (`compilation.jit`).
+  The state is sharded by `sharding.state_sharding` and donated; the batch and its noise by `batch_sharding`. The noise
+  is drawn for the global batch, so a run does not depend on the number of devices. Inside another jit it becomes part
+  of that program (`compilation.jit`).
   """
   setup = make_setup(config, mesh)
   return _jit(lambda state, *batch: _step_of_run(setup, state, with_r1, *batch), config, mesh, stacked=False)
 
 
 def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The same for K = `train.steps_per_call` steps in one program: (state, *inputs [K, B, ...]) → (state, metrics [K]).
+  """The same for K = `train.steps_per_call` steps in one program: (state, *batches [K, B, ...]) → (state, metrics [K]).
 
   The penalty is in the steps for which it is due; those are counted by state.step, wherever a call begins.
   """

@@ -40,11 +40,11 @@ def run(
     with _log_level(args.verbosity):
       command(args)
   except (config_lib.UserError, flags.Error) as error:
-    return say(error)
+    return print_error(error)
   except OSError as error:
-    return say(f'{error.filename or "a file"}: {error.strerror or error}')
+    return print_error(f'{error.filename or "a file"}: {error.strerror or error}')
   except KeyboardInterrupt:
-    return say('interrupted', 130)
+    return print_error('interrupted', 130)
   return 0
 
 
@@ -68,7 +68,7 @@ def configure() -> None:
   compilation.use_persistent_cache()
 
 
-def say(error: object, status: int = 2) -> int:
+def print_error(error: object, status: int = 2) -> int:
   """Prints a mistake as one sentence on standard error; returns `status`."""
   index, _ = _process()
   who = f' (process {index})' if index else ''

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if argv[0] not in COMMANDS:
     close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
     hint = f'did you mean {close[0]}?' if close else f'the commands are {", ".join(COMMANDS)}'
-    return app.say(f'{argv[0]}: no such command; {hint}')
+    return app.print_error(f'{argv[0]}: no such command; {hint}')
   module, _ = COMMANDS[argv[0]]
   return importlib.import_module(f'ddgan_jax.{module}').main(argv[1:])
 

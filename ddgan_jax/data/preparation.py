@@ -117,7 +117,7 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
 
 
 def prepare(
-    reader: Reader, data_config: DataConfig, say: Callable[[str], None], overwrite: bool = False
+    reader: Reader, data_config: DataConfig, log: Callable[[str], None], overwrite: bool = False
 ) -> Prepared:
   """The prepared set of `reader`; written first if it is missing, damaged or out of date, or if `overwrite`.
 
@@ -137,7 +137,7 @@ def prepare(
     try:
       lock.acquire(timeout=0.1)
     except filelock.Timeout:
-      say(f'Waiting for another process that prepares {reader.title}.')
+      log(f'Waiting for another process that prepares {reader.title}.')
       lock.acquire()
   except OSError as e:
     raise DataError(
@@ -147,7 +147,7 @@ def prepare(
       if prepared := find(data_config, fingerprint):  # another process has just written it
         return prepared
       if folder.exists():
-        say(f'{folder} is damaged or no longer matches the data; it is prepared again.')
+        log(f'{folder} is damaged or no longer matches the data; it is prepared again.')
     try:
       _write(reader, data_config, fingerprint, folder)
     except OSError as e:

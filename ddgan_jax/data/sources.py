@@ -126,7 +126,7 @@ _print = functools.partial(print, flush=True)
 
 
 def load_source(
-    data_config: DataConfig, say: Callable[[str], None] = _print, overwrite: bool = False) -> Source:
+    data_config: DataConfig, log: Callable[[str], None] = _print, overwrite: bool = False) -> Source:
   """Opens the data of a config, preparing them first if that has never been done.
 
   Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
@@ -134,7 +134,7 @@ def load_source(
 
   Args:
     data_config: uses all but batch_size and flip.
-    say: gets a sentence about whatever takes time or is left out.
+    log: gets a sentence about whatever takes time or is left out.
     overwrite: prepare them again even if that has been done.
 
   Returns:
@@ -149,7 +149,7 @@ def load_source(
     source = ArraySource(drawn, labels, data_config.name, num_classes=len(points.CENTRES))
     source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
     return source
-  tell = lambda text: say(preparation.printable(text))
+  tell = lambda text: log(preparation.printable(text))
   reader = None
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)

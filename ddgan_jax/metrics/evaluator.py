@@ -65,7 +65,7 @@ class Evaluator:
     classifier: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
     weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
     allow_any: also weights of another checksum than the published.
-    say: gets sentences on what takes time.
+    log: gets sentences on what takes time.
     splits: parts that the Inception score is averaged over.
 
   Raises:
@@ -75,7 +75,7 @@ class Evaluator:
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
       classifier: tuple[modes.ModeClassifier, bool] | None = None, weights: dict[str, str | None] | None = None,
-      allow_any: bool = False, say: Callable[[str], None] = print, splits: int = 10):
+      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10):
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
@@ -92,7 +92,7 @@ class Evaluator:
     self._mesh = mesh
     self._num = num
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._say = say
+    self._log = log
     self._splits = splits
     if 'is' in metrics:
       inception_score.check_splits(splits, num)
@@ -228,14 +228,14 @@ class Evaluator:
           missing.setdefault(count, {})[name] = outputs
     if new:
       networks = ' and '.join(self._networks[name].name for name in new)
-      self._say(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
+      self._log(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
     for count, wanted in missing.items():
       for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
         if found.rows:
           self._rows[name, count] = found.rows
         if count == size and name in new:
           self._moments[name] = Statistics(self._reference.name, found.moments.mean, found.moments.covariance(), size)
-          store(keys[name], self._moments[name], self._say)
+          store(keys[name], self._moments[name], self._log)
 
   def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
     """Runs the networks of `wanted` (name → outputs to keep) on the first `num` images, over all processes.
@@ -329,17 +329,17 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
 
 
 def make_data_evaluator(
-    config: Config, source: Source, mesh: Any, say: Callable[[str], None] = print
+    config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
   """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
   if config.data.is_points:
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
   classifier = None
   if needs_classifier(config.eval.metrics):
-    classifier = modes.load_classifier(source, say), config.data.stack == 3
+    classifier = modes.load_classifier(source, log), config.data.stack == 3
   reference = image_sets.dataset_images(source, config.data)
   return Evaluator(
-      config.eval.metrics, reference, mesh, config.eval.num, config.eval.batch_size, classifier, say=say).evaluate
+      config.eval.metrics, reference, mesh, config.eval.num, config.eval.batch_size, classifier, log=log).evaluate
 
 
 def needs_classifier(metrics: Sequence[str]) -> list[str]:

@@ -127,7 +127,7 @@ def file_images(path: str, num_channels: int = 3) -> ImageSet:
     # Samples are not worth keeping twice; what is mapped from the folder stays readable when it is gone.
     with tempfile.TemporaryDirectory() as cache:
       data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=num_channels, cache_dir=cache)
-      source = sources.load_source(data_config, say=lambda text: None)
+      source = sources.load_source(data_config, log=lambda text: None)
   except PathError as error:
     raise DataError(error.problem) from error
   return dataset_images(source, data_config)._replace(name=path)

@@ -59,14 +59,14 @@ class ModeClassifier(NamedTuple):
   fingerprint: str
 
 
-def load_classifier(source: Source, say: Callable[[str], None] = print) -> ModeClassifier:
+def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeClassifier:
   """The classifier of a source: from the cache, or trained now and kept there if the source has a checksum.
 
   Every tenth image is held out. All processes get that of the first one.
 
   Args:
     source: labelled images; grey for stacked sets.
-    say: gets a sentence with the accuracy.
+    log: gets a sentence with the accuracy.
 
   Raises:
     ClassifierError: no labels, or fewer than 97% of the held-out images are classified correctly.
@@ -89,13 +89,13 @@ def load_classifier(source: Source, say: Callable[[str], None] = print) -> ModeC
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (zeros, np.float64(0))
     if jax.process_index() == 0 and fingerprint:
       leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
-      statistics.cache_npz(path, {'accuracy': found[1], **leaves}, say)
+      statistics.cache_npz(path, {'accuracy': found[1], **leaves}, log)
   consensus.barrier(f'classifier {next(_barrier_ids)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found
   accuracy = float(accuracy)
-  say(f'The classifier of {source.name} is right on {accuracy:.1%} of {len(held_out):,} held-out images.')
+  log(f'The classifier of {source.name} is right on {accuracy:.1%} of {len(held_out):,} held-out images.')
   if accuracy < REQUIRED_ACCURACY:
     raise ClassifierError(
         f'{source.name}: the classifier is right on only {accuracy:.1%} of {len(held_out):,} held-out images, and '

@@ -77,12 +77,12 @@ def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     np.savez(file, **arrays)
 
 
-def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], log: Callable[[str], None]) -> None:
   """`save_npz` into a cache: a failed write is only reported, since the next run computes it again."""
   try:
     save_npz(path, arrays)
   except OSError as error:
-    say(f'{path}: cannot be cached ({error.strerror or error}); the next run computes it again.')
+    log(f'{path}: cannot be cached ({error.strerror or error}); the next run computes it again.')
 
 
 def digest(arrays: Any) -> str:
@@ -102,10 +102,10 @@ def load_cached(key: str) -> Statistics | None:
     return None
 
 
-def store(key: str, statistics: Statistics, say: Callable[[str], None] = print) -> None:
+def store(key: str, statistics: Statistics, log: Callable[[str], None] = print) -> None:
   """Keeps statistics for the next run, from the first process; nothing for an empty key."""
   if key and jax.process_index() == 0:
-    cache_npz(_path(key), _arrays(statistics), say)
+    cache_npz(_path(key), _arrays(statistics), log)
 
 
 def _path(key: str) -> pathlib.Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.augmented_gan import AugmentedGan
-from ddgan_jax.objectives.base import UpdateDraws, Model, Objective, Pairs, Rows
+from ddgan_jax.objectives.base import Model, Objective, Pairs, Rows, UpdateDraws
 from ddgan_jax.objectives.ddgan import Ddgan
 from ddgan_jax.objectives.gaussian import Gaussian
 

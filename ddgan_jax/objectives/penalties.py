@@ -3,8 +3,8 @@
     gamma / 2 · mean_i ||∂D(x_i, t_i, x_{t+1,i}) / ∂x_i||²
 
 on real less noisy neighbours (R1), on generated ones (R2), or both (Mescheder et al., 2018, "Which training methods for
-GANs do actually converge?", equations 9 and 10). A lazy penalty is in one step of `interval` and is not multiplied by it,
-as in DDGAN (paper, appendix C).
+GANs do actually converge?", equations 9 and 10). A lazy penalty is added every `interval` steps, without multiplying it
+by `interval`, as in the original DDGAN (paper, appendix C).
 """
 
 from __future__ import annotations

@@ -219,26 +219,27 @@ class Checkpoints:
 
     return self._read_verified(partial, step, read)['ema_params']
 
-  def restore_newest(self, target: TrainState, say: Callable[[str], None]) -> TrainState | None:
+  def restore_newest(self, target: TrainState, log: Callable[[str], None]) -> TrainState | None:
     """Reads the newest good state (see `restore`), to resume from it; None if there is no checkpoint.
 
-    `say` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
+    `log` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
     saved again. Raises CheckpointError if none is good, or they belong to another config; nothing is changed then.
     """
-    found = self._restore_newest_good(self.restore, target, say)
+    found = self._restore_newest_good(self.restore, target, log)
     if found is None:
       return None
     if found[2]:
       self.close()  # Orbax remembers what it has seen
-      consensus.run_on_main(lambda: [self._rename_damaged(step, say) for step in found[2]])
+      consensus.run_on_main(lambda: [self._rename_damaged(step, log) for step in found[2]])
     return found[0]
 
-  def restore_newest_ema(self, target: Any, say: Callable[[str], None]) -> tuple[Any, int] | None:
+  def restore_newest_ema(self, target: Any, log: Callable[[str], None]) -> tuple[Any, int] | None:
     """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
-    found = self._restore_newest_good(self.restore_ema, target, say)
+    found = self._restore_newest_good(self.restore_ema, target, log)
     return found and found[:2]
 
-  def _restore_newest_good(self, restore: Callable, target: Any, say: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
+  def _restore_newest_good(
+      self, restore: Callable, target: Any, log: Callable[[str], None]) -> tuple[Any, int, list[int]] | None:
     self.wait()
     refused: dict[int, str] = {}
     step = self._newest()
@@ -249,7 +250,7 @@ class Checkpoints:
         refused[step] = str(error)
         earlier = self._newest(below=step)
         if earlier is not None:
-          say(f'{error}; going back to step {earlier:,}.')
+          log(f'{error}; going back to step {earlier:,}.')
         step = earlier
         continue
       return state, step, list(refused)
@@ -262,13 +263,13 @@ class Checkpoints:
     step = consensus.broadcast_from_main(max((step for step in self.steps() if step < below), default=-1))
     return None if step < 0 else step
 
-  def _rename_damaged(self, step: int, say: Callable[[str], None]) -> None:
+  def _rename_damaged(self, step: int, log: Callable[[str], None]) -> None:
     aside, number = self.folder / f'{step}.damaged', 1
     while aside.exists():
       number += 1
       aside = self.folder / f'{step}.damaged{number}'
     (self.folder / str(step)).rename(aside)
-    say(f'The damaged checkpoint of step {step:,} is kept as {aside}.')
+    log(f'The damaged checkpoint of step {step:,} is kept as {aside}.')
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:

@@ -167,7 +167,7 @@ def load(
     raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
   target = train_state.abstract_state(config, sharding).ema_params
   if step is None:
-    params, step = checkpoints.restore_newest_ema(target, say=print)
+    params, step = checkpoints.restore_newest_ema(target, log=print)
   else:
     params = checkpoints.restore_ema(target, step)
   sampler = train_state.make_sampler(config, params, num_timesteps, label)

@@ -221,7 +221,7 @@ def _stored_data(workdir: str) -> dict[str, Any] | None:
 
 
 def describe_data(
-    workdir: str, config: Config, source: Source, is_resumed: bool, say: Callable[[str], None]) -> None:
+    workdir: str, config: Config, source: Source, is_resumed: bool, log: Callable[[str], None]) -> None:
   """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
   found = _data_summary(source)
   path = epath.Path(workdir) / 'data.json'
@@ -229,7 +229,7 @@ def describe_data(
   if before == found:
     return
   if before and is_resumed:
-    say(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
+    log(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
         f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It continues with these.')
     return
   count = config.train.num_samples if config.data.is_points else 64

@@ -113,7 +113,9 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
   """The labels of a grid, and its columns."""
-  return labels.grid_labels(config.generator, config.train.num_samples) if config.generator.num_classes else (None, None)
+  if not config.generator.num_classes:
+    return None, None
+  return labels.grid_labels(config.generator, config.train.num_samples)
 
 
 def _rows_unless_stopped(

@@ -40,7 +40,7 @@ class SkippedBatches:
   what an uninterrupted one would have seen.
   """
 
-  def __init__(self, workdir: str, say: Callable[[str], None] = print):
+  def __init__(self, workdir: str, log: Callable[[str], None] = print):
     self._file = epath.Path(workdir) / _FILE
     self._entries: list[tuple[int, int]] = []
     if self._file.exists():
@@ -50,7 +50,7 @@ class SkippedBatches:
         raise UserError(f'{self._file}: cannot be read ({error}); it says which batches the run has skipped and must '
                         'be a list of {"step": int, "batches": int}') from error
     if self._entries:
-      say(f'{self._file}: this run skips {sum(batches for _, batches in self._entries):,} global batches.')
+      log(f'{self._file}: this run skips {sum(batches for _, batches in self._entries):,} global batches.')
     consensus.check_same(str(self._file), f'{len(self._entries)} entries, {self._entries}')
 
   def batch(self, step: int) -> int:

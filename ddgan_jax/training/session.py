@@ -68,7 +68,8 @@ class Session:
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
-    self._must_check_data = consensus.broadcast_from_main(not allow_other_data and self.checkpoints.latest_step() is not None)
+    self._must_check_data = consensus.broadcast_from_main(
+        not allow_other_data and self.checkpoints.latest_step() is not None)
     if self._must_check_data and consensus.broadcast_from_main(workdir_lib.data_path_changed(workdir, config)):
       self._load_data()  # even a finished run may be one on other data
 

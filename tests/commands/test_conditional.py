@@ -145,7 +145,8 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+  state = jax.device_put(
+      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
@@ -421,7 +422,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   pictures, known = source.gather(np.arange(400))
   evaluate = evaluator.make_data_evaluator(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
-      say=lambda text: None)
+      log=lambda text: None)
   found = []
   for asked in (known, (known + 1) % 10):
     images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, asked=asked: asked[:num])

@@ -43,7 +43,7 @@ def pictures(seed, count=150):
 
 
 def fid(mesh, batch_size, images, reference, **changes):
-  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
+  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, log=lambda text: None)
   return evaluator.evaluate(images)['metrics']
 
 
@@ -66,7 +66,7 @@ def test_fid_of_arrays(small_inception):
 def test_the_report_says_what_it_is_of():
   images, reference = image_sets.array_images(pictures(0), 'ours'), image_sets.array_images(pictures(1, 97), 'others')
   report = Evaluator(
-      ('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None).evaluate(images)
+      ('fid',), reference, sharding.make_mesh(), 100, 32, log=lambda text: None).evaluate(images)
   assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
   text = evaluator.table(report)
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
@@ -101,7 +101,7 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   reference = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=1))
   said = []
   for _ in range(2):
-    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
+    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, log=said.append)
     found = evaluator.reference_statistics()
   assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
   statistics.write(tmp_path / 'digits.npz', found)
@@ -342,7 +342,7 @@ def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
 
   def evaluate(*metrics):
     return Evaluator(
-        metrics, reference, sharding.make_mesh(), num, 8, say=lambda text: None).evaluate(images)['metrics']
+        metrics, reference, sharding.make_mesh(), num, 8, log=lambda text: None).evaluate(images)['metrics']
 
   together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
   assert sum(drawn) == -(-num // 8) * 8
@@ -382,7 +382,7 @@ def test_distances_of_the_features(small_inception, monkeypatch):
   ours, others = pictures(0, 60), pictures(1, 97)
   evaluator = Evaluator(
       ('kid', 'pr', 'dc', 'fid'), image_sets.array_images(others, 'others'), sharding.make_mesh(), 10_000, 16,
-      say=lambda text: None)
+      log=lambda text: None)
   metrics = evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics']
   value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
   assert metrics['kid']['value'] == pytest.approx(value, rel=1e-4)

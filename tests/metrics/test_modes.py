@@ -17,7 +17,7 @@ DIGITS = DataConfig(image_size=8, num_channels=1)
 @pytest.fixture(scope='module')
 def classifier():
   source = sources.load_source(DIGITS)
-  return modes.load_classifier(source, say=lambda text: None), source
+  return modes.load_classifier(source, log=lambda text: None), source
 
 
 def test_reads_digits_that_it_has_never_seen(classifier):
@@ -47,7 +47,7 @@ def test_noise_has_modes_but_not_with_certainty(classifier):
   found, source = classifier
   stacks = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=3, stack=3))
   evaluator = Evaluator(
-      ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), say=lambda text: None)
+      ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), log=lambda text: None)
   noise = np.random.default_rng(0).normal(60, 40, (500, 8, 8, 3)).clip(0, 255).astype(np.uint8)
   of_noise, of_data = (
       evaluator.evaluate(images)['metrics'] for images in (image_sets.array_images(noise, 'noise'), stacks))
@@ -66,7 +66,7 @@ def test_data_sorted_by_class_are_sampled_from_all_classes(classifier, monkeypat
   by_class = sources.ArraySource(images[np.argsort(labels)], np.sort(labels), 'sorted', num_classes=10)
   evaluator = Evaluator(
       ('modes', 'pr', 'dc'), image_sets.dataset_images(by_class, DIGITS), sharding.make_mesh(), 500, 96, (found, False),
-      say=lambda text: None)
+      log=lambda text: None)
   shuffled = images[np.random.default_rng(0).permutation(len(images))[:500]]
   metrics = evaluator.evaluate(image_sets.array_images(shuffled, 'shuffled'))['metrics']
   assert metrics['modes']['of_reference'] == 10 and metrics['mode_kl']['of_reference'] < 0.03
@@ -93,11 +93,11 @@ def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
   classifiers = []
   for known in (labels, 1 - labels):
     source = sources.ArraySource(images, known, 'array', num_classes=2)
-    classifiers.append(modes.load_classifier(source, say=lambda text: None))
+    classifiers.append(modes.load_classifier(source, log=lambda text: None))
     np.testing.assert_array_equal(modes.classify(classifiers[-1].params, images, 2, stacked=False)['mode'], known)
     reference = image_sets.dataset_images(source, DIGITS)
     Evaluator(
-        ('modes',), reference, sharding.make_mesh(), 200, 200, (classifiers[-1], False), say=lambda text: None
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (classifiers[-1], False), log=lambda text: None
     ).evaluate(reference)
   assert reference.fingerprint == image_sets.compress_jpeg(reference).fingerprint == ''
   assert classifiers[0].fingerprint != classifiers[1].fingerprint and not (tmp_path / 'cache').exists()
@@ -116,7 +116,7 @@ def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, monkeypatch):
   def measure(said):
     found = modes.load_classifier(source, said.append)
     return Evaluator(
-        ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), say=said.append).evaluate(reference)
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), log=said.append).evaluate(reference)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   expected = measure(said := [])

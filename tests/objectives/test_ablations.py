@@ -71,7 +71,8 @@ def test_trains_and_samples(fields):
   config = toy_config(**fields)
   mesh = sharding.make_mesh(jax.devices()[:2])
   before = state_of(config)
-  state = jax.device_put(before, sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+  state = jax.device_put(
+      before, sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=config.method != 'gaussian')
   for seed in range(3):
     x_0 = np.tanh(*normal((BATCH, 1, 1, 2), seed=seed))

@@ -54,7 +54,8 @@ TOY = LeastSquares(GradientPenalty(gamma=0.1, interval=2, fake=True))
 def trained(config, num_devices, num_steps=2, several=False):
   """The metrics of each step and the last state."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+  state = jax.device_put(
+      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   batches = np.stack([np.tanh(normal((BATCH, 1, 1, 2), seed=seed)[0]) for seed in range(num_steps)])
   if several:
     state, metrics = train_step.make_steps_fn(config, mesh)(state, batches)

@@ -62,7 +62,8 @@ def test_so_have_those_of_a_step():
   config = config_lib.from_config_dict({**fields, 'parallel': {'accumulation': 2}})
   mesh = sharding.make_mesh(jax.devices()[:2])
   program = train_step.make_steps_fn(config, mesh).lower(
-      train_state.abstract_state(config, sharding.state_sharding(mesh)), *train_step.abstract_batch(config, mesh, stacked=True).values())
+      train_state.abstract_state(config, sharding.state_sharding(mesh)),
+      *train_step.abstract_batch(config, mesh, stacked=True).values())
   assert set(re.findall(r'dim_labels=([^\s,]+)', program.compile().as_text())) == {'b01f_01io->b01f'}
 
 
