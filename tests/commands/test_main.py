@@ -385,7 +385,7 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
   file.write_text(file.read_text()[:50])
   trained = run_command(train.main, *command(tmp_path / 'run'))
   for result in (trained, draw(tmp_path / 'run', '--out', tmp_path / 'x.png')):
-    assert result.status == 2 and 'config.json: is not a config of this version of ddgan_jax' in result.err
+    assert result.status == 2 and 'config.json is not a config of this version of ddgan_jax' in result.err
     assert result.err.count('\n') == 1
 
 
