@@ -90,7 +90,7 @@ def check_known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -
     if field not in types:
       close = difflib.get_close_matches(field, types, n=1)
       hint = f'did you mean {prefix}{close[0]}?' if close else f'use one of {", ".join(types)}'
-      raise ConfigError(f'{prefix}{field} does not exist; {hint}')
+      raise ConfigError(f'{prefix}{field}: no such field; {hint}')
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

@@ -156,7 +156,7 @@ def test_command(tmp_path):
     (('--sample_batches', '1,x'), "--sample_batches: found '1,x', must be positive whole numbers"),
     (('--out', 'b.txt'), "--out: found 'b.txt', must end in .json"),
     (('--out', 'nowhere/b.json'), "--out: the folder 'nowhere' does not exist"),
-    (('--config.data.batch_size=20',), 'data.batch_size: found 20, must be a multiple of 8'),
+    (('--config.data.batch_size=20',), 'data.batch_size is 20; use a multiple of 8'),
 ])
 def test_mistakes_are_one_sentence(tmp_path, arguments, message):
   (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))

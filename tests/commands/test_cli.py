@@ -131,7 +131,7 @@ def test_a_workdir_alone_resumes_its_run(begun, tmp_path):
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
   refused = run_command(train.main, '--workdir', tmp_path / 'run', '--config.optim.lr_g=1e-3')
   assert refused.status == 2 and 'optim.lr_g was 0.0003, is 0.001' in refused.err
-  for flag, message in (('--config.train.num_steps=0', 'must be at least 1'), ('--config.optim.lr=1', 'no such field')):
+  for flag, message in (('--config.train.num_steps=0', 'use at least 1'), ('--config.optim.lr=1', 'no such field')):
     refused = run_command(train.main, '--workdir', tmp_path / 'run', flag)
     assert refused.status == 2 and message in refused.err
   out = succeed(train.main, '--workdir', tmp_path / 'run', '--config.train.num_steps=6')

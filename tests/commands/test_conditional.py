@@ -222,15 +222,15 @@ def test_drawn_labels_are_uniform_and_those_of_their_images(stack):
 
 
 REFUSED = {
-    'classes': ({'generator.num_classes': -1}, 'generator.num_classes: found -1, must be at least 0'),
-    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout: found 1.0, must be in \[0, 1\)'),
+    'classes': ({'generator.num_classes': -1}, 'generator.num_classes is -1; use at least 0'),
+    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout is 1.0; use a value in \[0, 1\)'),
     'a table of triples': (
         {'generator.num_classes': 1000, 'data.stack': 3, 'data.num_channels': 3},
-        r'generator.num_classes: found 1000, but with data.stack=3 it is the classes of each image, .* at most 10'),
+        r'generator.num_classes is 1000; use at most 10 with data.stack=3, where each image is one digit'),
     'said twice': ({'discriminator.num_classes': 10},
-                   'discriminator.num_classes: is said once, as generator.num_classes'),
+                   'discriminator.num_classes is set by generator.num_classes; use that'),
     'nothing to ask for': ({'eval.metrics': ('label_accuracy',)},
-                           "eval.metrics: found 'label_accuracy', which needs a run with labels"),
+                           "eval.metrics contains 'label_accuracy'; use it with a generator.num_classes"),
 }
 
 

@@ -25,8 +25,8 @@ def with_fields(fields):
 
 
 BAD = {
-    'unknown field': ({'optim.lr': 1e-4}, 'optim.lr does not exist; did you mean optim.lr_g?'),
-    'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer does not exist; did you mean optim?'),
+    'unknown field': ({'optim.lr': 1e-4}, 'optim.lr: no such field; did you mean optim.lr_g?'),
+    'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer: no such field; did you mean optim?'),
     'shared field': ({'generator.image_size': 8}, 'generator.image_size is set by data.image_size; use that'),
     'text for a number': ({'train.num_steps': '100'}, r"train.num_steps is '100' \(str\); use an int"),
     'number for a switch': ({'data.flip': 1}, r'data.flip is 1 \(int\); use a bool'),

@@ -475,12 +475,12 @@ def test_damaged_lmdb(tmp_path):
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'name': 'folder'}, "data.path: is empty, must be the folder to read"),
-    ({'name': 'digits', 'path': 'x'}, "data.path: found 'x', which data.name='digits' does not read"),
-    ({'name': 'zip', 'path': 'x', 'split': 'test'}, "data.split: found 'test', but only TFDS sets have splits"),
-    ({'num_stacks': 5}, 'data.num_stacks: found 5, which needs data.stack=3'),
-    ({'resize': 'stretch'}, "data.resize: found 'stretch', must be one of 'none', 'crop', 'cover', 'pad'"),
-    ({'cache': 'ram'}, "data.cache: found 'ram', must be one of 'array', 'none'"),
+    ({'name': 'folder'}, "data.path is empty; set it to the folder to read"),
+    ({'name': 'digits', 'path': 'x'}, "data.path is 'x', which data.name='digits' does not read"),
+    ({'name': 'zip', 'path': 'x', 'split': 'test'}, "data.split is 'test', but only TFDS sets have splits"),
+    ({'num_stacks': 5}, 'data.num_stacks is 5; use it with data.stack=3'),
+    ({'resize': 'stretch'}, "data.resize is 'stretch'; use one of 'none', 'crop', 'cover', 'pad'"),
+    ({'cache': 'ram'}, "data.cache is 'ram'; use one of 'array', 'none'"),
 ])
 def test_fields_that_do_not_go_together(fields, message):
   from ddgan_jax import config

@@ -288,7 +288,7 @@ def test_images_that_are_refused(tmp_path):
     (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
     (('fid', 'kid'), 'statistics', '^kid: needs images as reference, but file holds a mean and a covariance'),
     (('modes',), 'images', 'modes: needs labelled data to know them by'),
-    (('sfid',), 'images', "metrics: found 'sfid', must be one of 'fid', 'is', 'kid'"),
+    (('sfid',), 'images', "metrics is 'sfid'; use one of 'fid', 'is', 'kid'"),
 ])
 def test_metrics_that_cannot_be_had(metrics, reference, message):
   reference = {

@@ -122,5 +122,5 @@ def test_a_step_between_calls_is_refused(tmp_path):
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
 def test_boundaries_between_calls_are_refused(field):
   fields = TINY | {'train': TINY['train'] | {field: 7}}
-  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field}: found 7, must be a multiple of train\.steps_per'):
+  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field} is 7; use a multiple of train\.steps_per'):
     config_lib.from_config_dict(fields)
