@@ -82,8 +82,8 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 
 def _check(tensors: Any, name: str, config: Any, kind: type) -> None:
   if not isinstance(tensors, Mapping):
-    how = '; interop.torch_file.read_state_dict reads a file' if isinstance(tensors, (str, os.PathLike)) else ''
-    raise TypeError(f'{name}: found {checks.describe(tensors)}, must be a dict of arrays{how}')
+    how = ' (interop.torch_file.read_state_dict reads a file)' if isinstance(tensors, (str, os.PathLike)) else ''
+    raise TypeError(f'{name} is {checks.describe(tensors)}; use a dict of arrays{how}')
   checks.instance('config', config, kind)
 
 
