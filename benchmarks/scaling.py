@@ -55,7 +55,7 @@ CHIPS = (
 # Of the bf16 peak: that of CIFAR-10's step on an H100 (benchmarks/gpu.md), taken for all; and one that was not reached.
 UTILISATIONS = (0.31, 0.45)
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
-# Operations per image of a step without R1, by ddgan_jax/benchmark/operations.py, multiply and add counted as 2; R1
+# Operations per image of a step without R1, by ddgan_jax/benchmark/flops.py, multiply and add counted as 2; R1
 # steps compute more for the same bytes.
 # (config, operations)
 RUNS = (('cifar10', 79.3e9), ('celebahq_256', 1767e9))

@@ -357,7 +357,7 @@ def main() -> None:
       runs, compile_seconds = {}, {}
       for form, (function, arguments) in forms.items():
         runs[form], compile_seconds[form] = compiled(form, function, arguments)
-      timings = timing.interleaved(runs, args.rounds)
+      timings = timing.time_interleaved(runs, args.rounds)
       for form in runs:
         base = next(b for b in runs if ('with gradient' in b) == ('with gradient' in form))
         processor = statistics.median(timings[form].processor_seconds)

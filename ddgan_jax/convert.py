@@ -68,9 +68,9 @@ def _read(args: types.SimpleNamespace) -> None:
     lines = conversion.check_architecture(content, config)
     app.configure()
     if 'netG_dict' in content:
-      state, has_ema = resume_file.state_of_content(content, config)
+      state, has_ema = resume_file.state_from_content(content, config)
     else:
-      state, has_ema = resume_file.state_of_generator(content, config), True
+      state, has_ema = resume_file.state_from_generator(content, config), True
   except pytorch.InteropError as error:
     raise UserError(f'{file}: {error}') from error
   for line in lines:
@@ -130,7 +130,7 @@ def _write(args: types.SimpleNamespace) -> None:
   epoch, num_epochs = run.step // steps, -(-run.config.train.num_steps // steps)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   state = Checkpoints(workdir).restore(train_state.abstract_state(run.config, device), run.step)
-  torch_writer.write_checkpoint(file, resume_file.content_of_state(state, run.config, epoch, num_epochs))
+  torch_writer.write_checkpoint(file, resume_file.content_from_state(state, run.config, epoch, num_epochs))
   print(f'{file}: G, D, both Adam states and the EMA of {workdir} at step {run.step:,}, epoch {epoch:,} of '
         f'{num_epochs:,}.')
 

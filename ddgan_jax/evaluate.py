@@ -70,20 +70,20 @@ def _evaluate(args: types.SimpleNamespace) -> None:
       raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
     _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, log)
     return
-  source = reference = judge = None
-  if config and (evaluator.needs_judge(metrics) or not args.reference):
+  source = reference = classifier = None
+  if config and (evaluator.needs_classifier(metrics) or not args.reference):
     source = sources.load_source(config.data, log)
     consensus.barrier('data')  # which may take one machine much longer than another
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:
-    reference = image_sets.of_data(source, config.data)
+    reference = image_sets.dataset_images(source, config.data)
   if args.jpeg:
-    images, reference = image_sets.as_jpeg(images), image_sets.as_jpeg(reference)
-  if evaluator.needs_judge(metrics) and source:
-    judge = modes.load_judge(source, log), config.data.stack == 3
+    images, reference = image_sets.compress_jpeg(images), image_sets.compress_jpeg(reference)
+  if evaluator.needs_classifier(metrics) and source:
+    classifier = modes.load_classifier(source, log), config.data.stack == 3
   measure = evaluator.Evaluator(
-      metrics, reference, mesh, args.num, args.batch_size, judge,
+      metrics, reference, mesh, args.num, args.batch_size, classifier,
       {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, log, args.splits)
   if not args.statistics:
     _finish(measure.evaluate(images), run, args, log)
@@ -101,12 +101,12 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
 
   if args.workdir:
     run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh))
-    sampled = image_sets.of_generator(run.config, args.seed, mesh, args.num_timesteps)
+    sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps)
     return run, sampled(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
   images = None
   if args.images:
-    images = image_sets.of_files(args.images, config.data.num_channels if config else 3)
-    checks.check_enough(f'{args.images}: images', images.size, args.force, '--force')
+    images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
+    checks.check_num_samples(f'{args.images}: images', images.size, args.force, '--force')
   return None, images
 
 
@@ -125,7 +125,7 @@ def _finish(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[
   if args.out:
     from etils import epath
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
-  log(f'As JSON: {args.out or reports.keep(args.workdir, report)}')
+  log(f'As JSON: {args.out or reports.save(args.workdir, report)}')
 
 
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
@@ -137,7 +137,7 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if args.metrics:
     checks.check_metrics('--metrics', args.metrics)
   if not args.statistics:
-    checks.check_enough('--num', args.num, args.force, '--force')
+    checks.check_num_samples('--num', args.num, args.force, '--force')
   if args.config:
     return config_lib.from_config_dict(args.config.fields)
   if args.statistics:

@@ -57,7 +57,7 @@ def _config(recipe: options.Recipe, workdir: str) -> tuple[config_lib.Config, st
   """The run's config, and a sentence on the fields that it keeps although the recipe has them otherwise."""
   fields, kept = recipe.fields.to_dict(), {}
   if recipe.name and resuming.has_checkpoint(workdir) and (stored := resuming.stored_config(workdir)):
-    fields, kept = resuming.keep(fields, recipe.overrides, stored)
+    fields, kept = resuming.merge_stored(fields, recipe.overrides, stored)
   config = config_lib.from_config_dict(fields)
   said = ', '.join(f'{name}={value!r} (the recipe has {other!r})' for name, (value, other) in kept.items())
   return config, said and f'{workdir} keeps {said}; set a field on the command line to change it.'

@@ -42,13 +42,13 @@ def _prepare(args: types.SimpleNamespace) -> None:
   source = sources.load_source(data, overwrite=args.overwrite)
   height, width, channels = source.image_shape
   size = len(source) * height * width * channels / 2**20
-  kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.folder_of(data)}'
+  kept = 'decoded each time they are needed' if source.decodes else f'in {preparation.prepared_folder(data)}'
   print(preparation.printable(
       f'{source.name}: {len(source):,} images of {height}x{width}x{channels}, {size:,.1f} MiB as uint8, {kept}.'))
   if config.data.num_stacks:
     print(f'Stacked: {config.data.num_stacks:,} fixed triples.')
   print(preparation.printable(_histogram(source)))
-  preview = args.preview or str(preparation.folder_of(data) / 'preview.png')
+  preview = args.preview or str(preparation.prepared_folder(data) / 'preview.png')
   grids.save_png(preview, grids.make_grid(pipeline.preview(source, config.data, config.seed)))
   print(preparation.printable(f'Preview: {preview}'))
 

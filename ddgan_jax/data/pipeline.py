@@ -232,7 +232,7 @@ def _exit_after(process: Any) -> None:
   os._exit(1)  # not `sys.exit`, which ends this thread alone
 
 
-def stacked(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
+def stack_batches(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
   """`count` batches at a time, stacked along a new leading axis; `iterator` is closed when this generator is."""
   with contextlib.closing(iterator):
     while group := list(itertools.islice(iterator, count)):

@@ -33,7 +33,7 @@ from ddgan_jax.utils import files
 # Raised whenever the same config and data would be written otherwise: a set of another version is prepared again.
 VERSION = 1
 _HEADER = 128  # bytes before the pixels in images.npy
-_ENOUGH_BAD = 20  # without data.skip_bad, the check ends after so many
+_MAX_BAD = 20  # without data.skip_bad, the check ends after so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Prepared:
     return np.load(self.folder / 'kept.npy')
 
 
-def folder_of(data_config: DataConfig) -> pathlib.Path:
+def prepared_folder(data_config: DataConfig) -> pathlib.Path:
   """Where the prepared set of these fields is stored."""
-  identity = _identity(data_config)
+  identity = _cache_key(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
   size = data_config.image_size
@@ -99,19 +99,20 @@ def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | 
   Raises:
     DataError: images were left out of it, but data.skip_bad is False.
   """
-  folder = folder_of(data_config)
+  folder = prepared_folder(data_config)
   try:
     meta = json.loads((folder / 'meta.json').read_text())
-    prepared = Prepared(folder, **{field.name: _frozen(meta[field.name]) for field in dataclasses.fields(Prepared)[1:]})
+    fields = [field.name for field in dataclasses.fields(Prepared)[1:]]
+    prepared = Prepared(folder, **{name: _to_tuples(meta[name]) for name in fields})
     is_current = fingerprint == meta['fingerprint'] if fingerprint is not None else (
         not os.path.exists(meta['watched']) or stamp(meta['watched']) == meta['watched_stamp'])
-    if meta['version'] != VERSION or not is_current or not _is_whole(prepared):
+    if meta['version'] != VERSION or not is_current or not _is_complete(prepared):
       return None
   except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, damaged, or something else's meta.json
     return None
   if prepared.skipped and not data_config.skip_bad:
     total = prepared.count + len(prepared.skipped)
-    raise DataError(_refusal(prepared.skipped, f'{total:,}', meta['title'], '', folder / 'meta.json'))
+    raise DataError(_bad_images_message(prepared.skipped, f'{total:,}', meta['title'], '', folder / 'meta.json'))
   return prepared
 
 
@@ -129,7 +130,7 @@ def prepare(
   fingerprint = reader.fingerprint()
   if not overwrite and (prepared := find(data_config, fingerprint)):
     return prepared
-  folder = folder_of(data_config)
+  folder = prepared_folder(data_config)
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(f'{folder}.lock')
@@ -159,7 +160,7 @@ def prepare(
     lock.release()
 
 
-def _identity(data_config: DataConfig) -> dict[str, Any]:
+def _cache_key(data_config: DataConfig) -> dict[str, Any]:
   if data_config.path:
     path, data_dir = os.path.realpath(os.path.expanduser(data_config.path)), ''
   else:
@@ -172,11 +173,11 @@ def _identity(data_config: DataConfig) -> dict[str, Any]:
       'resize': data_config.resize, 'cache': data_config.cache}
 
 
-def _frozen(value: Any) -> Any:
-  return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+  return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
-def _is_whole(prepared: Prepared) -> bool:
+def _is_complete(prepared: Prepared) -> bool:
   """Whether the files have the lengths that they should."""
   if prepared.has_pixels:
     pixels = prepared.images(in_memory=False)
@@ -186,7 +187,7 @@ def _is_whole(prepared: Prepared) -> bool:
   return kept_all and len(prepared.labels()) == prepared.count
 
 
-def _refusal(
+def _bad_images_message(
     bad: Sequence[tuple[str, str]], among: str, title: str, hint: str, file: pathlib.Path | None = None) -> str:
   first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
   more = f'; and {len(bad) - 5:,} more' if len(bad) > 5 else ''
@@ -209,7 +210,7 @@ def _write(reader: Reader, data_config: DataConfig, fingerprint: str, folder: pa
   partial.mkdir(parents=True)
   try:
     meta = _write_arrays(reader, data_config, partial)
-    meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _identity(data_config)}
+    meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _cache_key(data_config)}
     (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
     _sync(partial)
     if folder.exists():
@@ -243,7 +244,7 @@ def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path)
           file.write(pixels)
       kept += [i for i, _, _ in good]
       labels += [label for _, _, label in good]
-      if len(bad) >= _ENOUGH_BAD and not data_config.skip_bad:
+      if len(bad) >= _MAX_BAD and not data_config.skip_bad:
         break
     if has_pixels:
       file.seek(0)
@@ -252,7 +253,7 @@ def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path)
   if bad and not data_config.skip_bad:
     checked, total = numbers.stop + len(reader.bad), total + len(reader.bad)
     among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
-    raise DataError(_refusal(bad, among, reader.title, hint))
+    raise DataError(_bad_images_message(bad, among, reader.title, hint))
   if not kept:
     first = '; '.join(f'{name} {reason}' for name, reason in bad[:3])
     raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))

@@ -154,7 +154,7 @@ def load_source(
   # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
   prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
-    reader = _reader_of(data_config)
+    reader = _make_reader(data_config)
     _check_stack(data_config, reader.num_classes)
     prepared = preparation.prepare(reader, data_config, tell, overwrite)
   _check_stack(data_config, prepared.num_classes)
@@ -181,7 +181,7 @@ def _check_stack(data_config: DataConfig, num_classes: int | None) -> None:
                       '100a + 10b + c has room for ten')
 
 
-def _reader_of(data_config: DataConfig) -> readers.Reader:
+def _make_reader(data_config: DataConfig) -> readers.Reader:
   if data_config.name in FILE_SOURCES:
     return open_reader(data_config)
   from ddgan_jax.data.readers import tfds_reader

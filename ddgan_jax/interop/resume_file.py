@@ -22,7 +22,7 @@ from ddgan_jax.train_state import TrainState
 
 # Names of options in `args` → sections and fields of the config: those that decide what is sampled, and those of the
 # training.
-_PROCESS = {
+_SAMPLING_OPTIONS = {
     'num_timesteps': ('diffusion', 'num_timesteps'), 'beta_min': ('diffusion', 'beta_min'),
     'beta_max': ('diffusion', 'beta_max'), 'use_geometric': ('diffusion', 'kind'),
     **{field: ('generator', field) for field in (
@@ -31,12 +31,12 @@ _PROCESS = {
         'embedding_type', 'fourier_scale', 'fir', 'fir_kernel', 'skip_rescale', 'resamp_with_conv', 'conditional',
         'centered', 'not_use_tanh')},
     **{field: ('discriminator', field) for field in ('ngf', 't_emb_dim')}}
-_TRAINING = {
+_TRAINING_OPTIONS = {
     'dropout': ('generator', 'dropout'),
     **{field: ('optim', field) for field in ('lr_g', 'lr_d', 'beta1', 'beta2', 'ema_decay', 'r1_gamma', 'lazy_reg')}}
 
 
-def state_of_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
+def state_from_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
   """The state at step 0 of a run whose G and EMA are a given generator; D and both Adam states are fresh.
 
   Args:
@@ -51,7 +51,7 @@ def state_of_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> 
   return rest.replace(g_params=_on_device(params), ema_params=_on_device(params))
 
 
-def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainState, bool]:
+def state_from_content(content: Mapping[str, Any], config: Config) -> tuple[TrainState, bool]:
   """The state that a resume file holds. Draws follow `config.seed` from here on, not PyTorch's generators.
 
   Args:
@@ -74,10 +74,10 @@ def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainS
   to_g = lambda tensors: pytorch.generator_params(tensors, config.generator)
   to_d = lambda tensors: pytorch.discriminator_params(tensors, config.discriminator)
   # The original's Adam never sees what its G does not use, nor the fixed frequencies of a fourier embedding.
-  idle = {name for name, path, layout in pytorch.generator_rows(config.generator)
+  unused = {name for name, path, layout in pytorch.generator_rows(config.generator)
           if layout == 'unused' or path == ('fourier',)}
   g_params, d_params = to_g(content['netG_dict']), to_d(content['netD_dict'])
-  g_moments, g_count = _moments(content, 'G', idle, to_g)
+  g_moments, g_count = _moments(content, 'G', unused, to_g)
   d_moments, d_count = _moments(content, 'D', set(), to_d)
   step = content.get('global_step', g_count)
   if type(step) is not int or not 0 <= step < 2**31:
@@ -95,8 +95,8 @@ def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainS
   return state, ema_params is not None
 
 
-def content_of_state(state: TrainState, config: Config, epoch: int, num_epochs: int) -> dict[str, Any]:
-  """The inverse of `state_of_content`, for `torch_writer.write_checkpoint`; without `args`, which no resume reads.
+def content_from_state(state: TrainState, config: Config, epoch: int, num_epochs: int) -> dict[str, Any]:
+  """The inverse of `state_from_content`, for `torch_writer.write_checkpoint`; without `args`, which no resume reads.
 
   Args:
     state: a state of the run.
@@ -153,7 +153,7 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
   args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
   process: dict[str, dict[str, Any]] = {}
   training: dict[str, dict[str, Any]] = {}
-  for names, found in ((_PROCESS, process), (_TRAINING, training)):
+  for names, found in ((_SAMPLING_OPTIONS, process), (_TRAINING_OPTIONS, training)):
     for name, (section, field) in names.items():
       if args.get(name) is not None:
         found.setdefault(section, {})[field] = args[name]
@@ -161,7 +161,7 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
 
 
 def _moments(
-    content: Mapping[str, Any], network: str, idle: set[str], convert: Callable[[StateDict], Params]
+    content: Mapping[str, Any], network: str, unused: set[str], convert: Callable[[StateDict], Params]
 ) -> tuple[dict[str, Params], int]:
   """Adam's `exp_avg` and `exp_avg_sq`, and `ema` if the optimizer keeps one, as parameter trees; and its step."""
   name = f'optimizer{network}'
@@ -177,7 +177,7 @@ def _moments(
   needed = ('exp_avg', 'exp_avg_sq', *(('ema',) if has_ema else ()))
   for number, tensor in zip(group['params'], tensors):
     entry = by_number.get(number) if isinstance(number, int) else None
-    if entry is None and tensor.removeprefix('module.') in idle:
+    if entry is None and tensor.removeprefix('module.') in unused:
       entry = {key: np.zeros_like(tensors[tensor]) for key in ('exp_avg', 'exp_avg_sq')}
     elif not isinstance(entry, dict) or not all(isinstance(entry.get(key), np.ndarray) for key in needed):
       raise InteropError(f'{name}: has no complete state of {tensor}')

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.config.checks import ENOUGH_SAMPLES, check_metrics
+from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
@@ -62,7 +62,7 @@ class Evaluator:
     mesh: the devices; all processes take part in every call.
     num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
     batch_size: images at a time, over all devices.
-    judge: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
+    classifier: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
     weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
     allow_any: also weights of another checksum than the published.
     log: gets sentences on what takes time.
@@ -74,7 +74,7 @@ class Evaluator:
 
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
-      judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
+      classifier: tuple[modes.ModeClassifier, bool] | None = None, weights: dict[str, str | None] | None = None,
       allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10):
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
@@ -84,9 +84,9 @@ class Evaluator:
     if others and isinstance(reference, Statistics):
       raise ConfigError(f'{", ".join(others)}: needs images as reference, but {reference.name} holds a mean and a '
                         'covariance, enough for fid alone')
-    if needs_judge(metrics) and judge is None:
-      raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
-                        '--config')
+    if needs_classifier(metrics) and classifier is None:
+      raise ConfigError(f'{", ".join(needs_classifier(metrics))}: needs labelled data to know them by; give --workdir '
+                        'or --config')
     self._metrics = tuple(metrics)
     self._reference = reference
     self._mesh = mesh
@@ -110,13 +110,13 @@ class Evaluator:
       params = vgg.load(weights.get('vgg16'), allow_any)
       self._networks['vgg16'] = Network(
           'VGG16 fc2', digest(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
-    if needs_judge(metrics):
-      judge, stacked = judge
-      self._judge, self._stack = judge, 3 if stacked else 1
-      self._num_modes = judge.num_classes**self._stack
-      self._networks['judge'] = Network(
-          'classifier of the data', judge.fingerprint, judge.params,
-          lambda params, x: modes.read(params, x, judge.num_classes, stacked), 'features')
+    if needs_classifier(metrics):
+      classifier, stacked = classifier
+      self._classifier, self._stack = classifier, 3 if stacked else 1
+      self._num_modes = classifier.num_classes**self._stack
+      self._networks['classifier'] = Network(
+          'classifier of the data', classifier.fingerprint, classifier.params,
+          lambda params, x: modes.classify(params, x, classifier.num_classes, stacked), 'features')
     self._features = {}
 
   def evaluate(self, images: ImageSet) -> dict[str, Any]:
@@ -139,10 +139,10 @@ class Evaluator:
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
-        'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+        'biased': num < MIN_SAMPLES, 'metrics': {}}
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
-        'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
+        'vgg16': ['fc2'], 'classifier': ['mode', 'certain']}
     found = self._collect(images, num, {name: wanted[name] for name in self._networks})
     self._read_reference(num)
 
@@ -168,19 +168,19 @@ class Evaluator:
         for name, value in zip(names, function(real, fake)):
           put(name, 'vgg16', value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
-      rows, of_real = found['judge'].rows, self._rows['judge', self._num_paired(num)]
+      rows, of_real = found['classifier'].rows, self._rows['classifier', self._num_paired(num)]
       counted, counted_real = (
           modes.summary(each['mode'], each['certain'], self._num_modes) for each in (rows, of_real))
       for name, value in counted.items():
-        put(name, 'judge', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
+        put(name, 'classifier', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
       for name in ('modes', 'modes_certain'):
         report['metrics'][name]['out_of'] = self._num_modes
-      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._moments['judge']))
+      put('fd_classifier', 'classifier', value=_distance(found['classifier'].moments, self._moments['classifier']))
     if 'label_accuracy' in self._metrics:
-      for name, value in modes.label_accuracy(
-          found['judge'].rows['mode'], images.asked(num), self._judge.num_classes, self._stack).items():
-        of_classifier = self._judge.accuracy ** (self._stack if name == 'label_accuracy' else 1)
-        put(name, 'judge', value=value, of_classifier=of_classifier, n_classifier=self._judge.num_held_out)
+      mode, requested = found['classifier'].rows['mode'], images.requested_labels(num)
+      for name, value in modes.label_accuracy(mode, requested, self._classifier.num_classes, self._stack).items():
+        of_classifier = self._classifier.accuracy ** (self._stack if name == 'label_accuracy' else 1)
+        put(name, 'classifier', value=value, of_classifier=of_classifier, n_classifier=self._classifier.num_held_out)
     return report
 
   def reference_statistics(self) -> Statistics:
@@ -208,7 +208,7 @@ class Evaluator:
     size = self._reference_size()
     missing: dict[int, dict[str, Sequence[str]]] = {}
     new, keys = [], {}
-    for metric, name in (('fid', 'inception'), ('modes', 'judge')):
+    for metric, name in (('fid', 'inception'), ('modes', 'classifier')):
       if metric in self._metrics and name not in self._moments:
         fingerprint = self._reference.fingerprint
         keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
@@ -221,7 +221,7 @@ class Evaluator:
           self._moments[name] = known._replace(name=self._reference.name, count=size)
     for metric, name, outputs in (
         ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
-        ('modes', 'judge', ('mode', 'certain'))):
+        ('modes', 'classifier', ('mode', 'certain'))):
       if metric in self._metrics:
         count = size if metric == 'kid' else self._num_paired(num)
         if (name, count) not in self._rows:
@@ -320,34 +320,36 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
   num = num if points.size is None else points.size
   blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
   consensus.barrier(f'features {next(_barrier_ids)}')
-  found = points_lib.modes_of_points(_gathered(blocks)[:num])
+  found = points_lib.count_point_modes(_gathered(blocks)[:num])
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
   metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
   metrics['modes']['out_of'] = len(data_points.CENTRES)
-  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < MIN_SAMPLES,
           'metrics': metrics}
 
 
-def against_data(
+def make_data_evaluator(
     config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
   """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
   if config.data.is_points:
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
-  judge = (modes.load_judge(source, log), config.data.stack == 3) if needs_judge(config.eval.metrics) else None
+  classifier = None
+  if needs_classifier(config.eval.metrics):
+    classifier = modes.load_classifier(source, log), config.data.stack == 3
+  reference = image_sets.dataset_images(source, config.data)
   return Evaluator(
-      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
-      judge, log=log).evaluate
+      config.eval.metrics, reference, mesh, config.eval.num, config.eval.batch_size, classifier, log=log).evaluate
 
 
-def needs_judge(metrics: Sequence[str]) -> list[str]:
+def needs_classifier(metrics: Sequence[str]) -> list[str]:
   """Those of `metrics` for which a classifier has to know the data's classes."""
   return [name for name in metrics if name in ('modes', 'label_accuracy')]
 
 
 def check_label_accuracy(images: ImageSet) -> None:
   """Raises ConfigError unless these images were sampled by label."""
-  if images.asked is None:
+  if images.requested_labels is None:
     raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '
                       'generator.num_classes is above 0')
 
@@ -385,5 +387,5 @@ def table(report: dict[str, Any]) -> str:
       text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
   if report['biased']:
-    lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')
+    lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
   return '\n'.join(lines)

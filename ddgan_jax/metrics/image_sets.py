@@ -37,7 +37,7 @@ class ImageSet(NamedTuple):
     rows: (first, count) → uint8 (of points float32) [count / processes, H, W, C], this process's block of images
       first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
       `size` is any image.
-    asked: number → [number] int32, the requested labels of the first images; None without labels.
+    requested_labels: number → [number] int32, the requested labels of the first images; None without labels.
     take: [n] numbers below `size`, in any order → uint8 [n, H, W, C], those images, read by this process alone; None
       for endless sets. `rows` reads the same images.
   """
@@ -47,11 +47,11 @@ class ImageSet(NamedTuple):
   size: int | None
   shape: tuple[int, int, int]
   rows: Callable[[int, int], np.ndarray]
-  asked: Callable[[int], np.ndarray] | None = None
+  requested_labels: Callable[[int], np.ndarray] | None = None
   take: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def of_generator(
+def generated_images(
     config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
   """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
@@ -89,14 +89,14 @@ def of_generator(
         for part in np.resize(indices, (parts, size))]
     return np.concatenate(found)[:len(indices)]
 
-  def asked(num: int) -> np.ndarray:
+  def requested(num: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
 
   return lambda ema_params, name: ImageSet(
-      name, '', None, config.image_shape, functools.partial(local, ema_params), asked if conditional else None)
+      name, '', None, config.image_shape, functools.partial(local, ema_params), requested if conditional else None)
 
 
-def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
+def dataset_images(source: sources.Source, data_config: DataConfig) -> ImageSet:
   """The images of a source as they are stored, not flipped; stacks as the run draws them."""
   endless = data_config.stack == 3 and not data_config.num_stacks
   height, width, _ = source.image_shape
@@ -109,12 +109,12 @@ def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
   return _finite(name, fingerprint, pipeline.epoch_size(source, data_config), shape, take)
 
 
-def of_array(images: np.ndarray, name: str) -> ImageSet:
+def array_images(images: np.ndarray, name: str) -> ImageSet:
   """[n, H, W, C] uint8 that every process has."""
   return _finite(name, '', len(images), images.shape[1:], lambda numbers: images[numbers])
 
 
-def of_files(path: str, num_channels: int = 3) -> ImageSet:
+def file_images(path: str, num_channels: int = 3) -> ImageSet:
   """A folder or zip of square images of one size, or an npz with uint8 `images`; converted to `num_channels`, 1 or 3.
 
   Raises:
@@ -130,13 +130,13 @@ def of_files(path: str, num_channels: int = 3) -> ImageSet:
       source = sources.load_source(data_config, log=lambda text: None)
   except PathError as error:
     raise DataError(error.problem) from error
-  return of_data(source, data_config)._replace(name=path)
+  return dataset_images(source, data_config)._replace(name=path)
 
 
 def read_reference(path: str, num_channels: int) -> ImageSet | Statistics:
-  """Published statistics from a .npy, or an .npz without `images`; images from everything else (`of_files`)."""
+  """Published statistics from a .npy, or an .npz without `images`; images from everything else (`file_images`)."""
   is_statistics = path.endswith(('.npy', '.npz')) and not _holds_images(path)
-  return statistics.read(path) if is_statistics else of_files(path, num_channels)
+  return statistics.read(path) if is_statistics else file_images(path, num_channels)
 
 
 def _holds_images(path: str) -> bool:
@@ -156,17 +156,17 @@ def subset(images: ImageSet, num: int) -> ImageSet:
     return images
   # Sorted, because the files of neighbours are often neighbours.
   chosen = np.sort(pipeline.permutation(0, pipeline.SUBSET, 0, images.size)[:num])
-  asked = images.asked and (lambda number: images.asked(images.size)[chosen[:number]])
+  requested = images.requested_labels and (lambda number: images.requested_labels(images.size)[chosen[:number]])
   fingerprint = images.fingerprint and f'{images.fingerprint} subset {num}'
-  return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), asked)
+  return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), requested)
 
 
 def _finite(
     name: str, fingerprint: str, size: int, shape: tuple[int, int, int], take: Callable[[np.ndarray], np.ndarray],
-    asked: Callable[[int], np.ndarray] | None = None) -> ImageSet:
+    requested_labels: Callable[[int], np.ndarray] | None = None) -> ImageSet:
   """The set of `size` images that `take` reads."""
   rows = lambda first, count: take(np.minimum(_local_numbers(first, count), size - 1))
-  return ImageSet(name, fingerprint, size, shape, rows, asked, take)
+  return ImageSet(name, fingerprint, size, shape, rows, requested_labels, take)
 
 
 def _local_numbers(first: int, count: int) -> np.ndarray:
@@ -186,7 +186,7 @@ def _size_of_first(reader: readers.Reader) -> int:
   return height
 
 
-def as_jpeg(images: ImageSet | Statistics | None, quality: int = 75) -> ImageSet | None:
+def compress_jpeg(images: ImageSet | Statistics | None, quality: int = 75) -> ImageSet | None:
   """The same images after a JPEG of each, as the original's script saves its samples.
 
   Raises:

@@ -41,7 +41,7 @@ class ClassifierError(UserError):
   """The classes of this data cannot be read well enough to count modes."""
 
 
-class Judge(NamedTuple):
+class ModeClassifier(NamedTuple):
   """A trained classifier of single (not stacked) images.
 
   Attributes:
@@ -59,7 +59,7 @@ class Judge(NamedTuple):
   fingerprint: str
 
 
-def load_judge(source: Source, log: Callable[[str], None] = print) -> Judge:
+def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeClassifier:
   """The classifier of a source: from the cache, or trained now and kept there if the source has a checksum.
 
   Every tenth image is held out. All processes get that of the first one.
@@ -100,16 +100,16 @@ def load_judge(source: Source, log: Callable[[str], None] = print) -> Judge:
     raise ClassifierError(
         f'{source.name}: the classifier is right on only {accuracy:.1%} of {len(held_out):,} held-out images, and '
         f'{REQUIRED_ACCURACY:.0%} are needed to count modes')
-  return Judge(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
+  return ModeClassifier(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
 
 
-def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:
+def classify(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:
   """What the classifier sees; pure, for jit.
 
   Args:
-    params: `Judge.params`.
+    params: `ModeClassifier.params`.
     images: [B, H, W, C] uint8.
-    num_classes: `Judge.num_classes`.
+    num_classes: `ModeClassifier.num_classes`.
     stacked: each channel is an image of its own.
 
   Returns:
@@ -157,7 +157,7 @@ def label_accuracy(found: np.ndarray, asked: np.ndarray, num_classes: int, stack
   Args:
     found: [n] modes, as `read` returns them.
     asked: [n] labels.
-    num_classes: `Judge.num_classes`.
+    num_classes: `ModeClassifier.num_classes`.
     stack: images that one label describes.
 
   Returns:
@@ -202,7 +202,7 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
   for i in range(_STEPS):
     images, labels = source.gather(np.sort(rng.choice(train, _BATCH)))
     params, moments = step(params, moments, jax.random.key(i), images, labels)
-  predict = compilation.jit(lambda images: read(params, images, num_classes, stacked=False)['mode'])
+  predict = compilation.jit(lambda images: classify(params, images, num_classes, stacked=False)['mode'])
   right = 0
   for first in range(0, len(held_out), 1000):
     images, labels = source.gather(held_out[first:first + 1000])

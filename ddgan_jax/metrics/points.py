@@ -9,11 +9,11 @@ import numpy as np
 from ddgan_jax.data import points as data_points
 from ddgan_jax.utils import checks
 
-__all__ = ['PointModes', 'modes_of_points']
+__all__ = ['PointModes', 'count_point_modes']
 
 
 class PointModes(NamedTuple):
-  """What `modes_of_points` returns.
+  """What `count_point_modes` returns.
 
   Attributes:
     found: modes, of 25, with at least one point in them.
@@ -27,7 +27,7 @@ class PointModes(NamedTuple):
   kl: float
 
 
-def modes_of_points(points: np.ndarray) -> PointModes:
+def count_point_modes(points: np.ndarray) -> PointModes:
   """Counts modes by the usual criterion (Srivastava et al., 2017, "VEEGAN", section 4.1).
 
   A point is in its nearest mode if it lies within three standard deviations of that mode's centre (98.9% of the true

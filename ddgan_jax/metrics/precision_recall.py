@@ -121,30 +121,30 @@ def _padded(x: np.ndarray, rows: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _block_radii(points: jax.Array, rows: jax.Array, indices: jax.Array, k: int, candidates: int) -> jax.Array:
-  squared = _roughly(rows, points)
+  squared = _approximate(rows, points)
   squared = jnp.where(indices[:, None] == jnp.arange(len(points)), jnp.inf, squared)  # itself is no neighbour
   _, nearest = jax.lax.top_k(-squared, candidates)
-  return jnp.sort(_exactly(rows, points[nearest]), axis=1)[:, k - 1]
+  return jnp.sort(_exact(rows, points[nearest]), axis=1)[:, k - 1]
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _block_count(points: jax.Array, rows: jax.Array, radii: jax.Array, candidates: int) -> jax.Array:
-  margin = _roughly(rows, points) - radii
+  margin = _approximate(rows, points) - radii
   _, doubtful = jax.lax.top_k(-jnp.abs(margin), candidates)
   radii = jnp.take_along_axis(jnp.broadcast_to(radii, margin.shape), doubtful, axis=1)
   # A sample of one set that is also in the other may be exactly on an edge: that is inside, however it is rounded.
-  inside = _exactly(rows, points[doubtful]) <= radii * (1 + 1e-6)
-  roughly_inside = jnp.take_along_axis(margin, doubtful, axis=1) <= 0
-  return (margin <= 0).sum(axis=1) - roughly_inside.sum(axis=1) + inside.sum(axis=1)
+  inside = _exact(rows, points[doubtful]) <= radii * (1 + 1e-6)
+  approximately_inside = jnp.take_along_axis(margin, doubtful, axis=1) <= 0
+  return (margin <= 0).sum(axis=1) - approximately_inside.sum(axis=1) + inside.sum(axis=1)
 
 
-def _roughly(rows: jax.Array, points: jax.Array) -> jax.Array:
+def _approximate(rows: jax.Array, points: jax.Array) -> jax.Array:
   """[n, m] squared distances by one product, which cancels where they are small beside the norms."""
   product = jnp.matmul(rows, points.T, precision='highest')
   return (rows**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * product
 
 
-def _exactly(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
+def _exact(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
   """[n, c] squared distances of row i to its neighbours [n, c, D], from the differences."""
   return ((rows[:, None] - neighbours) ** 2).sum(axis=2)
 

@@ -11,7 +11,7 @@ from etils import epath
 from ddgan_jax.utils import files
 
 
-def keep(workdir: str, report: dict[str, Any]) -> str:
+def save(workdir: str, report: dict[str, Any]) -> str:
   """Merges a report into the JSON of its step and conditions in a run's folder; returns the file's path.
 
   The conditions are everything but `metrics`, and the features and splits of each metric. Where a digest identifies
@@ -32,7 +32,7 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
     if not path.exists():
       break
     known = _read(path)
-    if known is not None and _are_alike(known, json.loads(json.dumps(report))):
+    if known is not None and _same_conditions(known, json.loads(json.dumps(report))):
       report = {**report, 'metrics': {**known['metrics'], **report['metrics']}}
       break
   with files.atomic_write(path) as file:
@@ -40,7 +40,7 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
   return str(path)
 
 
-def _are_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
   shared = one['metrics'].keys() & other['metrics'].keys()
   return _conditions(one) == _conditions(other) and all(
       one['metrics'][name].get(field) == other['metrics'][name].get(field)

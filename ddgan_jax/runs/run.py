@@ -176,5 +176,5 @@ def load(
 
 def _path(workdir: str | os.PathLike) -> str:
   if not isinstance(workdir, (str, os.PathLike)):
-    raise TypeError(f'workdir: found {checks.described(workdir)}, must be a path')
+    raise TypeError(f'workdir: found {checks.describe(workdir)}, must be a path')
   return os.path.expanduser(os.fspath(workdir))

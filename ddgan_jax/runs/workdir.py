@@ -18,7 +18,7 @@ from etils import epath
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.config import Config, UserError
-from ddgan_jax.config.resuming import MAY_CHANGE
+from ddgan_jax.config.resuming import CHANGEABLE_FIELDS
 from ddgan_jax.data import pipeline
 from ddgan_jax.data.sources import Source
 from ddgan_jax.parallel import consensus
@@ -81,7 +81,7 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
   now = config_lib.flatten(config)
   changed = [
       f'{field} was {before[field]}, is {now[field]}' for field in now
-      if before[field] != now[field] and not field.startswith(MAY_CHANGE)]
+      if before[field] != now[field] and not field.startswith(CHANGEABLE_FIELDS)]
   if changed:
     raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); choose another '
                        f'--workdir, set the fields back, or resume it as it is with --workdir={workdir} alone')

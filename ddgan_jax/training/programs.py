@@ -119,7 +119,7 @@ class StepPrograms:
     on_host = self._host_batches(source, ranges)
     stacked = self.steps_per_call > 1
     if stacked:
-      on_host = pipeline.stacked(on_host, self.steps_per_call)
+      on_host = pipeline.stack_batches(on_host, self.steps_per_call)
     rows = sharding.batch_sharding(self.mesh, stacked)
     with contextlib.closing(pipeline.device_batches(on_host, rows)) as on_devices:
       for batch in on_devices:

@@ -33,8 +33,8 @@ class Results:
     self._sample: concurrent.futures.Future[Program] | None = None
     if session.config.train.eval_every:
       config, mesh = session.config, session.mesh
-      self._evaluate = evaluator.against_data(config, session.source, mesh, session.note)
-      self._images_of = image_sets.of_generator(config, config.seed, mesh)
+      self._evaluate = evaluator.make_data_evaluator(config, session.source, mesh, session.note)
+      self._images_of = image_sets.generated_images(config, config.seed, mesh)
 
   def start(self) -> None:
     """Begins to compile the sampling program in the background."""

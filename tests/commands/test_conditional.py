@@ -15,7 +15,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import edit, export, models, sample, sampling, train_state, train_step
 from ddgan_jax.benchmark import performance
 from ddgan_jax.cli import image_output
-from ddgan_jax.compare import measuring
+from ddgan_jax.compare import measurement
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
@@ -222,15 +222,15 @@ def test_drawn_labels_are_uniform_and_those_of_their_images(stack):
 
 
 REFUSED = {
-    'classes': ({'generator.num_classes': -1}, 'generator.num_classes: found -1, must be at least 0'),
-    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout: found 1.0, must be in \[0, 1\)'),
+    'classes': ({'generator.num_classes': -1}, 'generator.num_classes is -1; use at least 0'),
+    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout is 1.0; use a value in \[0, 1\)'),
     'a table of triples': (
         {'generator.num_classes': 1000, 'data.stack': 3, 'data.num_channels': 3},
-        r'generator.num_classes: found 1000, but with data.stack=3 it is the classes of each image, .* at most 10'),
+        r'generator.num_classes is 1000; use at most 10 with data.stack=3, where each image is one digit'),
     'said twice': ({'discriminator.num_classes': 10},
-                   'discriminator.num_classes: is said once, as generator.num_classes'),
+                   'discriminator.num_classes is set by generator.num_classes; use that'),
     'nothing to ask for': ({'eval.metrics': ('label_accuracy',)},
-                           "eval.metrics: found 'label_accuracy', which needs a run with labels"),
+                           "eval.metrics contains 'label_accuracy'; use it with a generator.num_classes"),
 }
 
 
@@ -409,8 +409,8 @@ def test_a_label_of_an_exported_run(finished, tmp_path):
 def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):
   run = lively(finished)
   mesh = sharding.make_mesh()
-  images = image_sets.of_generator(run.config, 5, mesh)(run.params, 'run')
-  asked = images.asked(16)
+  images = image_sets.generated_images(run.config, 5, mesh)(run.params, 'run')
+  asked = images.requested_labels(16)
   assert len(set(asked)) > 4
   expected = image_output.generate(run, 16, seed=5, label=asked)
   assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
@@ -420,18 +420,18 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   """The metric on the data themselves: nearly 1 with their own labels, what chance gives with others."""
   source = sources.load_source(run_config.data)
   pictures, known = source.gather(np.arange(400))
-  evaluate = evaluator.against_data(
+  evaluate = evaluator.make_data_evaluator(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
       log=lambda text: None)
   found = []
   for asked in (known, (known + 1) % 10):
-    images = image_sets.of_array(pictures, 'digits')._replace(asked=lambda num, asked=asked: asked[:num])
+    images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, asked=asked: asked[:num])
     report = evaluate(images)
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
   assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
-    evaluate(image_sets.of_array(pictures, 'digits'))
+    evaluate(image_sets.array_images(pictures, 'digits'))
 
 
 def always_labelled(config=None):
@@ -463,11 +463,11 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   abstract = train_state.abstract_state(config, sharding.state_sharding(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
-  monkeypatch.setattr(measuring, '_TURN', 1e-9)
-  monkeypatch.setattr(measuring, '_POINTS', 40)
+  monkeypatch.setattr(measurement, '_MIN_SECONDS', 1e-9)
+  monkeypatch.setattr(measurement, '_NUM_POINTS', 40)
   toy = always_labelled(conditional(label_dropout=0.0))
   rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
-  measuring.time_samplers(rows, repeats=1)
+  measurement.time_samplers(rows, repeats=1)
   drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
   np.testing.assert_array_equal(rows[0]['samples'], image_output.generate(run, 100, 0, label=drawn))
   assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)

@@ -201,7 +201,7 @@ def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
     for i, entry in content[key]['state'].items():
       assert after[key]['state'][i].pop('step') == 2
       assert_same(after[key]['state'][i], {name: array for name, array in entry.items() if name != 'step'})
-  again, has_ema = resume_file.state_of_content(after | {'optimizerG': with_steps(after['optimizerG']),
+  again, has_ema = resume_file.state_from_content(after | {'optimizerG': with_steps(after['optimizerG']),
                                                          'optimizerD': with_steps(after['optimizerD'])},
                                                 config_lib.from_json((workdir / 'config.json').read_text()))
   assert has_ema
@@ -239,13 +239,13 @@ def test_a_resume_file_without_average_or_with_holes(resumed):
   config = config_lib.from_json((workdir / 'config.json').read_text())
   optimizer = content['optimizerG']
   plain = {i: {key: value for key, value in entry.items() if key != 'ema'} for i, entry in optimizer['state'].items()}
-  state, has_ema = resume_file.state_of_content(content | {'optimizerG': {**optimizer, 'state': plain}}, config)
+  state, has_ema = resume_file.state_from_content(content | {'optimizerG': {**optimizer, 'state': plain}}, config)
   assert not has_ema
   jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.g_params)
 
   def refused(message, **changes):
     with pytest.raises(InteropError, match=message):
-      resume_file.state_of_content(content | changes, config)
+      resume_file.state_from_content(content | changes, config)
 
   refused('has no netD_dict, which a resume file must have', netD_dict=None)
   holes = {i: entry for i, entry in optimizer['state'].items() if i != 3}
@@ -267,13 +267,13 @@ def test_what_the_original_never_updates_has_no_moments():
         discriminator=DiscriminatorConfig(image_size=8, ngf=2, t_emb_dim=4))
     state = jax.eval_shape(lambda config=config: train_state.create(config))
     state = jax.tree.map(lambda leaf: np.full(leaf.shape, 2, np.float32), state)
-    content = resume_file.content_of_state(state, config, epoch=1, num_epochs=2)
+    content = resume_file.content_from_state(state, config, epoch=1, num_epochs=2)
     entries = content['optimizerG']['state']
     idle = [i for i, name in enumerate(content['netG_dict']) if name_of_idle in name]
     assert idle
     for i in idle:
       del entries[i]
-    state, _ = resume_file.state_of_content(content, config)
+    state, _ = resume_file.state_from_content(content, config)
     moments = state.g_opt_state[0].mu
     assert set(np.unique(moments['conv_in']['kernel'])) == {2}
     if 'fourier' in moments:
@@ -354,7 +354,7 @@ def test_pytorch_reads_what_is_written(resumed, tmp_path):
   _, workdir, _, state, _ = resumed
   config = config_lib.from_json((workdir / 'config.json').read_text())
   torch_writer.write_checkpoint(
-      tmp_path / 'x.pth', resume_file.content_of_state(state, config, epoch=1, num_epochs=10))
+      tmp_path / 'x.pth', resume_file.content_from_state(state, config, epoch=1, num_epochs=10))
   content = torch.load(tmp_path / 'x.pth', weights_only=True)
   tensors = {name: torch.nn.Parameter(tensor) for name, tensor in content['netG_dict'].items()}
   adam = torch.optim.Adam(tensors.values(), lr=1.0)

@@ -244,12 +244,12 @@ MISTAKES = {
     'unknown section': (['--config.optimizer.lr_g=1'], 'did you mean --config.optim.lr_g?'),
     'wrong type': (['--config.train.num_steps=many'], 'Error: flag --config.train.num_steps=many: invalid literal'),
     'T below 1': (['--config.diffusion.num_timesteps=0'],
-                  'Error: diffusion.num_timesteps: found 0, must be at least 1'),
+                  'Error: diffusion.num_timesteps is 0; use at least 1'),
     'size': (['--config.data.image_size=12', '--config.discriminator.kind=small'],
-             "Error: data.image_size: found 12, but discriminator.kind='small'"),
+             "Error: data.image_size is 12; use a multiple of 8, because discriminator.kind='small'"),
     'attention': (['--config.generator.attn_resolutions=16,', '--config.generator.kind=ncsnpp'],
-                  'Error: generator.attn_resolutions: found 16, which'),
-    'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size: found 30, must be a multiple of 4'),
+                  'Error: generator.attn_resolutions contains 16; use'),
+    'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size is 30; use a multiple of 4'),
     'stray word': (['digits'], "Error: 'digits' is not understood: flags begin with --"),
 }
 
@@ -271,7 +271,7 @@ def test_a_config_file_that_is_not_there(command, tmp_path):
 def test_devices_that_do_not_divide_the_batch(command, tmp_path):
   result = run_command(train.main, *command(tmp_path / 'run'), devices=3)
   assert result.status == 2
-  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.err
+  assert 'Error: data.batch_size is 32; use a multiple of 12: 3 devices, times' in result.err
 
 
 def files_of(folder):
@@ -385,7 +385,7 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
   file.write_text(file.read_text()[:50])
   trained = run_command(train.main, *command(tmp_path / 'run'))
   for result in (trained, draw(tmp_path / 'run', '--out', tmp_path / 'x.png')):
-    assert result.status == 2 and 'config.json: is not a config of this version of ddgan_jax' in result.err
+    assert result.status == 2 and 'config.json is not a config of this version of ddgan_jax' in result.err
     assert result.err.count('\n') == 1
 
 

@@ -85,7 +85,7 @@ def test_an_interrupted_preparation_leaves_nothing_behind(config):
 
 
 def test_what_a_kill_left_does_not_matter(config):
-  partial = pathlib.Path(f'{preparation.folder_of(config)}.partial')
+  partial = pathlib.Path(f'{preparation.prepared_folder(config)}.partial')
   partial.mkdir(parents=True)
   (partial / 'images.npy').write_bytes(b'torn' * 10**6)
   (partial / 'journal.json').write_text('{}')

@@ -110,11 +110,11 @@ def test_another_default_folder_is_other_data(tmp_path, monkeypatch):
   folders = set()
   for name in ('a', 'b'):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / name))
-    folders.add(preparation.folder_of(DIGITS))
-    folders.add(preparation.folder_of(dataclasses.replace(DIGITS, data_dir=str(tmp_path / name))))
+    folders.add(preparation.prepared_folder(DIGITS))
+    folders.add(preparation.prepared_folder(dataclasses.replace(DIGITS, data_dir=str(tmp_path / name))))
   assert len(folders) == 2
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert preparation.folder_of(dataclasses.replace(DIGITS, data_dir='~/a')) in folders
+  assert preparation.prepared_folder(dataclasses.replace(DIGITS, data_dir='~/a')) in folders
 
 
 def test_a_bucket_is_refused_at_once(tmp_path, monkeypatch):

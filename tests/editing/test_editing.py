@@ -172,7 +172,7 @@ def test_image_to_image_from_the_top_is_sampling():
 
 @pytest.mark.parametrize('level', [0, 4])
 def test_no_such_level(level):
-  with pytest.raises(ValueError, match=f'found {level}, must be 1 … 3'):
+  with pytest.raises(ValueError, match=f'from_level is {level}; use a value in 1 … 3'):
     replacement.image_to_image(
         jax.random.key(0), fake_generator, diffusion.make_schedule(3), jnp.zeros((1, 4, 4, 1)), 5, level)
 

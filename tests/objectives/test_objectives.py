@@ -180,5 +180,5 @@ def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, me
 
 
 def test_a_config_with_another_method_is_refused_when_it_is_made():
-  with pytest.raises(ConfigError, match="method: found 'least_squares', must be one of 'ddgan', 'gaussian'"):
+  with pytest.raises(ConfigError, match="method is 'least_squares'; use one of 'ddgan', 'gaussian'"):
     config_lib.from_config_dict({'method': 'least_squares'})

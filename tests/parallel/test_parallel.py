@@ -202,11 +202,11 @@ def test_remat_computes_blocks_again(remat):
 
 
 @pytest.mark.parametrize('parallel, batch_size, message', [
-    ({'fsdp': 3}, 128, r'parallel\.fsdp: found 3, must divide the 8 devices$'),
-    ({'fsdp': 16}, 128, r'parallel\.fsdp: found 16, must divide the 8 devices'),
-    ({'accumulation': 3}, 128, r'data\.batch_size: found 128, must be a multiple of 96: 8 devices, times 3 micro'),
-    ({'accumulation': 4}, 64, r'data\.batch_size: found 64, must be a multiple of 128: 8 devices, times 4 micro'),
-    ({}, 16, r'data\.batch_size: found 16, must be a multiple of 32: 8 devices, times the 4 rows'),
+    ({'fsdp': 3}, 128, r'parallel\.fsdp is 3; use a divisor of the number of devices, 8$'),
+    ({'fsdp': 16}, 128, r'parallel\.fsdp is 16; use a divisor'),
+    ({'accumulation': 3}, 128, r'data\.batch_size is 128; use a multiple of 96: 8 devices, times 3 micro'),
+    ({'accumulation': 4}, 64, r'data\.batch_size is 64; use a multiple of 128: 8 devices, times 4 micro'),
+    ({}, 16, r'data\.batch_size is 16; use a multiple of 32: 8 devices, times 4 rows'),
 ], ids=str)
 def test_refused_on_eight_devices(parallel, batch_size, message):
   config = config_lib.from_config_dict({**tiny_config_dict(batch_size=batch_size), 'parallel': parallel})
@@ -217,5 +217,5 @@ def test_refused_on_eight_devices(parallel, batch_size, message):
 
 @pytest.mark.parametrize('field', ['fsdp', 'accumulation'])
 def test_refused_anywhere(field):
-  with pytest.raises(ConfigError, match=f'parallel.{field}: found 0, must be at least 1'):
+  with pytest.raises(ConfigError, match=f'parallel.{field} is 0; use at least 1'):
     run_config(**{field: 0})

@@ -85,7 +85,7 @@ def measured(**values):
 @pytest.fixture
 def evaluate(monkeypatch):
   """Lets runs be measured by the given function of images."""
-  return lambda function: monkeypatch.setattr(evaluator, 'against_data', lambda *args: function)
+  return lambda function: monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *args: function)
 
 
 def test_resuming_with_other_metrics_or_none(run, tmp_path, evaluate):
@@ -178,7 +178,7 @@ def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
     images.rows(0, 4)
     pytest.fail('measured all the same')
 
-  monkeypatch.setattr(evaluator, 'against_data', lambda *args: measure)
+  monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *args: measure)
   said = run(tmp_path / 'run', eval_every=15)
   assert 'SIGTERM: saved step 15 in' in said and Checkpoints(tmp_path / 'run').latest_step() == 15
   assert 'Finished 30 steps' in run(tmp_path / 'run')

@@ -137,7 +137,7 @@ def test_a_signal_leaves_out_the_grid_and_the_evaluation(tmp_path, log, monkeypa
     return {'images': images.name, 'n': 8, 'reference': None, 'n_reference': None, 'biased': True,
             'metrics': {'mode_kl': {'value': 3.0, 'features': 'none'}}}
 
-  monkeypatch.setattr(evaluator, 'against_data', lambda *arguments: evaluate)
+  monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *arguments: evaluate)
   config = make_config(eval_every=6)
   state = state_after(config, 6)
   with Session(config, str(tmp_path)) as session:

@@ -77,7 +77,7 @@ def test_batches_are_stacked_in_order():
     finally:
       closed.append(True)
 
-  stacked = pipeline.stacked(batches(), 3)
+  stacked = pipeline.stack_batches(batches(), 3)
   first = next(stacked)
   assert first['image'].shape == (3, 2, 1) and first['label'][:, 0].tolist() == [0, 1, 2]
   assert next(stacked)['image'][:, 0, 0].tolist() == [3, 4, 5] and next(stacked, None) is None and closed
@@ -122,5 +122,5 @@ def test_a_step_between_calls_is_refused(tmp_path):
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
 def test_boundaries_between_calls_are_refused(field):
   fields = TINY | {'train': TINY['train'] | {field: 7}}
-  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field}: found 7, must be a multiple of train\.steps_per'):
+  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field} is 7; use a multiple of train\.steps_per'):
     config_lib.from_config_dict(fields)

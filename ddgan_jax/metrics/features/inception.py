@@ -123,20 +123,20 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
   with jax.default_matmul_precision('highest'):
     x = 2 * resize(images_uint8, SIZE) - 1
     x = conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
-    x = _conv_inside(params['Conv2d_2a_3x3'], x)
+    x = _conv_valid(params['Conv2d_2a_3x3'], x)
     x = conv(params['Conv2d_2b_3x3'], x)
     x = _max_pool(x)
     x = conv(params['Conv2d_3b_1x1'], x)
-    x = _conv_inside(params['Conv2d_4a_3x3'], x)
+    x = _conv_valid(params['Conv2d_4a_3x3'], x)
     x = _max_pool(x)
     for block in _BLOCKS_35:
-      x = _block_35(_inside(params, block), _BLOCKS_35[block], x)
-    x = _block_6a(_inside(params, 'Mixed_6a'), x)
+      x = _block_35(_block_params(params, block), _BLOCKS_35[block], x)
+    x = _block_6a(_block_params(params, 'Mixed_6a'), x)
     for block in _BLOCKS_17:
-      x = _block_17(_inside(params, block), _BLOCKS_17[block], x)
-    x = _block_7a(_inside(params, 'Mixed_7a'), _BLOCK_7A, x)
-    x = _block_8(_inside(params, 'Mixed_7b'), _BLOCK_7B, x)
-    x = _block_8(_inside(params, 'Mixed_7c'), _BLOCK_7C, x)
+      x = _block_17(_block_params(params, block), _BLOCKS_17[block], x)
+    x = _block_7a(_block_params(params, 'Mixed_7a'), _BLOCK_7A, x)
+    x = _block_8(_block_params(params, 'Mixed_7b'), _BLOCK_7B, x)
+    x = _block_8(_block_params(params, 'Mixed_7c'), _BLOCK_7C, x)
     pool3 = x.mean(axis=(1, 2))
     return pool3, pool3 @ params['fc']['kernel'] + params['fc']['bias']
 
@@ -155,7 +155,7 @@ def resize(images_uint8: jax.Array, size: int) -> jax.Array:
   return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
 
-def _inside(params: Params, block: str) -> Params:
+def _block_params(params: Params, block: str) -> Params:
   """The layers of a block under their own names, the joined 1x1s as 'begin'."""
   layers = {name.removeprefix(f'{block}.'): value for name, value in params.items() if name.startswith(f'{block}.')}
   return {**layers, 'begin': params[block]} if block in params else layers
@@ -171,7 +171,7 @@ def _linear_conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: 
       x, layer['kernel'], (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + layer['bias']
 
 
-def _conv_inside(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+def _conv_valid(layer: dict[str, Any], x: jax.Array) -> jax.Array:
   """A 3x3 convolution without padding.
 
   As one with padding whose border is cut off: XLA's CPU backend takes a third of the time for that.
@@ -185,14 +185,14 @@ def _chain(layers: Params, names: str, x: jax.Array) -> jax.Array:
   return x
 
 
-def _begin(layers: Params, branches: dict[str, int], x: jax.Array) -> list[jax.Array]:
+def _first_convs(layers: Params, branches: dict[str, int], x: jax.Array) -> list[jax.Array]:
   """All 1x1 convolutions of a block at once; the one of the pool, if any, is pooled afterwards and before its ReLU."""
   parts = jnp.split(_linear_conv(layers['begin'], x), np.cumsum([*branches.values()])[:-1].tolist(), axis=-1)
   return [jax.nn.relu(_average_pool(part) if name == 'branch_pool' else part) for name, part in zip(branches, parts)]
 
 
 def _block_35(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, five, three, pooled = _begin(layers, branches, x)
+  one, five, three, pooled = _first_convs(layers, branches, x)
   five = _chain(layers, 'branch5x5_2', five)
   three = _chain(layers, 'branch3x3dbl_2 branch3x3dbl_3', three)
   return jnp.concatenate([one, five, three, pooled], axis=-1)
@@ -206,14 +206,14 @@ def _block_6a(layers: Params, x: jax.Array) -> jax.Array:
 
 
 def _block_17(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, seven, double, pooled = _begin(layers, branches, x)
+  one, seven, double, pooled = _first_convs(layers, branches, x)
   seven = _chain(layers, 'branch7x7_2 branch7x7_3', seven)
   double = _chain(layers, 'branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5', double)
   return jnp.concatenate([one, seven, double, pooled], axis=-1)
 
 
 def _block_7a(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  three, seven = _begin(layers, branches, x)
+  three, seven = _first_convs(layers, branches, x)
   three = conv(layers['branch3x3_2'], three, stride=2, padding='VALID')
   seven = _chain(layers, 'branch7x7x3_2 branch7x7x3_3', seven)
   seven = conv(layers['branch7x7x3_4'], seven, stride=2, padding='VALID')
@@ -221,7 +221,7 @@ def _block_7a(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Arr
 
 
 def _block_8(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, three, double, *pooled = _begin(layers, branches, x)
+  one, three, double, *pooled = _first_convs(layers, branches, x)
   if not pooled:  # the last block
     pooled = [conv(layers['branch_pool'], _max_pool(x, stride=1, padding='SAME'))]
   double = _chain(layers, 'branch3x3dbl_2', double)
