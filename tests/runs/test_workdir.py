@@ -62,9 +62,9 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
                       f'(rollback 1 of 3 to this step; {run}/skipped.json).')
   assert SkippedBatches(run).batch(10) == 14
   (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir(parents=True)
-  checkpoints._set_aside(8, print)
+  checkpoints._rename_damaged(8, print)
   (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir()
-  checkpoints._set_aside(8, print)
+  checkpoints._rename_damaged(8, print)
   assert sorted(str(path.relative_to(bucket)) for path in bucket.rglob('*') if not path.is_dir()) == [
       f'runs/tiny/{name}' for name in ('config.json', 'parameters.txt', 'samples/step_00000007.png', 'skipped.json')]
   assert sorted(path.name for path in bucket.glob('runs/tiny/checkpoints/*')) == ['8.damaged', '8.damaged2']
