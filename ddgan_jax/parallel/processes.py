@@ -211,7 +211,7 @@ def _join(plan: Plan, timeout: int) -> None:
         # An empty list is not "unset": JAX neither restricts the devices nor guesses which are meant.
         local_device_ids=[] if plan.all_devices and 'JAX_LOCAL_DEVICE_IDS' not in os.environ else None,
         cluster_detection_method=plan.method, initialization_timeout=timeout + 60,
-        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_PATIENCE)
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT)
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     # Open MPI 5, for example, does not say where process 0 runs.
