@@ -202,7 +202,7 @@ def super_resolve_given_noise(
   checks.floats('x_T', x_T, 'B H W C', B=small.shape[0], C=small.shape[3])
   factor = x_T.shape[1] // small.shape[1]
   if x_T.shape[1:3] != (factor * small.shape[1], factor * small.shape[2]):
-    raise ValueError(f'small has size {small.shape[1:3]}; use a size that divides {x_T.shape[1:3]} by one integer factor')
+    raise ValueError(f'small has size {small.shape[1:3]}; use one that divides {x_T.shape[1:3]} by one integer factor')
   reference = enlarge(small, factor)
 
   def match(x_t, t, noise):
