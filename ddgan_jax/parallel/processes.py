@@ -103,7 +103,7 @@ def find_plan(
     return _stated(flags)
   if environ.get('JAX_NUM_PROCESSES') == '1':
     return None
-  if 'JAX_NUM_PROCESSES' in environ or 'JAX_PROCESS_ID' in environ:  # an address alone only overrides the one that JAX finds
+  if 'JAX_NUM_PROCESSES' in environ or 'JAX_PROCESS_ID' in environ:  # an address alone overrides the one JAX finds
     index = 'JAX_PROCESS_ID'
     if index not in environ and 'JOB_COMPLETION_INDEX' in environ:
       index = 'JOB_COMPLETION_INDEX'
