@@ -98,7 +98,7 @@ def _results(run: Any, args: types.SimpleNamespace) -> tuple[np.ndarray, np.ndar
   if args.task == 'interpolate' and not args.image:
     return tasks.interpolate_samples(run, tuple(map(int, args.between)), draws)
   if args.task == 'superres':
-    factor = image_input.factor(args.image, data.image_size)
+    factor = image_input.downscale_factor(args.image, data.image_size)
     small = image_input.read_image(
         'image', args.image, dataclasses.replace(data, image_size=data.image_size // factor))
     return tasks.super_resolve(run, small, factor, draws, matching, args.num_steps)

@@ -1,4 +1,4 @@
-"""What a run draws, and the files that pictures go to; for all commands that make some."""
+"""Samples images from a run and writes images to files, for all commands that do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation
 from ddgan_jax.reporting import grids
 
-_COLUMNS = 10  # of a grid that begins with its inputs
+_COLUMNS = 10  # of a grid that starts with its inputs
 
 
 def generate(
@@ -23,16 +23,16 @@ def generate(
   """Samples `num` images of a run.
 
   Args:
-    run: as `ddgan_jax.load` returns it.
-    num, batch_size: how many images, and how many of them at a time.
+    run: a run of `ddgan_jax.load`.
+    num, batch_size: number of images, and the maximum batch size.
     seed: image i is a function of (seed, i).
-    label: one integer, or [k]: image i gets label i mod k; by default all get what the run was loaded with.
+    label: an integer, or [k] labels, of which image i gets label i mod k; by default that of the run.
 
   Returns:
-    [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
+    [num, H, W, C] uint8; for points, [num, 1, 1, 2] float32.
 
   Raises:
-    ConfigError: the run knows no such label, or needs one.
+    ConfigError: the run has no such label, or requires one.
   """
   if label is not None:
     labels.check_label(label, run.config.generator)
@@ -56,11 +56,11 @@ def generate(
 def save(
     path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None,
     inputs: np.ndarray | None = None) -> None:
-  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; call `check_out` first.
 
-  Float32 points go to a scatter picture with a title (.png), or an array. With labels [k], of which image i has number
-  i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it. What the images were made
-  from, `inputs` [m, H, W, C] uint8, begins the grid, is another array, or lies in the folder as input_0.png, ….
+  Float32 points go to a scatter plot with a title (.png) or to an array. With labels [k], image i has label i mod k: a
+  grid has one column per label, and an .npz also has `labels` [n]. `inputs` [m, H, W, C] uint8, the images that were
+  edited, come first in a grid, are `inputs` in an .npz, and input_0.png, … in a folder.
   """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png' and inputs is not None:
@@ -81,13 +81,13 @@ def save(
 
 
 def check_out(path: str) -> None:
-  """Raises ConfigError for a target that `save` would not know or would mix with other files."""
+  """Raises ConfigError for a path of an unknown type, a folder that is not empty, or a read-only folder."""
   ending = os.path.splitext(path)[1].lower()
   if ending not in ('', '.png', '.npz'):
-    raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
+    raise ConfigError(f'--out is {path!r}; use a .png (a grid), an .npz (an array), or a folder')
   if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
-    raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
+    raise ConfigError(f'--out is {path!r}, which exists and is not an empty folder; use another')
   folder = path if not ending else os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
   if not os.access(folder, os.W_OK):
-    raise ConfigError(f'--out: {folder!r} cannot be written to; choose another')
+    raise ConfigError(f'--out: {folder!r} is not writable; use another folder')

@@ -32,7 +32,7 @@ def check_same(what: str, text: str) -> None:
   texts = _texts(text)
   if len(set(texts)) > 1:
     found = ', '.join(f'{text} on process {i}' for i, text in enumerate(texts))
-    raise UserError(f'{what} is {found}; use the same on all processes')
+    raise UserError(f'{what} differs between processes ({found}); use the same on all')
 
 
 def _texts(text: str) -> list[str]:

@@ -46,8 +46,8 @@ class SkippedBatches:
       try:
         self._entries = [(int(entry['step']), int(entry['batches'])) for entry in json.loads(self._file.read_text())]
       except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{self._file}: cannot be read ({error}); it says which batches the run has skipped and must '
-                        'be a list of {"step": int, "batches": int}') from error
+        raise UserError(f'{self._file}: cannot be read ({error}); restore this list of the batches that the run '
+                        'skips, {"step": int, "batches": int} each') from error
     if self._entries:
       log(f'{self._file}: this run skips {sum(batches for _, batches in self._entries):,} global batches.')
     consensus.check_same(str(self._file), f'{len(self._entries)} entries, {self._entries}')
