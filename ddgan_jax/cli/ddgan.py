@@ -48,4 +48,4 @@ def start() -> None:
 
 def _overview() -> str:
   lines = [f'  {name:<10} {summary}' for name, (_, summary) in COMMANDS.items()]
-  return '\n'.join([f'{ddgan_jax.__doc__}', '', 'Run ddgan COMMAND --help for the flags of a command. Commands:', *lines])
+  return '\n'.join([f'{ddgan_jax.__doc__}', '', 'ddgan COMMAND --help shows the flags of a command. Commands:', *lines])
