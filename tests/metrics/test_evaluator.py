@@ -271,7 +271,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
 
 def test_images_that_are_refused(tmp_path):
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(DataError, match=r'^\S+empty holds no image'):
+  with pytest.raises(DataError, match=r'^\S+empty contains no image'):
     image_sets.file_images(str(tmp_path / 'empty'))
   with pytest.raises(DataError, match=r'^\S+nothing.npz does not exist'):
     image_sets.file_images(str(tmp_path / 'nothing.npz'))
