@@ -465,7 +465,7 @@ def test_damaged_lmdb(tmp_path):
   big = [(b'%d' % i, RNG.bytes(3 * 64 * 64)) for i in range(8)]
   path = write_lmdb(tmp_path / 'cut', big)
   os.truncate(path / 'data.mdb', 40_000)
-  expect('data.mdb is truncated \(it has 40,000 of', 'lmdb', path)
+  expect(r'data.mdb is truncated \(it has 40,000 of', 'lmdb', path)
   (tmp_path / 'text').mkdir()
   (tmp_path / 'text' / 'data.mdb').write_bytes(b'hello' * 4000)
   expect('cannot be read as LMDB', 'lmdb', tmp_path / 'text')

@@ -180,5 +180,5 @@ def test_tfrecord_has_no_random_access(tmp_path):
 
 def test_an_incomplete_copy_is_named(tmp_path):
   (tmp_path / 'digits' / '1.0.0').mkdir(parents=True)
-  with pytest.raises(sources.DataError, match=r'digits/1\.0\.0 is an incomplete copy without dataset_info.json; remove it'):
+  with pytest.raises(sources.DataError, match=r'digits/1\.0\.0 is an incomplete copy without dataset_info.json'):
     load(str(tmp_path))

@@ -160,7 +160,7 @@ def _check_features(builder: tfds.core.DatasetBuilder, data_config: DataConfig) 
   features = builder.info.features
   if not isinstance(features, tfds.features.FeaturesDict) or 'image' not in features:
     found = ', '.join(features) if isinstance(features, tfds.features.FeaturesDict) else str(features)
-    raise ConfigError(f"data.name is {data_config.name!r}, which has no feature 'image' (it has {found}); use another set")
+    raise ConfigError(f"data.name is {data_config.name!r}, which has no feature 'image' (it has {found})")
   image = features['image']
   if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
     raise ConfigError(
