@@ -230,7 +230,7 @@ def test_a_path_of_another_kind(tmp_path):
   expect('is opened as .*folder.*, but is zip; use --config.data.name=zip', 'folder', archive)
   expect('is npz; use --config.data.name=npz', 'zip', tmp_path / 'a.npz')
   expect('is folder; use --config.data.name=folder', 'npz', folder)
-  expect('is a folder without data.mdb; use the folder that holds data.mdb', 'lmdb', folder)
+  expect('is a folder without data.mdb; use the folder that contains data.mdb', 'lmdb', folder)
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
   with pytest.raises(DataError, match='data.path: gs://b/x is not a local path; copy or mount it first'):
     open_reader(DataConfig(name='folder', path='gs://b/x'))
