@@ -120,8 +120,8 @@ MISTAKES = {
     'pytorch.discriminator_params({}, GeneratorConfig())': (
         TypeError, 'config is a GeneratorConfig; use a DiscriminatorConfig'),
     'metrics.frechet.frechet_distance(Z[0], Z, Z[0], Z[:3])': (
-        ValueError, 'the second statistics: found a mean of shape (4,) and a covariance of shape (3, 4), must be (4,) '
-                    'and (4, 4)'),
+        ValueError, 'the second statistics have a mean of shape (4,) and a covariance of shape (3, 4); use (4,) and '
+                    '(4, 4)'),
     'metrics.kid.kernel_distance(X, X)': (
         ValueError, 'real is float32 [4, 8, 8, 1]; use numbers [number, dimension]'),
     'metrics.kid.kernel_distance(Z, Z + np.nan)': (ValueError, 'fake contains NaN or infinity; use finite values'),
@@ -129,7 +129,7 @@ MISTAKES = {
         ValueError, 'logits is float32 [4]; use numbers [number, classes]'),
     'metrics.precision_recall.precision_recall(Z, Z, k=0)': (ValueError, 'k is 0; use at least 1'),
     'metrics.inception.features({}, X)': (
-        ValueError, 'images: found float32 (4, 8, 8, 1), must be uint8 (number, height, width, 1 or 3 channels)'),
+        ValueError, 'images is float32 (4, 8, 8, 1); use uint8 (number, height, width, 1 or 3 channels)'),
     'points.count_point_modes(np.zeros((5, 3)))': (
         ValueError, 'points is float64 [5, 3]; use numbers [n, xy=2]'),
     'ddgan_jax.load(3)': (TypeError, 'workdir: found 3, must be a path'),

@@ -1,4 +1,4 @@
-"""Names and layouts of the PyTorch original's tensors, both ways; needs no PyTorch.
+"""Converts parameters from and to the PyTorch original; needs no PyTorch.
 
 A state dict is a plain dict of numpy arrays under the original's names; a `module.` prefix is accepted and dropped. The
 original numbers the generator's layers in order of use, `all_modules.<k>`. Convolutions are OIHW in PyTorch and HWIO
@@ -34,33 +34,33 @@ DISCRIMINATORS = ('small', 'large')  # of the original
 # (OI11 ↔ in × out), or 'unused' (a tensor that the original stores and never reads; its shape replaces the path).
 Row = tuple[str, tuple, str]
 
-_ADVICE = 'use the config that the file was trained with'
+_ADVICE = 'use the config with which the file was trained'
 
 
 class InteropError(UserError):
-  """The tensors do not belong to the configured architecture."""
+  """The tensors do not match the configured architecture."""
 
 
 def generator_params(state_dict: Mapping[str, np.ndarray], config: GeneratorConfig) -> Params:
-  """Turns the original generator's tensors into parameters of `models.Generator(config)`.
+  """Converts the original generator's tensors to parameters of `models.Generator(config)`.
 
   Args:
-    state_dict: name → array, as in `netG_<epoch>.pth`, with or without `module.` before the names.
-    config: the architecture that the tensors belong to.
+    state_dict: name → array, as in `netG_<epoch>.pth`, with or without the prefix `module.`.
+    config: the architecture of the tensors.
 
   Returns:
     Nested dict of float32 numpy arrays.
 
   Raises:
-    InteropError: names the first tensor that is missing, unknown or of another shape.
-    TypeError: no dict of arrays, or another config.
+    InteropError: a tensor is missing, unknown or of another shape; names the first.
+    TypeError: `state_dict` is not a dict, or `config` not a GeneratorConfig.
   """
   _check(state_dict, 'state_dict', config, GeneratorConfig)
   return _to_params(state_dict, generator_rows(config), _generator_shapes(config))
 
 
 def discriminator_params(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> Params:
-  """Turns the original discriminator's tensors into parameters of `models.Discriminator(config)`.
+  """Converts the original discriminator's tensors to parameters of `models.Discriminator(config)`.
 
   See `generator_params`.
   """
@@ -69,7 +69,7 @@ def discriminator_params(state_dict: Mapping[str, np.ndarray], config: Discrimin
 
 
 def generator_state_dict(params: Params, config: GeneratorConfig) -> StateDict:
-  """The inverse of `generator_params`: the original's names (without `module.`), layouts and order."""
+  """The inverse of `generator_params`: float32 arrays under the original's names, in its layouts and order."""
   _check(params, 'params', config, GeneratorConfig)
   return _to_state_dict(params, generator_rows(config))
 
@@ -94,7 +94,7 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
       ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0')):
     if not possible:
       raise InteropError(
-          f'generator.{field}: the original has no generator with {field}={getattr(config, field)!r}')
+          f'generator.{field} is {getattr(config, field)!r}, which the original does not have')
   counter = iter(range(10_000))
   ddpm = config.resblock_type == 'ddpm'
   last = len(config.ch_mult) - 1
@@ -132,7 +132,7 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
     if not ddpm:
       yield from block(name, features, True)
     else:
-      torch_name = layer()  # counted by the original even where it has no tensors
+      torch_name = layer()  # the original counts this layer even if it has no tensors
       if config.resamp_with_conv:
         yield from _weight_and_bias(f'{torch_name}.{pyramid_conv}', (name, 'conv'), 'conv')
 
@@ -194,7 +194,7 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
   """Every tensor of the discriminator in the original's order. Raises InteropError if the original has none like it."""
   _check_no_labels('discriminator', config)
   if config.kind not in DISCRIMINATORS:
-    raise InteropError(f'discriminator.kind: the original has no discriminator with kind={config.kind!r}')
+    raise InteropError(f'discriminator.kind is {config.kind!r}, which the original does not have')
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
   yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')
@@ -210,8 +210,8 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
 
 def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
   if config.num_classes:
-    raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} '
-                       'conditioned on labels; use 0')
+    raise InteropError(f'generator.num_classes is {config.num_classes}; use 0, because the {name} of the original is '
+                       'not conditioned on labels')
 
 
 @functools.lru_cache(maxsize=8)
@@ -261,12 +261,12 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
   params: Params = {}
   for name, path, layout in rows:
     if name not in left:
-      raise InteropError(f'{name}: no such tensor in the file, but the configured architecture has one '
+      raise InteropError(f'{name} is missing in the file, but the configured architecture has it '
                          f'({"/".join(path)}); {_ADVICE}')
     array = np.asarray(left.pop(name), np.float32)
     expected = path if layout == 'unused' else _TO_TORCH[layout](_empty(_leaf(shapes, path).shape)).shape
     if array.shape != expected:
-      raise InteropError(f'{name}: has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
+      raise InteropError(f'{name} has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
                          f'architecture; {_ADVICE}')
     if layout == 'unused':
       continue
@@ -276,8 +276,8 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
       node = node.setdefault(parent, {})
     node[leaf] = np.ascontiguousarray(_FROM_TORCH[layout](array))
   if left:
-    raise InteropError(f'{next(iter(left))}: the configured architecture has no such tensor '
-                       f'({len(left)} of the file are unknown to it); {_ADVICE}')
+    raise InteropError(f'{next(iter(left))} is in the file, but not in the configured architecture '
+                       f'({len(left)} such tensors); {_ADVICE}')
   return params
 
 
@@ -296,7 +296,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-  """An array of that shape that takes no memory."""
+  """An array of this shape that needs no memory."""
   return np.broadcast_to(np.float32(0), shape)
 
 

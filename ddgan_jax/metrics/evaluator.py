@@ -1,7 +1,7 @@
-"""Features of images, sharded over all devices and processes, and the numbers that follow from them.
+"""Computes features of images, sharded over all devices and processes, and metrics of these features.
 
-Every number names its n and its features. Samples are uint8, as a PNG would hold them. Means and covariances are
-streamed; rows are kept only for the metrics that need them.
+Every value is reported with its n and its features. Samples are uint8, as in a PNG. Means and covariances are streamed;
+features of all rows are kept only for metrics that need them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _barrier_ids = itertools.count()
 
 
 class Network(NamedTuple):
-  """A fixed network that features are taken from.
+  """A fixed feature network.
 
   Attributes:
-    name: as tables show it.
+    name: its name in tables.
     fingerprint: equal for equal weights.
     params: a pytree of arrays.
-    apply: pure: (params, images [B, H, W, C] uint8) → {name: [B, …]}.
+    apply: a pure function (params, images [B, H, W, C] uint8) → {name: [B, …]}.
     moments: the output whose mean and covariance are streamed, or '' for none.
   """
 
@@ -47,29 +47,30 @@ class Network(NamedTuple):
 
 
 class Collected(NamedTuple):
-  """What a network returns for a set: `moments` of one output, and the rows of the requested ones."""
+  """The outputs of a network for a set: `moments` of one output, and all rows of others."""
 
   moments: frechet.Moments | None
   rows: dict[str, np.ndarray]
 
 
 class Evaluator:
-  """Measures sets of images against one reference; what is known of the reference is kept.
+  """Measures sets of images against one reference, whose features are computed once.
 
   Args:
     metrics: some of `config.checks.METRICS`.
-    reference: images, or statistics read from a file (enough for `fid` alone).
+    reference: images, or statistics read from a file (for `fid` only).
     mesh: the devices; all processes take part in every call.
-    num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
-    batch_size: images at a time, over all devices.
-    classifier: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
-    weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
-    allow_any: also weights of another checksum than the published.
-    log: gets sentences on what takes time.
-    splits: parts that the Inception score is averaged over.
+    num: maximum number of images; `image_sets.subset` samples larger sets.
+    batch_size: global batch size.
+    classifier: the classifier of the data's classes, and whether images are stacks of three; for `modes` and
+      `label_accuracy`.
+    weights: paths of weight files, under `inception` and `vgg16`; see `weights.find` for the default.
+    allow_any: also accept weights whose checksum is not the published one.
+    log: receives a sentence about each slow step.
+    splits: number of splits of the Inception score.
 
   Raises:
-    UserError: a metric cannot be computed with what was given.
+    UserError: a metric lacks its reference or classifier.
   """
 
   def __init__(
@@ -79,14 +80,13 @@ class Evaluator:
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
-      raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
+      raise ConfigError(f'{", ".join(comparing)}: no reference; set --workdir, --config or --reference')
     others = [name for name in comparing if name != 'fid']
     if others and isinstance(reference, Statistics):
-      raise ConfigError(f'{", ".join(others)}: needs images as reference, but {reference.name} holds a mean and a '
-                        'covariance, enough for fid alone')
+      raise ConfigError(f'{", ".join(others)}: {reference.name} only has a mean and a covariance; use images as '
+                        'reference, or the metric fid')
     if needs_classifier(metrics) and classifier is None:
-      raise ConfigError(f'{", ".join(needs_classifier(metrics))}: needs labelled data to know them by; give --workdir '
-                        'or --config')
+      raise ConfigError(f'{", ".join(needs_classifier(metrics))}: no labelled data; set --workdir or --config')
     self._metrics = tuple(metrics)
     self._reference = reference
     self._mesh = mesh
@@ -96,7 +96,7 @@ class Evaluator:
     self._splits = splits
     if 'is' in metrics:
       inception_score.check_splits(splits, num)
-    # What is known of the reference: moments of all its images, and rows by network and number of images.
+    # Caches of the reference: moments of all its images, and rows by network and number of images.
     self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
     self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     weights = weights or {}
@@ -120,15 +120,15 @@ class Evaluator:
     self._features = {}
 
   def evaluate(self, images: ImageSet) -> dict[str, Any]:
-    """Measures a set.
+    """Measures a set of images.
 
     Returns:
       {'images', 'n', 'reference', 'reference_digest', 'n_reference', 'biased', 'metrics': {name: {'value', 'features',
-      'features_digest', …}}}; the values are Python numbers, the same on every process. Digests are equal for equal
-      images or statistics and for equal networks; that of the reference is None if it is not known.
+      'features_digest', …}}} with Python numbers, the same on every process. Digests are equal for equal images or
+      statistics and for equal networks; that of the reference is None if unknown.
 
     Raises:
-      ConfigError: the images do not compare with the reference, or were not sampled by label.
+      ConfigError: images and reference differ in shape, or label_accuracy lacks requested labels.
     """
     if 'label_accuracy' in self._metrics:
       check_label_accuracy(images)
@@ -184,7 +184,7 @@ class Evaluator:
     return report
 
   def reference_statistics(self) -> Statistics:
-    """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
+    """Mean and covariance of the reference's pool3 features; requires the metric `fid`."""
     self._read_reference(self._num)
     return self._moments['inception']
 
@@ -194,17 +194,17 @@ class Evaluator:
     return self._reference.fingerprint or None if self._reference else None
 
   def _reference_size(self) -> int | None:
-    """Images that the reference's moments are of; of an endless set 50,000."""
+    """Number of images in the reference's moments; 50,000 for an infinite set."""
     if isinstance(self._reference, Statistics) or self._reference is None:
       return self._reference and self._reference.count
     return 50_000 if self._reference.size is None else self._reference.size
 
   def _num_paired(self, num: int) -> int:
-    """Images of the reference for metrics that compare as many of it as of a set of `num`."""
+    """Number of reference images for metrics that compare equally many, for a set of `num`."""
     return min(num, self._reference_size())
 
   def _read_reference(self, num: int) -> None:
-    """Computes the features of the reference, all its images or a subset of `num`, unless they are known."""
+    """Computes missing features of the reference, of all its images or of a subset of `num`."""
     size = self._reference_size()
     missing: dict[int, dict[str, Sequence[str]]] = {}
     new, keys = [], {}
@@ -212,7 +212,7 @@ class Evaluator:
       if metric in self._metrics and name not in self._moments:
         fingerprint = self._reference.fingerprint
         keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
-        # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
+        # Machines have separate caches; that of process 0 decides for all, so that all compute or none.
         known = _from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
         if known is None:
           new.append(name)
@@ -228,7 +228,7 @@ class Evaluator:
           missing.setdefault(count, {})[name] = outputs
     if new:
       networks = ' and '.join(self._networks[name].name for name in new)
-      self._log(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
+      self._log(f'Computing features of {size:,} images of {self._reference.name} ({networks}), once.')
     for count, wanted in missing.items():
       for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
         if found.rows:
@@ -240,7 +240,7 @@ class Evaluator:
   def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
     """Runs the networks of `wanted` (name → outputs to keep) on the first `num` images, over all processes.
 
-    Every network sees a batch before the next one is read, so samples are drawn only once.
+    All networks process a batch before the next one is read, so each sample is drawn once.
     """
     rows, whole = sharding.batch_sharding(self._mesh), sharding.replicated(self._mesh)
     for name in wanted:
@@ -279,7 +279,7 @@ def _distance(moments: frechet.Moments, reference: Statistics) -> float:
 
 
 def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
-  """[batches][rows of this process, …] → [all rows, …], in the order of the images."""
+  """Gathers [batches][rows of this process, …] from all processes to [all rows, …], in the order of the images."""
   stacked = np.stack(blocks)
   if jax.process_count() > 1:
     stacked = np.moveaxis(multihost_utils.process_allgather(stacked), 0, 1)  # [batches, processes, rows, …]
@@ -288,7 +288,7 @@ def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:
-  """The moments of all processes together; as bytes, since JAX would make float32 of them."""
+  """Merges the moments of all processes; sent as bytes, because JAX would convert them to float32."""
   if jax.process_count() == 1:
     return moments
   mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
@@ -303,7 +303,7 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
 
 
 def _from_main(statistics: Statistics | None) -> Statistics | None:
-  """Process 0's mean and covariance, on every process; as bytes, since JAX would make float32 of them."""
+  """Broadcasts process 0's mean and covariance; sent as bytes, because JAX would convert them to float32."""
   dim = consensus.broadcast_from_main(len(statistics.mean) if statistics else 0)
   if jax.process_count() == 1 or not dim:
     return statistics
@@ -314,7 +314,7 @@ def _from_main(statistics: Statistics | None) -> Statistics | None:
 
 
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
-  """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`, without digests."""
+  """Reports the modes of the 25 Gaussians in a set of points, like `Evaluator.evaluate` but without digests."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   points = image_sets.subset(points, num)
   num = num if points.size is None else points.size
@@ -331,7 +331,7 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
 def make_data_evaluator(
     config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
-  """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
+  """Returns a function of images that reports the metrics of `config.eval`, with the run's data as reference."""
   if config.data.is_points:
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
   classifier = None
@@ -343,23 +343,23 @@ def make_data_evaluator(
 
 
 def needs_classifier(metrics: Sequence[str]) -> list[str]:
-  """Those of `metrics` for which a classifier has to know the data's classes."""
+  """Those of `metrics` that need a classifier of the data's classes."""
   return [name for name in metrics if name in ('modes', 'label_accuracy')]
 
 
 def check_label_accuracy(images: ImageSet) -> None:
-  """Raises ConfigError unless these images were sampled by label."""
+  """Raises ConfigError unless these images were sampled with requested labels."""
   if images.requested_labels is None:
-    raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '
-                      'generator.num_classes is above 0')
+    raise ConfigError(f'label_accuracy: {images.name} has no requested labels; use a --workdir with '
+                      'generator.num_classes above 0')
 
 
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
-    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL of modes to uniform',
-    'certain': 'share read with certainty', 'fd_classifier': 'Fréchet distance, not FID',
-    'in_mode': 'share of points in a mode', 'label_accuracy': 'asked label seen',
-    'digit_accuracy': 'asked label seen in a channel'}
+    'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
+    'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
+    'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',
+    'digit_accuracy': 'label accuracy per channel'}
 
 
 def _number(value: float) -> str:
@@ -367,7 +367,7 @@ def _number(value: float) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """A report as `Evaluator.evaluate` gives it, to be read: one line a number, with n and features beside it."""
+  """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
       f'; reference {report["reference"]}' if report['reference'] else '') + (
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
@@ -380,11 +380,11 @@ def table(report: dict[str, Any]) -> str:
     if 'out_of' in entry:
       text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:
-      text += f'  (the reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
+      text += f'  (reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
     elif 'n_reference' in entry:
-      text += f'  (n of the reference = {entry["n_reference"]:,})'
+      text += f'  (reference: n = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:
-      text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
+      text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
   if report['biased']:
     lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')

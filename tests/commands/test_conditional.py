@@ -429,7 +429,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
     report = evaluate(images)
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
-  assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
+  assert 'label accuracy' in evaluator.table(report) and 'held-out real images: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
     evaluate(image_sets.array_images(pictures, 'digits'))
 

@@ -184,11 +184,11 @@ def test_safetensors_hold_the_parameters_and_the_config(run, files):
 
 def test_other_safetensors_are_refused(files, tmp_path):
   path = tmp_path / 'x.safetensors'
-  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors .*o such file'):
+  with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors .*o such file'):
     ddgan_jax.load(path)
   whole = files[1].read_bytes()
   path.write_bytes(whole[:-4])
-  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors'):
+  with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors'):
     ddgan_jax.load(path)
   with safetensors.safe_open(files[1], 'numpy') as file:
     metadata = file.metadata()
@@ -198,7 +198,7 @@ def test_other_safetensors_are_refused(files, tmp_path):
     ddgan_jax.load(path)
   tensors['conv_in.bias'] = np.zeros(3, np.float32)
   safetensors.numpy.save_file(tensors, path, metadata)
-  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config asks for float32\[8\]'):
+  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config needs float32\[8\]'):
     ddgan_jax.load(path)
 
 

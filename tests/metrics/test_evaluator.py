@@ -84,7 +84,7 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
   assert '(splits: 10)' in evaluator.table(reports[0]) and '(splits: 1)' in evaluator.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
-  with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
+  with pytest.raises(UserError, match='splits is 101; use 1 … 100, the number of samples'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
@@ -103,7 +103,7 @@ def test_statistics_of_data_are_kept_and_written(tmp_path):
   for _ in range(2):
     evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, log=said.append)
     found = evaluator.reference_statistics()
-  assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
+  assert said == ['Computing features of 1,498 images of digits (FID Inception), once.'] and found.count == 1498
   statistics.write(tmp_path / 'digits.npz', found)
   again = statistics.read(str(tmp_path / 'digits.npz'), 12)
   np.testing.assert_array_equal(again.covariance, found.covariance)
@@ -164,14 +164,14 @@ def test_files_of_statistics_that_are_refused(tmp_path):
   np.savez(tmp_path / 'nan.npz', mu=np.full(12, np.nan), sigma=np.eye(12))
   (tmp_path / 'torn.npz').write_bytes((tmp_path / 'small.npz').read_bytes()[:100])
   for name, message in (
-      ('none.npz', 'no such file; statistics are an .npz or .npy with mu and sigma'),
-      ('small.npz', r'mu is \[3\] and sigma \[3, 3\], must be \[12\] and \[12, 12\]'),
-      ('other.npz', 'holds no mu and sigma that can be read'),
-      ('array.npy', r'holds no mu and sigma .*it is an array float64\[3\]'),
-      ('evil.npy', r'it asks for posix.system, which arrays do not need'),
-      ('nan.npz', 'mu or sigma is not finite'),
-      ('torn.npz', 'holds no mu and sigma that can be read')):
-    with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      ('none.npz', 'does not exist; use an .npz or .npy with mu and sigma'),
+      ('small.npz', r'mu is \[3\] and sigma \[3, 3\]; use \[12\] and \[12, 12\]'),
+      ('other.npz', 'has no readable mu and sigma'),
+      ('array.npy', r'has no readable mu and sigma .*it is an array float64\[3\]'),
+      ('evil.npy', r'it refers to posix.system, which arrays do not need'),
+      ('nan.npz', 'mu or sigma contains NaN'),
+      ('torn.npz', 'has no readable mu and sigma')):
+    with pytest.raises(statistics.StatisticsError, match=f'{name}:? .*{message}'):
       statistics.read(str(tmp_path / name), 12)
 
 
@@ -198,7 +198,7 @@ def test_arrays_of_pointers_are_refused(tmp_path):
       if name == 'other':  # never made an array
         assert statistics.read(str(tmp_path / 'x.npy'), 12).count is None
       else:
-        with pytest.raises(statistics.StatisticsError, match='x.npy: holds no mu and sigma that can be read'):
+        with pytest.raises(statistics.StatisticsError, match='x.npy has no readable mu and sigma'):
           statistics.read(str(tmp_path / 'x.npy'), 12)
 
 
@@ -208,7 +208,7 @@ def test_damaged_references_are_refused_in_one_sentence(tmp_path):
   at = whole.rindex(b'PK\1\2')
   for place, byte in ((at, b'X'), (at + 6, b'\x63')):  # no entry there, and one of a version to come
     (tmp_path / 'x.npz').write_bytes(whole[:place] + byte + whole[place + 1:])
-    with pytest.raises(statistics.StatisticsError, match='x.npz: holds no mu and sigma that can be read'):
+    with pytest.raises(statistics.StatisticsError, match='x.npz has no readable mu and sigma'):
       image_sets.read_reference(str(tmp_path / 'x.npz'), 3)
 
 
@@ -265,28 +265,28 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
   exif[0x0112] = 6
   (tmp_path / 'turned').mkdir()
   Image.new('RGB', (8, 6)).save(tmp_path / 'turned' / 'a.png', exif=exif)
-  with pytest.raises(DataError, match='a.png is 8x6, must be square'):
+  with pytest.raises(DataError, match='a.png is 8x6; use square'):
     image_sets.file_images(str(tmp_path / 'turned'))
 
 
 def test_images_that_are_refused(tmp_path):
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(DataError, match=r'^\S+empty holds no image'):
+  with pytest.raises(DataError, match=r'^\S+empty contains no image'):
     image_sets.file_images(str(tmp_path / 'empty'))
   with pytest.raises(DataError, match=r'^\S+nothing.npz does not exist'):
     image_sets.file_images(str(tmp_path / 'nothing.npz'))
   (tmp_path / 'oblong').mkdir()
   Image.new('L', (8, 6)).save(tmp_path / 'oblong' / 'a.png')
-  with pytest.raises(DataError, match='a.png is 6x8, must be square'):
+  with pytest.raises(DataError, match='a.png is 6x8; use square'):
     image_sets.file_images(str(tmp_path / 'oblong'))
   evaluator = Evaluator(('fid',), image_sets.array_images(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
-  with pytest.raises(ConfigError, match='grey 16: its images are 16x16x1, but those of ours are 8x8x1; a comparison'):
+  with pytest.raises(ConfigError, match='grey 16 has images of 16x16x1, but ours has 8x8x1; use'):
     evaluator.evaluate(image_sets.array_images(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
 
 
 @pytest.mark.parametrize('metrics, reference, message', [
     (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
-    (('fid', 'kid'), 'statistics', '^kid: needs images as reference, but file holds a mean and a covariance'),
+    (('fid', 'kid'), 'statistics', '^kid: file only has a mean and a covariance; use images'),
     (('modes',), 'images', 'modes: needs labelled data to know them by'),
     (('sfid',), 'images', "metrics is 'sfid'; use one of 'fid', 'is', 'kid'"),
 ])
@@ -310,7 +310,7 @@ def test_whole_numbers_in_the_table():
   entry = {'value': 998, 'out_of': 1000, 'of_reference': 1000, 'n_reference': 2000, 'features': 'x'}
   report = {
       'images': 'a', 'n': 2000, 'reference': None, 'n_reference': None, 'biased': False, 'metrics': {'modes': entry}}
-  assert '998 of 1,000  (the reference: 1,000, n = 2,000)' in evaluator.table(report)
+  assert '998 of 1,000  (reference: 1,000, n = 2,000)' in evaluator.table(report)
 
 
 def test_stacks_by_number():

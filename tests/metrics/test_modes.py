@@ -81,7 +81,7 @@ def test_kept_for_the_next_time(classifier, monkeypatch):
   said = []
   again = modes.load_classifier(source, said.append)
   jax.tree.map(np.testing.assert_array_equal, found.params, again.params)
-  assert said == [f'The classifier of digits is right on {found.accuracy:.1%} of 150 held-out images.']
+  assert said == [f'The classifier of digits has accuracy {found.accuracy:.1%} on 150 held-out images.']
 
 
 def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
@@ -136,9 +136,9 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(modes, '_STEPS', 5)
   rng = np.random.default_rng(0)
   images, labels = rng.integers(0, 256, (300, 8, 8, 1), np.uint8), rng.integers(0, 10, 300)
-  with pytest.raises(modes.ClassifierError, match=r'the classifier is right on only .*% of 30 held-out .* 97% are'):
+  with pytest.raises(modes.ClassifierError, match=r'the classifier has accuracy .*% on 30 held-out .* 97% is'):
     modes.load_classifier(sources.ArraySource(images, labels, 'noise', num_classes=10))
-  with pytest.raises(modes.ClassifierError, match='noise: has no labels, so its modes cannot be counted'):
+  with pytest.raises(modes.ClassifierError, match='noise has no labels; use labelled data to count modes'):
     modes.load_classifier(sources.ArraySource(images, None, 'noise'))
 
 

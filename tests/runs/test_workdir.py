@@ -76,7 +76,7 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
 
 
 def test_data_in_a_bucket_are_refused():
-  with pytest.raises(DataError, match="data.path: found 'gs://bucket/photos', must be a path of this machine; copy it"):
+  with pytest.raises(DataError, match="data.path: gs://bucket/photos is not a local path; copy or mount it"):
     sources.load_source(DataConfig(name='folder', path='gs://bucket/photos', image_size=8))
 
 
