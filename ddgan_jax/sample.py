@@ -7,6 +7,10 @@ Image i depends only on the seed and i, not on the batch size or on `--num`.
 For a run that was trained with labels (generator.num_classes), `--label 3` samples that class, and `--label 3,1,4` or
 `--label all` several in turn (one column each in a grid). Without the flag, or with `--label none`, images are of any
 class; a run that was trained with generator.label_dropout=0 requires a label.
+
+`--trajectory` shows how the same images are made: a strip from noise x_T to the sample x_0, one row per image, with
+G's prediction at each step (`--out strip.png`), or an animation with one frame per x_t (`--out strip.gif`). At most 16
+images, by default 4. Points are shown as one cloud, by default of 2,000.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Sequence
+
+import numpy as np
 
 from ddgan_jax.cli import app, options
 from ddgan_jax.config import ConfigError
@@ -33,8 +39,12 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('step', None, 'Which checkpoint; by default the newest.')
   define.integer(
       'num_timesteps', None, 'Sampling steps; only Gaussian diffusion can use fewer than in training.')
+  define.boolean('trajectory', False, 'Show every denoising step: a strip (.png) or an animation (.gif).')
   define.string(
       'label', 'none', "Classes to sample from a run with labels: 3, several in turn such as 3,1,4, 'all', or 'none'.")
+
+
+_MOST_ROWS = 16  # of a strip
 
 
 def _sample(args: types.SimpleNamespace) -> None:
@@ -43,19 +53,26 @@ def _sample(args: types.SimpleNamespace) -> None:
   from ddgan_jax.cli import image_output
   from ddgan_jax.models import labels
 
-  image_output.check_out(args.out)
+  image_output.check_out(args.out, args.trajectory)
   config = ddgan_jax.load_config(args.workdir)
   label = labels.parse(args.label, config.generator)
   things = 'points' if config.data.is_points else 'images'
+  if args.trajectory and 'num' not in args.given:
+    args.num = 2000 if things == 'points' else min(max(4, np.size(label)), _MOST_ROWS)
+  if args.trajectory and things == 'images' and args.num > _MOST_ROWS:
+    raise ConfigError(f'--num: found {args.num}, --trajectory shows at most {_MOST_ROWS} images')
   if things == 'points' and not os.path.splitext(args.out)[1]:
     raise ConfigError(f'--out: found {args.out!r}, but points go to a .png (a scatter picture) or .npz (an array)')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps)
-  images = image_output.generate(run, args.num, args.seed, args.batch_size, label)
-  title = f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}'
-  image_output.save(args.out, images, title, label)
+  if args.trajectory:
+    image_output.save_steps(args.out, image_output.denoise(run, args.num, args.seed, label))
+  else:
+    images = image_output.generate(run, args.num, args.seed, args.batch_size, label)
+    title = f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}'
+    image_output.save(args.out, images, title, label)
   asked = '' if label is None else f', label {args.label}'
-  print(f'{len(images)} {things} of step {run.step:,} of {args.workdir}{asked}, seed {args.seed}: {args.out}')
+  print(f'{args.num} {things} of step {run.step:,} of {args.workdir}{asked}, seed {args.seed}: {args.out}')
 
 
 if __name__ == '__main__':
