@@ -43,7 +43,7 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
   define.boolean('jpeg', False, 'Compress both image sets as JPEG (quality 75), as the original does with its samples.')
-  define.string('out', None, 'JSON file; by default evaluation_<step>.json (_2, … for other conditions) in the workdir.')
+  define.string('out', None, 'JSON file; by default evaluation_<step>.json in the workdir; _2, … for other conditions.')
   define.string('inception', None, 'File of the FID Inception weights; by default, downloaded and cached.')
   define.string('vgg16', None, 'File of the VGG16 weights; by default, downloaded and cached.')
   define.boolean('any_weights', False, 'Accept weights other than the published ones.')

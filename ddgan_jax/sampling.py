@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,23 @@ from ddgan_jax import diffusion
 from ddgan_jax.utils import checks
 
 __all__ = [
-    'GeneratorFn', 'draw_noise', 'map_in_batches', 'max_batch_size', 'sample', 'sample_each', 'sample_given_noise',
-    'sample_in_batches', 'to_uint8']
+    'GeneratorFn', 'Trajectory', 'draw_noise', 'map_in_batches', 'max_batch_size', 'sample', 'sample_each',
+    'sample_given_noise', 'sample_in_batches', 'to_uint8', 'trajectory', 'trajectory_each', 'trajectory_given_noise']
 
 GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _MAX_NOISE = 2**27  # floats, half a GiB; the noise of T steps takes T times the memory of an image
+
+
+class Trajectory(NamedTuple):
+  """All denoising steps, noisiest first: predictions[i] = G(x_t[i], T-1-i, z), and x_t[i+1] is sampled from it.
+
+  Attributes:
+    x_t: [T+1, B, H, W, C] float32, x_T, x_{T-1}, …, x_0; the last row is the sample.
+    predictions: [T, B, H, W, C] float32, the clean images predicted by G.
+  """
+
+  x_t: jax.Array
+  predictions: jax.Array
 
 
 def sample_given_noise(
@@ -48,6 +61,26 @@ def sample_given_noise(
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
   """
+  return _denoise(generator_fn, schedule, x_T, z, posterior_noise, keep=False)[0]
+
+
+def trajectory_given_noise(
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    x_T: jax.Array,
+    z: jax.Array,
+    posterior_noise: jax.Array,
+) -> Trajectory:
+  """Like `sample_given_noise`, with the same arguments, but returns all denoising steps."""
+  _, (x_t, predictions) = _denoise(generator_fn, schedule, x_T, z, posterior_noise, keep=True)
+  return Trajectory(jnp.concatenate([x_T[None], x_t]), predictions)
+
+
+def _denoise(
+    generator_fn: GeneratorFn, schedule: diffusion.Schedule, x_T: jax.Array, z: jax.Array, posterior_noise: jax.Array,
+    keep: bool,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+  """Returns x_0 and, if `keep`, (x_{T-1} … x_0, predictions), stacked."""
   _check(generator_fn, schedule)
   checks.floats('x_T', x_T, 'B H W C')
   batch, height, width, channels = x_T.shape
@@ -61,11 +94,11 @@ def sample_given_noise(
     t, z_t, noise = step
     t = jnp.full((x_tp1.shape[0],), t, jnp.int32)
     x_0_pred = generator_fn(x_tp1, t, z_t)
-    return diffusion.sample_posterior(schedule, x_0_pred, x_tp1, t, noise), None
+    x_t = diffusion.sample_posterior(schedule, x_0_pred, x_tp1, t, noise)
+    return x_t, (x_t, x_0_pred) if keep else None
 
   levels = jnp.arange(len(z) - 1, -1, -1, dtype=jnp.int32)
-  x_0, _ = jax.lax.scan(denoise, x_T, (levels, z, posterior_noise))
-  return x_0
+  return jax.lax.scan(denoise, x_T, (levels, z, posterior_noise))
 
 
 def draw_noise(
@@ -127,6 +160,20 @@ def sample(
   return sample_given_noise(generator_fn, schedule, *noise)
 
 
+def trajectory(
+    key: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int, int],
+    latent_dim: int,
+) -> Trajectory:
+  """Like `sample`, with the same arguments, but returns all denoising steps."""
+  _check(generator_fn, schedule)
+  checks.shape('shape', shape, 'B H W C')
+  noise = draw_noise(key, shape, schedule.num_timesteps, latent_dim)
+  return trajectory_given_noise(generator_fn, schedule, *noise)
+
+
 def sample_each(
     seed: int,
     indices: jax.Array,
@@ -147,13 +194,34 @@ def sample_each(
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
   """
   _check(generator_fn, schedule)
+  noise = _draw_each(seed, indices, shape, schedule.num_timesteps, latent_dim)
+  return sample_given_noise(generator_fn, schedule, *noise)
+
+
+def trajectory_each(
+    seed: int,
+    indices: jax.Array,
+    generator_fn: GeneratorFn,
+    schedule: diffusion.Schedule,
+    shape: tuple[int, int, int],
+    latent_dim: int,
+) -> Trajectory:
+  """Like `sample_each`, with the same arguments, but returns all denoising steps."""
+  _check(generator_fn, schedule)
+  noise = _draw_each(seed, indices, shape, schedule.num_timesteps, latent_dim)
+  return trajectory_given_noise(generator_fn, schedule, *noise)
+
+
+def _draw_each(
+    seed: int, indices: jax.Array, shape: tuple[int, int, int], num_timesteps: int, latent_dim: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws noise like `draw_noise`; row i is a function of (seed, indices[i])."""
   checks.whole('seed', seed, 0, 2**32 - 1)
   checks.integers('indices', indices, 'B')
   checks.shape('shape', shape, 'H W C')
   keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
-  draw = functools.partial(
-      draw_noise, shape=shape, num_timesteps=schedule.num_timesteps, latent_dim=latent_dim)
-  return sample_given_noise(generator_fn, schedule, *jax.vmap(draw, out_axes=(0, 1, 1))(keys))
+  draw = functools.partial(draw_noise, shape=shape, num_timesteps=num_timesteps, latent_dim=latent_dim)
+  return jax.vmap(draw, out_axes=(0, 1, 1))(keys)
 
 
 def sample_in_batches(
