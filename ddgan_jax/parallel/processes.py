@@ -116,8 +116,7 @@ def _stated(values: dict[str, Any]) -> Plan:
   """Makes a plan from three flags or variables, by name: address, number of processes, process index."""
   missing = [name for name, value in values.items() if value in (None, '')]
   if missing:
-    raise DistributedError(f'{", ".join(name for name in values if name not in missing)} requires '
-                           f'{" and ".join(missing)}; set all three or none')
+    raise DistributedError(f'{" and ".join(missing)} not set; set all of {", ".join(values)}, or none')
   (source, address), (_, count), (_, index) = values.items()
   try:
     plan = Plan(source, address, int(count), int(index))
@@ -125,7 +124,7 @@ def _stated(values: dict[str, Any]) -> Plan:
     raise DistributedError(f'{", ".join(values)}: {error}; use integers for the last two') from None
   if not 0 <= plan.process_id < plan.num_processes:
     _, number, index = values
-    raise DistributedError(f'{index} is {plan.process_id}; use 0 … {plan.num_processes - 1}, since {number} is '
+    raise DistributedError(f'{index} is {plan.process_id}; use at least 0 and less than {number}, which is '
                            f'{plan.num_processes}')
   return plan
 
