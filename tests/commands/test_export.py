@@ -203,7 +203,7 @@ def test_other_safetensors_are_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--out and --safetensors: use at least one'),
+    ([], '--out and --safetensors: use at least one of them'),
     (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
 def test_the_command_refuses_in_one_sentence(workdir, flags, message):
