@@ -50,7 +50,7 @@ def weights(config) -> dict[str, np.ndarray]:
 
   shapes = {
       name: tensor.shape for name, tensor in pytorch.generator_state_dict(
-          _zeros(train_state.abstract(config, None).g_params), config.generator).items()}
+          _zeros(train_state.abstract_state(config, None).g_params), config.generator).items()}
   return inception_speed.random_weights(shapes)
 
 

@@ -125,6 +125,6 @@ def table(found: Sequence[Collective], scalar: int = 64) -> str:
 
 def compile_step(config: Any, mesh: Any, with_r1: bool) -> Any:
   """The run's step, compiled for the devices of `mesh` from shapes alone."""
-  state = train_state.abstract(config, sharding.of_state(mesh))
-  inputs = train_step.inputs(config, mesh).values()
+  state = train_state.abstract_state(config, sharding.state_sharding(mesh))
+  inputs = train_step.abstract_batch(config, mesh).values()
   return train_step.make_step_fn(config, mesh, with_r1).lower(state, *inputs).compile()

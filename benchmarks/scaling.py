@@ -55,7 +55,7 @@ CHIPS = (
 # Of the bf16 peak: that of CIFAR-10's step on an H100 (benchmarks/gpu.md), taken for all; and one that was not reached.
 UTILISATIONS = (0.31, 0.45)
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
-# Operations per image of a step without R1, by ddgan_jax/benchmark/operations.py, multiply and add counted as 2; R1
+# Operations per image of a step without R1, by ddgan_jax/benchmark/flops.py, multiply and add counted as 2; R1
 # steps compute more for the same bytes.
 # (config, operations)
 RUNS = (('cifar10', 79.3e9), ('celebahq_256', 1767e9))
@@ -87,7 +87,7 @@ def budget_table(utilisations: list[float]) -> None:
   print(f'| recipe | images | system | global batch | {" | ".join(cells)} |\n|{"---|" * (4 + 2 * len(utilisations))}')
   for name, plain, with_r1 in BUDGETS:
     config = config_lib.from_config_dict(recipes.load(name))
-    state = train_state.abstract(config, None)
+    state = train_state.abstract_state(config, None)
     gradient_bytes = 4 * (train_state.count_parameters(state.g_params) + train_state.count_parameters(state.d_params))
     operations = plain + (with_r1 - plain) / config.optim.lazy_reg
     images = config.train.num_steps * config.data.batch_size
@@ -110,7 +110,7 @@ def main() -> None:
   budget_table(utilisations)
   for name, operations in RUNS:
     config = config_lib.from_config_dict(recipes.load(name))
-    state = train_state.abstract(config, None)
+    state = train_state.abstract_state(config, None)
     gradient_bytes = [4 * train_state.count_parameters(params) for params in (state.g_params, state.d_params)]
     batch, group = config.data.batch_size, config.discriminator.stddev_group
     print(f'\n{name}: gradients of G {gradient_bytes[0] / 1e6:.1f} MB, of D {gradient_bytes[1] / 1e6:.1f} MB a step\n')

@@ -65,8 +65,8 @@ def with_gradient(forms: Forms) -> Forms:
 def fir(batch: int) -> list[Forms]:
   """Resampling as shifts and adds, as one depthwise convolution, as two products with banded matrices."""
   up, down = (1, 2, 2, 1), (2, 1, 1, 1)  # stride, up, left, right
-  up_shifts, down_shifts = (lambda x, size=size: resample._by_shifts(x, KERNEL, *size) for size in (up, down))
-  up_conv, down_conv = (lambda x, size=size: resample._by_conv(x, KERNEL, *size) for size in (up, down))
+  up_shifts, down_shifts = (lambda x, size=size: resample._filter_by_shifts(x, KERNEL, *size) for size in (up, down))
+  up_conv, down_conv = (lambda x, size=size: resample._filter_by_conv(x, KERNEL, *size) for size in (up, down))
 
   def as_product(function, size):
     column = np.asarray(function(jnp.eye(size)[..., None, None])[:, :, 0, 0])  # [in, out] of one axis
@@ -328,8 +328,8 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
   if name.endswith(_BY_DEFAULT):
     jit = jax.jit
   elif name.endswith(_JAX_LAYOUTS):
-    jit = functools.partial(jax.jit, compiler_options=compilation.options(jax.default_backend()))
-  with convolution.one_layout_on_cpus(not name.endswith(_JAX_LAYOUTS)):
+    jit = functools.partial(jax.jit, compiler_options=compilation.compiler_options(jax.default_backend()))
+  with convolution.cpu_convolution_layout(not name.endswith(_JAX_LAYOUTS)):
     run = jit(function).lower(*args).compile()
   return functools.partial(run, *args), time.perf_counter() - begun
 
@@ -357,7 +357,7 @@ def main() -> None:
       runs, compile_seconds = {}, {}
       for form, (function, arguments) in forms.items():
         runs[form], compile_seconds[form] = compiled(form, function, arguments)
-      timings = timing.interleaved(runs, args.rounds)
+      timings = timing.time_interleaved(runs, args.rounds)
       for form in runs:
         base = next(b for b in runs if ('with gradient' in b) == ('with gradient' in form))
         processor = statistics.median(timings[form].processor_seconds)

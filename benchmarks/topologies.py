@@ -79,7 +79,7 @@ def parameters(workdir: pathlib.Path) -> np.ndarray:
   config = config_lib.from_json((workdir / 'config.json').read_text())
   checkpoints = Checkpoints(str(workdir))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  state = checkpoints.restore(train_state.abstract(config, device), checkpoints.latest_step())
+  state = checkpoints.restore(train_state.abstract_state(config, device), checkpoints.latest_step())
   leaves = jax.tree.leaves((state.g_params, state.d_params, state.ema_params))
   return np.concatenate([np.ravel(leaf) for leaf in leaves])
 

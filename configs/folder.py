@@ -20,7 +20,7 @@ _SIZES = (8, 16, 32, 64, 128, 256)
 
 def get_config(image_size: str = '64') -> ml_collections.ConfigDict:
   if image_size not in map(str, _SIZES):
-    raise ValueError(f'found image size {image_size!r}, must be one of {", ".join(map(str, _SIZES))}')
+    raise ValueError(f'image size {image_size!r} is not supported; use one of {", ".join(map(str, _SIZES))}')
   size = int(image_size)
   if size <= 16:
     c = recipes.load('digits')

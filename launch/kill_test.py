@@ -80,7 +80,7 @@ def final_arrays(workdir: pathlib.Path, step: int) -> dict:
 
   config = config_lib.from_json((workdir / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  state = Checkpoints(str(workdir)).restore(train_state.abstract(config, device), step)
+  state = Checkpoints(str(workdir)).restore(train_state.abstract_state(config, device), step)
   state = state.replace(rng=jax.random.key_data(state.rng))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 

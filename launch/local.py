@@ -110,7 +110,7 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         i = events.get(timeout=0.5 if deadline is None else max(0.0, min(0.5, deadline - time.monotonic())))
       except queue.Empty:
         if deadline is not None and time.monotonic() >= deadline:
-          say(f'ending those that still run after {grace:g} s')
+          log(f'ending those that still run after {grace:g} s')
           send(processes, signal.SIGKILL)
           deadline = float('inf')
         continue
@@ -119,7 +119,7 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
       if code and not status:
         status = code if code > 0 else 128 - code
         name = f'status {code}' if code > 0 else signal.Signals(-code).name
-        say(f'process {i} ended with {name}' + ('; the others are told to end' if running else ''))
+        log(f'process {i} ended with {name}' + ('; the others are told to end' if running else ''))
         send(processes, signal.SIGTERM)
         deadline = time.monotonic() + grace
     for reader in readers:
@@ -156,7 +156,7 @@ def copy(stream, target, prefix: str) -> None:
       started = ''
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
   print(f'launch/local.py: {text}', file=sys.stderr, flush=True)
 
 

@@ -37,104 +37,104 @@ DISCRIMINATOR = models.MlpDiscriminator(CONFIG.discriminator)
 
 # A call, and the whole of what it raises.
 MISTAKES = {
-    'diffusion.make_schedule(2.5)': (TypeError, 'num_timesteps: found 2.5, must be an integer'),
-    'diffusion.make_schedule(0)': (ValueError, 'num_timesteps: found 0, must be at least 1'),
-    'diffusion.make_schedule(4, "cosine")': (ValueError, "kind: found 'cosine', must be 'vp' or 'geometric'"),
+    'diffusion.make_schedule(2.5)': (TypeError, 'num_timesteps is 2.5; use an integer'),
+    'diffusion.make_schedule(0)': (ValueError, 'num_timesteps is 0; use at least 1'),
+    'diffusion.make_schedule(4, "cosine")': (ValueError, "kind is 'cosine'; use 'vp' or 'geometric'"),
     'diffusion.make_schedule(4, beta_min=20, beta_max=0.1)': (
-        ValueError, 'beta_min: found 20, must be above 0 and below beta_max=0.1'),
+        ValueError, 'beta_min is 20; use a value above 0 and below beta_max=0.1'),
     'diffusion.make_schedule(4, "geometric")': (
-        ValueError, "beta_max: found 20.0, must be below 1 with kind='geometric', whose last variance it is"),
-    'diffusion.respaced(SCHEDULE, 3)': (ValueError, 'num_timesteps: found 3, must be a divisor of 4'),
+        ValueError, "beta_max is 20.0; use a value below 1 with kind='geometric' (the last variance)"),
+    'diffusion.respace(SCHEDULE, 3)': (ValueError, 'num_timesteps is 3; use a divisor of 4'),
     'diffusion.q_sample(CONFIG, X, T, X)': (
-        TypeError, 'schedule: found a Config, must be a Schedule; make_schedule makes one'),
+        TypeError, 'schedule is a Config; use a Schedule (from make_schedule)'),
     'diffusion.q_sample(SCHEDULE, BYTES, T, X)': (
-        TypeError, 'x_0: found uint8 [4, 8, 8, 1], must be floating point; use x / 127.5 - 1'),
-    'diffusion.q_sample(SCHEDULE, X, 3, X)': (TypeError, 't: found 3, must be an array of integers'),
+        TypeError, 'x_0 is uint8 [4, 8, 8, 1]; use floating point, such as x / 127.5 - 1'),
+    'diffusion.q_sample(SCHEDULE, X, 3, X)': (TypeError, 't is 3; use an array of integers'),
     'diffusion.q_sample(SCHEDULE, X, T[:3], X)': (
-        ValueError, 't: found shape [3], must be [4], one for each row of x_0'),
+        ValueError, 't has shape [3]; use [4], one index for each row of x_0'),
     'diffusion.q_sample(SCHEDULE, X, T.astype(np.float32), X)': (
-        TypeError, 't: found float32 [4], must be integers'),
-    'diffusion.q_sample(SCHEDULE, X, T + 5, X)': (ValueError, 't: found 5, must be 0 … 4 (T)'),
-    'diffusion.q_sample_pair(SCHEDULE, X, T + 4, X, X)': (ValueError, 't: found 4, must be 0 … 3 (T - 1)'),
+        TypeError, 't is float32 [4]; use integers'),
+    'diffusion.q_sample(SCHEDULE, X, T + 5, X)': (ValueError, 't contains 5; use values in 0 … 4 (T)'),
+    'diffusion.q_sample_pair(SCHEDULE, X, T + 4, X, X)': (ValueError, 't contains 4; use values in 0 … 3 (T - 1)'),
     'diffusion.q_sample_pair(SCHEDULE, X, T, X, X[..., 0])': (
-        ValueError, 'noise_tp1: found shape [4, 8, 8], must be [4, 8, 8, 1], that of x_0'),
-    'diffusion.sample_posterior(SCHEDULE, X, X, T - 1, X)': (ValueError, 't: found -1, must be 0 … 3 (T - 1)'),
+        ValueError, 'noise_tp1 has shape [4, 8, 8]; use [4, 8, 8, 1], the shape of x_0'),
+    'diffusion.sample_posterior(SCHEDULE, X, X, T - 1, X)': (ValueError, 't contains -1; use values in 0 … 3 (T - 1)'),
     'sampling.sample(0, fake_generator, SCHEDULE, X.shape, 4)': (
-        TypeError, 'key: found 0, must be one typed PRNG key; use jax.random.key(seed)'),
+        TypeError, 'key is 0; use one typed PRNG key, such as jax.random.key(seed)'),
     'sampling.sample(jax.random.PRNGKey(0), fake_generator, SCHEDULE, X.shape, 4)': (
-        TypeError, 'key: found uint32 [2], must be one typed PRNG key; use jax.random.key(seed)'),
+        TypeError, 'key is uint32 [2]; use one typed PRNG key, such as jax.random.key(seed)'),
     'sampling.sample(jax.random.split(KEY), fake_generator, SCHEDULE, X.shape, 4)': (
-        TypeError, 'key: found key<fry> [2], must be one typed PRNG key; use jax.random.key(seed)'),
+        TypeError, 'key is key<fry> [2]; use one typed PRNG key, such as jax.random.key(seed)'),
     'sampling.sample(KEY, None, SCHEDULE, X.shape, 4)': (
-        TypeError, 'generator_fn: found None, must be a function of (x_tp1, t, z)'),
+        TypeError, 'generator_fn is None; use a function of (x_tp1, t, z)'),
     'sampling.sample(KEY, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
-        ValueError, 'shape: found (8, 8, 1), must be (B, H, W, C)'),
+        ValueError, 'shape is (8, 8, 1); use (B, H, W, C)'),
     'sampling.sample(KEY, fake_generator, SCHEDULE, X.shape, -1)': (
-        ValueError, 'latent_dim: found -1, must be at least 0'),
+        ValueError, 'latent_dim is -1; use at least 0'),
     'sampling.sample_given_noise(fake_generator, SCHEDULE, X, Z, X[None])': (
-        ValueError, 'z: found float32 [4, 4], must be floating point [T, B=4, nz]'),
+        ValueError, 'z is float32 [4, 4]; use floating point [T, B=4, nz]'),
     'sampling.sample_given_noise(fake_generator, SCHEDULE, X, Z[None], X)': (
-        ValueError, 'posterior_noise: found float32 [4, 8, 8, 1], must be floating point [T=1, B=4, H=8, W=8, C=1]'),
+        ValueError, 'posterior_noise is float32 [4, 8, 8, 1]; use floating point [T=1, B=4, H=8, W=8, C=1]'),
     'sampling.sample_given_noise(fake_generator, SCHEDULE, X, np.stack([Z] * 5), np.stack([X] * 5))': (
-        ValueError, 'z: found 5 rows, must be 1 … 4 (T)'),
+        ValueError, 'z has 5 rows; use 1 … 4 (T)'),
     'sampling.sample_each(2**32, T, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
-        ValueError, 'seed: found 4294967296, must be 0 … 4294967295'),
+        ValueError, 'seed is 4294967296; use a value in 0 … 4294967295'),
     'sampling.sample_each(0, 3, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
-        TypeError, 'indices: found 3, must be an array of integers [B]'),
+        TypeError, 'indices is 3; use an array of integers [B]'),
     'sampling.to_uint8(BYTES)': (
-        TypeError, 'images: found uint8 [4, 8, 8, 1], must be floating point; use x / 127.5 - 1'),
+        TypeError, 'images is uint8 [4, 8, 8, 1]; use floating point, such as x / 127.5 - 1'),
     'replacement.inpaint(KEY, fake_generator, SCHEDULE, BYTES, X > 0, 4)': (
         TypeError,
-        'image: found uint8 [4, 8, 8, 1], must be floating point [B, H, W, C]; use x / 127.5 - 1'),
+        'image is uint8 [4, 8, 8, 1]; use floating point [B, H, W, C], such as x / 127.5 - 1'),
     'replacement.inpaint(KEY, fake_generator, SCHEDULE, X, np.ones((4, 8)), 4)': (
-        ValueError, 'mask: found shape [4, 8], must be [4, 8, 8, 1], that of image'),
+        ValueError, 'mask has shape [4, 8]; use [4, 8, 8, 1], the shape of image'),
     'replacement.inpaint(KEY, fake_generator, SCHEDULE, X, BYTES + 255, 4)': (
-        ValueError, 'mask: found 255, must be 0 … 1'),
+        ValueError, 'mask contains 255; use values in 0 … 1'),
     'replacement.image_to_image(KEY, fake_generator, SCHEDULE, X, 4, 5)': (
-        ValueError, 'from_level: found 5, must be 1 … 4 (T)'),
+        ValueError, 'from_level is 5; use a value in 1 … 4 (T)'),
     'replacement.super_resolve(KEY, fake_generator, SCHEDULE, X, 4, 1.5)': (
-        TypeError, 'factor: found 1.5, must be an integer'),
+        TypeError, 'factor is 1.5; use an integer'),
     'noise_optimization.sample_matching(KEY, fake_generator, SCHEDULE, X, X, X.shape, 4)': (
-        TypeError, 'measure: found float32 [4, 8, 8, 1], must be a function of images'),
+        TypeError, 'measure is float32 [4, 8, 8, 1]; use a function of images'),
     'interpolation.interpolate(KEY, 7, fake_generator, SCHEDULE, (8, 8, 1), 4, 5)': (
-        TypeError, 'key_b: found 7, must be one typed PRNG key; use jax.random.key(seed)'),
+        TypeError, 'key_b is 7; use one typed PRNG key, such as jax.random.key(seed)'),
     'interpolation.interpolate_images(KEY, fake_generator, SCHEDULE, X, 4, 1, 5)': (
-        ValueError, 'images: found float32 [4, 8, 8, 1], must be floating point [images=2, H, W, C]'),
+        ValueError, 'images is float32 [4, 8, 8, 1]; use floating point [images=2, H, W, C]'),
     'GENERATOR.init(KEY, X[:, :4], T, Z)': (
-        ValueError, 'x_tp1: found float32 [4, 4, 8, 1], must be floating point [B, H=8, W=8, C=1]'),
+        ValueError, 'x_tp1 is float32 [4, 4, 8, 1]; use floating point [B, H=8, W=8, C=1]'),
     'GENERATOR.init(KEY, X, T, Z[:, :3])': (
-        ValueError, 'z: found float32 [4, 3], must be floating point [B=4, nz=4]'),
-    'GENERATOR.init(KEY, X, T[:1], Z)': (ValueError, 't: found int32 [1], must be numbers [B=4]'),
+        ValueError, 'z is float32 [4, 3]; use floating point [B=4, nz=4]'),
+    'GENERATOR.init(KEY, X, T[:1], Z)': (ValueError, 't is int32 [1]; use numbers [B=4]'),
     'DISCRIMINATOR.init(KEY, X, T, X[:2])': (
-        ValueError, 'x_tp1: found float32 [2, 8, 8, 1], must be floating point [B=4, H=8, W=8, C=1]'),
+        ValueError, 'x_tp1 is float32 [2, 8, 8, 1]; use floating point [B=4, H=8, W=8, C=1]'),
     'grids.make_grid(X)': (
-        TypeError, 'images: found float32 [4, 8, 8, 1], must be uint8 [n, H, W, C]; use sampling.to_uint8'),
-    'grids.make_grid(BYTES[0])': (ValueError, 'images: found uint8 [8, 8, 1], must be uint8 [n, H, W, C]'),
+        TypeError, 'images is float32 [4, 8, 8, 1]; use uint8 [n, H, W, C], such as sampling.to_uint8(images)'),
+    'grids.make_grid(BYTES[0])': (ValueError, 'images is uint8 [8, 8, 1]; use uint8 [n, H, W, C]'),
     'grids.make_grid(np.zeros((4, 8, 8, 4), np.uint8))': (ValueError, 'images: found 4 channels, must be 1 or 3'),
     'grids.make_grid(BYTES[:0])': (ValueError, 'images: found none, must be at least 1'),
-    'grids.save_png("x.png", BYTES)': (ValueError, 'image: found uint8 [4, 8, 8, 1], must be uint8 [H, W, C]'),
+    'grids.save_png("x.png", BYTES)': (ValueError, 'image is uint8 [4, 8, 8, 1]; use uint8 [H, W, C]'),
     'pytorch.generator_params("netG.pth", GeneratorConfig())': (
-        TypeError, "state_dict: found 'netG.pth', must be a dict of arrays; interop.torch_file.read_state_dict reads a "
-                   'file'),
-    'pytorch.generator_params({}, CONFIG)': (TypeError, 'config: found a Config, must be a GeneratorConfig'),
+        TypeError, "state_dict is 'netG.pth'; use a dict of arrays (interop.torch_file.read_state_dict reads a "
+                   'file)'),
+    'pytorch.generator_params({}, CONFIG)': (TypeError, 'config is a Config; use a GeneratorConfig'),
     'pytorch.discriminator_params({}, GeneratorConfig())': (
-        TypeError, 'config: found a GeneratorConfig, must be a DiscriminatorConfig'),
+        TypeError, 'config is a GeneratorConfig; use a DiscriminatorConfig'),
     'metrics.frechet.frechet_distance(Z[0], Z, Z[0], Z[:3])': (
-        ValueError, 'the second statistics: found a mean of shape (4,) and a covariance of shape (3, 4), must be (4,) '
-                    'and (4, 4)'),
+        ValueError, 'the second statistics have a mean of shape (4,) and a covariance of shape (3, 4); use (4,) and '
+                    '(4, 4)'),
     'metrics.kid.kernel_distance(X, X)': (
-        ValueError, 'real: found float32 [4, 8, 8, 1], must be numbers [number, dimension]'),
-    'metrics.kid.kernel_distance(Z, Z + np.nan)': (ValueError, 'fake: found a value that is not finite'),
+        ValueError, 'real is float32 [4, 8, 8, 1]; use numbers [number, dimension]'),
+    'metrics.kid.kernel_distance(Z, Z + np.nan)': (ValueError, 'fake contains NaN or infinity; use finite values'),
     'metrics.inception_score.inception_score(Z[0])': (
-        ValueError, 'logits: found float32 [4], must be numbers [number, classes]'),
-    'metrics.precision_recall.precision_recall(Z, Z, k=0)': (ValueError, 'k: found 0, must be at least 1'),
+        ValueError, 'logits is float32 [4]; use numbers [number, classes]'),
+    'metrics.precision_recall.precision_recall(Z, Z, k=0)': (ValueError, 'k is 0; use at least 1'),
     'metrics.inception.features({}, X)': (
-        ValueError, 'images: found float32 (4, 8, 8, 1), must be uint8 (number, height, width, 1 or 3 channels)'),
-    'points.modes_of_points(np.zeros((5, 3)))': (
-        ValueError, 'points: found float64 [5, 3], must be numbers [n, xy=2]'),
-    'ddgan_jax.load(3)': (TypeError, 'workdir: found 3, must be a path'),
-    'ddgan_jax.load("runs/x", step="newest")': (TypeError, "step: found 'newest', must be an integer"),
-    'ddgan_jax.load("runs/x", sharding="cpu")': (TypeError, "sharding: found 'cpu', must be a Sharding"),
+        ValueError, 'images is float32 (4, 8, 8, 1); use uint8 (number, height, width, 1 or 3 channels)'),
+    'points.count_point_modes(np.zeros((5, 3)))': (
+        ValueError, 'points is float64 [5, 3]; use numbers [n, xy=2]'),
+    'ddgan_jax.load(3)': (TypeError, 'workdir is 3; use a path'),
+    'ddgan_jax.load("runs/x", step="newest")': (TypeError, "step is 'newest'; use an integer"),
+    'ddgan_jax.load("runs/x", sharding="cpu")': (TypeError, "sharding is 'cpu'; use a Sharding"),
 }
 
 
@@ -153,9 +153,9 @@ def test_checks_need_no_values():
   np.testing.assert_allclose(jax.jit(q_sample)(X, T + 2), expected)
   np.testing.assert_allclose(jax.vmap(q_sample)(X, T + 2), expected)
   assert jax.grad(lambda x: q_sample(x, jnp.asarray(T)).sum())(X).shape == X.shape
-  with pytest.raises(TypeError, match='x_0: found uint8'):
+  with pytest.raises(TypeError, match='x_0 is uint8'):
     jax.jit(q_sample)(BYTES, T)
-  with pytest.raises(TypeError, match=r'key: found uint32 \[2\]'):
+  with pytest.raises(TypeError, match=r'key is uint32 \[2\]'):
     jax.jit(lambda key: sampling.draw_noise(key, X.shape, 4, 4))(jax.random.PRNGKey(0))
 
 
@@ -213,11 +213,11 @@ def test_a_run_of_classes_samples_any_label_with_one_program(monkeypatch):
   np.testing.assert_array_equal(loaded.sample(KEY, 3), run.sample(KEY, 3, 3))
   assert len(traced) == 3  # one label, three labels, and the other run
   assert np.abs(run.sample(KEY, 3) - loaded.sample(KEY, 3)).max() > 1e-3
-  with pytest.raises(ConfigError, match='label: found 10, but the labels of this run are 0 … 9'):
+  with pytest.raises(ConfigError, match='label is 10; use a label of this run, 0 … 9'):
     run.sample(KEY, 3, label=10)
-  with pytest.raises(ValueError, match=r'label: found shape \[2\], must be one integer or \[n=3\]'):
+  with pytest.raises(ValueError, match=r'label has shape \[2\]; use an integer or shape \[3\]'):
     run.sample(KEY, 3, label=label[:2])
-  with pytest.raises(TypeError, match='n: found 2.0, must be an integer'):
+  with pytest.raises(TypeError, match='n is 2.0; use an integer'):
     run.sample(KEY, 2.0)
 
 

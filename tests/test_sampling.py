@@ -84,8 +84,8 @@ def test_many_images_in_parts(monkeypatch):
     return fake_generator(x_tp1, t, z)
 
   expected = sampling.sample_each(7, indices, generator_fn, schedule, (4, 4, 1), 3)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 2 * (16 + 3))
-  found = jax.jit(lambda: sampling.sample_many(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 2 * 2 * (16 + 3))
+  found = jax.jit(lambda: sampling.sample_in_batches(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
   assert batches == [5, 2]
 
@@ -104,7 +104,7 @@ def test_the_grid_of_a_thousand_steps_fits_into_memory():
   XLA keeps up to four arrays of that size at a time.
   """
   config = grid_config(1000, 256, image_size=16, num_channels=3)
-  abstract = train_state.abstract(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
+  abstract = train_state.abstract_state(config, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
   compiled = results.make_sample_fn(config, sharding.make_mesh(jax.devices()[:1]), abstract.ema_params)
   assert compilation.memory_bytes(compiled)[1] < 2 * 2**30
 
@@ -113,13 +113,13 @@ def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
   """Those of `ddgan_jax.sample`, with the label that each place of the grid has."""
   config = grid_config(8, 23)
   mesh = sharding.make_mesh(jax.devices()[:1])
-  abstract = train_state.abstract(config, sharding.replicated(mesh)).ema_params
+  abstract = train_state.abstract_state(config, sharding.replicated(mesh)).ema_params
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32), abstract)
-  label, _ = labels.for_grid(config.generator, 23)
+  label, _ = labels.grid_labels(config.generator, 23)
   run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
   expected = image_output.generate(run, 23, config.seed, label=label).astype(int)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 5 * 8 * (64 + 4))
   found = results.make_sample_fn(config, mesh, abstract)(params)
   assert np.abs(found - expected).max() <= 1  # rounding
   assert len(np.unique(expected[:22].reshape(22, -1), axis=0)) == 22

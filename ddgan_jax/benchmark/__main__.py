@@ -58,42 +58,42 @@ def _benchmark(args: types.SimpleNamespace) -> None:
 
   config_lib.check_devices(config, jax.device_count())
   app.configure()
-  say = print if processes.is_main() else lambda *unused, **unused_too: None
-  source = sources.load_source(config.data, say) if args.data == 'real' else performance.random_images(config)
+  log = print if processes.is_main() else lambda *unused, **unused_too: None
+  source = sources.load_source(config.data, log) if args.data == 'real' else performance.random_images(config)
   programs = performance.Programs(config)
   report: dict[str, Any] = {
-      'config': config_lib.to_dict(config), 'device': performance.describe_device(), 'jax': jax.__version__,
+      'config': config_lib.to_dict(config), 'device': performance.device_info(), 'jax': jax.__version__,
       'date': datetime.datetime.now().isoformat(timespec='seconds'), 'cpus': os.cpu_count()}
-  say('\n'.join(tables.heading(config, report)), flush=True)
+  log('\n'.join(tables.heading(config, report)), flush=True)
   names = [*(programs.steps if {'train', 'data', 'memory', 'compile'} & set(what) else ()),
            *(f'sample_{size}' for size in sample_batches if {'sample', 'compile'} & set(what))]
   if 'compile' in what:
     for name in names:
-      programs.measure_compiling(name)
+      programs.measure_compile_time(name)
     report['compile'] = programs.compile_times
-    say('\n'.join(tables.compile_table(report['compile'])), flush=True)
+    log('\n'.join(tables.compile_table(report['compile'])), flush=True)
   programs.compile(names)
   if 'train' in what:
     report['train'] = performance.measure_training(programs, source, args.repeats, args.seconds)
-    say('\n'.join(tables.speed_table('training step', report['train'])), flush=True)
+    log('\n'.join(tables.speed_table('training step', report['train'])), flush=True)
   if 'data' in what:
-    report['data'] = performance.measure_waiting(programs, source, args.data_steps)
-    say('\nThe loop with {source}: {images_per_second:,.2f} images/s over {steps} steps, {data_wait:.1%} of the time '
+    report['data'] = performance.measure_data_wait(programs, source, args.data_steps)
+    log('\nThe loop with {source}: {images_per_second:,.2f} images/s over {steps} steps, {data_wait:.1%} of the time '
         'waiting for data'.format(**report['data']), flush=True)
   if 'sample' in what:
     report['sample'] = performance.measure_sampling(programs, sample_batches, args.repeats, args.seconds)
-    say('\n'.join(tables.speed_table('sampling, one device', report['sample'])), flush=True)
+    log('\n'.join(tables.speed_table('sampling, one device', report['sample'])), flush=True)
   if 'memory' in what:
     report['memory'] = performance.measure_memory(programs)
-    say('\n'.join(tables.memory_lines(report['memory'])), flush=True)
+    log('\n'.join(tables.memory_lines(report['memory'])), flush=True)
   report['load'] = os.getloadavg()[0]
   if args.profile:
-    performance.take_profile(programs, source, args.profile)
-    say(f'\nThe trace is in {args.profile}: tensorboard --logdir {args.profile}')
+    performance.write_profile(programs, source, args.profile)
+    log(f'\nThe trace is in {args.profile}: tensorboard --logdir {args.profile}')
   if args.out and processes.is_main():
     with open(args.out, 'w') as file:
       json.dump(report, file, indent=2)
-    say(f'\nAll numbers: {args.out}')
+    log(f'\nAll numbers: {args.out}')
 
 
 def _check_flags(args: types.SimpleNamespace) -> tuple[list[str], tuple[int, ...]]:

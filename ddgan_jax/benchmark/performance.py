@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddgan_jax import sampling, train_state
-from ddgan_jax.benchmark import hardware, operations, timing
+from ddgan_jax.benchmark import flops, peak_flops, timing
 from ddgan_jax.config import Config
 from ddgan_jax.data import sources
 from ddgan_jax.models import labels
@@ -37,7 +37,7 @@ class Programs(StepPrograms):
   A sampler is called `sample_<batch size>`; it runs on the first device as `program(ema_params, seed) -> images`.
 
   Attributes:
-    compile_times: what `measure_compiling` has found, by the program's name.
+    compile_times: what `measure_compile_time` has found, by the program's name.
   """
 
   def __init__(self, config: Config):
@@ -52,7 +52,7 @@ class Programs(StepPrograms):
   @property
   def r1_share(self) -> float:
     """The share of steps that have R1."""
-    return 1 / self.penalty.every if self.penalty.gamma else 0.0
+    return 1 / self.penalty.interval if self.penalty.gamma else 0.0
 
   def __getitem__(self, name: str) -> Program:
     self.start([name])
@@ -65,7 +65,7 @@ class Programs(StepPrograms):
     for name in names:
       self._futures[name].result()
 
-  def measure_compiling(self, name: str) -> None:
+  def measure_compile_time(self, name: str) -> None:
     """Compiles a program with an empty persistent cache, and again from that cache; keeps it for the other numbers."""
     times = self.compile_times[name] = {}
     with _empty_cache():
@@ -81,12 +81,12 @@ class Programs(StepPrograms):
       return super().lower(name)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     run = functools.partial(_sample, self.config, int(name.removeprefix('sample_')))
-    return compilation.jit(run, out_shardings=here).lower(train_state.abstract(self.config, here).ema_params, 0)
+    return compilation.jit(run, out_shardings=here).lower(train_state.abstract_state(self.config, here).ema_params, 0)
 
 
 def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
-  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.for_timing(config.generator))
-  return sampling.sample_many(
+  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.timing_label(config.generator))
+  return sampling.sample_in_batches(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 
 
@@ -121,7 +121,7 @@ class _Training:
 
 
 def measure_training(
-    programs: Programs, source: sources.Source, rounds: int, least_seconds: float
+    programs: Programs, source: sources.Source, rounds: int, min_seconds: float
 ) -> dict[str, Any]:
   """Speed of each kind of step, and of their mixture with R1 in one step of `lazy_reg`; images stay on the devices.
 
@@ -129,14 +129,14 @@ def measure_training(
   """
   config = programs.config
   training = _Training(programs, source)
-  timings = timing.interleaved(
-      {name: functools.partial(training.run, name) for name in programs.steps}, rounds, least_seconds)
+  timings = timing.time_interleaved(
+      {name: functools.partial(training.run, name) for name in programs.steps}, rounds, min_seconds)
   share, several = programs.r1_share, programs.steps_per_call
-  mixed = sum(part * operations.of_step(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
+  mixed = sum(part * flops.step_flops(config, r1) for r1, part in ((False, 1 - share), (True, share)) if part)
   found = {}
   for name in programs.steps:
     times = timings[name].divided(several)
-    per_image = mixed if name == CALL else operations.of_step(config, name == R1)
+    per_image = mixed if name == CALL else flops.step_flops(config, name == R1)
     found[name] = {**times.summary(), **speed(config, times.median, per_image)}
   if len(found) == 2:
     seconds = share * found[R1]['seconds'] + (1 - share) * found[PLAIN]['seconds']
@@ -154,11 +154,11 @@ def speed(config: Config, seconds: float, per_image: float) -> dict[str, Any]:
 
 
 def _utilisation(config: Config, per_second: float) -> float | None:
-  peak = hardware.peak(jax.devices()[0].device_kind).get(config.parallel.dtype)
+  peak = peak_flops.peak(jax.devices()[0].device_kind).get(config.parallel.dtype)
   return per_second / peak if peak else None
 
 
-def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) -> dict[str, Any]:
+def measure_data_wait(programs: Programs, source: sources.Source, num_steps: int) -> dict[str, Any]:
   """The training loop's speed with its data: read, flipped, converted and copied to the devices as a run does it.
 
   Returns:
@@ -184,7 +184,7 @@ def measure_waiting(programs: Programs, source: sources.Source, num_steps: int) 
 
 
 def measure_sampling(
-    programs: Programs, batch_sizes: tuple[int, ...], rounds: int, least_seconds: float
+    programs: Programs, batch_sizes: tuple[int, ...], rounds: int, min_seconds: float
 ) -> dict[str, dict[str, Any]]:
   """Images per second and latency of the whole sampler, noise included, on one device; one entry a batch size."""
   config = programs.config
@@ -193,8 +193,8 @@ def measure_sampling(
   runs: dict[str, Callable[[], Any]] = {
       f'sample_{size}': functools.partial(programs[f'sample_{size}'], ema_params, 0) for size in batch_sizes}
   found = {}
-  for size, (name, times) in zip(batch_sizes, timing.interleaved(runs, rounds, least_seconds).items(), strict=True):
-    per_second = operations.of_sample(config) * size / times.median
+  for size, (name, times) in zip(batch_sizes, timing.time_interleaved(runs, rounds, min_seconds).items(), strict=True):
+    per_second = flops.sample_flops(config) * size / times.median
     found[name] = {
         'batch_size': size, **times.summary(), 'images_per_second': size / times.median,
         'operations_per_second_per_device': per_second, 'utilisation': _utilisation(config, per_second)}
@@ -212,7 +212,7 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
   return found
 
 
-def take_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
+def write_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
   """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
   training = _Training(programs, source)
   for traced in (False, True):
@@ -223,11 +223,11 @@ def take_profile(programs: Programs, source: sources.Source, folder: str, num_st
             jax.block_until_ready(training.run(name))
 
 
-def describe_device() -> dict[str, Any]:
+def device_info() -> dict[str, Any]:
   """Platform, kind and number of the devices, and their published peaks."""
   device = jax.devices()[0]
   return {'platform': device.platform, 'kind': device.device_kind, 'devices': jax.device_count(),
-          'peak': hardware.peak(device.device_kind)}
+          'peak': peak_flops.peak(device.device_kind)}
 
 
 def first_batch(programs: StepPrograms, source: sources.Source) -> list[jax.Array]:

@@ -17,7 +17,7 @@ def heading(config: Config, report: dict[str, Any]) -> Iterator[str]:
          f'({device["platform"]}), jax {report["jax"]}, {report["date"]}')
   if peak is None:
     yield (f'There is no published peak of {device["kind"]!r} in {config.parallel.dtype}, and so no utilisation '
-           '(ddgan_jax/benchmark/hardware.py has a table).')
+           '(ddgan_jax/benchmark/peak_flops.py has a table).')
   else:
     yield f'Published peak of a device: {peak / 1e12:,.1f} TFLOP/s.'
 

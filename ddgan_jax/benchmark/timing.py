@@ -46,15 +46,15 @@ class Timing:
         'calls': self.calls}
 
 
-def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, least_seconds: float = 0.0
+def time_interleaved(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, min_seconds: float = 0.0
 ) -> dict[str, Timing]:
   """Times each of `runs`, one after the other in every round.
 
   Args:
     runs: functions without arguments; what they return is waited for (`jax.block_until_ready`).
     rounds: how many measurements of each.
-    least_seconds: a measurement is of so many calls that it takes about that long; the wait is only for the last one,
+    min_seconds: a measurement is of so many calls that it takes about that long; the wait is only for the last one,
       as in training, so that dispatching hides behind computing.
 
   Returns:
@@ -63,7 +63,7 @@ def interleaved(
   calls = {}
   for name, run in runs.items():
     jax.block_until_ready(run())
-    calls[name] = min(_MOST_CALLS, max(1, math.ceil(least_seconds / max(1e-6, _seconds(run, 1)[0]))))
+    calls[name] = min(_MOST_CALLS, max(1, math.ceil(min_seconds / max(1e-6, _seconds(run, 1)[0]))))
   found = {name: [] for name in runs}
   for _ in range(rounds):
     for name, run in runs.items():

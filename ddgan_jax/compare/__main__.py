@@ -42,7 +42,7 @@ def _define_flags(define: options.Definer) -> None:
 def _compare(args: types.SimpleNamespace) -> None:
   base = config_lib.from_config_dict(args.config.fields)
   # After the config is checked: these take seconds to import.
-  from ddgan_jax.compare import comparison, measuring
+  from ddgan_jax.compare import comparison, measurement
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import evaluator
   from ddgan_jax.parallel import sharding
@@ -50,12 +50,12 @@ def _compare(args: types.SimpleNamespace) -> None:
   from ddgan_jax.runs.checkpoints import Checkpoints
   from ddgan_jax.training import loop
 
-  names = comparison.choose(args.methods or (_QUICK_METHODS if args.quick else None))
+  names = comparison.select_methods(args.methods or (_QUICK_METHODS if args.quick else None))
   comparison.check_metrics(base)
   num = min(args.num, _QUICK_NUM) if args.quick else args.num
-  checks.check_enough('--num', num, args.force or args.quick, '--force')
+  checks.check_num_samples('--num', num, args.force or args.quick, '--force')
   num_steps = min(base.train.num_steps, _QUICK_STEPS) if args.quick else base.train.num_steps
-  configs = {name: comparison.config_of(base, comparison.METHODS[name], num_steps) for name in names}
+  configs = {name: comparison.method_config(base, comparison.METHODS[name], num_steps) for name in names}
   base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
   workdir = args.workdir
   is_default = workdir is None
@@ -67,7 +67,7 @@ def _compare(args: types.SimpleNamespace) -> None:
   app.configure()
   mesh = sharding.make_mesh()
   source = sources.load_source(base.data)
-  evaluate = evaluator.against_data(base, source, mesh)  # what is missing is missed now
+  evaluate = evaluator.make_data_evaluator(base, source, mesh)  # what is missing is missed now
   for name, config in configs.items():
     decay = config.optim.ema_decay
     print(f'--- {comparison.METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'
@@ -78,9 +78,9 @@ def _compare(args: types.SimpleNamespace) -> None:
     if not loop.train_and_evaluate(config, folder):
       print('Stopped; the same command resumes from there.', flush=True)
       return
-  rows = measuring.measure(evaluate, base, names, workdir, mesh, source.checksum)
-  measuring.time_samplers(rows, args.repeats)
-  measuring.write(rows, workdir, base, num_steps)
+  rows = measurement.measure(evaluate, base, names, workdir, mesh, source.checksum)
+  measurement.time_samplers(rows, args.repeats)
+  measurement.write(rows, workdir, base, num_steps)
 
 
 if __name__ == '__main__':

@@ -48,7 +48,7 @@ METHODS = {
 }
 
 
-def config_of(base: Config, method: Method, num_steps: int) -> Config:
+def method_config(base: Config, method: Method, num_steps: int) -> Config:
   """`base` with the fields of a method, for `num_steps`, without measuring in between.
 
   The EMA reaches back a tenth of the steps at most: a short run's would otherwise hold the first weights still.
@@ -61,7 +61,7 @@ def config_of(base: Config, method: Method, num_steps: int) -> Config:
   return config_lib.from_config_dict(nested)
 
 
-def choose(names: Sequence[str] | None) -> list[str]:
+def select_methods(names: Sequence[str] | None) -> list[str]:
   """The methods of that name, by default all. Raises ConfigError for one that there is not."""
   for name in names or ():
     if name not in METHODS:
@@ -77,19 +77,19 @@ def check_metrics(config: Config) -> None:
                         f'for {what}; --config.eval.metrics=fid,pr for example')
 
 
-def label(row: dict[str, Any]) -> str:
+def sampler_name(row: dict[str, Any]) -> str:
   """What a sampler is called: its training and its evaluations."""
   return f'{row["title"]}, {row["evaluations"]:,}'
 
 
-def _first_of(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+def _first_measured(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
   """The first of `names` that the reports measure."""
   return next(name for name in names if name in rows[0]['metrics'])
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
-  """Markdown: one line a sampler (rows as `measuring` makes them), with its training and the conditions above it."""
-  quality, n = _first_of(_QUALITY, rows), rows[0]['n']
+  """Markdown: one line a sampler (rows as `measurement` makes them), with its training and the conditions above it."""
+  quality, n = _first_measured(_QUALITY, rows), rows[0]['n']
   others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
@@ -109,19 +109,19 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
   return '\n'.join(lines)
 
 
-def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
+def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
   """Quality against sampling time, each point with its modes: the trilemma's three corners in one picture, as PNG."""
   from matplotlib.figure import Figure
 
-  quality, covering = _first_of(_QUALITY, rows), _first_of(_COVERAGE, rows)
+  quality, coverage_name = _first_measured(_QUALITY, rows), _first_measured(_COVERAGE, rows)
   figure = Figure(figsize=(8, 5), dpi=110, layout='constrained')
   axes = figure.add_subplot()
   values = [row['metrics'][quality]['value'] for row in rows]
   seconds = [row['seconds'] for row in rows]
-  coverage = [row['metrics'][covering]['value'] for row in rows]
+  coverage = [row['metrics'][coverage_name]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
   brackets = ' (in brackets: with certainty)' if 'modes_certain' in rows[0]['metrics'] else ''
-  figure.colorbar(points, label=_NAMES[covering] + brackets)
+  figure.colorbar(points, label=_NAMES[coverage_name] + brackets)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
     axes.set_yscale('log')
@@ -134,17 +134,17 @@ def draw(rows: Sequence[dict[str, Any]], path: str) -> None:
   texts = []
   for i, row in enumerate(rows):
     side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
-    text = f'{label(row)}\n{_NAMES[covering]}: {coverage[i]:,.4g}'
+    text = f'{sampler_name(row)}\n{_NAMES[coverage_name]}: {coverage[i]:,.4g}'
     if 'modes_certain' in row['metrics']:
       text += f' ({row["metrics"]["modes_certain"]["value"]:,})'
     texts.append(axes.annotate(
         text, (seconds[i], values[i]), textcoords='offset points',
         fontsize=8, **side))
-  _keep_apart(figure, texts)
+  _separate_labels(figure, texts)
   figure.savefig(path, bbox_inches='tight')
 
 
-def _keep_apart(figure: Any, texts: Sequence[Any]) -> None:
+def _separate_labels(figure: Any, texts: Sequence[Any]) -> None:
   """Moves each annotation up until it covers none of those below, and fixes the layout, which would follow them."""
   figure.draw_without_rendering()
   figure.set_layout_engine('none')
@@ -156,7 +156,7 @@ def _keep_apart(figure: Any, texts: Sequence[Any]) -> None:
     placed.append(text.get_window_extent())
 
 
-def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
+def plot_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
   """Samples of each method, one row (or one scatter picture) each under its name, as PNG."""
   from matplotlib.figure import Figure
 
@@ -170,7 +170,7 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes.scatter(x, y, s=3, alpha=0.5, linewidths=0)
       axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect='equal', xticks=[], yticks=[])
       modes, in_mode = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
-      axes.set_title(f'{label(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
+      axes.set_title(f'{sampler_name(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
   else:
     figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
     for i, row in enumerate(rows):
@@ -180,5 +180,5 @@ def draw_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       strip = grids.make_grid(images, columns=len(images))
       axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
       axes.set(xticks=[], yticks=[])
-      axes.set_ylabel(label(row), rotation=0, ha='right', va='center', fontsize=8)
+      axes.set_ylabel(sampler_name(row), rotation=0, ha='right', va='center', fontsize=8)
   figure.savefig(path, bbox_inches='tight')  # or long names are cut off

@@ -1,4 +1,4 @@
-"""What a run is asked to do: its fields, their checks, and the errors that users see."""
+"""Configuration of a run: its fields, their checks, and the errors that users see."""
 
 from ddgan_jax.config.checks import FILE_SOURCES, check_devices
 from ddgan_jax.config.errors import ConfigError, UserError

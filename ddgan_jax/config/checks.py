@@ -1,6 +1,6 @@
-"""What cannot work in a configuration: one sentence for each that names the field.
+"""Checks of a configuration; each error is one sentence that names the field, what was found and what to use.
 
-The bounds and choices of single fields are in `schema`, with the fields; what fields cannot be together is here.
+Bounds and choices of single fields are declared with the fields in `schema`; conflicts between fields are found here.
 """
 
 from __future__ import annotations
@@ -17,242 +17,238 @@ from ddgan_jax.config.errors import ConfigError
 if typing.TYPE_CHECKING:
   from ddgan_jax.config.schema import Config, DiscriminatorConfig, GeneratorConfig
 
-# The value of data.name that gives points instead of images.
+# The value of data.name for points instead of images.
 POINTS = 'gaussians25'
-# The values of data.name that read files at data.path; all others are names of TFDS.
+# Values of data.name that read files at data.path; all others are TFDS names.
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
-# What `metrics.evaluator` can measure.
+# Metrics of `metrics.evaluator`.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
-ENOUGH_SAMPLES = 10_000  # fewer bias a Fréchet distance upwards by more than papers differ
+MIN_SAMPLES = 10_000  # with fewer, the upward bias of a Fréchet distance exceeds the differences between papers
 
-# The methods, each with what its G may predict and why nothing else. Everything else about a method is in `objectives`;
-# this table is here because a config is checked when it is made, and imports run downward only.
+# Method → (what its G may predict, why nothing else). All else about a method is in `objectives`, which this module may
+# not import: imports run downward only, and a config is checked when it is made.
 PREDICTIONS = {
     'ddgan': (('x_0', 'noise', 'x_t'), ''),
     'gaussian': (('x_0', 'noise'), 'a Gaussian step needs the posterior'),
-    'augmented_gan': (('x_0',), 'its one evaluation starts from pure noise and has to give the image'),
+    'augmented_gan': (('x_0',), 'its one evaluation maps pure noise to the image'),
 }
 
-# Said once, in the section named, and carried into the networks.
-_OF_IMAGES = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
-SHARED = {'generator': _OF_IMAGES, 'discriminator': {**_OF_IMAGES, 'num_classes': 'generator'}}
+# Fields that are set in one section and copied from there into the networks.
+_IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
+SHARED = {'generator': _IMAGE_FIELDS, 'discriminator': {**_IMAGE_FIELDS, 'num_classes': 'generator'}}
 
 
-def one_of(*choices: Any, default: Any = None) -> Any:
-  """A dataclass field with these choices; the first is the default unless another is."""
+def choice(*choices: Any, default: Any = None) -> Any:
+  """A dataclass field with these choices; the first is the default unless `default` is given."""
   return dataclasses.field(default=choices[0] if default is None else default, metadata={'choices': choices})
 
 
-def number(default: float, *, least: float, below: float | None = None) -> Any:
-  """A dataclass field for a number of at least `least` and, unless that is None, below `below`."""
-  return dataclasses.field(default=default, metadata={'least': least, 'below': below})
+def number(default: float, *, minimum: float, below: float | None = None) -> Any:
+  """A dataclass field for a number ≥ `minimum` and, if `below` is given, < `below`."""
+  return dataclasses.field(default=default, metadata={'minimum': minimum, 'below': below})
 
 
 def check_fields(prefix: str, section: Any) -> None:
-  """Raises ConfigError for the first field whose value is outside of its own bounds or choices."""
+  """Raises ConfigError for the first field whose value is outside its bounds or choices."""
   for field in dataclasses.fields(section):
     name, value, limits = f'{prefix}{field.name}', getattr(section, field.name), field.metadata
     if 'choices' in limits:
-      _choice(name, value, limits['choices'])
-    elif 'least' in limits and limits['below'] is None:
-      _at_least(name, value, limits['least'])
-    elif 'least' in limits and not limits['least'] <= value < limits['below']:
-      raise ConfigError(f'{name}: found {value}, must be in [{limits["least"]}, {limits["below"]})')
+      _check_choice(name, value, limits['choices'])
+    elif 'minimum' in limits and limits['below'] is None:
+      _check_minimum(name, value, limits['minimum'])
+    elif 'minimum' in limits and not limits['minimum'] <= value < limits['below']:
+      raise ConfigError(f'{name} is {value}; use a value in [{limits["minimum"]}, {limits["below"]})')
 
 
-def _choice(name: str, value: Any, choices: tuple) -> None:
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
   if value not in choices:
-    raise ConfigError(f'{name}: found {value!r}, must be one of {", ".join(map(repr, choices))}')
+    raise ConfigError(f'{name} is {value!r}; use one of {", ".join(map(repr, choices))}')
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-  if value < least:
-    raise ConfigError(f'{name}: found {value}, must be at least {least}')
+def _check_minimum(name: str, value: float, minimum: float) -> None:
+  if value < minimum:
+    raise ConfigError(f'{name} is {value}; use at least {minimum}')
 
 
-def section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
-  """The section `name` as a `cls`, with the fields `carried` over. Raises ConfigError for a field that cannot be."""
+def make_section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> Any:
+  """Makes the section `name` as a `cls`, with the fields of `carried` added. Raises ConfigError for a wrong field."""
   if not isinstance(raw, Mapping):
-    raise ConfigError(f'{name}: found {raw!r}, must be a section with fields')
+    raise ConfigError(f'{name} is {raw!r}; use a section with fields')
   types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
   for field in raw:
     if field in carried:
-      raise ConfigError(f'{name}.{field}: is said once, as {SHARED[name][field]}.{field}')
-  known(f'{name}.', raw, types)
-  values = {field: typed(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
+      raise ConfigError(f'{name}.{field} is set by {SHARED[name][field]}.{field}; use that field')
+  check_known(f'{name}.', raw, types)
+  values = {field: convert(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
   return cls(**values, **carried)
 
 
-def known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def check_known(prefix: str, raw: Mapping[str, Any], types: Mapping[str, Any]) -> None:
   """Raises ConfigError for the first field of `raw` that `types` lacks."""
   for field in raw:
     if field not in types:
       close = difflib.get_close_matches(field, types, n=1)
-      hint = f'did you mean {prefix}{close[0]}?' if close else f'known here: {", ".join(types)}'
+      hint = f'did you mean {prefix}{close[0]}?' if close else f'use one of {", ".join(types)}'
       raise ConfigError(f'{prefix}{field}: no such field; {hint}')
 
 
-def typed(name: str, value: Any, kind: Any) -> Any:
-  """`value` as `kind` (an integer will do for a float). Raises ConfigError if it is something else, or not finite."""
+def convert(name: str, value: Any, kind: Any) -> Any:
+  """Returns `value` as `kind`; an int becomes a float. Raises ConfigError for another type, NaN or infinity."""
   if typing.get_origin(kind) is tuple:
     if not isinstance(value, (tuple, list)):
-      raise ConfigError(f'{name}: found {value!r}, must be a tuple')
-    return tuple(typed(name, item, typing.get_args(kind)[0]) for item in value)
+      raise ConfigError(f'{name} is {value!r}; use a tuple')
+    return tuple(convert(name, item, typing.get_args(kind)[0]) for item in value)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise ConfigError(f'{name}: found {value!r} ({type(value).__name__}), must be {kind.__name__}')
+    article = 'an' if kind is int else 'a'
+    raise ConfigError(f'{name} is {value!r} ({type(value).__name__}); use {article} {kind.__name__}')
   if kind is float and not math.isfinite(value):
-    raise ConfigError(f'{name}: found {value!r}, must be finite')
+    raise ConfigError(f'{name} is {value!r}; use a finite number')
   return value
 
 
 def check_generator(g: GeneratorConfig) -> None:
-  """Raises ConfigError for fields of the generator that cannot work together."""
+  """Raises ConfigError for fields of the generator that conflict."""
   if g.stack > 1 and g.num_classes > 10:
     raise ConfigError(
-        f'generator.num_classes: found {g.num_classes}, but with data.stack={g.stack} it is the classes of each image, '
-        'a digit of the label 100a + 10b + c, and must be at most 10')
+        f'generator.num_classes is {g.num_classes}; use at most 10 with data.stack={g.stack}, where each image is one '
+        'digit of the label 100a + 10b + c')
   if g.kind == 'mlp':
     if g.embedding_type != 'positional':
       raise ConfigError(
-          f"generator.embedding_type: found {g.embedding_type!r}, but kind='mlp' embeds t as 'positional' does")
+          f"generator.embedding_type is {g.embedding_type!r}; use 'positional' with generator.kind='mlp'")
     if g.dropout:
-      raise ConfigError(f"generator.dropout: found {g.dropout}, but kind='mlp' has none; use 0")
+      raise ConfigError(f"generator.dropout is {g.dropout}; use 0 with generator.kind='mlp', which has no dropout")
     return
   if g.num_channels_dae % 4:
-    raise ConfigError(f'generator.num_channels_dae: found {g.num_channels_dae}, must be a multiple of 4')
+    raise ConfigError(f'generator.num_channels_dae is {g.num_channels_dae}; use a multiple of 4')
   if not g.ch_mult or min(g.ch_mult) < 1:
-    raise ConfigError(f'generator.ch_mult: found {g.ch_mult}, must be one positive multiple a level')
+    raise ConfigError(f'generator.ch_mult is {g.ch_mult}; use one positive integer per level')
   factor = 2 ** (len(g.ch_mult) - 1)
   if g.image_size % factor:
     raise ConfigError(
-        f'data.image_size: found {g.image_size}, but generator.ch_mult={g.ch_mult} halves the image '
-        f'{len(g.ch_mult) - 1} times and needs a multiple of {factor}')
+        f'data.image_size is {g.image_size}; use a multiple of {factor}, because generator.ch_mult={g.ch_mult} halves '
+        f'the image {len(g.ch_mult) - 1} times')
   for resolution in g.attn_resolutions:
     if resolution not in g.resolutions:
       raise ConfigError(
-          f'generator.attn_resolutions: found {resolution}, which never occurs; image_size={g.image_size} '
-          f'and ch_mult={g.ch_mult} give {", ".join(map(str, g.resolutions))}')
+          f'generator.attn_resolutions contains {resolution}; use some of {", ".join(map(str, g.resolutions))}, the '
+          f'resolutions of data.image_size={g.image_size} with ch_mult={g.ch_mult}')
   if len(g.fir_kernel) < 2 or sum(g.fir_kernel) == 0:
-    raise ConfigError(f'generator.fir_kernel: found {g.fir_kernel}, must have two or more taps that do not sum to 0')
+    raise ConfigError(f'generator.fir_kernel is {g.fir_kernel}; use two or more taps whose sum is not 0')
   if g.progressive_combine == 'cat' and g.progressive_input != 'input_skip':
     raise ConfigError(
-        "generator.progressive_combine: 'cat' joins the pyramid of progressive_input='input_skip', "
-        f'but progressive_input is {g.progressive_input!r}')
+        f"generator.progressive_combine is 'cat' and progressive_input is {g.progressive_input!r}; use 'input_skip'")
   if g.embedding_type == 'fourier' and not g.conditional:
-    raise ConfigError("generator.embedding_type: 'fourier' embeds t, but conditional=False gives no t to the blocks")
+    raise ConfigError("generator.embedding_type is 'fourier'; use it with generator.conditional=True")
 
 
 def check_discriminator(d: DiscriminatorConfig) -> None:
-  """Raises ConfigError for fields of the discriminator that cannot work."""
+  """Raises ConfigError for fields of the discriminator that conflict."""
   halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind]
   if d.image_size % 2**halvings:
     raise ConfigError(
-        f'data.image_size: found {d.image_size}, but discriminator.kind={d.kind!r} halves the image '
-        f'{halvings} times and needs a multiple of {2**halvings}')
+        f'data.image_size is {d.image_size}; use a multiple of {2**halvings}, because discriminator.kind={d.kind!r} '
+        f'halves the image {halvings} times')
   if d.t_emb_dim < 4 or d.t_emb_dim % 2:
-    raise ConfigError(f'discriminator.t_emb_dim: found {d.t_emb_dim}, must be even and at least 4')
+    raise ConfigError(f'discriminator.t_emb_dim is {d.t_emb_dim}; use an even number of at least 4')
 
 
 def _check_method(c: Config) -> None:
-  _choice('method', c.method, tuple(PREDICTIONS))
+  _check_choice('method', c.method, tuple(PREDICTIONS))
   possible, why = PREDICTIONS[c.method]
   if c.generator.prediction not in possible:
     raise ConfigError(
-        f'generator.prediction: found {c.generator.prediction!r}, but with method={c.method!r} it must be '
-        f'{" or ".join(map(repr, possible))}: {why}')
+        f'generator.prediction is {c.generator.prediction!r}; use {" or ".join(map(repr, possible))} with '
+        f'method={c.method!r}: {why}')
 
 
 def _check_points(c: Config) -> None:
   if not c.data.is_points:
-    _choice('data.num_channels', c.data.num_channels, (1, 3))
+    _check_choice('data.num_channels', c.data.num_channels, (1, 3))
     return
   for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
     found = getattr(c.data, field)
     if found != right:
       raise ConfigError(
-          f'data.{field}: found {found!r}, but data.name={POINTS!r} gives points in the plane, as 1x1 images with two '
-          f'channels; use {right!r}')
+          f'data.{field} is {found!r}; use {right!r} with data.name={POINTS!r}, whose points are 1x1 images with two '
+          'channels')
 
 
 def check_run(c: Config) -> None:
-  """Raises ConfigError for fields of a whole run that cannot work together."""
+  """Raises ConfigError for fields of different sections that conflict."""
   _check_method(c)
   _check_points(c)
   if c.data.name in FILE_SOURCES and not c.data.path:
-    raise ConfigError(f'data.path: is empty, must be the {c.data.name} to read, because data.name={c.data.name!r}')
+    raise ConfigError(f'data.path is empty; set it to the {c.data.name} to read, because data.name={c.data.name!r}')
   if c.data.path and c.data.name not in FILE_SOURCES:
     raise ConfigError(
-        f'data.path: found {c.data.path!r}, which data.name={c.data.name!r} does not read; use '
-        '--config.data.name=folder (or zip, npz, lmdb)')
+        f'data.path is {c.data.path!r}, which data.name={c.data.name!r} does not read; use --config.data.name=folder '
+        '(or zip, npz, lmdb)')
   if c.data.path and c.data.split != 'train':
     raise ConfigError(
-        f'data.split: found {c.data.split!r}, but only TFDS sets have splits; set data.path to the files of that split')
+        f'data.split is {c.data.split!r}, but only TFDS sets have splits; set data.path to the files of that split')
   if c.data.num_stacks and c.data.stack != 3:
-    raise ConfigError(f'data.num_stacks: found {c.data.num_stacks}, which needs data.stack=3')
+    raise ConfigError(f'data.num_stacks is {c.data.num_stacks}; use it with data.stack=3, or set it to 0')
   if c.data.stack == 3 and c.data.num_channels != 3:
-    raise ConfigError(f'data.num_channels: found {c.data.num_channels}, but data.stack=3 makes 3 channels')
+    raise ConfigError(f'data.num_channels is {c.data.num_channels}; use 3 with data.stack=3')
   if not 0 < c.diffusion.beta_min < c.diffusion.beta_max:
     raise ConfigError(
-        f'diffusion.beta_min: found {c.diffusion.beta_min}, must be above 0 and below beta_max={c.diffusion.beta_max}')
+        f'diffusion.beta_min is {c.diffusion.beta_min}; use a value above 0 and below beta_max={c.diffusion.beta_max}')
   if c.diffusion.kind == 'geometric' and c.diffusion.beta_max >= 1:
     raise ConfigError(
-        f"diffusion.beta_max: found {c.diffusion.beta_max}, but with kind='geometric' it is the last variance, "
-        'which must be below 1')
+        f"diffusion.beta_max is {c.diffusion.beta_max}; use a value below 1 with kind='geometric' (the last variance)")
   for section, other in (('generator', c.generator), ('discriminator', c.discriminator)):
     for field, source in SHARED[section].items():
       right = getattr(getattr(c, source), field)
       if getattr(other, field) != right:
-        raise ConfigError(f'{section}.{field}: found {getattr(other, field)}, but {source}.{field} is {right}')
+        raise ConfigError(f'{section}.{field} is {getattr(other, field)}; use {right}, as in {source}.{field}')
   group = c.discriminator.stddev_group
   if c.data.batch_size < 1 or c.data.batch_size % group:
     raise ConfigError(
-        f'data.batch_size: found {c.data.batch_size}, must be a multiple of {group}, '
-        'the rows that share one minibatch standard deviation (discriminator.stddev_group)')
+        f'data.batch_size is {c.data.batch_size}; use a multiple of {group} (discriminator.stddev_group)')
   for field in ('lr_g', 'lr_d'):
     rate = getattr(c.optim, field)
     if rate <= 0 or rate < c.optim.lr_min:
-      raise ConfigError(f'optim.{field}: found {rate}, must be positive and not below optim.lr_min={c.optim.lr_min}')
+      raise ConfigError(f'optim.{field} is {rate}; use a positive value, at least optim.lr_min={c.optim.lr_min}')
   for field in ('num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'):
     if getattr(c.train, field) % c.train.steps_per_call:
-      raise ConfigError(f'train.{field}: found {getattr(c.train, field)}, must be a multiple of '
+      raise ConfigError(f'train.{field} is {getattr(c.train, field)}; use a multiple of '
                         f'train.steps_per_call={c.train.steps_per_call}')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
-    raise ConfigError("eval.metrics: found 'label_accuracy', which needs a run with labels; use a "
-                      'generator.num_classes above 0')
+    raise ConfigError("eval.metrics contains 'label_accuracy'; use it with a generator.num_classes above 0")
   if c.data.is_points and c.eval.metrics != ('modes',) and c.train.eval_every:
-    raise ConfigError(f'eval.metrics: found {c.eval.metrics}, but points have only the metric modes')
-  check_enough('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
+    raise ConfigError(f"eval.metrics is {c.eval.metrics}; use ('modes',), the only metric of points")
+  check_num_samples('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
 
 
 def check_metrics(name: str, metrics: Sequence[str]) -> None:
-  """Raises ConfigError unless `metrics` are one or more that can be measured."""
+  """Raises ConfigError unless `metrics` names at least one known metric and no unknown one."""
   for metric in metrics:
-    _choice(name, metric, METRICS)
+    _check_choice(name, metric, METRICS)
   if not metrics:
-    raise ConfigError(f'{name}: is empty, must be some of {", ".join(METRICS)}')
+    raise ConfigError(f'{name} is empty; use some of {", ".join(METRICS)}')
 
 
-def check_enough(name: str, num: int, force: bool, how: str) -> None:
-  """Raises ConfigError for a number of samples that biases what is measured, unless it is forced."""
-  _at_least(name, num, 2)
-  if num < ENOUGH_SAMPLES and not force:
-    raise ConfigError(f'{name}: found {num:,}, and fewer than {ENOUGH_SAMPLES:,} samples bias what is measured; '
-                      f'{how} measures all the same')
+def check_num_samples(name: str, num: int, force: bool, how: str) -> None:
+  """Raises ConfigError for fewer than `MIN_SAMPLES` samples, which bias the metrics, unless `force`."""
+  _check_minimum(name, num, 2)
+  if num < MIN_SAMPLES and not force:
+    raise ConfigError(f'{name} is {num:,}; use at least {MIN_SAMPLES:,}, because fewer samples bias the metrics, or '
+                      f'{how}')
 
 
 def check_devices(config: Config, num_devices: int) -> None:
-  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`, in whole groups of stddev rows."""
+  """Raises ConfigError unless mesh and global batch split evenly over `num_devices`, in whole stddev groups."""
   fsdp, accumulation, group = config.parallel.fsdp, config.parallel.accumulation, config.discriminator.stddev_group
   if num_devices % fsdp:
-    raise ConfigError(f'parallel.fsdp: found {fsdp}, must divide the {num_devices} devices')
+    raise ConfigError(f'parallel.fsdp is {fsdp}; use a divisor of the number of devices, {num_devices}')
   unit = num_devices * accumulation * group
   if config.data.batch_size % unit:
     microbatches = f', times {accumulation} microbatches (parallel.accumulation)' if accumulation > 1 else ''
     raise ConfigError(
-        f'data.batch_size: found {config.data.batch_size}, must be a multiple of {unit}: {num_devices} devices'
-        f'{microbatches}, times the {group} rows that share one minibatch standard deviation '
-        '(discriminator.stddev_group)')
+        f'data.batch_size is {config.data.batch_size}; use a multiple of {unit}: {num_devices} devices{microbatches}, '
+        f'times {group} rows (discriminator.stddev_group)')

@@ -1,9 +1,9 @@
-"""Errors that users can fix, each one sentence that says what to do."""
+"""Errors that users can fix. Each message is one sentence: what was found, and what to do."""
 
 
 class UserError(ValueError):
-  """A mistake that the user can fix: commands print its one sentence without a traceback."""
+  """A mistake that the user can fix; commands print its message without a traceback."""
 
 
 class ConfigError(UserError):
-  """A field of the configuration is unknown, of the wrong type, or has a value that cannot work."""
+  """A field of the configuration is unknown, has the wrong type, or conflicts with another field."""

@@ -1,7 +1,7 @@
-"""What a run is asked to do: `ml_collections.ConfigDict` in, checked frozen dataclasses out.
+"""Configuration of a run: `ml_collections.ConfigDict` in, checked frozen dataclasses out.
 
-Recipes in `configs/` are ConfigDicts, so that any field can be set on the command line
-(`--config.optim.lr_g=2e-4`). Everything below the commands sees only the frozen dataclasses here.
+Recipes in `configs/` are ConfigDicts, so that every field is a flag (`--config.optim.lr_g=2e-4`). Everything below the
+commands uses only these frozen dataclasses.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddgan_jax.config import checks
-from ddgan_jax.config.checks import SHARED, known, number, one_of, section, typed
+from ddgan_jax.config.checks import SHARED, check_known, choice, convert, make_section, number
 from ddgan_jax.config.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-  """A section of a config: its fields are within the bounds of their metadata, or it is not made."""
+  """Base of a config section; checks each field against the bounds in its metadata."""
 
   def __post_init__(self):
     checks.check_fields(type(self).__name__.removesuffix('Config').lower() + '.', self)
@@ -27,31 +27,30 @@ class _Section:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(_Section):
-  """Where the images come from and what one global batch looks like.
+  """The data set, how its images are prepared, and the global batch.
 
   Attributes:
     name: `folder`, `zip`, `npz` or `lmdb` for files at `path`; `digits`, or any TFDS name with an `image` feature
       (`cifar10`, `celeb_a_hq/256`, …); `gaussians25` for points in the plane as 1x1 images (see `data.points`).
-    path: of a `folder` (a directory tree of images, class folders become labels), a `zip` of one, an `npz` (uint8
-      `images` and perhaps integer `labels`), or an `lmdb` (of encoded images as LSUN, or of raw square RGB); on this
-      machine, not in a bucket.
+    path: a local `folder` (a directory tree of images; class folders become labels), a `zip` of one, an `npz` (uint8
+      `images`, optionally integer `labels`), or an `lmdb` (encoded images as in LSUN, or raw square RGB).
     split: the split of a TFDS set.
-    data_dir: where TFDS keeps its data; empty means TFDS's own default.
-    cache_dir: where prepared arrays are kept; empty means ~/.cache/ddgan_jax/data.
-    cache: `array` to keep all images, decoded and resized, in one file (the default), or `none` to check them once and
-      then decode them each time they are needed, which takes less disk and more processor.
-    skip_bad: leave out images that cannot be used, and say so; otherwise they are refused.
+    data_dir: data directory of TFDS; empty means TFDS's default.
+    cache_dir: directory of the prepared arrays; empty means ~/.cache/ddgan_jax/data.
+    cache: `array` stores all images, decoded and resized, in one file; `none` checks them once and decodes them each
+      time they are used (less disk, more CPU).
+    skip_bad: skip unreadable images and report them; otherwise they are an error.
     image_size: H = W of the images that the networks see, in pixels.
     num_channels: C, 1 (grey) or 3 (RGB); 2 for points.
     batch_size: global batch, over all devices and processes.
-    resize: what to do with images of another size: `none` (refuse), `crop` (shrink the shorter side to image_size and
-      crop the centre; smaller images are refused), `cover` (the same, and smaller ones are enlarged) or `pad` (centre
-      on black; larger ones are refused).
+    resize: for images of another size: `none` (an error), `crop` (shrink the shorter side to image_size and crop the
+      centre; smaller images are an error), `cover` (like `crop`, but smaller images are enlarged) or `pad` (centre on
+      black; larger images are an error).
     flip: mirror each image horizontally with probability 1/2.
     stack: 1, or 3 to put three random grey images into R, G, B, with label 100a + 10b + c.
     num_stacks: with stack=3, the size of a fixed set of stacks (the paper's StackedMNIST has 120,000); 0 draws new
-      ones all the time.
-    num_workers: processes that decode with cache='none'; 0 uses threads.
+      stacks for every batch.
+    num_workers: decoding processes with cache='none'; 0 uses threads.
   """
 
   name: str = 'digits'
@@ -59,56 +58,56 @@ class DataConfig(_Section):
   split: str = 'train'
   data_dir: str = ''
   cache_dir: str = ''
-  cache: str = one_of('array', 'none')
+  cache: str = choice('array', 'none')
   skip_bad: bool = False
-  image_size: int = number(32, least=1)
+  image_size: int = number(32, minimum=1)
   num_channels: int = 3
   batch_size: int = 256
-  resize: str = one_of('none', 'crop', 'cover', 'pad')
+  resize: str = choice('none', 'crop', 'cover', 'pad')
   flip: bool = False
-  stack: int = one_of(1, 3)
-  num_stacks: int = number(0, least=0)
-  num_workers: int = number(0, least=0)
+  stack: int = choice(1, 3)
+  num_stacks: int = number(0, minimum=0)
+  num_workers: int = number(0, minimum=0)
 
   @property
   def is_points(self) -> bool:
-    """Whether the data are points, [B, 1, 1, 2] floats, and not images."""
+    """Whether the data are points, float32 [B, 1, 1, 2], instead of images."""
     return self.name == checks.POINTS
 
   @property
   def bound(self) -> float:
-    """x_0 lies in [-bound, bound]."""
+    """The range of x_0 is [-bound, bound]."""
     return 5.0 if self.is_points else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig(_Section):
-  """The forward process: `kind` is `vp` or `geometric`, see `diffusion.make_schedule`."""
+  """The forward process of T = `num_timesteps` steps; see `diffusion.make_schedule`."""
 
-  num_timesteps: int = number(4, least=1)
-  kind: str = one_of('vp', 'geometric')
+  num_timesteps: int = number(4, minimum=1)
+  kind: str = choice('vp', 'geometric')
   beta_min: float = 0.1
   beta_max: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(_Section):
-  """The generator, by the option names of the authors' command line.
+  """The generator; fields have the option names of the authors' command line.
 
   Attributes:
-    kind: `ncsnpp`, or `mlp` (three hidden layers), which reads only num_channels_dae, nz, conditional, prediction,
-      not_use_tanh and those of labels of the fields below.
-    prediction: what the network gives: `x_0`; `noise`, that in x_{t+1}, from which x_0 follows; or `x_t`, "direct
-      denoising" without a posterior (both ablations of the paper).
+    kind: `ncsnpp`, or `mlp` (three hidden layers), which uses only num_channels_dae, nz, conditional, prediction,
+      not_use_tanh, num_classes, label_dropout and stack.
+    prediction: the network's output: `x_0`; `noise`, the noise in x_{t+1}, from which x_0 follows; or `x_t`, "direct
+      denoising" without a posterior (the last two are ablations of the paper).
     image_size: H = W of the images.
     num_channels: image channels C.
-    num_channels_dae: nf, the width of the first level; of the hidden layers of an `mlp`.
+    num_channels_dae: nf, the width of the first level, or of the hidden layers of an `mlp`.
     ch_mult: width of each level as a multiple of nf; each level after the first halves H and W.
     num_res_blocks: residual blocks per level on the way down (one more on the way up).
-    attn_resolutions: resolutions with self-attention (the middle always has one).
-    nz: dimension of the latent z; 0 leaves z and its mapping out, and the norms it would steer are ordinary ones.
+    attn_resolutions: resolutions with self-attention (the middle block always has it).
+    nz: dimension of the latent z; with 0 there is no z, no mapping network, and the norms are not adaptive.
     z_emb_dim: width of the latent mapping network.
-    n_mlp: its number of layers after the first.
+    n_mlp: layers of the mapping network after the first.
     resblock_type: `biggan`, `biggan_oneadagn` (only the first norm sees z) or `ddpm`.
     progressive: `none`, `output_skip` or `residual`: image pyramid on the way up.
     progressive_input: `none`, `input_skip` or `residual`: image pyramid on the way down.
@@ -119,33 +118,33 @@ class GeneratorConfig(_Section):
     fir_kernel: one axis of the separable FIR kernel, normalised to sum 1 when used.
     skip_rescale: divide residual sums by sqrt(2).
     resamp_with_conv: `ddpm` blocks only: a 3x3 conv in the resampling layers.
-    conditional: give t to the blocks.
-    centered: images are in [-1, 1]; otherwise in [0, 1] and mapped to [-1, 1] at the entrance.
-    not_use_tanh: leave the output unbounded; noise and x_t are unbounded, so with those there never is a tanh.
-    dropout: rate inside the blocks while training.
-    num_classes: number of classes of the data's labels, 0 … num_classes - 1, on which G and D are conditioned; 0 for an
-      unconditional run. With data.stack=3, the classes of each of the three images.
-    label_dropout: share of training rows whose label is dropped, so that the same network samples without one too; with
-      0, sampling requires a label.
-    stack: images that one label describes, each by one of its digits (`labels`).
+    conditional: condition the blocks on t.
+    centered: images are in [-1, 1]; otherwise in [0, 1], and the network maps its input to [-1, 1].
+    not_use_tanh: no tanh at the output; there never is one with prediction `noise` or `x_t`, which are unbounded.
+    dropout: dropout rate inside the blocks during training.
+    num_classes: number of classes; G and D are conditioned on class labels 0 … num_classes - 1. 0 for an unconditional
+      run. With data.stack=3, the number of classes of each of the three images.
+    label_dropout: fraction of training rows whose label is dropped, so that the network also samples without a label;
+      with 0, sampling requires one.
+    stack: number of stacked images per label; each is one digit of the label (see `labels`).
   """
 
-  kind: str = one_of('ncsnpp', 'mlp')
-  prediction: str = one_of('x_0', 'noise', 'x_t')
-  image_size: int = number(32, least=1)
-  num_channels: int = number(3, least=1)
-  num_channels_dae: int = number(128, least=1)
+  kind: str = choice('ncsnpp', 'mlp')
+  prediction: str = choice('x_0', 'noise', 'x_t')
+  image_size: int = number(32, minimum=1)
+  num_channels: int = number(3, minimum=1)
+  num_channels_dae: int = number(128, minimum=1)
   ch_mult: tuple[int, ...] = (1, 2, 2, 2)
-  num_res_blocks: int = number(2, least=1)
+  num_res_blocks: int = number(2, minimum=1)
   attn_resolutions: tuple[int, ...] = (16,)
-  nz: int = number(100, least=0)
-  z_emb_dim: int = number(256, least=1)
-  n_mlp: int = number(4, least=0)
-  resblock_type: str = one_of('biggan', 'biggan_oneadagn', 'ddpm')
-  progressive: str = one_of('none', 'output_skip', 'residual')
-  progressive_input: str = one_of('none', 'input_skip', 'residual', default='residual')
-  progressive_combine: str = one_of('sum', 'cat')
-  embedding_type: str = one_of('positional', 'fourier')
+  nz: int = number(100, minimum=0)
+  z_emb_dim: int = number(256, minimum=1)
+  n_mlp: int = number(4, minimum=0)
+  resblock_type: str = choice('biggan', 'biggan_oneadagn', 'ddpm')
+  progressive: str = choice('none', 'output_skip', 'residual')
+  progressive_input: str = choice('none', 'input_skip', 'residual', default='residual')
+  progressive_combine: str = choice('sum', 'cat')
+  embedding_type: str = choice('positional', 'fourier')
   fourier_scale: float = 16.0
   fir: bool = True
   fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
@@ -154,20 +153,20 @@ class GeneratorConfig(_Section):
   conditional: bool = True
   centered: bool = True
   not_use_tanh: bool = False
-  dropout: float = number(0.0, least=0, below=1)
-  num_classes: int = number(0, least=0)
-  label_dropout: float = number(0.1, least=0, below=1)
+  dropout: float = number(0.0, minimum=0, below=1)
+  num_classes: int = number(0, minimum=0)
+  label_dropout: float = number(0.1, minimum=0, below=1)
   stack: int = 1
 
   def __post_init__(self):
     super().__post_init__()
-    for field in ('ch_mult', 'attn_resolutions', 'fir_kernel'):  # lists would have no hash
+    for field in ('ch_mult', 'attn_resolutions', 'fir_kernel'):  # a list is not hashable
       object.__setattr__(self, field, tuple(getattr(self, field)))
     checks.check_generator(self)
 
   @property
   def ends_in_tanh(self) -> bool:
-    """Whether the output is bound to [-1, 1], where x_0 lies."""
+    """Whether a tanh bounds the output to [-1, 1], the range of x_0."""
     return self.prediction == 'x_0' and not self.not_use_tanh
 
   @property
@@ -181,23 +180,23 @@ class DiscriminatorConfig(_Section):
   """The time-conditional discriminator D(x_t, t, x_{t+1}).
 
   Attributes:
-    kind: `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256), both the original's;
-      `tiny` (one halving, for 8x8 to 16x16), which at such sizes keeps the places that `small` averages away; `mlp`
-      (three hidden layers of width ngf, no minibatch standard deviation).
+    kind: the original's `small` (three halvings, for 32x32) or `large` (six halvings, for 256x256); `tiny` (one
+      halving, for 8x8 to 16x16, where `small` would average all positions away); or `mlp` (three hidden layers of width
+      ngf, no minibatch standard deviation).
     image_size: H = W of the images.
     num_channels: image channels C.
     ngf: base width; the last blocks have 8 * ngf channels.
     t_emb_dim: width of the time embedding.
     stddev_group: rows per group of the minibatch standard deviation.
-    num_classes, stack: of the labels, as in `GeneratorConfig`; D weighs its features by them (Miyato and Koyama, 2018).
+    num_classes, stack: as in `GeneratorConfig`; D is a projection discriminator (Miyato and Koyama, 2018).
   """
 
-  kind: str = one_of('small', 'large', 'tiny', 'mlp')
-  image_size: int = number(32, least=1)
-  num_channels: int = number(3, least=1)
-  ngf: int = number(64, least=1)
+  kind: str = choice('small', 'large', 'tiny', 'mlp')
+  image_size: int = number(32, minimum=1)
+  num_channels: int = number(3, minimum=1)
+  ngf: int = number(64, minimum=1)
   t_emb_dim: int = 256
-  stddev_group: int = number(4, least=1)
+  stddev_group: int = number(4, minimum=1)
   num_classes: int = 0
   stack: int = 1
 
@@ -212,103 +211,103 @@ class OptimConfig(_Section):
 
   Attributes:
     lr_g, lr_d: learning rates of G and D at step 0.
-    lr_min: where both cosines end, at train.num_steps.
-    beta1, beta2: Adam's moments, the same for both.
-    ema_decay: decay of the average of G's parameters, per step.
-    r1_gamma: weight of the R1 penalty; 0 leaves it out.
-    lazy_reg: R1 enters on steps divisible by this; 1 is every step.
+    lr_min: final learning rate of both cosines, at train.num_steps.
+    beta1, beta2: Adam's decay rates, for both networks.
+    ema_decay: decay per step of the exponential moving average (EMA) of G's parameters.
+    r1_gamma: weight of the R1 penalty; 0 disables it.
+    lazy_reg: R1 is applied at steps divisible by this; 1 is every step.
   """
 
   lr_g: float = 1.6e-4
   lr_d: float = 1.25e-4
-  lr_min: float = number(1e-5, least=0)
-  beta1: float = number(0.5, least=0, below=1)
-  beta2: float = number(0.9, least=0, below=1)
-  ema_decay: float = number(0.9999, least=0, below=1)
-  r1_gamma: float = number(0.02, least=0)
-  lazy_reg: int = number(15, least=1)
+  lr_min: float = number(1e-5, minimum=0)
+  beta1: float = number(0.5, minimum=0, below=1)
+  beta2: float = number(0.9, minimum=0, below=1)
+  ema_decay: float = number(0.9999, minimum=0, below=1)
+  r1_gamma: float = number(0.02, minimum=0)
+  lazy_reg: int = number(15, minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Section):
-  """Length of the run, and how often (in steps) it reports.
+  """Length of the run and its intervals, in steps.
 
   Attributes:
     num_steps: joint steps of D and G.
-    log_every: progress line and scalars.
-    eval_every: measure as `eval` says, and keep the best checkpoint; 0 never does.
-    sample_every: grid of `num_samples` images from the EMA generator.
-    checkpoint_every: asynchronous checkpoint of the whole state.
-    keep_checkpoints: how many of the newest checkpoints stay on disk.
+    log_every: interval of the progress line and the scalars.
+    eval_every: interval of the metrics of `eval`, by which the best checkpoint is kept; 0 disables them.
+    sample_every: interval of the grid of `num_samples` images from the EMA generator.
+    checkpoint_every: interval of the asynchronous checkpoint of the whole state.
+    keep_checkpoints: number of newest checkpoints that stay on disk.
     num_samples: images in a grid.
-    on_nonfinite: when a loss or the state is NaN or infinite, `stop`; or `rollback`: go back to the last good
-      checkpoint and skip the batches that led from there (see `training.rollback`).
-    profile_steps: steps of which a profile is written, once in a workdir, after warm-up; 0 is none.
-    steps_per_call: steps in one compiled program, for devices that are done before the host has dispatched the next;
-      num_steps and all the `_every` above must be multiples of it, and a signal is heeded between calls.
+    on_nonfinite: when a loss or the state is NaN or infinite: `stop`, or `rollback` to the last good checkpoint and
+      skip the batches since then (see `training.rollback`).
+    profile_steps: number of steps to profile, after warm-up and once per workdir; 0 for none.
+    steps_per_call: steps in one compiled program, for devices that finish a step before the host dispatches the next;
+      num_steps and all intervals above must be multiples of it. Signals are handled between calls.
   """
 
-  num_steps: int = number(400_000, least=1)
-  log_every: int = number(100, least=1)
-  eval_every: int = number(0, least=0)
-  sample_every: int = number(5_000, least=1)
-  checkpoint_every: int = number(5_000, least=1)
-  keep_checkpoints: int = number(2, least=1)
-  num_samples: int = number(64, least=1)
-  on_nonfinite: str = one_of('stop', 'rollback')
-  profile_steps: int = number(0, least=0)
-  steps_per_call: int = number(1, least=1)
+  num_steps: int = number(400_000, minimum=1)
+  log_every: int = number(100, minimum=1)
+  eval_every: int = number(0, minimum=0)
+  sample_every: int = number(5_000, minimum=1)
+  checkpoint_every: int = number(5_000, minimum=1)
+  keep_checkpoints: int = number(2, minimum=1)
+  num_samples: int = number(64, minimum=1)
+  on_nonfinite: str = choice('stop', 'rollback')
+  profile_steps: int = number(0, minimum=0)
+  steps_per_call: int = number(1, minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(_Section):
-  """What is measured during training, and by `evaluate` unless its flags say otherwise.
+  """Metrics during training, and the defaults of `evaluate`.
 
   Attributes:
-    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes, and of a
-      conditional run label_accuracy.
-    num: samples of the EMA generator, with the seed of the run.
-    batch_size: samples at a time, over all devices.
-    force: allow fewer than 10,000 samples, which bias the numbers.
+    metrics: some of fid, is, kid, pr (improved precision and recall), dc (density and coverage), modes and, for a
+      conditional run, label_accuracy.
+    num: number of samples of the EMA generator, drawn with the seed of the run.
+    batch_size: global batch size of sampling and measuring.
+    force: allow fewer than 10,000 samples, which bias the metrics.
   """
 
   metrics: tuple[str, ...] = ('fid',)
   num: int = 10_000
-  batch_size: int = number(200, least=1)
+  batch_size: int = number(200, minimum=1)
   force: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig(_Section):
-  """How a step is spread over devices and time. Only `dtype` changes its result by more than rounding.
+  """How a training step uses the devices. Only `dtype` changes its result by more than rounding.
 
   Attributes:
     dtype: `float32`, or `bfloat16` to compute in bf16 with float32 parameters, norms and losses.
-    fsdp: devices that share one copy of the parameters, both optimizers' moments and the EMA; 1 gives each device its
-      own. The batch is split over all devices in any case.
-    accumulation: microbatches into which each device cuts its rows, one after the other: less memory, more time.
-    remat: compute each residual block again in the backward pass instead of keeping what is inside: the same trade.
+    fsdp: number of devices that share one copy of the parameters, both optimizer states and the EMA; 1 replicates
+      them. The batch is sharded over all devices in any case.
+    accumulation: number of microbatches per device, processed one after the other: less memory, more time.
+    remat: rematerialize each residual block in the backward pass: less memory, more time.
   """
 
-  dtype: str = one_of('float32', 'bfloat16')
-  fsdp: int = number(1, least=1)
-  accumulation: int = number(1, least=1)
+  dtype: str = choice('float32', 'bfloat16')
+  fsdp: int = number(1, minimum=1)
+  accumulation: int = number(1, minimum=1)
   remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole run. Made by `from_config_dict`, never by hand in commands.
+  """A whole run; made by `from_config_dict`.
 
   Attributes:
-    method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, and there is no
-      D; or `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (`objectives`). A plain
+    method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, without a D; or
+      `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (see `objectives`). A plain
       one-shot GAN is `ddgan` with diffusion.num_timesteps=1.
-    seed: of all randomness.
+    seed: seed of all randomness, in 0 … 2**32 - 1.
   """
 
   method: str = 'ddgan'
-  seed: int = number(0, least=0, below=2**32)
+  seed: int = number(0, minimum=0, below=2**32)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
   generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
@@ -331,25 +330,25 @@ class Config:
 def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
   """Checks a ConfigDict (or nested dict) field by field and freezes it.
 
-  Fields that are left out take the defaults of the dataclasses. `checks.SHARED` lists those that are said once,
-  such as `data.image_size`, and carried into the networks.
+  Missing fields take the defaults of the dataclasses. `checks.SHARED` lists the fields that are set once, such as
+  `data.image_size`, and copied into the networks.
 
   Raises:
-    ConfigError: one sentence that names the field, what was found and what to use.
+    ConfigError: a field is unknown, has the wrong type or value, or conflicts with another; names the field.
   """
   raw = config_dict.to_dict() if hasattr(config_dict, 'to_dict') else dict(config_dict)
   types = typing.get_type_hints(Config)
-  known('', raw, types)
-  data = section('data', raw.get('data', {}), DataConfig, {})
+  check_known('', raw, types)
+  data = make_section('data', raw.get('data', {}), DataConfig, {})
   built: dict[str, Any] = {'data': data}
   for name, cls in types.items():
     if name in built:
       continue
     if not dataclasses.is_dataclass(cls):
-      built[name] = typed(name, raw.get(name, getattr(Config, name)), cls)
+      built[name] = convert(name, raw.get(name, getattr(Config, name)), cls)
       continue
     carried = {field: getattr(built[source], field) for field, source in SHARED.get(name, {}).items()}
-    built[name] = section(name, raw.get(name, {}), cls, carried)
+    built[name] = make_section(name, raw.get(name, {}), cls, carried)
   return Config(**built)
 
 
@@ -368,14 +367,14 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str, name: str = 'config') -> Config:
-  """The inverse of `to_json`. Raises ConfigError, beginning with `name`, for what is no such JSON."""
+  """The inverse of `to_json`. Raises ConfigError, which begins with `name`, for any other text."""
   try:
     raw = json.loads(text)
     if not isinstance(raw, dict):
-      raise ConfigError('is not an object with sections')
+      raise ConfigError('not an object with sections')
     return from_config_dict(raw)
   except ValueError as error:
-    raise ConfigError(f'{name}: is not a config of this version of ddgan_jax ({error})') from error
+    raise ConfigError(f'{name} is not a config of this version of ddgan_jax ({error})') from error
 
 
 def flatten(config: Config) -> dict[str, Any]:

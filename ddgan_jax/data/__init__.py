@@ -1,5 +1,5 @@
-"""Data: `readers` (files in, images out), `preparation` (once: check, decode, keep), `sources` (random access),
-`pipeline` (source -> global batches).
+"""Data: `readers` (files to images), `preparation` (check and decode once), `sources` (random access), `pipeline`
+(source to global batches).
 
-Nothing is imported here, so that a module that needs only one of them does not pay for TFDS.
+Nothing is imported here, because TFDS is slow to import and few modules need it.
 """

@@ -1,10 +1,10 @@
-"""`digits`: 1,797 real handwritten digits of 8x8 grey pixels, a TFDS data set that needs no download.
+"""`digits`: the built-in digits data set, 1,797 real handwritten digits of 8x8 grey pixels; needs no download.
 
 The images come with scikit-learn (`sklearn.datasets.load_digits`), which copied the test set of
 "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
 Repository, https://doi.org/10.24432/C50P49). Licence: CC BY 4.0,
-https://creativecommons.org/licenses/by/4.0/. The only change is the scale of the pixels, 0..16 -> 0..255.
-Split `test` is every sixth image of scikit-learn's order (index % 6 == 5), `train` is the rest.
+https://creativecommons.org/licenses/by/4.0/. The only change is the scale of the pixels, 0..16 to 0..255.
+Split `test` is every sixth image in scikit-learn's order (index % 6 == 5), `train` the rest.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         homepage='https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits',
         citation=_CITATION,
         license='CC BY 4.0',
-        # Known order on disk: image i of a split can be traced to scikit-learn's array.
+        # Keeps scikit-learn's order on disk, so that every image can be traced back to it.
         disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager):
-    del dl_manager  # Nothing to download.
+    del dl_manager  # nothing to download
     return {'train': self._generate_examples(test=False), 'test': self._generate_examples(test=True)}
 
   def _generate_examples(self, test: bool):
     """Yields (index in scikit-learn's order, example) of one split."""
-    from sklearn import datasets  # Slow to import, and only preparation needs it.
+    from sklearn import datasets  # slow to import, and only needed once
 
     digits = datasets.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     for i, (image, label) in enumerate(zip(pixels, digits.target)):
       if (i % 6 == 5) == test:
-        # TFDS encodes arrays with TensorFlow but takes an encoded file as it is: this keeps TensorFlow
-        # out, and the feature stays an `Image` that every TFDS viewer can show.
+        # TFDS encodes arrays with TensorFlow but stores encoded files as they are. This avoids TensorFlow, and the
+        # feature stays an `Image` that TFDS tools can display.
         png = io.BytesIO()
         Image.fromarray(image).save(png, format='png')
         png.seek(0)

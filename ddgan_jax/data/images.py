@@ -1,4 +1,4 @@
-"""Images: one encoded file or one array in, uint8 pixels of the size and channels that the networks see out."""
+"""Decodes one image, an encoded file or an array, to uint8 pixels of the size and channels of the networks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ddgan_jax.config import DataConfig
 
-# Files of a folder or zip with another ending are left alone (and counted).
+# Files of a folder or zip with other extensions are ignored (and counted).
 EXTENSIONS = (
     '.avif', '.bmp', '.gif', '.j2k', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm',
     '.tga', '.tif', '.tiff', '.webp')
-# Pillow's names of their formats. It would also open PostScript, by running Ghostscript on it, and many formats that
-# are rarely tested. TGA has no magic number, so it is last.
+# Pillow's names of these formats. By default it would also try PostScript, for which it runs Ghostscript, and many
+# rarely tested formats. TGA has no magic number, so it is last.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'TGA')
 
-_SIDEWAYS = (5, 6, 7, 8)  # values of the EXIF orientation that exchange height and width
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
-# Larger files are refused unread.
+# Larger files are not read.
 MAX_ENCODED_BYTES = 256 * 2**20
 
 
 class BadImage(ValueError):
-  """This image cannot be used. The message reads on from the image's name; `hint` is what the user can do."""
+  """An unusable image. The message continues a sentence that begins with its name; `hint` is an option that helps."""
 
   def __init__(self, reason: str, hint: str = ''):
     super().__init__(reason)
@@ -38,41 +38,41 @@ class BadImage(ValueError):
 
 
 def channels(data_config: DataConfig) -> int:
-  """C of a single image: stacking happens later, on grey images."""
+  """C of a single image; stacked images are grey until the pipeline stacks them."""
   return 1 if data_config.stack == 3 else data_config.num_channels
 
 
 def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
-  """Decodes, turns upright, converts and resizes one image.
+  """Decodes, rotates, converts and resizes one image.
 
-  The first frame of an animation is taken; EXIF orientation is applied; what is transparent is laid over white; 16 bits
-  become 8 (grey: x / 257, rounded; colour: Pillow drops the lower byte); CMYK, palettes and other modes are converted;
-  grey is repeated into RGB and RGB becomes grey (ITU-R 601 luma) as data.num_channels asks; then `data.resize` decides
-  about the size.
+  Uses the first frame of an animation, applies the EXIF orientation, composites transparency over white, and reduces 16
+  bits to 8 (grey: x / 257, rounded; colour: Pillow drops the lower byte). CMYK, palettes and other modes are converted;
+  grey is repeated to RGB, or RGB converted to grey (ITU-R 601 luma), to match data.num_channels. data.resize sets how
+  the size is changed.
 
   Args:
-    raw: an encoded image, or [H, W, C] uint8 with C of 1, 3 or 4 (the last is alpha).
+    raw: an encoded image, or [H, W, C] uint8 with C = 1, 3 or 4 (RGB and alpha).
     data_config: uses image_size, num_channels, stack and resize.
 
   Returns:
     [image_size, image_size, C] uint8.
 
   Raises:
-    BadImage: it is empty, no image, damaged, or of a size that data.resize does not take.
+    BadImage: it is empty, not an image, damaged, or of a size that data.resize does not accept.
   """
   image = _fit(_convert(_open(raw, data_config), 'L' if channels(data_config) == 1 else 'RGB'), data_config)
   return np.asarray(image).reshape(data_config.image_size, data_config.image_size, channels(data_config))
 
 
 def size(raw: bytes) -> tuple[int, int]:
-  """(height, width) of an encoded image, upright, from its header alone. Raises BadImage."""
+  """(height, width) of an encoded image after EXIF rotation, read from its header. Raises BadImage."""
   return _upright_size(_open_encoded(raw))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
   width, height = image.size
-  with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation.
-    # Pillow would decode a PNG to look for metadata behind the pixels.
+  with contextlib.suppress(Exception):  # broken metadata has no orientation
+    # Pillow would decode a whole PNG to look for metadata after the pixels.
     has_metadata = image.format != 'PNG' or 'exif' in image.info
     if has_metadata and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
       return width, height
@@ -80,15 +80,15 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-  """Reads an encoded image. Raises BadImage if it is larger than MAX_ENCODED_BYTES, and OSError."""
+  """Reads an encoded image. Raises BadImage if it is larger than MAX_ENCODED_BYTES; raises OSError."""
   num_bytes = os.path.getsize(path)
   if num_bytes > MAX_ENCODED_BYTES:
-    raise BadImage(f'has {num_bytes:,} bytes, must have at most {MAX_ENCODED_BYTES:,}')
+    raise BadImage(f'has {num_bytes:,} bytes; the limit is {MAX_ENCODED_BYTES:,}')
   return pathlib.Path(path).read_bytes()
 
 
 def is_encoded(raw: bytes) -> bool:
-  """Whether `raw` begins as an image file does."""
+  """Whether `raw` has the header of a supported image format."""
   try:
     _open_encoded(raw)
   except BadImage:
@@ -97,7 +97,7 @@ def is_encoded(raw: bytes) -> bool:
 
 
 def _open_encoded(raw: bytes) -> Image.Image:
-  """Opens an encoded image of one of `_FORMATS`; its pixels are not decoded yet."""
+  """Opens an encoded image of one of `_FORMATS` without decoding its pixels."""
   if not raw:
     raise BadImage('is empty (0 bytes)')
   with _bad_image():
@@ -106,27 +106,27 @@ def _open_encoded(raw: bytes) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-  # Warnings of odd metadata and of large images: once for all, because `catch_warnings` is not for threads.
+  # Ignores warnings about odd metadata and large images; globally, because `catch_warnings` is not thread-safe.
   warnings.filterwarnings('ignore', module=r'PIL\.')
-  Image.init()  # An old Pillow has no AVIF.
+  Image.init()  # an old Pillow lacks AVIF
   return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager
 def _bad_image() -> Iterator[None]:
-  """Turns what Pillow raises into BadImage."""
+  """Converts Pillow's exceptions to BadImage."""
   try:
     yield
   except UnidentifiedImageError as e:
     raise BadImage(f'is not an image of a supported format ({", ".join(_formats())})') from e
   except Image.DecompressionBombError as e:
-    raise BadImage('has more pixels than Pillow takes for harmless', 'enlarge PIL.Image.MAX_IMAGE_PIXELS') from e
-  except Exception as e:  # Each of Pillow's decoders has its own way to fail; `OSError` is a truncated file.
+    raise BadImage('has more pixels than Pillow allows', 'a larger PIL.Image.MAX_IMAGE_PIXELS') from e
+  except Exception as e:  # each Pillow decoder raises its own; OSError is a truncated file
     raise BadImage(f'is truncated or damaged ({str(e) or type(e).__name__})') from e
 
 
 def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str, str]:
-  """Why data.resize refuses images of this size, and what to use instead; ('', '') if it accepts them."""
+  """Why data.resize does not accept images of this size, and what to use; ('', '') if it accepts them."""
   size = data_config.image_size
   accepts = {
       'none': height == width == size, 'crop': min(height, width) >= size, 'pad': max(height, width) <= size,
@@ -134,7 +134,7 @@ def size_problem(height: int, width: int, data_config: DataConfig) -> tuple[str,
   if accepts.pop(data_config.resize):
     return '', ''
   names = {
-      'crop': 'shrink, then crop the centre', 'pad': 'centre on black', 'cover': 'crop, and enlarge what is smaller'}
+      'crop': 'shrink, then crop the centre', 'pad': 'centre on black', 'cover': 'crop, and enlarge smaller images'}
   hints = [f'--config.data.resize={name} ({names[name]})' for name in names if accepts.get(name)]
   if height == width:
     hints.insert(0, f'--config.data.image_size={height}')
@@ -152,10 +152,10 @@ def _open(raw: bytes | np.ndarray, data_config: DataConfig) -> Image.Image:
   if isinstance(raw, np.ndarray):
     return Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
   image = _open_encoded(raw)
-  _check_size(*_upright_size(image), data_config)  # before it is decoded, which may take gigabytes
+  _check_size(*_upright_size(image), data_config)  # before decoding, which may need gigabytes
   with _bad_image():
     image.load()
-  with contextlib.suppress(Exception):  # Broken metadata says nothing about the orientation: there is none to apply.
+  with contextlib.suppress(Exception):  # broken metadata has no orientation
     ImageOps.exif_transpose(image, in_place=True)
   return image
 
@@ -168,14 +168,14 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
       pixels = np.where(pixels == transparent, 65_535, pixels)
     image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
   elif image.mode in ('I', 'F'):
-    raise BadImage(f'has {"32-bit" if image.mode == "I" else "floating point"} pixels, must be 8 or 16 bits')
+    raise BadImage(f'has {"32-bit" if image.mode == "I" else "floating point"} pixels; use 8 or 16 bits')
   try:
     if image.has_transparency_data:
       image = image.convert('RGBA')
       image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
     return image.convert(mode)
   except ValueError as e:
-    raise BadImage(f'has the colour mode {image.mode}, which cannot become {mode}') from e
+    raise BadImage(f'has the colour mode {image.mode}, which cannot be converted to {mode}') from e
 
 
 def _fit(image: Image.Image, data_config: DataConfig) -> Image.Image:
@@ -192,7 +192,7 @@ def _fit(image: Image.Image, data_config: DataConfig) -> Image.Image:
   if shorter == size:
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-  # The centre alone: the whole of a panorama would take gigabytes to enlarge.
+  # Resizes only the centre; enlarging a whole panorama would need gigabytes.
   left, top = (width - shorter) / 2, (height - shorter) / 2
   filter_ = Image.Resampling.LANCZOS if size < shorter else Image.Resampling.BICUBIC
   return image.resize((size, size), filter_, box=(left, top, left + shorter, top + shorter))

@@ -1,8 +1,8 @@
-"""Pipeline: (source, seed, step) -> the global batch of that step, and its rows on this process's devices.
+"""Pipeline: maps (source, seed, step) to the global batch of that step, and puts this process's rows on its devices.
 
-The epochs' permutations, laid end to end, are one infinite sequence; global batch s holds its positions
-s*B .. (s+1)*B - 1. Every word of randomness is a function of (seed, stream, epoch or step), so a resume needs no saved
-cursor, a seek costs nothing, and the number of processes, threads or workers never changes what a step sees.
+The permutations of all epochs form one infinite sequence of indices; global batch s uses positions s*B .. (s+1)*B - 1.
+All randomness is a function of (seed, stream, epoch or step). So resuming needs no saved cursor, seeking is free, and
+the number of processes, threads or workers does not change a batch.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ import numpy as np
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data.sources import Source
 
-# Streams of randomness. 0, 1 and 2 are the permutations of R, G and B (an image that is not stacked uses 0); 4, 5 and 6
-# choose the images of a fixed set of stacks.
+# Streams of randomness. 0, 1 and 2 permute R, G and B (images that are not stacked use 0); 4, 5 and 6 choose the images
+# of a fixed set of stacks.
 _FLIP = 3
 _STACKS = 4
-SUBSET = 7  # the permutation that chooses which images of a set are measured
-SPLITS = 8  # the permutation of samples before they are split for the Inception score
+SUBSET = 7  # the permutation that chooses a subset to measure
+SPLITS = 8  # the permutation before the splits of the Inception score
 
 
 def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
-  """[n] uint64, a function of the arguments alone.
+  """[n] uint64, a pure function of the arguments.
 
-  Raw words of the counter-based Philox, because NumPy promises never to change bit generators, unlike `Generator`
-  methods: a run resumed under another NumPy sees the same data.
+  Raw words of the counter-based Philox: NumPy guarantees the streams of bit generators, but not those of `Generator`
+  methods, and a run that resumes with another NumPy must see the same data.
   """
   return np.random.Philox(np.random.SeedSequence((seed, stream, counter))).random_raw(n)
 
 
-@functools.lru_cache(maxsize=8)  # Three streams on both sides of an epoch's end; the cache is thread-safe.
+@functools.lru_cache(maxsize=8)  # three streams, before and after the end of an epoch
 def permutation(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
-  """The order of `epoch` in one stream: a read-only permutation of 0..n-1, [n] int64."""
+  """The order of one epoch: a read-only permutation of 0..n-1, [n] int64."""
   order = np.argsort(_random_words(seed, stream, epoch, n), kind='stable')
   order.setflags(write=False)
   return order
@@ -62,10 +62,10 @@ def _indices(seed: int, stream: int, n: int, first: int, count: int) -> np.ndarr
 
 @functools.lru_cache(maxsize=1)
 def fixed_stacks(num_stacks: int, n: int) -> np.ndarray:
-  """Which grey images make up a fixed set of stacks: [3, num_stacks] int64 in 0..n-1, read-only.
+  """The grey images of a fixed set of stacks: [3, num_stacks] int64 in 0..n-1, read-only.
 
-  Each is drawn by itself, with replacement, whatever the seed of the run is: the set is data, not randomness. (The
-  modulo of 64 random bits is uniform to 1 part in 2**40 for any n here.)
+  Drawn independently with replacement, and independent of the run's seed, because the set is data. (64 random bits
+  modulo n are uniform to 1 part in 2**40 for any n here.)
   """
   stacks = np.stack([_random_words(0, _STACKS + k, 0, num_stacks) % np.uint64(n) for k in range(3)]).astype(np.int64)
   stacks.setflags(write=False)
@@ -78,9 +78,9 @@ def epoch_size(source: Source, data_config: DataConfig) -> int:
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-  """The block of a global batch that one process holds. Raises ConfigError if it does not divide evenly."""
+  """The rows of a global batch that one process holds. Raises ConfigError if they do not divide evenly."""
   if batch_size % process_count:
-    raise ConfigError(f'data.batch_size: found {batch_size}, must be a multiple of the {process_count} processes')
+    raise ConfigError(f'data.batch_size is {batch_size}; use a multiple of the number of processes, {process_count}')
   rows = batch_size // process_count
   return slice(process_index * rows, (process_index + 1) * rows)
 
@@ -90,18 +90,17 @@ def global_batch(
 ) -> dict[str, np.ndarray]:
   """Global batch number `step`, or a contiguous block of its rows: a pure function of (seed, step).
 
-  Over the steps each image appears exactly once per epoch, also when the batch does not divide the set. With
-  data.stack=3 each channel is a grey image of its own stream of permutations and the label is 100a + 10b + c; with
-  data.num_stacks=M the stacks are a fixed set of M, drawn once, and an epoch is a permutation of those. With
-  data.flip each image (after stacking) is mirrored left to right with probability 1/2. Only the images of `rows` are
-  read.
+  Each image appears exactly once per epoch, even if the batch size does not divide the size of the set. With
+  data.stack=3 each channel is a grey image from its own stream of permutations, and the label is 100a + 10b + c; with
+  data.num_stacks=M an epoch is a permutation of a fixed set of M stacks. With data.flip each image (after stacking) is
+  mirrored left to right with probability 1/2. Only the images of `rows` are read.
 
   Args:
-    source: gives uint8 images, image_shape[-1] is 1 if data.stack is 3; or float32 in [-1, 1], which stays as it is.
+    source: returns uint8 images, grey if data.stack is 3; or float32 points, which are not rescaled.
     data_config: uses batch_size (global), flip, stack and num_stacks.
     seed: in 0..2**32-1.
     step: 0, 1, …
-    rows: rows of the global batch, with step 1.
+    rows: a contiguous block of the global batch; by default all of it.
 
   Returns:
     {'image': [b, H, W, C] float32 in [-1, 1] (x / 127.5 - 1), 'label': [b] int32}.
@@ -121,7 +120,7 @@ def global_batch(
     (_, a), (_, b), (_, c) = gathered
     label = 100 * a + 10 * b + c
   if data_config.flip:
-    # Drawn for all rows and then cut, so that a row's draw does not depend on who holds it.
+    # Drawn for the whole batch, so that a row's draw does not depend on which process holds it.
     flipped = (_random_words(seed, _FLIP, step, batch_size) >> np.uint64(63)).astype(bool)[start:stop]
     pixels[flipped] = pixels[flipped, :, ::-1]
   if pixels.dtype == np.uint8:
@@ -133,12 +132,12 @@ def global_batch(
 
 
 def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
-  """Images of the set itself, neither shuffled nor flipped: [n, H, W, C] uint8.
+  """Images in stored order, neither shuffled nor flipped: [n, H, W, C] uint8.
 
   Args:
     source: see `global_batch`.
     data_config: uses stack and num_stacks.
-    numbers: [n] neighbouring numbers; of stored images, of the fixed stacks, or of an endless sequence of stacks.
+    numbers: [n] consecutive indices of stored images, of fixed stacks, or of the infinite sequence of stacks.
   """
   if data_config.stack == 1:
     return source.gather(numbers)[0]
@@ -150,7 +149,7 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
-  """The first n ≤ `count` images of a run as it sees them, flipped and stacked: [n, H, W, C] uint8; points float32."""
+  """The first n ≤ `count` images of a run, flipped and stacked as in training: [n, H, W, C] uint8; points float32."""
   count = min(count, epoch_size(source, data_config))
   batch = global_batch(source, dataclasses.replace(data_config, batch_size=count), seed, 0)
   return batch['image'] if data_config.is_points else np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
@@ -165,21 +164,21 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This process's rows of the global batches start_step .. num_steps - 1, read ahead of use.
+  """Prefetches this process's rows of the global batches start_step .. num_steps - 1.
 
-  The processes' rows, laid one after the other, are the global batch for any number of processes. Threads read ahead;
-  data.num_workers processes do, if that is above 0 and the source has to decode (data.cache = 'none'; an array is only
-  indexed, which processes would slow down). Workers import the main script again, so it must do its work under
-  `if __name__ == '__main__'`. Close the iterator (or exhaust it) to stop threads and workers.
+  The rows of all processes, concatenated, are the global batch for any number of processes. Threads prefetch, or
+  data.num_workers processes if the source decodes (data.cache = 'none'; for an array, processes would be slower).
+  Worker processes import the main script, which must therefore run under `if __name__ == '__main__'`. Close or exhaust
+  the iterator to stop threads and workers.
 
   Args:
     source: see `load_source`.
     data_config: uses batch_size, flip, stack, num_stacks and num_workers.
     seed: in 0..2**32-1.
-    start_step: the first step to give.
-    num_steps: the first step not to give, train.num_steps.
-    process_index: which process this is.
-    process_count: how many there are.
+    start_step: the first step.
+    num_steps: one past the last step, train.num_steps.
+    process_index: index of this process.
+    process_count: number of processes.
 
   Returns:
     A generator of {'image': [b, H, W, C] float32 in [-1, 1], 'label': [b] int32} with b = batch_size / process_count.
@@ -190,7 +189,7 @@ def batches(
   rows = process_rows(data_config.batch_size, process_index, process_count)
   make_batch = functools.partial(global_batch, source, data_config, seed, rows=rows)
   num_workers = data_config.num_workers if source.decodes else 0
-  num_threads = 2 if num_workers else source.num_threads  # each makes a whole batch
+  num_threads = 2 if num_workers else source.num_threads  # each makes whole batches
   return _iterate(make_batch, start_step, num_steps, num_threads, num_workers)
 
 
@@ -199,14 +198,14 @@ def _iterate(
 ) -> Iterator[Any]:
   if start_step >= num_steps:
     return
-  import grain  # Not at the top: it is slow to import, and `global_batch` alone does not need it.
+  import grain  # slow to import, and `global_batch` does not need it
 
   dataset = grain.MapDataset.range(start_step, num_steps).map(make_batch)
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
     from absl import flags
 
-    # Workers copy the parsed flags, which outside `absl.app.run` (a notebook, a test) nobody has parsed.
+    # Workers copy the parsed flags; outside `absl.app.run` (in a notebook or a test) they are not parsed.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
@@ -216,10 +215,10 @@ def _iterate(
 
 
 def _init_worker(index: int, count: int) -> None:
-  """Makes a worker ignore signals and end with its run.
+  """Makes a worker ignore signals, and exit with its run.
 
-  A Ctrl-C or SIGTERM to the whole group must not take the data away from a run that has yet to save. A run that is
-  killed cannot end its workers, hence the thread.
+  Ctrl-C or SIGTERM to the process group must not stop the data of a run that still has to save. A killed run cannot
+  stop its workers, so a thread waits for its end.
   """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
@@ -229,11 +228,11 @@ def _init_worker(index: int, count: int) -> None:
 
 def _exit_after(process: Any) -> None:
   process.join()
-  os._exit(1)  # not `sys.exit`, which ends this thread alone
+  os._exit(1)  # `sys.exit` would only end this thread
 
 
-def stacked(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
-  """`count` batches at a time, stacked along a new leading axis; `iterator` is closed when this generator is."""
+def stack_batches(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[dict[str, np.ndarray]]:
+  """Stacks `count` batches at a time along a new leading axis; closes `iterator` when it is closed."""
   with contextlib.closing(iterator):
     while group := list(itertools.islice(iterator, count)):
       yield {name: np.stack([batch[name] for batch in group]) for name in group[0]}
@@ -242,17 +241,17 @@ def stacked(iterator: Generator[dict[str, np.ndarray]], count: int) -> Iterator[
 def device_batches(
     iterator: Generator[dict[str, np.ndarray]], sharding: Any, lookahead: int = 2
 ) -> Iterator[dict[str, Any]]:
-  """Puts host-local batches on the devices `lookahead` batches ahead of use, so that the copy overlaps the step.
+  """Copies host-local batches to the devices `lookahead` batches ahead, so that the copy overlaps the training step.
 
   Args:
-    iterator: of dicts of [b, ...] arrays, this process's rows; closed when this generator ends or is closed.
+    iterator: yields dicts of [b, ...] arrays, this process's rows; closed when this generator ends or is closed.
     sharding: a `jax.sharding.Sharding` of the leading axis, over all processes.
-    lookahead: batches on the devices beyond the one in use.
+    lookahead: number of batches on the devices besides the one in use.
 
   Yields:
-    The same dicts as global `jax.Array`s of [b * process_count, ...].
+    The same dicts, as global `jax.Array`s [b * process_count, ...].
   """
-  import jax  # Not at the top: decoding workers import this module, and should not load a backend's libraries.
+  import jax  # decoding workers import this module, and need no backend
 
   queue: collections.deque = collections.deque()
   with contextlib.closing(iterator):

@@ -1,8 +1,8 @@
-"""`gaussians25`: points in the plane from 25 Gaussians on a grid, the toy set on which a GAN loses modes.
+"""`gaussians25`: points of 25 Gaussians on a grid, the paper's toy data set, on which a one-shot GAN loses modes.
 
-Centres {-4, -2, 0, 2, 4}², standard deviation 0.05 (paper, section on mode coverage), as 1x1 images with two channels;
-never quantised, and not scaled to [-1, 1]: at that scale the first of four steps would add more noise than the distance
-between two modes, and the last evaluation of G would have to choose among all of them.
+Centres {-4, -2, 0, 2, 4}², standard deviation 0.05, as 1x1 images with two channels, not quantised. They are not
+scaled to [-1, 1]: at that scale the first of four diffusion steps would add more noise than the distance between two
+modes, and the last evaluation of G would have to choose among all modes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ STANDARD_DEVIATION = 0.05
 
 
 def draw(num: int = 100_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Points [num, 1, 1, 2] float32, each mode with probability 1/25, and the index of each one's centre [num] int32.
+  """Draws points [num, 1, 1, 2] float32, uniformly over the modes, and the index of each point's centre [num] int32.
 
-  The data set is seed 0, whatever the seed of the run.
+  The data set uses seed 0, whatever the seed of the run.
   """
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, len(CENTRES), num)

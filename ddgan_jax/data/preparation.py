@@ -1,7 +1,7 @@
-"""Preparation: every image of a reader is decoded and checked once, and kept as one array of uint8 that is mapped.
+"""Preparation: decodes and checks every image of a reader once, and stores them as one memory-mapped uint8 array.
 
-A prepared set is a folder of plain files under `data.cache_dir`: `images.npy` [N, H, W, C] uint8, `labels.npy` [N]
-int32 and `meta.json`. It is written under another name and renamed when it is whole.
+A prepared set is a folder under `data.cache_dir`: `images.npy` [N, H, W, C] uint8, `labels.npy` [N] int32 and
+`meta.json`. It is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ddgan_jax.data import images
 from ddgan_jax.data.readers import DataError, Reader, stamp
 from ddgan_jax.utils import files
 
-# Raised whenever the same config and data would be written otherwise: a set of another version is prepared again.
+# Increased when the same config and data would give other files; sets of another version are prepared again.
 VERSION = 1
 _HEADER = 128  # bytes before the pixels in images.npy
-_ENOUGH_BAD = 20  # without data.skip_bad, the check ends after so many
+_MAX_BAD = 20  # without data.skip_bad, the check stops after so many bad images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Prepared:
   """A prepared set on disk.
 
   Attributes:
-    folder: where it is.
-    count: N, usable images.
+    folder: its folder.
+    count: N, the number of usable images.
     shape: (H, W, C).
     has_pixels: whether images.npy exists (data.cache = 'array').
     has_labels, num_classes, class_names: see `readers.Reader`.
-    skipped: (name, reason) of what data.skip_bad left out.
+    skipped: (name, reason) of each image that data.skip_bad left out.
     notes: remarks of the reader.
-    checksum: CRC-32 of all pixels and of all labels, in order, as 16 hexadecimal digits: the same for equal sets.
+    checksum: CRC-32 of all pixels and of all labels, as 16 hexadecimal digits; equal for equal sets.
   """
 
   folder: pathlib.Path
@@ -63,21 +63,21 @@ class Prepared:
   checksum: str
 
   def images(self, in_memory: bool) -> np.ndarray:
-    """[N, H, W, C] uint8, read or mapped."""
+    """[N, H, W, C] uint8, in memory or memory-mapped."""
     return np.load(self.folder / 'images.npy', mmap_mode=None if in_memory else 'r')
 
   def labels(self) -> np.ndarray:
-    """[N] int32, all 0 if there are none."""
+    """[N] int32, all 0 without labels."""
     return np.load(self.folder / 'labels.npy')
 
   def kept(self) -> np.ndarray:
-    """[N] int64, the reader's index of each image; only without pixels."""
+    """[N] int64, the reader's index of each usable image; stored only without pixels."""
     return np.load(self.folder / 'kept.npy')
 
 
-def folder_of(data_config: DataConfig) -> pathlib.Path:
-  """Where the prepared set of these fields is stored."""
-  identity = _identity(data_config)
+def prepared_folder(data_config: DataConfig) -> pathlib.Path:
+  """The folder of the prepared set of these fields."""
+  identity = _cache_key(data_config)
   key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
   name = re.sub(r'\W+', '_', identity['path'].rstrip('/').rpartition('/')[2] or data_config.name)[:40]
   size = data_config.image_size
@@ -85,72 +85,73 @@ def folder_of(data_config: DataConfig) -> pathlib.Path:
 
 
 def cache_folder(data_config: DataConfig) -> pathlib.Path:
-  """Where prepared sets are stored. Raises DataError if that would be a bucket."""
+  """The folder of all prepared sets. Raises DataError for a bucket."""
   if '://' in data_config.cache_dir:
-    raise DataError(f'data.cache_dir: found {data_config.cache_dir!r}, must be a folder of this machine')
+    raise DataError(f'data.cache_dir is {data_config.cache_dir!r}; use a local folder')
   return pathlib.Path(data_config.cache_dir or files.cache_dir('data')).expanduser()
 
 
 def find(data_config: DataConfig, fingerprint: str | None = None) -> Prepared | None:
-  """The prepared set of these fields if it is whole, of this version and of this fingerprint.
+  """The prepared set of these fields, or None unless it is complete, of this version and of this fingerprint.
 
-  Without a fingerprint it is enough that the file that its reader watched, if it is still there, is as it was.
+  Without a fingerprint, only the file that its reader watches must be unchanged or gone.
 
   Raises:
-    DataError: images were left out of it, but data.skip_bad is False.
+    DataError: the set was prepared with skipped images, but data.skip_bad is False.
   """
-  folder = folder_of(data_config)
+  folder = prepared_folder(data_config)
   try:
     meta = json.loads((folder / 'meta.json').read_text())
-    prepared = Prepared(folder, **{field.name: _frozen(meta[field.name]) for field in dataclasses.fields(Prepared)[1:]})
+    fields = [field.name for field in dataclasses.fields(Prepared)[1:]]
+    prepared = Prepared(folder, **{name: _to_tuples(meta[name]) for name in fields})
     is_current = fingerprint == meta['fingerprint'] if fingerprint is not None else (
         not os.path.exists(meta['watched']) or stamp(meta['watched']) == meta['watched_stamp'])
-    if meta['version'] != VERSION or not is_current or not _is_whole(prepared):
+    if meta['version'] != VERSION or not is_current or not _is_complete(prepared):
       return None
-  except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, damaged, or something else's meta.json
+  except (OSError, EOFError, ValueError, KeyError, TypeError):  # absent, damaged, or another meta.json
     return None
   if prepared.skipped and not data_config.skip_bad:
     total = prepared.count + len(prepared.skipped)
-    raise DataError(_refusal(prepared.skipped, f'{total:,}', meta['title'], '', folder / 'meta.json'))
+    raise DataError(_bad_images_message(prepared.skipped, f'{total:,}', meta['title'], '', folder / 'meta.json'))
   return prepared
 
 
 def prepare(
-    reader: Reader, data_config: DataConfig, say: Callable[[str], None], overwrite: bool = False
+    reader: Reader, data_config: DataConfig, log: Callable[[str], None], overwrite: bool = False
 ) -> Prepared:
-  """The prepared set of `reader`; written first if it is missing, damaged or out of date, or if `overwrite`.
+  """Returns the prepared set of `reader`; writes it if it is missing, damaged or out of date, or if `overwrite`.
 
   Several processes may call this at once: one writes, the others wait.
 
   Raises:
-    DataError: images cannot be used and data.skip_bad is False (the sentence lists the first of them), none can be
-      used, or there is no space for the result.
+    DataError: images are unusable and data.skip_bad is False (the message lists the first of them), none is usable, or
+      the disk is full.
   """
   fingerprint = reader.fingerprint()
   if not overwrite and (prepared := find(data_config, fingerprint)):
     return prepared
-  folder = folder_of(data_config)
+  folder = prepared_folder(data_config)
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(f'{folder}.lock')
     try:
       lock.acquire(timeout=0.1)
     except filelock.Timeout:
-      say(f'Waiting for another process that prepares {reader.title}.')
+      log(f'Waiting for another process that is preparing {reader.title}.')
       lock.acquire()
   except OSError as e:
     raise DataError(
-        f'{folder.parent}: cannot be written to ({e.strerror}); choose another --config.data.cache_dir') from e
+        f'{folder.parent} cannot be written to ({e.strerror}); use another --config.data.cache_dir') from e
   try:
     if not overwrite:
-      if prepared := find(data_config, fingerprint):  # another process has just written it
+      if prepared := find(data_config, fingerprint):  # another process has written it
         return prepared
       if folder.exists():
-        say(f'{folder} is damaged or no longer matches the data; it is prepared again.')
+        log(f'{folder} is damaged or no longer matches the data; preparing it again.')
     try:
       _write(reader, data_config, fingerprint, folder)
     except OSError as e:
-      raise DataError(f'{e.filename or folder}: {e.strerror or e}; free some space, or choose another '
+      raise DataError(f'{e.filename or folder}: {e.strerror or e}; free some space, or use another '
                       '--config.data.cache_dir') from e
     prepared = find(data_config, fingerprint)
     assert prepared, folder
@@ -159,7 +160,7 @@ def prepare(
     lock.release()
 
 
-def _identity(data_config: DataConfig) -> dict[str, Any]:
+def _cache_key(data_config: DataConfig) -> dict[str, Any]:
   if data_config.path:
     path, data_dir = os.path.realpath(os.path.expanduser(data_config.path)), ''
   else:
@@ -172,12 +173,12 @@ def _identity(data_config: DataConfig) -> dict[str, Any]:
       'resize': data_config.resize, 'cache': data_config.cache}
 
 
-def _frozen(value: Any) -> Any:
-  return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+  return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
-def _is_whole(prepared: Prepared) -> bool:
-  """Whether the files have the lengths that they should."""
+def _is_complete(prepared: Prepared) -> bool:
+  """Whether the arrays have the expected shapes."""
   if prepared.has_pixels:
     pixels = prepared.images(in_memory=False)
     kept_all = pixels.shape == (prepared.count, *prepared.shape) and pixels.dtype == np.uint8
@@ -186,7 +187,7 @@ def _is_whole(prepared: Prepared) -> bool:
   return kept_all and len(prepared.labels()) == prepared.count
 
 
-def _refusal(
+def _bad_images_message(
     bad: Sequence[tuple[str, str]], among: str, title: str, hint: str, file: pathlib.Path | None = None) -> str:
   first = '; '.join(f'{name} {reason}' for name, reason in bad[:5])
   more = f'; and {len(bad) - 5:,} more' if len(bad) > 5 else ''
@@ -198,18 +199,18 @@ def _refusal(
 
 
 def printable(text: str) -> str:
-  """Names of files need not be Unicode."""
+  """Escapes file names that are not Unicode."""
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def _write(reader: Reader, data_config: DataConfig, fingerprint: str, folder: pathlib.Path) -> None:
-  """Fills `<folder>.partial` and renames it to `folder`; what fails leaves nothing behind."""
+  """Writes `<folder>.partial` and renames it to `folder`; a failure leaves nothing behind."""
   partial = folder.with_name(folder.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+  shutil.rmtree(partial, ignore_errors=True)  # left by a call that was killed
   partial.mkdir(parents=True)
   try:
     meta = _write_arrays(reader, data_config, partial)
-    meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _identity(data_config)}
+    meta |= {'version': VERSION, 'fingerprint': fingerprint, 'config': _cache_key(data_config)}
     (partial / 'meta.json').write_text(json.dumps(meta, indent=1))
     _sync(partial)
     if folder.exists():
@@ -220,7 +221,7 @@ def _write(reader: Reader, data_config: DataConfig, fingerprint: str, folder: pa
 
 
 def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path) -> dict[str, Any]:
-  """Writes the arrays of a prepared set; returns what meta.json says of them. Raises DataError for bad images."""
+  """Writes the arrays of a prepared set; returns their part of meta.json. Raises DataError for bad images."""
   shape = (data_config.image_size, data_config.image_size, images.channels(data_config))
   has_pixels = data_config.cache == 'array'
   total, bad, hint = len(reader), list(reader.bad), ''
@@ -243,7 +244,7 @@ def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path)
           file.write(pixels)
       kept += [i for i, _, _ in good]
       labels += [label for _, _, label in good]
-      if len(bad) >= _ENOUGH_BAD and not data_config.skip_bad:
+      if len(bad) >= _MAX_BAD and not data_config.skip_bad:
         break
     if has_pixels:
       file.seek(0)
@@ -252,10 +253,10 @@ def _write_arrays(reader: Reader, data_config: DataConfig, folder: pathlib.Path)
   if bad and not data_config.skip_bad:
     checked, total = numbers.stop + len(reader.bad), total + len(reader.bad)
     among = f'{total:,}' if checked == total else f'the first {checked:,} of {total:,}'
-    raise DataError(_refusal(bad, among, reader.title, hint))
+    raise DataError(_bad_images_message(bad, among, reader.title, hint))
   if not kept:
     first = '; '.join(f'{name} {reason}' for name, reason in bad[:3])
-    raise DataError(printable(f'{reader.title}: none of the {total:,} images can be used: {first}'))
+    raise DataError(printable(f'{reader.title} has no usable image among {total:,}: {first}'))
   np.save(folder / 'labels.npy', np.array(labels, np.int32))
   if not has_pixels:
     np.save(folder / 'kept.npy', np.array(kept, np.int64))
@@ -271,7 +272,7 @@ def _check_space(folder: pathlib.Path, total: int, shape: tuple[int, int, int]) 
   needed, free = total * math.prod(shape), shutil.disk_usage(folder).free
   if free < needed:
     raise DataError(
-        f'{folder.parent}: has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
+        f'{folder.parent} has {free / 2**20:,.0f} MiB of free space, but {total:,} images of '
         f'{"x".join(map(str, shape))} need {needed / 2**20:,.0f} MiB; use another --config.data.cache_dir, or '
         '--config.data.cache=none')
 
@@ -279,10 +280,10 @@ def _check_space(folder: pathlib.Path, total: int, shape: tuple[int, int, int]) 
 def _decoded(
     reader: Reader, data_config: DataConfig, shape: tuple[int, int, int]
 ) -> Iterator[tuple[range, list[tuple[np.ndarray, int] | images.BadImage]]]:
-  """All images with their labels, or what is wrong with them, chunk by chunk in order; decoded on all cores."""
+  """Decodes on all cores; yields chunks of (image, label) or BadImage, in order."""
   import tqdm
 
-  # PIL decodes and resizes without holding the interpreter.
+  # Pillow releases the GIL while it decodes and resizes.
   workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   chunk = max(16, 8 * workers, min(1024, 2**24 // math.prod(shape)))
   read = functools.partial(_read, reader, data_config)
@@ -311,7 +312,7 @@ def _read(
 
 
 def _sync(folder: pathlib.Path) -> None:
-  """Returns when the files of `folder` are on the disk, and not only in memory."""
+  """Waits until the files of `folder` are on the disk."""
   for path in folder.iterdir():
     with path.open('rb') as file:
       os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Sources: the data of a config in, random access to uint8 images of one size (or float32 points) out."""
+"""Sources: random access to the data of a config, as uint8 images of one size or float32 points."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ddgan_jax.data import images, points, preparation, readers
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.data.readers.open import open_reader
 
-# Read into memory up to this size, mapped beyond it. 4 GiB is what a small host (12 to 16 GiB, as in Colab) can spare
-# beside the run itself.
+# Larger sets are memory-mapped. A small host (12 to 16 GiB, as in Colab) can spare 4 GiB.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
 
 
@@ -24,17 +23,17 @@ class Source:
   """Random access to N images of one shape; made by `load_source`.
 
   Attributes:
-    name: what messages call it.
+    name: its name in messages.
     image_shape: (H, W, C) of every image that `gather` returns.
     labels: [N] int32, or None if the set has no labels.
     num_classes: number of classes, or None if the set has no labels.
-    class_names: names of the classes, where they are known.
-    checksum: of all pixels and labels in order, '' if not known: equal sets have equal ones.
-    num_threads: how many batches may be made at once to advantage.
-    decodes: whether `gather` decodes, so that worker processes (data.num_workers) can help.
+    class_names: names of the classes, if known.
+    checksum: of all pixels and labels, equal for equal sets; '' if unknown.
+    num_threads: number of threads that make batches.
+    decodes: whether `gather` decodes, so that worker processes (data.num_workers) help.
   """
 
-  num_threads = 2  # Two keep ahead of the devices where a batch is mere indexing.
+  num_threads = 2  # enough where a batch is only indexed
   decodes = False
   class_names: tuple[str, ...] | None = None
   checksum = ''
@@ -57,8 +56,7 @@ class Source:
       indices: [n] integers in 0..N-1, repeats allowed.
 
     Returns:
-      images [n, H, W, C] uint8, or float32 in [-1, 1] (points), a fresh array; labels [n] int32, all 0 if there are
-      none.
+      images, a new array [n, H, W, C] uint8, or float32 (points); labels [n] int32, all 0 if the set has none.
     """
     raise NotImplementedError
 
@@ -67,14 +65,14 @@ class Source:
 
 
 class ArraySource(Source):
-  """A `Source` over an array, [N, H, W, C] uint8 or float32 in [-1, 1], in memory or mapped from a file."""
+  """A `Source` over an array [N, H, W, C], uint8 or float32, in memory or memory-mapped."""
 
   def __init__(
       self, images: np.ndarray, labels: np.ndarray | None = None, name: str = 'array', num_classes: int | None = None):
     super().__init__(name, images.shape[1:], labels, num_classes)
     self.images = images
     if isinstance(images, np.memmap):
-      self.num_threads = 16  # A thread may have to wait for the disk.
+      self.num_threads = 16  # threads may wait for the disk
 
   def __len__(self) -> int:
     return len(self.images)
@@ -87,8 +85,8 @@ class DecodingSource(Source):
   """A `Source` that reads, decodes and resizes images each time they are requested (data.cache = 'none').
 
   Args:
-    reader: of the encoded images.
-    kept: [N] the reader's index of each image that can be used.
+    reader: the reader of the encoded images.
+    kept: [N] the reader's indices of the usable images.
     data_config, labels, num_classes: see `images.decode` and `Source`.
   """
 
@@ -116,54 +114,55 @@ class DecodingSource(Source):
           raise item
         image[...] = images.decode(item[0], self._data_config)
       except images.BadImage as e:
-        raise DataError(f'{self.name}: {self._reader.name(i)} {e}, though it was good when it was checked; '
+        raise DataError(f'{self.name}: {self._reader.name(i)} {e}, but was readable when it was checked; '
                         'fix it, or check the data again with ddgan prepare') from e
     return pixels, self._gather_labels(indices)
 
 
-# Flushed, or the log of a job would show the lines only at its end.
+# Flushed, so that the log of a batch job shows each line at once.
 _print = functools.partial(print, flush=True)
 
 
 def load_source(
-    data_config: DataConfig, say: Callable[[str], None] = _print, overwrite: bool = False) -> Source:
-  """Opens the data of a config, preparing them first if that has never been done.
+    data_config: DataConfig, log: Callable[[str], None] = _print, overwrite: bool = False) -> Source:
+  """Opens the data of a config, and prepares them first if necessary.
 
-  Grey images are repeated into RGB and RGB images are made grey, as data.num_channels asks; with data.stack=3 the
-  source stays grey (C = 1), because the pipeline does the stacking. A set without labels gets label 0 for every image.
+  Images are converted to grey or RGB to match data.num_channels; with data.stack=3 the source is grey (C = 1), because
+  the pipeline stacks. In a set without labels every image has label 0.
 
   Args:
-    data_config: uses all but batch_size and flip.
-    say: gets a sentence about whatever takes time or is left out.
-    overwrite: prepare them again even if that has been done.
+    data_config: uses all fields but batch_size and flip.
+    log: receives a sentence about each slow step and about skipped images.
+    overwrite: prepare again even if a prepared set exists.
 
   Returns:
     A `Source` with image_shape (image_size, image_size, C).
 
   Raises:
     ConfigError: a field does not fit the data.
-    DataError: the data cannot be found, downloaded, prepared or used; nothing has been changed.
+    DataError: the data cannot be found, downloaded, prepared or used; no file has changed.
   """
   if data_config.is_points:
     drawn, labels = points.draw()
     source = ArraySource(drawn, labels, data_config.name, num_classes=len(points.CENTRES))
     source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
     return source
-  tell = lambda text: say(preparation.printable(text))
+  log_line = lambda text: log(preparation.printable(text))
   reader = None
-  # TFDS takes seconds to import: a prepared set of a TFDS name is found without it.
+  # Finds a prepared set without TFDS, which takes seconds to import.
   prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)
   if prepared is None or not prepared.has_pixels:
-    reader = _reader_of(data_config)
+    reader = _make_reader(data_config)
     _check_stack(data_config, reader.num_classes)
-    prepared = preparation.prepare(reader, data_config, tell, overwrite)
+    prepared = preparation.prepare(reader, data_config, log_line, overwrite)
   _check_stack(data_config, prepared.num_classes)
   for note in prepared.notes:
-    tell(f'{data_config.path or data_config.name}: {note}.')
+    log_line(f'{data_config.path or data_config.name}: {note}.')
   if prepared.skipped:
     first = '; '.join(f'{name} {reason}' for name, reason in prepared.skipped[:3])
-    tell(f'data.skip_bad: {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images are left out '
-         f'(all are listed in {prepared.folder / "meta.json"}): {first}')
+    log_line(
+        f'data.skip_bad: skipped {len(prepared.skipped):,} of {prepared.count + len(prepared.skipped):,} images '
+        f'(all are listed in {prepared.folder / "meta.json"}): {first}')
   labels = prepared.labels() if prepared.has_labels else None
   if prepared.has_pixels:
     in_memory = prepared.count * int(np.prod(prepared.shape)) <= MAX_BYTES_IN_MEMORY
@@ -177,17 +176,17 @@ def load_source(
 
 def _check_stack(data_config: DataConfig, num_classes: int | None) -> None:
   if data_config.stack == 3 and num_classes is not None and num_classes > 10:
-    raise ConfigError(f'data.stack: found 3, but {data_config.name!r} has {num_classes} classes, and the label '
-                      '100a + 10b + c has room for ten')
+    raise ConfigError(f'data.stack is 3, but {data_config.name!r} has {num_classes} classes; use a set of at most ten, '
+                      'because the label is 100a + 10b + c')
 
 
-def _reader_of(data_config: DataConfig) -> readers.Reader:
+def _make_reader(data_config: DataConfig) -> readers.Reader:
   if data_config.name in FILE_SOURCES:
     return open_reader(data_config)
   from ddgan_jax.data.readers import tfds_reader
 
   with contextlib.ExitStack() as exits:
-    # Processes that begin together on one machine download once.
+    # Processes on one machine that start together download once.
     folder = preparation.cache_folder(data_config)
     with contextlib.suppress(OSError):
       folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Other frameworks' weights, in and out."""
+"""Converts weights from and to other frameworks."""
 
 from ddgan_jax.interop import pytorch, torch_file
 

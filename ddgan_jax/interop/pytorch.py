@@ -1,9 +1,8 @@
-"""Names and layouts of the PyTorch original's tensors, both ways; needs no PyTorch.
+"""Converts parameters from and to the PyTorch original; needs no PyTorch.
 
-A state dict here is a plain dict of numpy arrays under the original's names; the `module.` prefix of its files is
-accepted and dropped. The original numbers the generator's layers in the order in which they are used,
-`all_modules.<k>`; convolutions are OIHW there and HWIO here, linear weights out × in there and in × out here, except
-its `NIN` layers, which are in × out on both sides.
+A state dict is a plain dict of numpy arrays under the original's names; a `module.` prefix is accepted and dropped. The
+original numbers the generator's layers in order of use, `all_modules.<k>`. Convolutions are OIHW in PyTorch and HWIO
+here, linear weights out × in there and in × out here, the original's `NIN` layers in × out on both sides.
 """
 
 from __future__ import annotations
@@ -31,37 +30,37 @@ StateDict = dict[str, np.ndarray]
 
 DISCRIMINATORS = ('small', 'large')  # of the original
 
-# (name there, path here, layout): 'same', 'linear' (transposed), 'conv' (OIHW ↔ HWIO), 'conv1x1' (OI11 ↔ in × out).
-# 'unused' is a tensor that the original carries and never reads, with its shape in place of the path.
+# (PyTorch name, path in our parameters, layout): 'same', 'linear' (transposed), 'conv' (OIHW ↔ HWIO), 'conv1x1'
+# (OI11 ↔ in × out), or 'unused' (a tensor that the original stores and never reads; its shape replaces the path).
 Row = tuple[str, tuple, str]
 
-_ADVICE = 'use the config that the file was trained with'
+_ADVICE = 'use the config with which the file was trained'
 
 
 class InteropError(UserError):
-  """The tensors do not belong to the configured architecture."""
+  """The tensors do not match the configured architecture."""
 
 
 def generator_params(state_dict: Mapping[str, np.ndarray], config: GeneratorConfig) -> Params:
-  """Turns the original generator's tensors into parameters of `models.Generator(config)`.
+  """Converts the original generator's tensors to parameters of `models.Generator(config)`.
 
   Args:
-    state_dict: name → array, as in `netG_<epoch>.pth`, with or without `module.` before the names.
-    config: the architecture that the tensors belong to.
+    state_dict: name → array, as in `netG_<epoch>.pth`, with or without the prefix `module.`.
+    config: the architecture of the tensors.
 
   Returns:
     Nested dict of float32 numpy arrays.
 
   Raises:
-    InteropError: names the first tensor that is missing, unknown or of another shape.
-    TypeError: no dict of arrays, or another config.
+    InteropError: a tensor is missing, unknown or of another shape; names the first.
+    TypeError: `state_dict` is not a dict, or `config` not a GeneratorConfig.
   """
   _check(state_dict, 'state_dict', config, GeneratorConfig)
   return _to_params(state_dict, generator_rows(config), _generator_shapes(config))
 
 
 def discriminator_params(state_dict: Mapping[str, np.ndarray], config: DiscriminatorConfig) -> Params:
-  """Turns the original discriminator's tensors into parameters of `models.Discriminator(config)`.
+  """Converts the original discriminator's tensors to parameters of `models.Discriminator(config)`.
 
   See `generator_params`.
   """
@@ -70,7 +69,7 @@ def discriminator_params(state_dict: Mapping[str, np.ndarray], config: Discrimin
 
 
 def generator_state_dict(params: Params, config: GeneratorConfig) -> StateDict:
-  """The inverse of `generator_params`: the original's names (without `module.`), layouts and order."""
+  """The inverse of `generator_params`: float32 arrays under the original's names, in its layouts and order."""
   _check(params, 'params', config, GeneratorConfig)
   return _to_state_dict(params, generator_rows(config))
 
@@ -83,19 +82,19 @@ def discriminator_state_dict(params: Params, config: DiscriminatorConfig) -> Sta
 
 def _check(tensors: Any, name: str, config: Any, kind: type) -> None:
   if not isinstance(tensors, Mapping):
-    how = '; interop.torch_file.read_state_dict reads a file' if isinstance(tensors, (str, os.PathLike)) else ''
-    raise TypeError(f'{name}: found {checks.described(tensors)}, must be a dict of arrays{how}')
+    how = ' (interop.torch_file.read_state_dict reads a file)' if isinstance(tensors, (str, os.PathLike)) else ''
+    raise TypeError(f'{name} is {checks.describe(tensors)}; use a dict of arrays{how}')
   checks.instance('config', config, kind)
 
 
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
-  """Every tensor of the generator in the original's order. Raises InteropError where the original has no such one."""
+  """Every tensor of the generator in the original's order. Raises InteropError if the original has none like it."""
   _check_no_labels('generator', config)
   for field, possible in (
       ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0')):
     if not possible:
       raise InteropError(
-          f'generator.{field}: the original has no generator with {field}={getattr(config, field)!r}')
+          f'generator.{field} is {getattr(config, field)!r}, which the original does not have')
   counter = iter(range(10_000))
   ddpm = config.resblock_type == 'ddpm'
   last = len(config.ch_mult) - 1
@@ -105,37 +104,37 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
     return f'all_modules.{next(counter)}'
 
   def block(name: str, features: int, has_shortcut: bool) -> Iterator[Row]:
-    there = layer()
-    yield from _weight_and_bias(f'{there}.GroupNorm_0.style', (name, 'norm_0', 'style'), 'linear')
-    yield from _weight_and_bias(f'{there}.Conv_0', (name, 'conv_0'), 'conv')
+    torch_name = layer()
+    yield from _weight_and_bias(f'{torch_name}.GroupNorm_0.style', (name, 'norm_0', 'style'), 'linear')
+    yield from _weight_and_bias(f'{torch_name}.Conv_0', (name, 'conv_0'), 'conv')
     if config.conditional:
-      yield from _weight_and_bias(f'{there}.Dense_0', (name, 'time_dense'), 'linear')
+      yield from _weight_and_bias(f'{torch_name}.Dense_0', (name, 'time_dense'), 'linear')
     else:
-      yield f'{there}.Dense_0.weight', (features, 4 * config.num_channels_dae), 'unused'
-      yield f'{there}.Dense_0.bias', (features,), 'unused'
+      yield f'{torch_name}.Dense_0.weight', (features, 4 * config.num_channels_dae), 'unused'
+      yield f'{torch_name}.Dense_0.bias', (features,), 'unused'
     if config.resblock_type == 'biggan_oneadagn':
-      yield from _norm(f'{there}.GroupNorm_1', (name, 'norm_1'))
+      yield from _norm(f'{torch_name}.GroupNorm_1', (name, 'norm_1'))
     else:
-      yield from _weight_and_bias(f'{there}.GroupNorm_1.style', (name, 'norm_1', 'style'), 'linear')
-    yield from _weight_and_bias(f'{there}.Conv_1', (name, 'conv_1'), 'conv')
+      yield from _weight_and_bias(f'{torch_name}.GroupNorm_1.style', (name, 'norm_1', 'style'), 'linear')
+    yield from _weight_and_bias(f'{torch_name}.Conv_1', (name, 'conv_1'), 'conv')
     if has_shortcut and ddpm:
-      yield from _nin(f'{there}.NIN_0', (name, 'shortcut'))
+      yield from _nin(f'{torch_name}.NIN_0', (name, 'shortcut'))
     elif has_shortcut:
-      yield from _weight_and_bias(f'{there}.Conv_2', (name, 'shortcut'), 'conv1x1')
+      yield from _weight_and_bias(f'{torch_name}.Conv_2', (name, 'shortcut'), 'conv1x1')
 
   def attention(name: str) -> Iterator[Row]:
-    there = layer()
-    yield from _norm(f'{there}.GroupNorm_0', (name, 'norm'))
-    for k, here in enumerate(('query', 'key', 'value', 'out')):
-      yield from _nin(f'{there}.NIN_{k}', (name, here))
+    torch_name = layer()
+    yield from _norm(f'{torch_name}.GroupNorm_0', (name, 'norm'))
+    for k, path in enumerate(('query', 'key', 'value', 'out')):
+      yield from _nin(f'{torch_name}.NIN_{k}', (name, path))
 
   def resampling(name: str, features: int) -> Iterator[Row]:
     if not ddpm:
       yield from block(name, features, True)
     else:
-      there = layer()  # counted by the original even where it has no tensors
+      torch_name = layer()  # the original counts this layer even if it has no tensors
       if config.resamp_with_conv:
-        yield from _weight_and_bias(f'{there}.{pyramid_conv}', (name, 'conv'), 'conv')
+        yield from _weight_and_bias(f'{torch_name}.{pyramid_conv}', (name, 'conv'), 'conv')
 
   if config.conditional:
     if config.embedding_type == 'fourier':
@@ -192,27 +191,27 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
 
 
 def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
-  """Every tensor of the discriminator in the original's order. Raises InteropError where there is no such one."""
+  """Every tensor of the discriminator in the original's order. Raises InteropError if the original has none like it."""
   _check_no_labels('discriminator', config)
   if config.kind not in DISCRIMINATORS:
-    raise InteropError(f'discriminator.kind: the original has no discriminator with kind={config.kind!r}')
+    raise InteropError(f'discriminator.kind is {config.kind!r}, which the original does not have')
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
   yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')
   for k in range(len(BLOCKS[config.kind])):
-    there, here = f'conv{k + 1}', f'block_{k}'
-    yield from _weight_and_bias(f'{there}.conv1.0', (here, 'conv_0'), 'conv')
-    yield from _weight_and_bias(f'{there}.conv2.0', (here, 'conv_1'), 'conv')
-    yield from _weight_and_bias(f'{there}.dense_t1', (here, 'time_dense'), 'linear')
-    yield f'{there}.skip.0.weight', (here, 'shortcut', 'kernel'), 'conv'
+    torch_name, path = f'conv{k + 1}', f'block_{k}'
+    yield from _weight_and_bias(f'{torch_name}.conv1.0', (path, 'conv_0'), 'conv')
+    yield from _weight_and_bias(f'{torch_name}.conv2.0', (path, 'conv_1'), 'conv')
+    yield from _weight_and_bias(f'{torch_name}.dense_t1', (path, 'time_dense'), 'linear')
+    yield f'{torch_name}.skip.0.weight', (path, 'shortcut', 'kernel'), 'conv'
   yield from _weight_and_bias('final_conv', ('conv_out',), 'conv')
   yield from _weight_and_bias('end_linear', ('dense_out',), 'linear')
 
 
 def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
   if config.num_classes:
-    raise InteropError(f'generator.num_classes: found {config.num_classes}, but the original has no {name} '
-                       'conditioned on labels; use 0')
+    raise InteropError(f'generator.num_classes is {config.num_classes}; use 0, because the {name} of the original is '
+                       'not conditioned on labels')
 
 
 @functools.lru_cache(maxsize=8)
@@ -228,28 +227,28 @@ def _discriminator_shapes(config: DiscriminatorConfig) -> Params:
   return jax.eval_shape(models.Discriminator(config).init, jax.random.key(0), x, jnp.ones(1), x)['params']
 
 
-def _weight_and_bias(there: str, here: tuple[str, ...], layout: str) -> Iterator[Row]:
-  yield f'{there}.weight', (*here, 'kernel'), layout
-  yield f'{there}.bias', (*here, 'bias'), 'same'
+def _weight_and_bias(torch_name: str, path: tuple[str, ...], layout: str) -> Iterator[Row]:
+  yield f'{torch_name}.weight', (*path, 'kernel'), layout
+  yield f'{torch_name}.bias', (*path, 'bias'), 'same'
 
 
-def _norm(there: str, here: tuple[str, ...]) -> Iterator[Row]:
-  yield f'{there}.weight', (*here, 'scale'), 'same'
-  yield f'{there}.bias', (*here, 'bias'), 'same'
+def _norm(torch_name: str, path: tuple[str, ...]) -> Iterator[Row]:
+  yield f'{torch_name}.weight', (*path, 'scale'), 'same'
+  yield f'{torch_name}.bias', (*path, 'bias'), 'same'
 
 
-def _nin(there: str, here: tuple[str, ...]) -> Iterator[Row]:
-  yield f'{there}.W', (*here, 'kernel'), 'same'
-  yield f'{there}.b', (*here, 'bias'), 'same'
+def _nin(torch_name: str, path: tuple[str, ...]) -> Iterator[Row]:
+  yield f'{torch_name}.W', (*path, 'kernel'), 'same'
+  yield f'{torch_name}.b', (*path, 'bias'), 'same'
 
 
-_INWARD = {
+_FROM_TORCH = {
     'same': lambda x: x,
     'linear': lambda x: x.T,
     'conv': lambda x: x.transpose(2, 3, 1, 0),
     'conv1x1': lambda x: x[:, :, 0, 0].T,
 }
-_OUTWARD = {
+_TO_TORCH = {
     'same': lambda x: x,
     'linear': lambda x: x.T,
     'conv': lambda x: x.transpose(3, 2, 0, 1),
@@ -262,12 +261,12 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
   params: Params = {}
   for name, path, layout in rows:
     if name not in left:
-      raise InteropError(f'{name}: no such tensor in the file, but the configured architecture has one '
+      raise InteropError(f'{name} is missing in the file, but the configured architecture has it '
                          f'({"/".join(path)}); {_ADVICE}')
     array = np.asarray(left.pop(name), np.float32)
-    expected = path if layout == 'unused' else _OUTWARD[layout](_empty(_leaf(shapes, path).shape)).shape
+    expected = path if layout == 'unused' else _TO_TORCH[layout](_empty(_leaf(shapes, path).shape)).shape
     if array.shape != expected:
-      raise InteropError(f'{name}: has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
+      raise InteropError(f'{name} has shape {list(array.shape)} in the file, but {list(expected)} in the configured '
                          f'architecture; {_ADVICE}')
     if layout == 'unused':
       continue
@@ -275,10 +274,10 @@ def _to_params(state_dict: Mapping[str, np.ndarray], rows: Iterator[Row], shapes
     node = params
     for parent in parents:
       node = node.setdefault(parent, {})
-    node[leaf] = np.ascontiguousarray(_INWARD[layout](array))
+    node[leaf] = np.ascontiguousarray(_FROM_TORCH[layout](array))
   if left:
-    raise InteropError(f'{next(iter(left))}: the configured architecture has no such tensor '
-                       f'({len(left)} of the file are unknown to it); {_ADVICE}')
+    raise InteropError(f'{next(iter(left))} is in the file, but not in the configured architecture '
+                       f'({len(left)} such tensors); {_ADVICE}')
   return params
 
 
@@ -288,7 +287,7 @@ def _to_state_dict(params: Params, rows: Iterator[Row]) -> StateDict:
     if layout == 'unused':
       state_dict[name] = np.zeros(path, np.float32)
       continue
-    state_dict[name] = np.ascontiguousarray(_OUTWARD[layout](np.asarray(_leaf(params, path))))
+    state_dict[name] = np.ascontiguousarray(_TO_TORCH[layout](np.asarray(_leaf(params, path))))
   return state_dict
 
 
@@ -297,7 +296,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:
-  """An array of that shape that takes no memory."""
+  """An array of this shape that needs no memory."""
   return np.broadcast_to(np.float32(0), shape)
 
 

@@ -1,8 +1,8 @@
-"""The original's `content.pth`, from which it resumes a run, as a `TrainState`, and back.
+"""Converts the original's resume file, `content.pth`, from and to a `TrainState`.
 
-A dict with `netG_dict` and `netD_dict` (raw parameters), `optimizerG` and `optimizerD` (Adam's state by the number of
-the parameter in its network; of G with the average of each parameter under `ema`), `schedulerG` and `schedulerD`,
-`epoch`, `global_step`, and `args`, the options of the command.
+The file is a dict with `netG_dict` and `netD_dict` (parameters), `optimizerG` and `optimizerD` (Adam's state by
+parameter number; that of G has the EMA of each parameter under `ema`), `schedulerG` and `schedulerD`, `epoch`,
+`global_step`, and `args`, the options of the command.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from ddgan_jax.interop import pytorch
 from ddgan_jax.interop.pytorch import InteropError, Params, StateDict
 from ddgan_jax.train_state import TrainState
 
-# Names of options in `args` → sections and fields of the config: those that decide what is sampled, and those of the
-# training.
-_PROCESS = {
+# Option in `args` → section and field of the config: options that affect samples, and options of the training.
+_SAMPLING_OPTIONS = {
     'num_timesteps': ('diffusion', 'num_timesteps'), 'beta_min': ('diffusion', 'beta_min'),
     'beta_max': ('diffusion', 'beta_max'), 'use_geometric': ('diffusion', 'kind'),
     **{field: ('generator', field) for field in (
@@ -31,57 +30,57 @@ _PROCESS = {
         'embedding_type', 'fourier_scale', 'fir', 'fir_kernel', 'skip_rescale', 'resamp_with_conv', 'conditional',
         'centered', 'not_use_tanh')},
     **{field: ('discriminator', field) for field in ('ngf', 't_emb_dim')}}
-_TRAINING = {
+_TRAINING_OPTIONS = {
     'dropout': ('generator', 'dropout'),
     **{field: ('optim', field) for field in ('lr_g', 'lr_d', 'beta1', 'beta2', 'ema_decay', 'r1_gamma', 'lazy_reg')}}
 
 
-def state_of_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
-  """The state at step 0 of a run whose G and EMA are a given generator; D and both Adam states are fresh.
+def state_from_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
+  """A state at step 0 with the given generator as G and EMA; D and both Adam states are newly initialized.
 
   Args:
     state_dict: the original's tensors, as in `netG_<epoch>.pth`.
-    config: the run.
+    config: the config of the run.
 
   Raises:
-    InteropError: the tensors are not those of the configured generator.
+    InteropError: the tensors do not match the configured generator.
   """
   params = pytorch.generator_params(state_dict, config.generator)
   rest = jax.jit(lambda: train_state.create(config).replace(g_params=None, ema_params=None))()
   return rest.replace(g_params=_on_device(params), ema_params=_on_device(params))
 
 
-def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainState, bool]:
-  """The state that a resume file holds. Draws follow `config.seed` from here on, not PyTorch's generators.
+def state_from_content(content: Mapping[str, Any], config: Config) -> tuple[TrainState, bool]:
+  """The state in a resume file. Random draws then follow `config.seed`, not PyTorch's generators.
 
   Args:
-    content: as `torch_file.read_checkpoint` gives it.
-    config: the run.
+    content: the result of `torch_file.read_checkpoint`.
+    config: the config of the run.
 
   Returns:
-    The state at step `global_step` (or Adam's, in a file without), and whether the file has an EMA; without one it
-    starts from G.
+    The state at step `global_step` (or Adam's step, in a file without it), and whether the file has an EMA; without
+    one, the EMA starts from G.
 
   Raises:
-    InteropError: something is missing, or does not belong to the configured networks.
+    InteropError: an entry is missing, or does not match the configured networks.
   """
   for key in ('netG_dict', 'netD_dict', 'optimizerG', 'optimizerD'):
     if not isinstance(content.get(key), dict) or not content[key]:
-      raise InteropError(f'has no {key}, which a resume file must have')
+      raise InteropError(f"{key} is missing; use the original's content.pth")
   for key in ('netG_dict', 'netD_dict'):
     if not all(isinstance(tensor, np.ndarray) for tensor in content[key].values()):
-      raise InteropError(f'has a {key} that is not a state dict')
+      raise InteropError(f"{key} is not a state dict; use the original's content.pth")
   to_g = lambda tensors: pytorch.generator_params(tensors, config.generator)
   to_d = lambda tensors: pytorch.discriminator_params(tensors, config.discriminator)
-  # The original's Adam never sees what its G does not use, nor the fixed frequencies of a fourier embedding.
-  idle = {name for name, path, layout in pytorch.generator_rows(config.generator)
+  # The original's Adam has no state for parameters that G does not use, nor for fixed Fourier frequencies.
+  unused = {name for name, path, layout in pytorch.generator_rows(config.generator)
           if layout == 'unused' or path == ('fourier',)}
   g_params, d_params = to_g(content['netG_dict']), to_d(content['netD_dict'])
-  g_moments, g_count = _moments(content, 'G', idle, to_g)
+  g_moments, g_count = _moments(content, 'G', unused, to_g)
   d_moments, d_count = _moments(content, 'D', set(), to_d)
   step = content.get('global_step', g_count)
   if type(step) is not int or not 0 <= step < 2**31:
-    raise InteropError(f'has global_step {step!r}, which must be a number of steps')
+    raise InteropError(f'global_step is {step!r}; use a number of steps')
   ema_params = g_moments.pop('ema', None)
   g_optimizer, d_optimizer = train_state.make_optimizers(config.optim, config.train.num_steps)
   state = TrainState(
@@ -95,14 +94,14 @@ def state_of_content(content: Mapping[str, Any], config: Config) -> tuple[TrainS
   return state, ema_params is not None
 
 
-def content_of_state(state: TrainState, config: Config, epoch: int, num_epochs: int) -> dict[str, Any]:
-  """The inverse of `state_of_content`, for `torch_writer.write_checkpoint`; without `args`, which no resume reads.
+def content_from_state(state: TrainState, config: Config, epoch: int, num_epochs: int) -> dict[str, Any]:
+  """The inverse of `state_from_content`, without `args`, which the original does not read when it resumes.
 
   Args:
     state: a state of the run.
-    config: the run, of a G and a D that the original has.
-    epoch: epochs done, from which the original counts on.
-    num_epochs: of the whole run, the length of the original's cosine.
+    config: the config of the run, whose G and D the original must have.
+    epoch: number of finished epochs.
+    num_epochs: number of epochs of the run, the length of the original's cosine.
   """
   optim, step = config.optim, int(state.step)
   to_g = lambda params: pytorch.generator_state_dict(params, config.generator)
@@ -118,7 +117,7 @@ def content_of_state(state: TrainState, config: Config, epoch: int, num_epochs: 
     now = float(train_state.learning_rate(rate, optim.lr_min, config.train.num_steps)(step))
     content[f'net{network}_dict'] = {f'module.{name}': tensor for name, tensor in tensors.items()}
     content[f'optimizer{network}'] = {
-        # A tensor, because new versions of PyTorch count in one, and old ones can.
+        # The step is a tensor: new versions of PyTorch require it, old ones accept it.
         'state': {i: {'step': np.array(int(adam.count), np.float32), **{key: moments[key][i] for key in moments}}
                   for i in range(len(tensors))},
         'param_groups': [{'lr': now, 'betas': (optim.beta1, optim.beta2), 'eps': 1e-8, 'weight_decay': 0,
@@ -130,9 +129,9 @@ def content_of_state(state: TrainState, config: Config, epoch: int, num_epochs: 
 
 
 def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-  """What a resume file says in words: {section: {field: value}} of what decides the samples, and of the training.
+  """The options of a resume file as {section: {field: value}}: those that affect samples, and those of the training.
 
-  Both are empty for a file without `args`, but for what its optimizers say.
+  A file without `args` only has the options of its optimizers.
   """
   args = content.get('args')
   args = dict(args) if isinstance(args, dict) else {}
@@ -145,7 +144,7 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
   if 'use_geometric' in args:
     args['use_geometric'] = 'geometric' if args['use_geometric'] else 'vp'
   if 'lazy_reg' in args:
-    args['lazy_reg'] = args['lazy_reg'] or 1  # None is every step there
+    args['lazy_reg'] = args['lazy_reg'] or 1  # None is every step in the original
   if args.get('embedding_type') != 'fourier':
     args.pop('fourier_scale', None)  # has no effect
   if args.get('progressive_input') != 'input_skip':
@@ -153,7 +152,7 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
   args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
   process: dict[str, dict[str, Any]] = {}
   training: dict[str, dict[str, Any]] = {}
-  for names, found in ((_PROCESS, process), (_TRAINING, training)):
+  for names, found in ((_SAMPLING_OPTIONS, process), (_TRAINING_OPTIONS, training)):
     for name, (section, field) in names.items():
       if args.get(name) is not None:
         found.setdefault(section, {})[field] = args[name]
@@ -161,32 +160,32 @@ def options(content: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict
 
 
 def _moments(
-    content: Mapping[str, Any], network: str, idle: set[str], convert: Callable[[StateDict], Params]
+    content: Mapping[str, Any], network: str, unused: set[str], convert: Callable[[StateDict], Params]
 ) -> tuple[dict[str, Params], int]:
-  """Adam's `exp_avg` and `exp_avg_sq`, and `ema` if the optimizer keeps one, as parameter trees; and its step."""
+  """Returns Adam's `exp_avg`, `exp_avg_sq` and, if present, `ema` as parameter trees, and Adam's step."""
   name = f'optimizer{network}'
   tensors: dict[str, np.ndarray] = content[f'net{network}_dict']
   by_number, group = content[name].get('state'), _group(content[name])
   if not isinstance(by_number, dict) or not by_number or not isinstance(group.get('params'), (list, tuple)):
-    raise InteropError(f'{name}: is not the state of an Adam that has made a step')
+    raise InteropError(f'{name} is not the state of an Adam after its first step')
   if len(group['params']) != len(tensors):
     raise InteropError(
-        f'{name}: has {len(group["params"])} parameters, but net{network}_dict has {len(tensors)} tensors')
+        f'{name} has {len(group["params"])} parameters, but net{network}_dict has {len(tensors)} tensors')
   found: dict[str, StateDict] = {'exp_avg': {}, 'exp_avg_sq': {}, 'ema': {}}
   counts, has_ema = set(), any('ema' in entry for entry in by_number.values() if isinstance(entry, dict))
   needed = ('exp_avg', 'exp_avg_sq', *(('ema',) if has_ema else ()))
   for number, tensor in zip(group['params'], tensors):
     entry = by_number.get(number) if isinstance(number, int) else None
-    if entry is None and tensor.removeprefix('module.') in idle:
+    if entry is None and tensor.removeprefix('module.') in unused:
       entry = {key: np.zeros_like(tensors[tensor]) for key in ('exp_avg', 'exp_avg_sq')}
     elif not isinstance(entry, dict) or not all(isinstance(entry.get(key), np.ndarray) for key in needed):
-      raise InteropError(f'{name}: has no complete state of {tensor}')
+      raise InteropError(f'{name} has no complete state of {tensor}')
     else:
       counts.add(int(entry.get('step', 0)))
     for key in found:
       found[key][tensor] = entry.get(key, tensors[tensor])
   if len(counts) > 1:
-    raise InteropError(f'{name}: has made {min(counts)} steps with some parameters, and {max(counts)} with others')
+    raise InteropError(f'{name} is at step {min(counts)} for some parameters and {max(counts)} for others')
   try:
     trees = {key: convert(found[key]) for key in found if key != 'ema' or has_ema}
   except InteropError as error:

@@ -1,6 +1,6 @@
-"""The EMA parameters of a run as a safetensors file, with the run's config as its metadata.
+"""Reads and writes the EMA parameters of a run as a safetensors file, whose metadata contains the run's config.
 
-A tensor's name is its path, `down_0_block_0.conv_0.kernel`, as in `parameters.txt` with dots; layouts are Flax's.
+A tensor's name is its path joined by dots, `down_0_block_0.conv_0.kernel`; layouts are Flax's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ddgan_jax.utils import files
 
 
 def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> None:
-  """Writes float32 parameters, whole or not at all.
+  """Atomically writes float32 parameters, with the config (as JSON) and the step as metadata.
 
-  The config, as JSON, and the step become metadata. Raises UserError if the file cannot be written.
+  Raises UserError if the file cannot be written.
   """
   path = os.fspath(path)
   tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -32,11 +32,11 @@ def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> No
     with files.atomic_write(path, 'wb') as file:
       file.write(safetensors.numpy.save(tensors, metadata))
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f'{path}: cannot be written ({getattr(error, "strerror", None) or error})') from error
+    raise UserError(f'{path} cannot be written ({getattr(error, "strerror", None) or error})') from error
 
 
 def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
-  """(nested dict of numpy arrays, config, step) that `write` wrote; raises UserError for what is no such file."""
+  """Reads (nested dict of numpy arrays, config, step) from a file of `write`. Raises UserError for another file."""
   path = os.fspath(path)
   metadata, tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
   config = config_lib.from_json(metadata['config'], path)
@@ -44,30 +44,30 @@ def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
   def take(keys, shape):
     tensor = tensors.get(_name(keys))
     if tensor is None or tensor.shape != shape.shape or tensor.dtype != shape.dtype:
-      found = 'absent' if tensor is None else f'{tensor.dtype}{list(tensor.shape)}'
-      raise UserError(f'{path}: {_name(keys)} is {found}, but its config asks for {shape.dtype}{list(shape.shape)}')
+      found = 'missing' if tensor is None else f'{tensor.dtype}{list(tensor.shape)}'
+      raise UserError(f'{path}: {_name(keys)} is {found}, but its config needs {shape.dtype}{list(shape.shape)}')
     return tensor
 
-  params = jax.tree_util.tree_map_with_path(take, train_state.abstract(config, None).ema_params)
+  params = jax.tree_util.tree_map_with_path(take, train_state.abstract_state(config, None).ema_params)
   return params, config, int(metadata['step'])
 
 
 def read_config(path: str | os.PathLike) -> Config:
-  """The run's config alone. Raises UserError as `read` does."""
+  """Reads only the run's config. Raises UserError as `read` does."""
   path = os.fspath(path)
   metadata, _ = _read(path, lambda file: None)
   return config_lib.from_json(metadata['config'], path)
 
 
 def _read(path: str, take: Callable[[Any], Any]) -> tuple[dict[str, str], Any]:
-  """The metadata of a run, and `take(file)` of the open file."""
+  """Returns the metadata, and `take(file)` for the open file."""
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       metadata, taken = file.metadata() or {}, take(file)
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f'{path}: cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
+    raise UserError(f'{path} cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
   if metadata.get('format') != 'ddgan_jax' or not {'config', 'step'} <= set(metadata):
-    raise UserError(f'{path}: has no config of ddgan_jax in its metadata, so ddgan_jax.export did not write it')
+    raise UserError(f'{path} has no config of ddgan_jax in its metadata; use a file of ddgan export --safetensors')
   return metadata, taken
 
 

@@ -1,4 +1,4 @@
-"""A run's sampler as one StableHLO program with its parameters in it, which JAX runs without this package."""
+"""Exports a run's sampler as one StableHLO program with its parameters, which JAX runs without this package."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import ddgan_jax
 from ddgan_jax import sampling
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-# Images. If the noise of this many fits in memory, the exported program draws the noise of a whole batch at once.
+# If the noise of this many images fits in memory, the program draws the noise of the whole batch at once.
 _LARGE_BATCH = 10_000
 
 
 def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
-  """Exports what `image_output.generate` computes.
+  """Exports the computation of `image_output.generate`.
 
   If the noise of all steps of a large batch would not fit in memory, the program samples the batch in parts (see
-  `sampling.most_at_once`).
+  `sampling.max_batch_size`).
 
   Args:
-    run: as `ddgan_jax.load` returns it for one label or none.
-    platforms: for which the program is; each gets its own form of the FIR filters.
+    run: a run of `ddgan_jax.load`, with one label or none.
+    platforms: target platforms; each gets its own implementation of the FIR filters.
 
   Returns:
-    `.call(seed, indices)`: uint32 scalar, int32 [B] for any B → [B, H, W, C] uint8, image i a function of (seed, i);
-    of points float32. `.serialize()` gives the bytes of a file.
+    `.call(seed, indices)` maps a uint32 scalar and int32 [B], for any B, to [B, H, W, C] uint8 (float32 for points);
+    image i is a function of (seed, i). `.serialize()` returns the bytes of a file.
   """
   config = run.config
-  most = sampling.most_at_once(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
+  most = sampling.max_batch_size(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
 
   def sample(seed, indices):
     images = sampling.sample_each(
@@ -43,10 +43,10 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
     num_parts = -(-count // most)
     size = jax.core.min_dim(count, -(-count // num_parts))
 
-    # Slices are clamped, so the last part begins earlier where it would end beyond the batch.
+    # Slices are clamped, so a last part that would exceed the batch begins earlier.
     def sample_part(part, images):
-      of_part = sample(seed, jax.lax.dynamic_slice_in_dim(indices, part * size, size))
-      return jax.lax.dynamic_update_slice_in_dim(images, of_part, part * size, axis=0)
+      sampled = sample(seed, jax.lax.dynamic_slice_in_dim(indices, part * size, size))
+      return jax.lax.dynamic_update_slice_in_dim(images, sampled, part * size, axis=0)
 
     dtype = jnp.float32 if config.data.is_points else jnp.uint8
     return jax.lax.fori_loop(0, num_parts, sample_part, jnp.zeros((count, *config.image_shape), dtype))

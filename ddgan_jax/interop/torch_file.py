@@ -1,10 +1,9 @@
-"""PyTorch's checkpoints (`.pth`) as numpy arrays; needs no PyTorch, and runs nothing that a file asks for.
+"""Reads PyTorch checkpoints (`.pth`) as numpy arrays; needs no PyTorch, and runs no code from a file.
 
-Both formats that `torch.save` has had since 2017: a zip of one pickle and raw storages, and before 1.6 a row of pickles
-followed by the storages. A pickle may name any function of Python and have it called, so that the unpickler here knows
-the handful of names that a checkpoint needs and refuses all others. That is stricter than `torch.load` with
-`weights_only=True`, in which ways to run code were found (CVE-2025-32434, CVE-2026-24747), and it reads what that one
-refuses: the `argparse.Namespace` of a resume file, as a dict.
+Supports both formats of `torch.save` since 2017: a zip of one pickle and raw storages, and before 1.6 a sequence of
+pickles followed by the storages. A pickle can call any Python function, so this unpickler allows only the few names
+that a checkpoint needs. That is stricter than `torch.load` with `weights_only=True`, in which ways to run code were
+found (CVE-2025-32434, CVE-2026-24747); yet it reads the `argparse.Namespace` of a resume file, as a dict.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ddgan_jax.utils import untrusted
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_MAX_PICKLE = 2**24  # bytes; a tensor takes about 300
+_MAX_PICKLE = 2**24  # bytes, of which a tensor takes about 300
 _MAX_SHARING = 16  # total size of the tensors / size of the file; tensors may share a storage
 _MAX_DIMENSIONS = 64
 DTYPES = {
@@ -37,11 +36,11 @@ DTYPES = {
 
 
 class TorchFileError(UserError):
-  """The file is not a checkpoint that can be read here."""
+  """The file is not a readable checkpoint."""
 
 
 class _Storage(NamedTuple):
-  """`size` elements from `start` on, of the raw data called `key`, which has `total` elements."""
+  """Elements `start` … `start + size - 1` of the raw data `key`, which has `total` elements."""
 
   key: str
   dtype: str
@@ -58,31 +57,30 @@ class _Tensor(NamedTuple):
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Reads a file that `torch.save(module.state_dict(), path)` wrote: name → array, in the file's order.
+  """Reads a file of `torch.save(module.state_dict(), path)`: name → array, in the file's order.
 
-  For its dtypes and errors see `read_checkpoint`.
+  See `read_checkpoint` for dtypes and errors.
   """
   content = read_checkpoint(path)
   for name, value in content.items():
     if not isinstance(value, np.ndarray):
-      raise TorchFileError(f'{path}: holds {_describe(value)} under {name!r}, must be a state dict (a dict of name to '
-                           'tensor); save that part of it alone')
+      raise TorchFileError(f'{path} has {_describe(value)} under {name!r}; save only a state dict (a dict of name to '
+                           'tensor)')
   return content
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads a file that `torch.save` wrote of a dict of tensors, numbers and texts in dicts, lists and tuples.
+  """Reads a file of `torch.save` with a dict of tensors, numbers and strings, nested in dicts, lists and tuples.
 
   Args:
-    path: a file in PyTorch's zip format or its older one.
+    path: a file in PyTorch's zip or legacy format.
 
   Returns:
-    The dict, with arrays of the stored dtype for tensors (bfloat16 is that of ml_dtypes), and dicts for what had
-    attributes.
+    The dict, with arrays of the stored dtype for tensors (bfloat16 from ml_dtypes), and dicts for namespaces.
 
   Raises:
-    TorchFileError: the file cannot be read, is damaged, holds something else, or asks for what such a dict does not
-      need; one sentence.
+    TorchFileError: the file cannot be read, is damaged, has other contents, or refers to a name that such a dict does
+      not need.
   """
   path = os.fspath(path)
   try:
@@ -91,7 +89,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
       file.seek(0)
       return (_read_zip if is_zip else _read_legacy)(path, file)
   except OSError as e:
-    raise TorchFileError(f'{path}: cannot be read ({e.strerror or e})') from e
+    raise TorchFileError(f'{path} cannot be read ({e.strerror or e})') from e
 
 
 def _read_zip(path: str, file: BinaryIO) -> dict[str, Any]:
@@ -99,14 +97,13 @@ def _read_zip(path: str, file: BinaryIO) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:
       pickles = [name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl')]
       if len(pickles) != 1:
-        raise TorchFileError(f'{path}: is a zip file without data.pkl, so torch.save did not write it')
+        raise TorchFileError(f'{path} is a zip file without data.pkl; use a file of torch.save')
       root = pickles[0].removesuffix('data.pkl')
       if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise TorchFileError(f'{path}: is compressed, which torch.save never does; load it with PyTorch and save it '
-                             'again')
+        raise TorchFileError(f'{path} is compressed, which torch.save never does; load it in PyTorch and save it again')
       byteorder = f'{root}byteorder'
       if byteorder in archive.namelist() and untrusted.read_member(archive, byteorder, 16) != b'little':
-        raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
+        raise TorchFileError(f'{path} was written on a big-endian machine; save it again on a little-endian one')
       found = _unpickle(path, io.BytesIO(untrusted.read_member(archive, pickles[0], _MAX_PICKLE)))
       _fill(path, found, lambda storage: untrusted.read_member(
           archive, f'{root}data/{storage.key}', storage.total * _dtype(storage).itemsize))
@@ -114,34 +111,33 @@ def _read_zip(path: str, file: BinaryIO) -> dict[str, Any]:
   except untrusted.TooLarge as e:
     raise TorchFileError(f'{path}: {e}') from e
   except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as e:
-    raise TorchFileError(f'{path}: {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
+    raise TorchFileError(f'{path} {_DAMAGED} ({str(e.args[0] if e.args else e).strip(".")})') from e
 
 
 def _read_legacy(path: str, file: BinaryIO) -> dict[str, Any]:
   length = os.path.getsize(path)
   if file.peek(1)[:1] != pickle.PROTO or _unpickle(path, file) != _MAGIC:
-    raise TorchFileError(f'{path}: is not a PyTorch checkpoint ({length:,} bytes in neither of the formats that '
-                         'torch.save writes)')
+    raise TorchFileError(f'{path} is not a PyTorch checkpoint ({length:,} bytes in neither format of torch.save)')
   if _unpickle(path, file) != _PROTOCOL:
-    raise TorchFileError(f'{path}: {_DAMAGED} (unknown protocol)')
+    raise TorchFileError(f'{path} {_DAMAGED} (unknown protocol)')
   system = _unpickle(path, file)
   if not isinstance(system, dict) or system.get('little_endian') is not True:
-    raise TorchFileError(f'{path}: was written on a big-endian machine; save it again on a little-endian one')
+    raise TorchFileError(f'{path} was written on a big-endian machine; save it again on a little-endian one')
   storages: dict[str, _Storage] = {}
   found = _unpickle(path, file, storages)
   keys = _unpickle(path, file)
   if not isinstance(keys, list) or set(keys) != set(storages):
-    raise TorchFileError(f'{path}: {_DAMAGED} (its list of storages does not fit)')
+    raise TorchFileError(f'{path} {_DAMAGED} (wrong list of storages)')
   places = {}
   for key in keys:
     head = file.read(8)
     total = storages[key].total
     if len(head) < 8 or struct.unpack('<q', head)[0] != total:
-      raise TorchFileError(f'{path}: {_DAMAGED} (storage {key} is not where it should be)')
+      raise TorchFileError(f'{path} {_DAMAGED} (storage {key} is not where expected)')
     places[key] = file.tell()
     end = places[key] + total * _dtype(storages[key]).itemsize
     if end > length:
-      raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be {end:,} or more)')
+      raise TorchFileError(f'{path} {_DAMAGED} ({length:,} of at least {end:,} bytes)')
     file.seek(end)
 
   def read(storage: _Storage) -> bytes:
@@ -160,10 +156,10 @@ def _dtype(storage: _Storage) -> np.dtype:
 
 
 def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
-  """The next pickle of the stream in plain types and `_Tensor`s; adds the storages that it names."""
+  """Reads the next pickle of the stream as plain types and `_Tensor`s; adds its storages to `storages`."""
   storages = {} if storages is None else storages
 
-  # What a pickle can get hold of is built in or made for it alone, and has no state that it could change for others.
+  # Everything that a pickle can reach is immutable or made for this call, so that it cannot affect others.
   def rebuild(storage, offset, shape, strides, *unused):
     if not isinstance(storage, _Storage):
       raise pickle.UnpicklingError('a tensor without a storage')
@@ -175,7 +171,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
   class Parameter:
-    """Made by a call with the tensor, or, before 2018, without one that its state then holds."""
+    """Constructed from a tensor, or, before 2018, from a state that contains it."""
 
     def __init__(self, data=None, requires_grad=True):
       self.data = data
@@ -185,7 +181,7 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
         self.data = state[0]
 
   class Namespace:
-    """The options of a command, of which only the attributes matter."""
+    """Replaces `argparse.Namespace`; only its attributes are used."""
 
   known: dict[str, Any] = {
       'argparse.Namespace': Namespace,
@@ -200,25 +196,25 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
   class Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
       if f'{module}.{name}' not in known:
-        raise TorchFileError(f'{path}: asks for {module}.{name}, which a checkpoint of tensors does not need; '
-                             'refused, because a checkpoint can run any code that it names')
+        raise TorchFileError(f'{path} refers to {module}.{name}, which a checkpoint of tensors does not need; not '
+                             'loaded, because it could run arbitrary code')
       return known[f'{module}.{name}']
 
     def persistent_load(self, pid):
       kind, dtype, key, _, total, *view = pid
       if kind != 'storage' or dtype not in DTYPES.values() or type(total) is not int or total < 0:
-        raise pickle.UnpicklingError('an unknown kind of storage')
+        raise pickle.UnpicklingError('an unknown storage')
       storage = _Storage(str(key), dtype, 0, total, total)
       if storages.setdefault(storage.key, storage) != storage:
         raise pickle.UnpicklingError('two storages of one name')
-      if view and view[0] is not None:  # a storage that is a part of another
+      if view and view[0] is not None:  # a part of another storage
         _, start, size = view[0]
         if min(start, size) < 0 or start + size > total:
-          raise pickle.UnpicklingError('a part that is larger than the whole')
+          raise pickle.UnpicklingError('a part larger than its storage')
         storage = storage._replace(start=start, size=size)
       return storage
 
-  made: dict[int, Any] = {}  # by id: a pickle may hold one thing many times, or inside itself
+  made: dict[int, Any] = {}  # by id, because a pickle may contain an object many times, or within itself
 
   def plain(value):
     if id(value) in made:
@@ -244,23 +240,23 @@ def _unpickle(path: str, stream: BinaryIO, storages: dict[str, _Storage] | None 
     return plain(Unpickler(stream, encoding='utf-8').load())
   except UserError:
     raise
-  except Exception as e:  # the machine that a pickle is a program for fails in many ways
-    raise TorchFileError(f'{path}: {_DAMAGED} ({str(e).strip(".") or type(e).__name__})') from e
+  except Exception as e:  # the unpickler raises many types
+    raise TorchFileError(f'{path} {_DAMAGED} ({str(e).strip(".") or type(e).__name__})') from e
 
 
 def _check(path: str, found: Any) -> None:
   if not isinstance(found, dict) or not found:
-    raise TorchFileError(f'{path}: holds {_describe(found)}, must be a dict with tensors in it')
+    raise TorchFileError(f'{path} contains {_describe(found)}; use a dict with tensors')
   for container, key, name, value in _items(found):
     wrong_key = isinstance(container, dict) and type(key) not in (str, int)
     if wrong_key or (type(value) not in (_Tensor, bool, int, float, str, dict, list, tuple) and value is not None):
-      raise TorchFileError(f'{path}: holds {_describe(value)} under {name}, must hold tensors, numbers and texts alone')
+      raise TorchFileError(f'{path} has {_describe(value)} under {name}; use only tensors, numbers and strings')
     if isinstance(container, tuple) and isinstance(value, _Tensor):
-      raise TorchFileError(f'{path}: holds a tensor in a tuple under {name}, must hold tensors in dicts and lists')
+      raise TorchFileError(f'{path} has a tensor in a tuple under {name}; use dicts and lists')
 
 
 def _items(found: dict) -> Iterator[tuple[Any, Any, str, Any]]:
-  """(container, key, name of the place, value) of all that is in `found`, in its order, each container once."""
+  """Yields (container, key, dotted name, value) of every item in `found`, in order, each container once."""
   stack, seen = [('', found)], set()
   while stack:
     name, container = stack.pop()
@@ -277,16 +273,16 @@ def _items(found: dict) -> Iterator[tuple[Any, Any, str, Any]]:
 
 
 def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
-  """Puts arrays in the place of the tensors."""
+  """Replaces the `_Tensor`s in `found` by arrays."""
   _check(path, found)
   tensors = [item for item in _items(found) if isinstance(item[3], _Tensor)]
   length = os.path.getsize(path)
   stored = {tensor.storage.key: tensor.storage.total * _dtype(tensor.storage).itemsize for *_, tensor in tensors}
   if sum(stored.values()) > length:
-    raise TorchFileError(f'{path}: {_DAMAGED} ({length:,} bytes, must be more than {sum(stored.values()):,})')
+    raise TorchFileError(f'{path} {_DAMAGED} ({length:,} of more than {sum(stored.values()):,} bytes)')
   needed = sum(math.prod(tensor.shape) * _dtype(tensor.storage).itemsize for *_, tensor in tensors)
   if needed > _MAX_SHARING * length:
-    raise TorchFileError(f'{path}: {_DAMAGED} (its tensors need {needed:,} bytes, the file has {length:,})')
+    raise TorchFileError(f'{path} {_DAMAGED} (its tensors need {needed:,} bytes, the file has {length:,})')
   raw: dict[str, np.ndarray] = {}
   uses = collections.Counter(tensor.storage.key for *_, tensor in tensors)
   for container, key, name, (storage, offset, shape, strides) in tensors:
@@ -294,13 +290,13 @@ def _fill(path: str, found: dict, read: Callable[[_Storage], bytes]) -> None:
     if storage.key not in raw:
       data = read(storage)
       if len(data) != storage.total * dtype.itemsize:
-        raise TorchFileError(f'{path}: {_DAMAGED} (the data of {name} have {len(data):,} bytes, must be '
-                             f'{storage.total * dtype.itemsize:,})')
+        raise TorchFileError(f'{path} {_DAMAGED} (the data of {name} have {len(data):,} of '
+                             f'{storage.total * dtype.itemsize:,} bytes)')
       raw[storage.key] = np.frombuffer(data, dtype)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) if all(shape) else 0
-    # More elements than the storage has would be an expanded tensor, which no module has and a hostile file may.
+    # An expanded tensor, with more elements than its storage: no module has one, but a hostile file may.
     if last >= max(storage.size, 1) or math.prod(shape) > storage.size:
-      raise TorchFileError(f'{path}: {_DAMAGED} ({name} reaches beyond its data)')
+      raise TorchFileError(f'{path} {_DAMAGED} ({name} reaches beyond its data)')
     flat = raw[storage.key][storage.start + offset:]
     container[key] = np.lib.stride_tricks.as_strided(flat, shape, [dtype.itemsize * n for n in strides]).copy()
     uses[storage.key] -= 1

@@ -1,7 +1,7 @@
-"""Checkpoints that `torch.load` reads, from numpy arrays; needs no PyTorch.
+"""Writes numpy arrays as a checkpoint for `torch.load`; needs no PyTorch.
 
-The zip format of `torch.save` since PyTorch 1.6: a pickle in which every tensor names its data by a number, and the
-data under these numbers. The pickle is written opcode by opcode: `pickle` itself writes only names that it can import.
+The format is the zip of `torch.save` since PyTorch 1.6: the tensors' data, and a pickle that refers to them by number.
+The pickle is written opcode by opcode, because `pickle` only writes names that it can import.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _STORAGES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_checkpoint(path: str | os.PathLike, content: dict[str, Any]) -> None:
-  """Writes what `torch.load(path, weights_only=True)` gives back with tensors for the arrays.
+  """Atomically writes `content`, which `torch.load(path, weights_only=True)` returns with tensors for the arrays.
 
-  `content` is of dicts, lists and tuples of arrays (not in tuples), numbers, texts, booleans and None. A file of that
-  name is replaced, whole or not at all. Raises UserError if it cannot be written.
+  `content` consists of dicts, lists and tuples of arrays (not in tuples), numbers, strings, booleans and None. Raises
+  UserError if the file cannot be written.
   """
   path = os.fspath(path)
   arrays: list[np.ndarray] = []
   body = pickle.PROTO + b'\x02' + _encoded(content, arrays) + pickle.STOP
   try:
     with files.atomic_write(path, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
-      # ZipInfo has a fixed date: the same content gives the same bytes.
+      # ZipInfo has a fixed date, so that the same content gives the same bytes.
       archive.writestr(zipfile.ZipInfo('archive/data.pkl'), body)
       archive.writestr(zipfile.ZipInfo('archive/byteorder'), 'little')
       for key, array in enumerate(arrays):
         archive.writestr(zipfile.ZipInfo(f'archive/data/{key}'), array.astype(array.dtype.newbyteorder('<')).tobytes())
       archive.writestr(zipfile.ZipInfo('archive/version'), '3\n')
   except OSError as error:
-    raise UserError(f'{path}: cannot be written ({error.strerror or error})') from error
+    raise UserError(f'{path} cannot be written ({error.strerror or error})') from error
 
 
 def _encoded(value: Any, arrays: list[np.ndarray]) -> bytes:
-  """The opcodes that leave `value` on the stack of an unpickler; arrays are appended to `arrays`."""
+  """The opcodes that push `value` on the unpickler's stack; appends its arrays to `arrays`."""
   if isinstance(value, np.ndarray):
     storage = f'ctorch\n{_STORAGES[value.dtype.name]}\n'.encode()
     kind, key, device = (_plain(text) for text in ('storage', str(len(arrays)), 'cpu'))

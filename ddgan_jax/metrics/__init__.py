@@ -1,6 +1,6 @@
-"""Measuring samples: feature networks (in `features`), and what is computed from their features and logits.
+"""Metrics of samples: feature networks (in `features`), and metrics of their features and logits.
 
-`frechet`, `kid`, `inception_score` and `precision_recall` take arrays, whichever network they come from.
+`frechet`, `kid`, `inception_score` and `precision_recall` take arrays of any network.
 """
 
 from ddgan_jax.metrics import frechet, inception_score, kid, precision_recall

@@ -1,7 +1,7 @@
-"""Features of images, sharded over all devices and processes, and the numbers that follow from them.
+"""Computes features of images, sharded over all devices and processes, and metrics of these features.
 
-Every number names its n and its features. Samples are uint8, as a PNG would hold them. Means and covariances are
-streamed; rows are kept only for the metrics that need them.
+Every value is reported with its n and its features. Samples are uint8, as in a PNG. Means and covariances are streamed;
+features of all rows are kept only for metrics that need them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.config.checks import ENOUGH_SAMPLES, check_metrics
+from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
@@ -25,17 +25,17 @@ from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
 from ddgan_jax.parallel import compilation, consensus, sharding
 
-_meetings = itertools.count()
+_barrier_ids = itertools.count()
 
 
 class Network(NamedTuple):
-  """A fixed network that features are taken from.
+  """A fixed feature network.
 
   Attributes:
-    name: as tables show it.
+    name: its name in tables.
     fingerprint: equal for equal weights.
     params: a pytree of arrays.
-    apply: pure: (params, images [B, H, W, C] uint8) → {name: [B, …]}.
+    apply: a pure function (params, images [B, H, W, C] uint8) → {name: [B, …]}.
     moments: the output whose mean and covariance are streamed, or '' for none.
   """
 
@@ -47,56 +47,56 @@ class Network(NamedTuple):
 
 
 class Collected(NamedTuple):
-  """What a network returns for a set: `moments` of one output, and the rows of the requested ones."""
+  """The outputs of a network for a set: `moments` of one output, and all rows of others."""
 
   moments: frechet.Moments | None
   rows: dict[str, np.ndarray]
 
 
 class Evaluator:
-  """Measures sets of images against one reference; what is known of the reference is kept.
+  """Measures sets of images against one reference, whose features are computed once.
 
   Args:
     metrics: some of `config.checks.METRICS`.
-    reference: images, or statistics read from a file (enough for `fid` alone).
+    reference: images, or statistics read from a file (for `fid` only).
     mesh: the devices; all processes take part in every call.
-    num: how many images of a set are measured, at most; larger sets are sampled by `image_sets.subset`.
-    batch_size: images at a time, over all devices.
-    judge: of the data's classes, and whether images are stacks of three, for `modes` and `label_accuracy`.
-    weights: paths of the files of weights, under `inception` and `vgg16`; otherwise as `weights.find` says.
-    allow_any: also weights of another checksum than the published.
-    say: gets sentences on what takes time.
-    splits: parts that the Inception score is averaged over.
+    num: maximum number of images; `image_sets.subset` samples larger sets.
+    batch_size: global batch size.
+    classifier: the classifier of the data's classes, and whether images are stacks of three; for `modes` and
+      `label_accuracy`.
+    weights: paths of weight files, under `inception` and `vgg16`; see `weights.find` for the default.
+    allow_any: also accept weights whose checksum is not the published one.
+    log: receives a sentence about each slow step.
+    splits: number of splits of the Inception score.
 
   Raises:
-    UserError: a metric cannot be computed with what was given.
+    UserError: a metric lacks its reference or classifier.
   """
 
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
-      judge: tuple[modes.Judge, bool] | None = None, weights: dict[str, str | None] | None = None,
-      allow_any: bool = False, say: Callable[[str], None] = print, splits: int = 10):
+      classifier: tuple[modes.ModeClassifier, bool] | None = None, weights: dict[str, str | None] | None = None,
+      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10):
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
-      raise ConfigError(f'{", ".join(comparing)}: needs a reference; give --workdir, --config or --reference')
+      raise ConfigError(f'{", ".join(comparing)}: no reference; set --workdir, --config or --reference')
     others = [name for name in comparing if name != 'fid']
     if others and isinstance(reference, Statistics):
-      raise ConfigError(f'{", ".join(others)}: needs images as reference, but {reference.name} holds a mean and a '
-                        'covariance, enough for fid alone')
-    if needs_judge(metrics) and judge is None:
-      raise ConfigError(f'{", ".join(needs_judge(metrics))}: needs labelled data to know them by; give --workdir or '
-                        '--config')
+      raise ConfigError(f'{", ".join(others)}: {reference.name} only has a mean and a covariance; use images as '
+                        'reference, or the metric fid')
+    if needs_classifier(metrics) and classifier is None:
+      raise ConfigError(f'{", ".join(needs_classifier(metrics))}: no labelled data; set --workdir or --config')
     self._metrics = tuple(metrics)
     self._reference = reference
     self._mesh = mesh
     self._num = num
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._say = say
+    self._log = log
     self._splits = splits
     if 'is' in metrics:
       inception_score.check_splits(splits, num)
-    # What is known of the reference: moments of all its images, and rows by network and number of images.
+    # Caches of the reference: moments of all its images, and rows by network and number of images.
     self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
     self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     weights = weights or {}
@@ -110,28 +110,28 @@ class Evaluator:
       params = vgg.load(weights.get('vgg16'), allow_any)
       self._networks['vgg16'] = Network(
           'VGG16 fc2', digest(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
-    if needs_judge(metrics):
-      judge, stacked = judge
-      self._judge, self._stack = judge, 3 if stacked else 1
-      self._num_modes = judge.num_classes**self._stack
-      self._networks['judge'] = Network(
-          'classifier of the data', judge.fingerprint, judge.params,
-          lambda params, x: modes.read(params, x, judge.num_classes, stacked), 'features')
+    if needs_classifier(metrics):
+      classifier, stacked = classifier
+      self._classifier, self._stack = classifier, 3 if stacked else 1
+      self._num_modes = classifier.num_classes**self._stack
+      self._networks['classifier'] = Network(
+          'classifier of the data', classifier.fingerprint, classifier.params,
+          lambda params, x: modes.classify(params, x, classifier.num_classes, stacked), 'features')
     self._features = {}
 
   def evaluate(self, images: ImageSet) -> dict[str, Any]:
-    """Measures a set.
+    """Measures a set of images.
 
     Returns:
       {'images', 'n', 'reference', 'reference_digest', 'n_reference', 'biased', 'metrics': {name: {'value', 'features',
-      'features_digest', …}}}; the values are Python numbers, the same on every process. Digests are equal for equal
-      images or statistics and for equal networks; that of the reference is None if it is not known.
+      'features_digest', …}}} with Python numbers, the same on every process. Digests are equal for equal images or
+      statistics and for equal networks; that of the reference is None if unknown.
 
     Raises:
-      ConfigError: the images do not compare with the reference, or were not sampled by label.
+      ConfigError: images and reference differ in shape, or label_accuracy lacks requested labels.
     """
     if 'label_accuracy' in self._metrics:
-      check_asked(images)
+      check_label_accuracy(images)
     if isinstance(self._reference, ImageSet):
       image_sets.check_same_shape(images, self._reference)
     images = image_sets.subset(images, self._num)
@@ -139,10 +139,10 @@ class Evaluator:
     report = {
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
-        'biased': num < ENOUGH_SAMPLES, 'metrics': {}}
+        'biased': num < MIN_SAMPLES, 'metrics': {}}
     wanted = {
         'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
-        'vgg16': ['fc2'], 'judge': ['mode', 'certain']}
+        'vgg16': ['fc2'], 'classifier': ['mode', 'certain']}
     found = self._collect(images, num, {name: wanted[name] for name in self._networks})
     self._read_reference(num)
 
@@ -168,23 +168,23 @@ class Evaluator:
         for name, value in zip(names, function(real, fake)):
           put(name, 'vgg16', value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
-      rows, of_real = found['judge'].rows, self._rows['judge', self._num_paired(num)]
+      rows, of_real = found['classifier'].rows, self._rows['classifier', self._num_paired(num)]
       counted, counted_real = (
           modes.summary(each['mode'], each['certain'], self._num_modes) for each in (rows, of_real))
       for name, value in counted.items():
-        put(name, 'judge', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
+        put(name, 'classifier', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
       for name in ('modes', 'modes_certain'):
         report['metrics'][name]['out_of'] = self._num_modes
-      put('fd_classifier', 'judge', value=_distance(found['judge'].moments, self._moments['judge']))
+      put('fd_classifier', 'classifier', value=_distance(found['classifier'].moments, self._moments['classifier']))
     if 'label_accuracy' in self._metrics:
-      for name, value in modes.label_accuracy(
-          found['judge'].rows['mode'], images.asked(num), self._judge.num_classes, self._stack).items():
-        of_classifier = self._judge.accuracy ** (self._stack if name == 'label_accuracy' else 1)
-        put(name, 'judge', value=value, of_classifier=of_classifier, n_classifier=self._judge.num_held_out)
+      mode, requested = found['classifier'].rows['mode'], images.requested_labels(num)
+      for name, value in modes.label_accuracy(mode, requested, self._classifier.num_classes, self._stack).items():
+        of_classifier = self._classifier.accuracy ** (self._stack if name == 'label_accuracy' else 1)
+        put(name, 'classifier', value=value, of_classifier=of_classifier, n_classifier=self._classifier.num_held_out)
     return report
 
   def reference_statistics(self) -> Statistics:
-    """Mean and covariance of the reference's pool3 features, for a file; `fid` must be among the metrics."""
+    """Mean and covariance of the reference's pool3 features; requires the metric `fid`."""
     self._read_reference(self._num)
     return self._moments['inception']
 
@@ -194,25 +194,25 @@ class Evaluator:
     return self._reference.fingerprint or None if self._reference else None
 
   def _reference_size(self) -> int | None:
-    """Images that the reference's moments are of; of an endless set 50,000."""
+    """Number of images in the reference's moments; 50,000 for an infinite set."""
     if isinstance(self._reference, Statistics) or self._reference is None:
       return self._reference and self._reference.count
     return 50_000 if self._reference.size is None else self._reference.size
 
   def _num_paired(self, num: int) -> int:
-    """Images of the reference for metrics that compare as many of it as of a set of `num`."""
+    """Number of reference images for metrics that compare equally many, for a set of `num`."""
     return min(num, self._reference_size())
 
   def _read_reference(self, num: int) -> None:
-    """Computes the features of the reference, all its images or a subset of `num`, unless they are known."""
+    """Computes missing features of the reference, of all its images or of a subset of `num`."""
     size = self._reference_size()
     missing: dict[int, dict[str, Sequence[str]]] = {}
     new, keys = [], {}
-    for metric, name in (('fid', 'inception'), ('modes', 'judge')):
+    for metric, name in (('fid', 'inception'), ('modes', 'classifier')):
       if metric in self._metrics and name not in self._moments:
         fingerprint = self._reference.fingerprint
         keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
-        # Each machine has a cache of its own: what the first one has counts for all, or some would wait for the others.
+        # Machines have separate caches; that of process 0 decides for all, so that all compute or none.
         known = _from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
         if known is None:
           new.append(name)
@@ -221,28 +221,28 @@ class Evaluator:
           self._moments[name] = known._replace(name=self._reference.name, count=size)
     for metric, name, outputs in (
         ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
-        ('modes', 'judge', ('mode', 'certain'))):
+        ('modes', 'classifier', ('mode', 'certain'))):
       if metric in self._metrics:
         count = size if metric == 'kid' else self._num_paired(num)
         if (name, count) not in self._rows:
           missing.setdefault(count, {})[name] = outputs
     if new:
       networks = ' and '.join(self._networks[name].name for name in new)
-      self._say(f'Reading {size:,} images of {self._reference.name} by {networks}, once.')
+      self._log(f'Computing features of {size:,} images of {self._reference.name} ({networks}), once.')
     for count, wanted in missing.items():
       for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
         if found.rows:
           self._rows[name, count] = found.rows
         if count == size and name in new:
           self._moments[name] = Statistics(self._reference.name, found.moments.mean, found.moments.covariance(), size)
-          store(keys[name], self._moments[name], self._say)
+          store(keys[name], self._moments[name], self._log)
 
   def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
     """Runs the networks of `wanted` (name → outputs to keep) on the first `num` images, over all processes.
 
-    Every network sees a batch before the next one is read, so samples are drawn only once.
+    All networks process a batch before the next one is read, so each sample is drawn once.
     """
-    rows, whole = sharding.by_rows(self._mesh), sharding.replicated(self._mesh)
+    rows, whole = sharding.batch_sharding(self._mesh), sharding.replicated(self._mesh)
     for name in wanted:
       if name not in self._features:
         network = self._networks[name]
@@ -266,7 +266,7 @@ class Evaluator:
           moments[name].add(features[:valid])
         for output in blocks:
           blocks[output].append(sharding.local_rows(outputs[output]))
-    consensus.meet(f'features {next(_meetings)}')
+    consensus.barrier(f'features {next(_barrier_ids)}')
     return {
         name: Collected(
             _merged(moments[name]) if name in moments else None,
@@ -279,7 +279,7 @@ def _distance(moments: frechet.Moments, reference: Statistics) -> float:
 
 
 def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
-  """[batches][rows of this process, …] → [all rows, …], in the order of the images."""
+  """Gathers [batches][rows of this process, …] from all processes to [all rows, …], in the order of the images."""
   stacked = np.stack(blocks)
   if jax.process_count() > 1:
     stacked = np.moveaxis(multihost_utils.process_allgather(stacked), 0, 1)  # [batches, processes, rows, …]
@@ -288,7 +288,7 @@ def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:
-  """The moments of all processes together; as bytes, since JAX would make float32 of them."""
+  """Merges the moments of all processes; sent as bytes, because JAX would convert them to float32."""
   if jax.process_count() == 1:
     return moments
   mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
@@ -303,8 +303,8 @@ def _merged(moments: frechet.Moments) -> frechet.Moments:
 
 
 def _from_main(statistics: Statistics | None) -> Statistics | None:
-  """Process 0's mean and covariance, on every process; as bytes, since JAX would make float32 of them."""
-  dim = consensus.from_main(len(statistics.mean) if statistics else 0)
+  """Broadcasts process 0's mean and covariance; sent as bytes, because JAX would convert them to float32."""
+  dim = consensus.broadcast_from_main(len(statistics.mean) if statistics else 0)
   if jax.process_count() == 1 or not dim:
     return statistics
   mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
@@ -314,50 +314,52 @@ def _from_main(statistics: Statistics | None) -> Statistics | None:
 
 
 def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
-  """Modes of the 25 Gaussians in a set of points: a report as of `Evaluator.evaluate`, without digests."""
+  """Reports the modes of the 25 Gaussians in a set of points, like `Evaluator.evaluate` but without digests."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   points = image_sets.subset(points, num)
   num = num if points.size is None else points.size
   blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
-  consensus.meet(f'features {next(_meetings)}')
-  found = points_lib.modes_of_points(_gathered(blocks)[:num])
+  consensus.barrier(f'features {next(_barrier_ids)}')
+  found = points_lib.count_point_modes(_gathered(blocks)[:num])
   values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
   metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
   metrics['modes']['out_of'] = len(data_points.CENTRES)
-  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < ENOUGH_SAMPLES,
+  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < MIN_SAMPLES,
           'metrics': metrics}
 
 
-def against_data(
-    config: Config, source: Source, mesh: Any, say: Callable[[str], None] = print
+def make_data_evaluator(
+    config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
-  """What `config.eval` asks for, with the run's own data as reference: a function of images that gives a report."""
+  """Returns a function of images that reports the metrics of `config.eval`, with the run's data as reference."""
   if config.data.is_points:
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
-  judge = (modes.load_judge(source, say), config.data.stack == 3) if needs_judge(config.eval.metrics) else None
+  classifier = None
+  if needs_classifier(config.eval.metrics):
+    classifier = modes.load_classifier(source, log), config.data.stack == 3
+  reference = image_sets.dataset_images(source, config.data)
   return Evaluator(
-      config.eval.metrics, image_sets.of_data(source, config.data), mesh, config.eval.num, config.eval.batch_size,
-      judge, say=say).evaluate
+      config.eval.metrics, reference, mesh, config.eval.num, config.eval.batch_size, classifier, log=log).evaluate
 
 
-def needs_judge(metrics: Sequence[str]) -> list[str]:
-  """Those of `metrics` for which a classifier has to know the data's classes."""
+def needs_classifier(metrics: Sequence[str]) -> list[str]:
+  """Those of `metrics` that need a classifier of the data's classes."""
   return [name for name in metrics if name in ('modes', 'label_accuracy')]
 
 
-def check_asked(images: ImageSet) -> None:
-  """Raises ConfigError unless these images were sampled by label."""
-  if images.asked is None:
-    raise ConfigError(f'label_accuracy: {images.name} was not sampled by label; use a --workdir whose '
-                      'generator.num_classes is above 0')
+def check_label_accuracy(images: ImageSet) -> None:
+  """Raises ConfigError unless these images were sampled with requested labels."""
+  if images.requested_labels is None:
+    raise ConfigError(f'label_accuracy: {images.name} has no requested labels; use a --workdir with '
+                      'generator.num_classes above 0')
 
 
 _NAMES = {
     'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
-    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL of modes to uniform',
-    'certain': 'share read with certainty', 'fd_classifier': 'Fréchet distance, not FID',
-    'in_mode': 'share of points in a mode', 'label_accuracy': 'asked label seen',
-    'digit_accuracy': 'asked label seen in a channel'}
+    'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
+    'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
+    'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',
+    'digit_accuracy': 'label accuracy per channel'}
 
 
 def _number(value: float) -> str:
@@ -365,7 +367,7 @@ def _number(value: float) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-  """A report as `Evaluator.evaluate` gives it, to be read: one line a number, with n and features beside it."""
+  """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
       f'; reference {report["reference"]}' if report['reference'] else '') + (
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
@@ -378,12 +380,12 @@ def table(report: dict[str, Any]) -> str:
     if 'out_of' in entry:
       text += f' of {entry["out_of"]:,}'
     if 'of_reference' in entry:
-      text += f'  (the reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
+      text += f'  (reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
     elif 'n_reference' in entry:
-      text += f'  (n of the reference = {entry["n_reference"]:,})'
+      text += f'  (reference: n = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:
-      text += f'  (real images, held out: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
+      text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
     lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
   if report['biased']:
-    lines.append(f'  Biased: fewer than {ENOUGH_SAMPLES:,} images.')
+    lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
   return '\n'.join(lines)

@@ -1,6 +1,6 @@
-"""The Fréchet distance between Gaussians, and the means and covariances that it needs, in one pass over the features.
+"""The Fréchet distance between Gaussians, and streaming means and covariances.
 
-With features of the Inception network this is FID (Heusel et al. 2017); with others it is not, and is never called so.
+With features of the FID Inception network this is FID (Heusel et al. 2017); with others it is not called FID.
 Everything is float64 on the host.
 """
 
@@ -17,48 +17,48 @@ __all__ = ['Moments', 'frechet_distance']
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
   """|mean_a - mean_b|² + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^½) (Dowson and Landau 1982).
 
-  The last trace is the sum of the singular values of cov_a^½ cov_b^½, a product whose factors come from eigenvalues of
-  symmetric matrices. So there is no root of a matrix that is nearly singular, which fewer samples than dimensions give,
-  and nothing has to be added to the diagonal.
+  The last trace is computed as the sum of the singular values of cov_a^½ cov_b^½, with roots of the symmetric factors.
+  So no root of a nearly singular product is needed (with fewer samples than dimensions it would be), and nothing has to
+  be added to the diagonal.
 
   Args:
     mean_a, mean_b: [D].
     cov_a, cov_b: [D, D] symmetric, positive semi-definite up to rounding.
 
   Returns:
-    The distance, ≥ 0; as with all FIDs this is the squared one.
+    The squared distance, ≥ 0, as is usual for FID.
 
   Raises:
-    UserError: the shapes do not agree, or a value is not finite.
+    UserError: the shapes differ, or a value is NaN or infinite.
   """
   mean_a, cov_a, mean_b, cov_b = (np.asarray(x, np.float64) for x in (mean_a, cov_a, mean_b, cov_b))
   for name, mean, cov in (('first', mean_a, cov_a), ('second', mean_b, cov_b)):
     if mean.shape != mean_a.shape or mean.ndim != 1 or cov.shape != 2 * mean.shape:
-      raise UserError(f'the {name} statistics: found a mean of shape {mean.shape} and a covariance of shape '
-                      f'{cov.shape}, must be {mean_a.shape} and {2 * mean_a.shape}')
+      raise UserError(f'the {name} statistics have a mean of shape {mean.shape} and a covariance of shape '
+                      f'{cov.shape}; use {mean_a.shape} and {2 * mean_a.shape}')
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-      raise UserError(f'the {name} statistics: found a value that is not finite, so that there is no distance')
+      raise UserError(f'the {name} statistics contain NaN or infinity; use finite values')
   cross = np.linalg.svd(_root(cov_a) @ _root(cov_b).T, compute_uv=False).sum()
   squares = np.sum((mean_a - mean_b) ** 2)
   return max(float(squares + np.trace(cov_a) + np.trace(cov_b) - 2 * cross), 0.0)
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
-  """R [rank, D] with R'R = cov: R_a R_b' has the singular values of the product of the symmetric roots."""
+  """R [rank, D] with R'R = cov; R_a R_b' has the singular values of cov_a^½ cov_b^½."""
   values, vectors = np.linalg.eigh((cov + cov.T) / 2)
-  # What is left of a zero after rounding has a root of 1e-8, and a thousand of them add up.
+  # An eigenvalue that is zero up to rounding has a root of about 1e-8, and a thousand of these add up.
   kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
   return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
 
 
 class Moments:
-  """Mean and covariance of features that come in batches; only [D, D] numbers are kept.
+  """Streaming mean and covariance of batches of features; needs [D, D] numbers.
 
-  Each batch is centred before it is multiplied out, and joined with what was there by the rule of Chan, Golub and
-  LeVeque (1983): nothing is lost where the mean is much larger than the deviation.
+  Each batch is centred and then merged by the rule of Chan, Golub and LeVeque (1983), which is accurate even if the
+  mean is much larger than the standard deviation.
 
   Attributes:
-    count: rows so far.
+    count: number of rows so far.
     mean: [D] float64.
     scatter: [D, D] float64, the sum of outer products of deviations from `mean`.
   """
@@ -69,7 +69,7 @@ class Moments:
     self.scatter = np.zeros((dim, dim))
 
   def add(self, features: np.ndarray) -> None:
-    """Takes in [B, D] features of any float dtype; B may be 0. Raises ValueError or TypeError for others."""
+    """Adds features [B, D] of any float dtype; B may be 0. Raises ValueError or TypeError for other arrays."""
     checks.floats('features', features, 'B D', D=len(self.mean))
     features = np.asarray(features, np.float64)
     if len(features):
@@ -78,7 +78,7 @@ class Moments:
       self._join(len(features), mean, deviations.T @ deviations)
 
   def merge(self, other: Moments) -> None:
-    """Takes in what `other` has seen."""
+    """Adds the rows of `other`."""
     if other.count:
       self._join(other.count, other.mean, other.scatter)
 
@@ -91,13 +91,13 @@ class Moments:
     self.count = total
 
   def covariance(self) -> np.ndarray:
-    """[D, D] float64, the unbiased estimate as `np.cov` gives it.
+    """[D, D] float64, the unbiased estimate, like `np.cov`.
 
     Raises:
       UserError: fewer than two rows.
     """
     if self.count < 2:
-      raise UserError(f'a covariance needs 2 samples or more, found {self.count}')
+      raise UserError(f'the number of samples is {self.count}; use at least 2')
     return self.scatter / (self.count - 1)
 
 

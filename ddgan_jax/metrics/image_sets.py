@@ -1,4 +1,4 @@
-"""Images to be measured, by number and spread over processes: samples of a run, data, arrays, files."""
+"""Indexed sets of images for metrics, sharded over processes: samples of a run, data sets, arrays, files."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from ddgan_jax.parallel import compilation, sharding
 
 
 class ImageSet(NamedTuple):
-  """Images by number.
+  """A set of images, accessed by index.
 
   Attributes:
-    name: what messages and tables call it.
-    fingerprint: equal for equal sets, '' if not known.
-    size: how many there are, or None for as many as one likes.
+    name: its name in messages and tables.
+    fingerprint: equal for equal sets, '' if unknown.
+    size: number of images, or None for an infinite set.
     shape: (H, W, C).
-    rows: (first, count) → uint8 (of points float32) [count / processes, H, W, C], this process's block of images
-      first … first + count - 1; called by all processes alike, with a count that the devices divide. What lies beyond
-      `size` is any image.
-    asked: number → [number] int32, the requested labels of the first images; None without labels.
-    take: [n] numbers below `size`, in any order → uint8 [n, H, W, C], those images, read by this process alone; None
-      for endless sets. `rows` reads the same images.
+    rows: (first, count) → uint8 (float32 for points) [count / processes, H, W, C], this process's block of images
+      first … first + count - 1. All processes make the same calls, with a count divisible by the number of devices;
+      images beyond `size` are arbitrary.
+    requested_labels: n → [n] int32, the requested labels of the first n images; None without labels.
+    take: [n] indices below `size`, in any order → uint8 [n, H, W, C], read by this process alone; None for infinite
+      sets.
   """
 
   name: str
@@ -47,24 +47,24 @@ class ImageSet(NamedTuple):
   size: int | None
   shape: tuple[int, int, int]
   rows: Callable[[int, int], np.ndarray]
-  asked: Callable[[int], np.ndarray] | None = None
+  requested_labels: Callable[[int], np.ndarray] | None = None
   take: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def of_generator(
+def generated_images(
     config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
-  """Samples: image i is a function of (seed, i), as in `ddgan_jax.sample`.
+  """Samples of a generator: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
-  A conditional run samples with labels drawn uniformly (`labels.draw`).
+  A conditional run samples with uniformly drawn labels (`labels.draw`).
 
   Args:
-    config: the run's.
-    seed: of the noise.
+    config: the config of the run.
+    seed: the seed of the noise.
     mesh: the devices that sample.
     num_timesteps: see `train_state.make_sampler`.
 
   Returns:
-    A function of the EMA parameters, on the devices of `mesh` and whole or in parts, and of a name for the table.
+    A function of the EMA parameters (replicated or sharded on `mesh`) and of a name for tables.
   """
   conditional = bool(config.generator.num_classes)
 
@@ -74,146 +74,146 @@ def of_generator(
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  rows = sharding.by_rows(mesh)
+  rows = sharding.batch_sharding(mesh)
   compiled = compilation.jit(sample, out_shardings=rows)
   _, schedule = train_state.make_sampler(config, None, num_timesteps)
-  most = sampling.most_at_once(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
+  most = sampling.max_batch_size(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 
   def local(ema_params: Any, first: int, count: int) -> np.ndarray:
     indices = _local_numbers(first, count).astype(np.int32)
     devices = mesh.size // jax.process_count()
     parts = -(-len(indices) // (most * devices))
-    size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program does
+    size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program suffices
     found = [
         sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, part)))
         for part in np.resize(indices, (parts, size))]
     return np.concatenate(found)[:len(indices)]
 
-  def asked(num: int) -> np.ndarray:
+  def requested(num: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
 
   return lambda ema_params, name: ImageSet(
-      name, '', None, config.image_shape, functools.partial(local, ema_params), asked if conditional else None)
+      name, '', None, config.image_shape, functools.partial(local, ema_params), requested if conditional else None)
 
 
-def of_data(source: sources.Source, data_config: DataConfig) -> ImageSet:
-  """The images of a source as they are stored, not flipped; stacks as the run draws them."""
-  endless = data_config.stack == 3 and not data_config.num_stacks
+def dataset_images(source: sources.Source, data_config: DataConfig) -> ImageSet:
+  """The images of a source in stored order, not flipped; stacks as the run draws them."""
+  infinite = data_config.stack == 3 and not data_config.num_stacks
   height, width, _ = source.image_shape
   shape = (height, width, data_config.num_channels)
   kind = f' stack {data_config.stack} {data_config.num_stacks}' if data_config.stack == 3 else ''
   name, fingerprint = f'{source.name}{kind}', source.checksum and f'{source.checksum}{kind} {shape}'
   take = functools.partial(pipeline.stored_images, source, data_config)
-  if endless:
+  if infinite:
     return ImageSet(name, fingerprint, None, shape, lambda first, count: take(_local_numbers(first, count)))
   return _finite(name, fingerprint, pipeline.epoch_size(source, data_config), shape, take)
 
 
-def of_array(images: np.ndarray, name: str) -> ImageSet:
-  """[n, H, W, C] uint8 that every process has."""
+def array_images(images: np.ndarray, name: str) -> ImageSet:
+  """A set of images [n, H, W, C] uint8 that every process has."""
   return _finite(name, '', len(images), images.shape[1:], lambda numbers: images[numbers])
 
 
-def of_files(path: str, num_channels: int = 3) -> ImageSet:
-  """A folder or zip of square images of one size, or an npz with uint8 `images`; converted to `num_channels`, 1 or 3.
+def file_images(path: str, num_channels: int = 3) -> ImageSet:
+  """Reads a folder or zip of square images of one size, or an npz with uint8 `images`; converts to 1 or 3 channels.
 
   Raises:
-    DataError: it is none of these, is empty, or its images cannot be used.
+    DataError: the path has another format, is empty, or has unusable images.
   """
   kind = 'folder' if os.path.isdir(path) else 'zip' if path.endswith('.zip') else 'npz'
   try:
     reader = open_reader(DataConfig(name=kind, path=path))
     size = _size_of_first(reader)
-    # Samples are not worth keeping twice; what is mapped from the folder stays readable when it is gone.
+    # Prepared in a temporary folder; a mapped file stays readable after its deletion.
     with tempfile.TemporaryDirectory() as cache:
       data_config = DataConfig(name=kind, path=path, image_size=size, num_channels=num_channels, cache_dir=cache)
-      source = sources.load_source(data_config, say=lambda text: None)
+      source = sources.load_source(data_config, log=lambda text: None)
   except PathError as error:
     raise DataError(error.problem) from error
-  return of_data(source, data_config)._replace(name=path)
+  return dataset_images(source, data_config)._replace(name=path)
 
 
 def read_reference(path: str, num_channels: int) -> ImageSet | Statistics:
-  """Published statistics from a .npy, or an .npz without `images`; images from everything else (`of_files`)."""
+  """Reads published statistics from a .npy or an .npz without `images`, otherwise images (`file_images`)."""
   is_statistics = path.endswith(('.npy', '.npz')) and not _holds_images(path)
-  return statistics.read(path) if is_statistics else of_files(path, num_channels)
+  return statistics.read(path) if is_statistics else file_images(path, num_channels)
 
 
 def _holds_images(path: str) -> bool:
   try:
     with zipfile.ZipFile(path) as archive:
       return 'images.npy' in archive.namelist()
-  except Exception:  # absent or damaged, as `statistics.read` says in a sentence; zipfile fails in many ways
+  except Exception:  # absent or damaged, which `statistics.read` reports; zipfile raises many types
     return False
 
 
 def subset(images: ImageSet, num: int) -> ImageSet:
-  """`num` images of a set, a fixed random choice; the set itself if it is not larger or has no end.
+  """A fixed random subset of `num` images; the set itself if it is infinite or not larger.
 
-  Folders and archives are often sorted by class, so their first images would miss classes.
+  Folders and archives are often sorted by class, so their first images would not cover all classes.
   """
   if images.size is None or num >= images.size:
     return images
-  # Sorted, because the files of neighbours are often neighbours.
+  # Sorted, because consecutive images are often close on disk.
   chosen = np.sort(pipeline.permutation(0, pipeline.SUBSET, 0, images.size)[:num])
-  asked = images.asked and (lambda number: images.asked(images.size)[chosen[:number]])
+  requested = images.requested_labels and (lambda number: images.requested_labels(images.size)[chosen[:number]])
   fingerprint = images.fingerprint and f'{images.fingerprint} subset {num}'
-  return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), asked)
+  return _finite(images.name, fingerprint, num, images.shape, lambda numbers: images.take(chosen[numbers]), requested)
 
 
 def _finite(
     name: str, fingerprint: str, size: int, shape: tuple[int, int, int], take: Callable[[np.ndarray], np.ndarray],
-    asked: Callable[[int], np.ndarray] | None = None) -> ImageSet:
+    requested_labels: Callable[[int], np.ndarray] | None = None) -> ImageSet:
   """The set of `size` images that `take` reads."""
   rows = lambda first, count: take(np.minimum(_local_numbers(first, count), size - 1))
-  return ImageSet(name, fingerprint, size, shape, rows, asked, take)
+  return ImageSet(name, fingerprint, size, shape, rows, requested_labels, take)
 
 
 def _local_numbers(first: int, count: int) -> np.ndarray:
-  """This process's block of first … first + count - 1."""
+  """This process's block of the indices first … first + count - 1."""
   return np.arange(first, first + count)[pipeline.process_rows(count, jax.process_index(), jax.process_count())]
 
 
 def _size_of_first(reader: readers.Reader) -> int:
-  """H = W of a reader's first image."""
+  """H = W of the first image of a reader."""
   try:
     item, _ = reader.read(0)
     height, width = item.shape[:2] if isinstance(item, np.ndarray) else images_lib.size(item)
   except images_lib.BadImage as error:
     raise DataError(f'{reader.title}: {reader.name(0)} {error}') from error
   if height != width:
-    raise DataError(f'{reader.title}: {reader.name(0)} is {height}x{width}, must be square')
+    raise DataError(f'{reader.title}: {reader.name(0)} is {height}x{width}; use square images')
   return height
 
 
-def as_jpeg(images: ImageSet | Statistics | None, quality: int = 75) -> ImageSet | None:
-  """The same images after a JPEG of each, as the original's script saves its samples.
+def compress_jpeg(images: ImageSet | Statistics | None, quality: int = 75) -> ImageSet | None:
+  """The same images after JPEG compression, as in the original's evaluation script.
 
   Raises:
-    ConfigError: for statistics, which cannot be treated alike.
+    ConfigError: `images` are statistics, which cannot be compressed.
   """
   if isinstance(images, Statistics):
-    raise ConfigError('--jpeg: needs images as reference, so that both sides are treated alike')
+    raise ConfigError('--jpeg: the reference is a file of statistics; use images, so that both sides are compressed')
   if images is None:
     return None
 
-  def through(image: np.ndarray) -> np.ndarray:
+  def compress(image: np.ndarray) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format='JPEG', quality=quality)
     return np.asarray(Image.open(buffer)).reshape(image.shape)
 
-  def after(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    return lambda *which: np.stack([through(image) for image in read(*which)])
+  def compressed(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    return lambda *which: np.stack([compress(image) for image in read(*which)])
 
   fingerprint = images.fingerprint and f'{images.fingerprint} jpeg {quality}'
   return images._replace(
-      name=f'{images.name} (JPEG {quality})', fingerprint=fingerprint, rows=after(images.rows),
-      take=images.take and after(images.take))
+      name=f'{images.name} (JPEG {quality})', fingerprint=fingerprint, rows=compressed(images.rows),
+      take=images.take and compressed(images.take))
 
 
 def check_same_shape(images: ImageSet, reference: ImageSet) -> None:
   """Raises ConfigError unless both have the same H, W and C."""
   if images.shape != reference.shape:
-    found, right = ('x'.join(map(str, shape)) for shape in (images.shape, reference.shape))
-    raise ConfigError(f'{images.name}: its images are {found}, but those of {reference.name} are {right}; '
-                      'a comparison needs the same size and channels')
+    found, expected = ('x'.join(map(str, shape)) for shape in (images.shape, reference.shape))
+    raise ConfigError(f'{images.name} has images of {found}, but {reference.name} has {expected}; use the same size '
+                      'and channels')

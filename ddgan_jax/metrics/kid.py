@@ -1,4 +1,4 @@
-"""The kernel Inception distance (Bińkowski et al. 2018): unbiased, so that a thousand samples are enough."""
+"""The kernel Inception distance, KID (Bińkowski et al. 2018); unbiased, so that 1,000 samples suffice."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ __all__ = ['kernel_distance']
 def kernel_distance(
     real: np.ndarray, fake: np.ndarray, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0,
 ) -> tuple[float, float]:
-  """The squared maximum mean discrepancy with the kernel (x·y / D + 1)³, over random subsets.
+  """The squared maximum mean discrepancy with the kernel (x·y / D + 1)³, averaged over random subsets.
 
-  Each subset's estimate is the U-statistic: no pair of a sample with itself. It can be below 0.
+  Each subset gives a U-statistic (no pairs of a sample with itself), which can be negative.
 
   Args:
     real: [N, D] features.
     fake: [M, D] features.
-    num_subsets: how many.
-    subset_size: samples of each in a subset, at most; N or M if that is smaller.
-    seed: of the draws without replacement.
+    num_subsets: number of subsets.
+    subset_size: samples of each set in a subset, at most N and M.
+    seed: the seed of the draws without replacement.
 
   Returns:
     Mean and standard deviation over the subsets. Published KIDs are this mean, often times 1000.
 
   Raises:
-    ValueError, TypeError: an argument is not as above, not finite, or has fewer than two samples.
+    UserError: a set has fewer than two samples.
+    ValueError, TypeError: an argument has another shape or dtype, or is not finite.
   """
   checks.numbers('real', real, 'number dimension')
   checks.numbers('fake', fake, 'number dimension', dimension=real.shape[1])
@@ -38,7 +39,7 @@ def kernel_distance(
   checks.whole('subset_size', subset_size, 2)
   size = min(subset_size, len(real), len(fake))
   if size < 2:
-    raise UserError(f'a kernel distance needs 2 samples or more of each, found {len(real)} and {len(fake)}')
+    raise UserError(f'the numbers of samples are {len(real)} and {len(fake)}; use at least 2 of each')
   rng = np.random.default_rng(seed)
   draw = lambda features: features[rng.choice(len(features), size, replace=False)].astype(np.float64)
   distances = [_u_statistic(draw(real), draw(fake)) for _ in range(num_subsets)]

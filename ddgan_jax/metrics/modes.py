@@ -1,8 +1,7 @@
-"""Modes found and their balance, as a classifier of the data's own classes sees them (paper, section 5.3).
+"""Counts modes and their balance with a classifier of the data's classes (paper, section 5.3).
 
-The classifier is trained from the same source as the run, in seconds, and kept. For stacked sets it reads each channel
-by itself, and the mode is 100a + 10b + c. The features before its last layer give a Fréchet distance without a
-download; that is no FID and is never called one.
+The classifier is trained on the run's data in seconds, and cached. For stacked sets it classifies each channel, and the
+mode is 100a + 10b + c. The features before its last layer give a Fréchet distance without a download, which is not FID.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ from ddgan_jax.utils import files
 
 REQUIRED_ACCURACY = 0.97
 _CERTAIN = 0.9
-_VERSION = 1  # raised when the same data would give another classifier
-_HELD_OUT = 10  # every tenth image is never trained on
+_VERSION = 1  # increased when the same data would give another classifier
+_HELD_OUT = 10  # every tenth image is held out
 _STEPS = 1000
 _BATCH = 128
-_meetings = itertools.count()
+_barrier_ids = itertools.count()
 
 
 class ClassifierError(UserError):
-  """The classes of this data cannot be read well enough to count modes."""
+  """The data has no labels, or the classifier is not accurate enough to count modes."""
 
 
-class Judge(NamedTuple):
+class ModeClassifier(NamedTuple):
   """A trained classifier of single (not stacked) images.
 
   Attributes:
-    params: of `models.Classifier`.
-    num_classes: how many classes.
-    accuracy: share of held-out images that it classifies correctly.
-    num_held_out: how many those are.
-    fingerprint: of the data that it was trained on; of `params` if the data have no checksum.
+    params: parameters of `models.Classifier`.
+    num_classes: number of classes.
+    accuracy: accuracy on held-out images, 0 to 1.
+    num_held_out: number of held-out images.
+    fingerprint: fingerprint of its training data, or of `params` if the data has no checksum.
   """
 
   params: Any
@@ -59,27 +58,27 @@ class Judge(NamedTuple):
   fingerprint: str
 
 
-def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
-  """The classifier of a source: from the cache, or trained now and kept there if the source has a checksum.
+def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeClassifier:
+  """Loads the classifier of a source from the cache, or trains it; caches it if the source has a checksum.
 
-  Every tenth image is held out. All processes get that of the first one.
+  Every tenth image is held out. All processes get the classifier of process 0.
 
   Args:
     source: labelled images; grey for stacked sets.
-    say: gets a sentence with the accuracy.
+    log: receives a sentence with the accuracy.
 
   Raises:
-    ClassifierError: no labels, or fewer than 97% of the held-out images are classified correctly.
+    ClassifierError: the source has no labels, or the held-out accuracy is below 97%.
   """
   if source.labels is None:
-    raise ClassifierError(f'{source.name}: has no labels, so its modes cannot be counted')
+    raise ClassifierError(f'{source.name} has no labels; use labelled data to count modes')
   names = np.unique(source.labels)
   if names[0] < 0:
-    raise ClassifierError(f'{source.name}: has images with unknown labels, so its modes cannot be counted')
+    raise ClassifierError(f'{source.name} has images with unknown labels; use labelled data to count modes')
   num_classes = int(names[-1]) + 1
   held_out = np.arange(0, len(source), _HELD_OUT)
   shapes = jax.eval_shape(lambda: _initial(num_classes, source.image_shape))
-  # Without a checksum nothing tells this source from another of the same shape, so nothing is cached.
+  # Without a checksum, sources of the same shape cannot be distinguished, so nothing is cached.
   fingerprint = source.checksum and hashlib.sha256(
       f'{_VERSION} {source.checksum} {source.image_shape}'.encode()).hexdigest()[:16]
   path = files.cache_dir('classifiers') / f'{fingerprint}.npz'
@@ -89,33 +88,33 @@ def load_judge(source: Source, say: Callable[[str], None] = print) -> Judge:
     found = _train(source, num_classes, held_out) if jax.process_index() == 0 else (zeros, np.float64(0))
     if jax.process_index() == 0 and fingerprint:
       leaves = {f'{i}': leaf for i, leaf in enumerate(jax.tree.leaves(found[0]))}
-      statistics.cache_npz(path, {'accuracy': found[1], **leaves}, say)
-  consensus.meet(f'classifier {next(_meetings)}')
+      statistics.cache_npz(path, {'accuracy': found[1], **leaves}, log)
+  consensus.barrier(f'classifier {next(_barrier_ids)}')
   if jax.process_count() > 1:
     found = multihost_utils.broadcast_one_to_all(jax.tree.map(np.float32, found))
   params, accuracy = found
   accuracy = float(accuracy)
-  say(f'The classifier of {source.name} is right on {accuracy:.1%} of {len(held_out):,} held-out images.')
+  log(f'The classifier of {source.name} has accuracy {accuracy:.1%} on {len(held_out):,} held-out images.')
   if accuracy < REQUIRED_ACCURACY:
     raise ClassifierError(
-        f'{source.name}: the classifier is right on only {accuracy:.1%} of {len(held_out):,} held-out images, and '
-        f'{REQUIRED_ACCURACY:.0%} are needed to count modes')
-  return Judge(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
+        f'{source.name}: the classifier has accuracy {accuracy:.1%} on {len(held_out):,} held-out images; '
+        f'{REQUIRED_ACCURACY:.0%} is required to count modes')
+  return ModeClassifier(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
 
 
-def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:
-  """What the classifier sees; pure, for jit.
+def classify(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dict[str, jax.Array]:
+  """Classifies images; a pure function, for jit.
 
   Args:
-    params: `Judge.params`.
+    params: `ModeClassifier.params`.
     images: [B, H, W, C] uint8.
-    num_classes: `Judge.num_classes`.
-    stacked: each channel is an image of its own.
+    num_classes: `ModeClassifier.num_classes`.
+    stacked: whether each channel is one image.
 
   Returns:
-    `mode` [B] int32, the label (of a stack a * n² + b * n + c with n classes); `certain` [B] bool, whether it (of a
-    stack each of its three) has a probability of 0.9 or more, which noise seldom has although it too has a label; and
-    `features` [B, F] float32, of a stack those of its channels side by side.
+    `mode` [B] int32, the predicted label (a * n² + b * n + c for a stack with n classes); `certain` [B] bool, whether
+    its probability (for a stack, each of the three) is at least 0.9; and `features` [B, F] float32, concatenated over
+    the channels of a stack.
   """
   batch, height, width, channels = images.shape
   x = images.astype(jnp.float32) / 127.5 - 1
@@ -130,9 +129,9 @@ def read(params: Any, images: jax.Array, num_classes: int, stacked: bool) -> dic
 
 
 def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
-  """How many of `num_modes` occur among `labels` [n], and KL(their histogram || uniform) in nats.
+  """Number of modes among `labels` [n] int, and KL(their histogram || uniform) in nats.
 
-  A perfect sampler's KL is about (num_modes - 1) / (2 n).
+  The KL of a perfect sampler is about (num_modes - 1) / (2 n).
   """
   counts = np.bincount(labels, minlength=num_modes)
   p = counts[counts > 0] / counts.sum()
@@ -140,31 +139,31 @@ def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
 
 
 def summary(labels: np.ndarray, certain: np.ndarray, num_modes: int) -> dict[str, float]:
-  """What a report says of `mode` and `certain` [n] of `read`.
+  """Summarizes `mode` and `certain` [n] of `classify`.
 
   Returns:
-    `modes` and `mode_kl` of all; `modes_certain`, of those that are read with certainty, for noise has labels too; and
-    `certain`, the share of those.
+    `modes` and `mode_kl` of all predictions; `certain`, the fraction of confident predictions; and `modes_certain`, the
+    number of modes among these, because the classifier assigns a class even to noise.
   """
   found, kl = count_modes(labels, num_modes)
   return {'modes': found, 'modes_certain': count_modes(labels[certain], num_modes)[0], 'mode_kl': kl,
           'certain': float(certain.mean())}
 
 
-def label_accuracy(found: np.ndarray, asked: np.ndarray, num_classes: int, stack: int) -> dict[str, float]:
-  """Share of images that the classifier takes for what they were asked to be.
+def label_accuracy(predicted: np.ndarray, requested: np.ndarray, num_classes: int, stack: int) -> dict[str, float]:
+  """Fraction of images that the classifier assigns to their requested label.
 
   Args:
-    found: [n] modes, as `read` returns them.
-    asked: [n] labels.
-    num_classes: `Judge.num_classes`.
-    stack: images that one label describes.
+    predicted: [n] int, modes of `classify`.
+    requested: [n] int, requested labels.
+    num_classes: `ModeClassifier.num_classes`.
+    stack: number of stacked images per label.
 
   Returns:
-    `label_accuracy`, and for stacks also `digit_accuracy`, that of the single images.
+    `label_accuracy` and, for stacks, `digit_accuracy`, the fraction per channel.
   """
-  wanted = labels.digits(asked, stack)
-  seen = found[:, None] // num_classes ** np.arange(stack - 1, -1, -1) % num_classes
+  wanted = labels.digits(requested, stack)
+  seen = predicted[:, None] // num_classes ** np.arange(stack - 1, -1, -1) % num_classes
   right = seen == wanted
   whole = {'label_accuracy': float(right.all(1).mean())}
   return whole | ({'digit_accuracy': float(right.mean())} if stack > 1 else {})
@@ -175,7 +174,7 @@ def _initial(num_classes: int, image_shape: tuple[int, int, int]) -> Any:
 
 
 def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any, np.float64]:
-  """Adam on randomly shifted images; returns the parameters and the accuracy on `held_out`."""
+  """Trains with Adam on randomly shifted images; returns the parameters and the accuracy on `held_out`."""
   classifier = models.Classifier(num_classes)
   optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, _STEPS))
   reach = 1 if source.image_shape[0] < 16 else 2
@@ -202,7 +201,7 @@ def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any,
   for i in range(_STEPS):
     images, labels = source.gather(np.sort(rng.choice(train, _BATCH)))
     params, moments = step(params, moments, jax.random.key(i), images, labels)
-  predict = compilation.jit(lambda images: read(params, images, num_classes, stacked=False)['mode'])
+  predict = compilation.jit(lambda images: classify(params, images, num_classes, stacked=False)['mode'])
   right = 0
   for first in range(0, len(held_out), 1000):
     images, labels = source.gather(held_out[first:first + 1000])
@@ -215,5 +214,5 @@ def _read(path: pathlib.Path, shapes: Any) -> tuple[Any, np.float64] | None:
     with np.load(path) as file:
       leaves, tree = jax.tree.flatten(shapes)
       return tree.unflatten([file[f'{i}'].reshape(leaf.shape) for i, leaf in enumerate(leaves)]), file['accuracy'][()]
-  except Exception:  # absent or damaged, and zipfile fails in many ways: it is trained again
+  except Exception:  # absent or damaged, for which zipfile raises many types
     return None

@@ -1,4 +1,4 @@
-"""Modes of the 25 Gaussians in a set of points."""
+"""Counts modes of the 25 Gaussians in a set of points."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from ddgan_jax.data import points as data_points
 from ddgan_jax.utils import checks
 
-__all__ = ['PointModes', 'modes_of_points']
+__all__ = ['PointModes', 'count_point_modes']
 
 
 class PointModes(NamedTuple):
-  """What `modes_of_points` returns.
+  """The result of `count_point_modes`.
 
   Attributes:
-    found: modes, of 25, with at least one point in them.
-    in_mode: share of the points that are in a mode.
-    kl: KL divergence, in nats, of the histogram of nearest modes from the uniform one: 0 to log(25) = 3.22. Draws of
-      the true distribution have about 24 / (2n).
+    found: number of modes, of 25, with at least one point.
+    in_mode: fraction of points in a mode, 0 to 1.
+    kl: KL divergence in nats from the histogram of nearest modes to uniform, 0 to log(25) = 3.22; about 24 / (2n) for
+      samples of the true distribution.
   """
 
   found: int
@@ -27,23 +27,23 @@ class PointModes(NamedTuple):
   kl: float
 
 
-def modes_of_points(points: np.ndarray) -> PointModes:
+def count_point_modes(points: np.ndarray) -> PointModes:
   """Counts modes by the usual criterion (Srivastava et al., 2017, "VEEGAN", section 4.1).
 
-  A point is in its nearest mode if it lies within three standard deviations of that mode's centre (98.9% of the true
-  points do); a mode is found if at least one point is in it. KL is over the nearest modes of all points, in or out.
+  A point is in its nearest mode if it is within three standard deviations of the centre (98.9% of true points are); a
+  mode is found if it has at least one point. The KL divergence uses the nearest modes of all points.
 
   Args:
-    points: [n, 2] (or [n, 1, 1, 2]), n at least 1.
+    points: [n, 2] or [n, 1, 1, 2], n ≥ 1, finite.
 
   Raises:
-    ValueError, TypeError: the points are not as above or not finite.
+    ValueError, TypeError: the points have another shape or dtype, or are not finite.
   """
   checks.numbers('points', points, 'n xy' if np.ndim(points) == 2 else 'n H W xy', H=1, W=1, xy=2)
   checks.finite('points', points)
   points = np.asarray(points, np.float64).reshape(-1, 2)
   if not len(points):
-    raise ValueError('points: found none, must be at least 1')
+    raise ValueError('points is empty; use at least 1')
   distances = np.linalg.norm(points[:, None] - data_points.CENTRES, axis=2)
   nearest = distances.argmin(axis=1)
   is_in = distances.min(axis=1) <= 3 * data_points.STANDARD_DEVIATION

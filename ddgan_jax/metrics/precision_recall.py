@@ -1,10 +1,10 @@
-"""Quality and coverage apart: improved precision and recall, density and coverage.
+"""Improved precision and recall, density and coverage: metrics that separate quality from coverage.
 
-All take the union of balls around samples, each reaching to its sample's k-th neighbour, for the set of all images
-that could be.
+All approximate the support of a distribution by the union of balls around its samples, each with the distance to the
+k-th nearest neighbour as radius.
 
-Distances are float32 and come from one product for each block of rows, so that 50,000 x 4096 features fit. Where that
-product's rounding could decide, they are computed again from differences.
+Distances are float32, from one matrix product per block of rows, so that 50,000 x 4096 features fit. Distances for
+which the rounding of the product could matter are recomputed from differences.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ddgan_jax.utils import checks
 
 __all__ = ['density_coverage', 'precision_recall']
 
-# Distances of each row that are computed again. More than these would have to lie within rounding of a ball's edge.
+# Recomputed distances per row; an error would need more distances than this within rounding of a ball's radius.
 _CANDIDATES = 16
-_BLOCK_NUMBERS = 2**26  # float32 numbers of the largest array of a block
+_BLOCK_NUMBERS = 2**26  # elements of a block's largest float32 array
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
   """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
 
-  Precision is the share of fakes in the ball of at least one real, recall the share of reals in the ball of at least
-  one fake. A ball reaches to the k-th nearest other sample of its own set, and includes its edge.
+  Precision is the fraction of fakes in the closed ball of at least one real, recall the fraction of reals in the closed
+  ball of at least one fake. The radius is the distance to the k-th nearest other sample of the same set.
 
   Args:
-    real: [N, D] features; published figures use `vgg.features` of N = M = 50,000 or 10,000 images.
+    real: [N, D] features; published values use `vgg.features` of N = M = 50,000 or 10,000 images.
     fake: [M, D] features.
-    k: which neighbour.
+    k: index of the neighbour, ≥ 1.
 
   Returns:
-    Precision and recall, both from 0 to 1.
+    Precision and recall, both in [0, 1].
 
   Raises:
-    UserError: a set has no k other samples.
+    UserError: a set has at most k samples.
     ValueError, TypeError: the dimensions differ, or a value is not finite.
   """
   real, fake = _centred(real, fake, k, k)
@@ -51,21 +51,21 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
 
 
 def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[float, float]:
-  """Density and coverage (Naeem et al. 2020, equations 4 and 5), which a few outliers cannot inflate.
+  """Density and coverage (Naeem et al. 2020, equations 4 and 5), which are robust to outliers.
 
-  Density is the number of reals' balls that a fake lies in, divided by k, on average over the fakes. Coverage is the
-  share of reals with a fake in their ball.
+  Density is the number of reals' balls that contain a fake, divided by k and averaged over the fakes. Coverage is the
+  fraction of reals with a fake in their ball.
 
   Args:
     real: [N, D] features.
     fake: [M, D] features.
-    k: which neighbour a ball reaches to; its edge is included.
+    k: index of the neighbour whose distance is the radius, ≥ 1; balls are closed.
 
   Returns:
-    Density, about 1 for equal distributions and possibly above, and coverage, from 0 to 1.
+    Density, ≥ 0 and about 1 for equal distributions, and coverage, in [0, 1].
 
   Raises:
-    See `precision_recall`; of fakes one is enough.
+    See `precision_recall`; one fake is enough.
   """
   real, fake = _centred(real, fake, k, 0)
   radii = _squared_radii(real, k)
@@ -75,12 +75,12 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 
 
 def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Checked, and with the reals' mean at 0, which keeps products of float32 numbers small and distances as they are."""
+  """Checks both and subtracts the mean of the reals, which keeps float32 products small and distances unchanged."""
   checks.whole('k', max(real_k, fake_k), 1)
   for name, x, k in (('real', real, real_k), ('fake', fake, fake_k)):
     checks.numbers(name, x, 'number dimension', dimension=np.shape(real)[-1])
     if len(x) <= k:
-      raise UserError(f'{name}: found {len(x)} samples, must be {k + 1} or more (each needs {k} neighbours)')
+      raise UserError(f'{name} has {len(x)} samples; use at least {k + 1} (each needs {k} neighbours)')
     checks.finite(name, x)
   mean = np.mean(real, axis=0, dtype=np.float64)
   return tuple(np.subtract(x, mean, out=np.empty(np.shape(x), np.float32), casting='same_kind') for x in (real, fake))
@@ -88,7 +88,7 @@ def _centred(real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int) -> tu
 
 def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
   """[N] squared distances to the k-th nearest other sample."""
-  # More than k, should rounding have put them in the wrong order.
+  # More than k, because rounding may change their order.
   candidates = min(k + _CANDIDATES, len(x) - 1)
   block = _block_rows(len(x), x.shape[1], candidates)
   points = jnp.asarray(x)
@@ -99,7 +99,7 @@ def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _count_inside(rows: np.ndarray, columns: np.ndarray, radii: np.ndarray) -> np.ndarray:
-  """[len(rows)] int: to how many columns a row is as near as the radius, [1, columns] or [rows, 1] squared."""
+  """[len(rows)] int: number of columns within the squared radii, [1, columns] or [rows, 1], of each row."""
   candidates = min(_CANDIDATES, len(columns))
   block = _block_rows(len(columns), columns.shape[1], candidates)
   points = jnp.asarray(columns)
@@ -115,37 +115,37 @@ def _block_rows(num_columns: int, dim: int, candidates: int) -> int:
 
 
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
-  """The last block is as large as the others, so that it is not compiled again."""
+  """Pads the last block to the size of the others, so that it is not compiled again."""
   return np.pad(x, ((0, rows - len(x)), (0, 0)))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _block_radii(points: jax.Array, rows: jax.Array, indices: jax.Array, k: int, candidates: int) -> jax.Array:
-  squared = _roughly(rows, points)
-  squared = jnp.where(indices[:, None] == jnp.arange(len(points)), jnp.inf, squared)  # itself is no neighbour
+  squared = _approximate(rows, points)
+  squared = jnp.where(indices[:, None] == jnp.arange(len(points)), jnp.inf, squared)  # not its own neighbour
   _, nearest = jax.lax.top_k(-squared, candidates)
-  return jnp.sort(_exactly(rows, points[nearest]), axis=1)[:, k - 1]
+  return jnp.sort(_exact(rows, points[nearest]), axis=1)[:, k - 1]
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _block_count(points: jax.Array, rows: jax.Array, radii: jax.Array, candidates: int) -> jax.Array:
-  margin = _roughly(rows, points) - radii
+  margin = _approximate(rows, points) - radii
   _, doubtful = jax.lax.top_k(-jnp.abs(margin), candidates)
   radii = jnp.take_along_axis(jnp.broadcast_to(radii, margin.shape), doubtful, axis=1)
-  # A sample of one set that is also in the other may be exactly on an edge: that is inside, however it is rounded.
-  inside = _exactly(rows, points[doubtful]) <= radii * (1 + 1e-6)
-  roughly_inside = jnp.take_along_axis(margin, doubtful, axis=1) <= 0
-  return (margin <= 0).sum(axis=1) - roughly_inside.sum(axis=1) + inside.sum(axis=1)
+  # A sample that is in both sets may be exactly on the sphere, which counts as inside despite rounding.
+  inside = _exact(rows, points[doubtful]) <= radii * (1 + 1e-6)
+  approximately_inside = jnp.take_along_axis(margin, doubtful, axis=1) <= 0
+  return (margin <= 0).sum(axis=1) - approximately_inside.sum(axis=1) + inside.sum(axis=1)
 
 
-def _roughly(rows: jax.Array, points: jax.Array) -> jax.Array:
-  """[n, m] squared distances by one product, which cancels where they are small beside the norms."""
+def _approximate(rows: jax.Array, points: jax.Array) -> jax.Array:
+  """[n, m] squared distances by one product, inaccurate where they are small compared to the norms."""
   product = jnp.matmul(rows, points.T, precision='highest')
   return (rows**2).sum(axis=1)[:, None] + (points**2).sum(axis=1) - 2 * product
 
 
-def _exactly(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
-  """[n, c] squared distances of row i to its neighbours [n, c, D], from the differences."""
+def _exact(rows: jax.Array, neighbours: jax.Array) -> jax.Array:
+  """[n, c] squared distances from row i to its neighbours [n, c, D], from differences."""
   return ((rows[:, None] - neighbours) ** 2).sum(axis=2)
 
 

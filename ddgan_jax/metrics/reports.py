@@ -1,4 +1,4 @@
-"""Reports beside a run: metrics measured under the same conditions share a file."""
+"""Report files in a workdir; metrics measured under the same conditions share a file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from etils import epath
 from ddgan_jax.utils import files
 
 
-def keep(workdir: str, report: dict[str, Any]) -> str:
-  """Merges a report into the JSON of its step and conditions in a run's folder; returns the file's path.
+def save(workdir: str, report: dict[str, Any]) -> str:
+  """Merges a report into the JSON file of its step and conditions; returns the file's path.
 
-  The conditions are everything but `metrics`, and the features and splits of each metric. Where a digest identifies
-  the generator or the reference, its name does not count. The file is the first of evaluation_<step>.json,
-  evaluation_<step>_2.json, … that is new or has the same conditions; damaged files are skipped. A metric that is
-  measured again replaces its entry; no other file changes.
+  The conditions are all fields but `metrics`, and the features and splits of each metric; a name is ignored if a digest
+  identifies the generator or reference. The file is the first of evaluation_<step>.json, evaluation_<step>_2.json, …
+  that is new or has the same conditions; damaged files are skipped. A metric that is measured again replaces its entry.
 
   Args:
-    workdir: the run's folder; may be in a bucket.
-    report: as `Evaluator.evaluate` returns it, with `step` and everything else that its numbers depend on.
+    workdir: the run's folder, local or in a bucket.
+    report: the result of `Evaluator.evaluate`, with `step` and everything else that its values depend on.
 
   Raises:
-    OSError: the file cannot be written; what was there before is unchanged.
+    OSError: the file cannot be written; its old contents are unchanged.
   """
   for number in itertools.count(1):
     suffix = f'_{number}' if number > 1 else ''
@@ -32,7 +31,7 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
     if not path.exists():
       break
     known = _read(path)
-    if known is not None and _are_alike(known, json.loads(json.dumps(report))):
+    if known is not None and _same_conditions(known, json.loads(json.dumps(report))):
       report = {**report, 'metrics': {**known['metrics'], **report['metrics']}}
       break
   with files.atomic_write(path) as file:
@@ -40,7 +39,7 @@ def keep(workdir: str, report: dict[str, Any]) -> str:
   return str(path)
 
 
-def _are_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
   shared = one['metrics'].keys() & other['metrics'].keys()
   return _conditions(one) == _conditions(other) and all(
       one['metrics'][name].get(field) == other['metrics'][name].get(field)
@@ -54,7 +53,7 @@ def _conditions(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-  """A report, or None if the file is something else."""
+  """Reads a report; None for another file."""
   try:
     found = json.loads(path.read_text())
   except ValueError:

@@ -1,4 +1,4 @@
-"""Mean and covariance of a reference set's features: kept once computed, and read from published files."""
+"""Mean and covariance of a reference set's features: cached, and read from published files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Statistics(NamedTuple):
   """A Gaussian fitted to features.
 
   Attributes:
-    name: of the set.
+    name: name of the set.
     mean: [D] float64.
     covariance: [D, D] float64.
-    count: images that it was fitted to, or None where a file does not say.
+    count: number of images, or None if unknown.
   """
 
   name: str
@@ -40,29 +40,29 @@ class Statistics(NamedTuple):
 
 
 def read(path: str, dimension: int = 2048) -> Statistics:
-  """Reads `mu` and `sigma` from an `.npz`, or from a `.npy` that holds a dict of them as the original's files do.
+  """Reads `mu` and `sigma` from an `.npz`, or from a `.npy` of a dict, as the original uses.
 
   Raises:
-    StatisticsError: the file is something else, or its features are not `dimension` numbers each.
+    StatisticsError: the file has another format or another number of features than `dimension`.
   """
   if not os.path.isfile(path):
-    raise StatisticsError(f'{path}: no such file; statistics are an .npz or .npy with mu and sigma')
+    raise StatisticsError(f'{path} does not exist; use an .npz or .npy with mu and sigma')
   try:
     found = _read_npz(path) if path.endswith('.npz') else _read_dict(path)
     mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
     count = int(found['n']) if 'n' in found else None
-  except Exception as error:  # zipfile, its decompressors and pickles fail in many ways
-    raise StatisticsError(f'{path}: holds no mu and sigma that can be read ({error})') from error
+  except Exception as error:  # zipfile, its decompressors and pickle raise many types
+    raise StatisticsError(f'{path} has no readable mu and sigma ({error})') from error
   if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
-    raise StatisticsError(f'{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, must be [{dimension}] '
-                          f'and [{dimension}, {dimension}]')
+    raise StatisticsError(f'{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}; use [{dimension}] and '
+                          f'[{dimension}, {dimension}]')
   if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-    raise StatisticsError(f'{path}: mu or sigma is not finite')
+    raise StatisticsError(f'{path}: mu or sigma contains NaN or infinity')
   return Statistics(path, mean, covariance, count)
 
 
 def write(path: str | os.PathLike, statistics: Statistics) -> None:
-  """Writes an `.npz` with mu, sigma and n, which `read` and pytorch-fid understand; whole or not at all."""
+  """Atomically writes an `.npz` with mu, sigma and n, for `read` and pytorch-fid."""
   save_npz(pathlib.Path(path), _arrays(statistics))
 
 
@@ -71,22 +71,22 @@ def _arrays(statistics: Statistics) -> dict[str, Any]:
 
 
 def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """Writes an `.npz`, whole or not at all. Raises OSError."""
+  """Atomically writes an `.npz`. Raises OSError."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.atomic_write(path, 'wb') as file:
     np.savez(file, **arrays)
 
 
-def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], say: Callable[[str], None]) -> None:
-  """`save_npz` into a cache: a failed write is only reported, since the next run computes it again."""
+def cache_npz(path: pathlib.Path, arrays: Mapping[str, Any], log: Callable[[str], None]) -> None:
+  """Like `save_npz`, for a cache: a failed write is only logged, because the next run computes the arrays again."""
   try:
     save_npz(path, arrays)
   except OSError as error:
-    say(f'{path}: cannot be cached ({error.strerror or error}); the next run computes it again.')
+    log(f'{path}: cannot be cached ({error.strerror or error}); the next run computes it again.')
 
 
 def digest(arrays: Any) -> str:
-  """16 hexadecimal digits of a pytree's numbers, for cache keys."""
+  """A hash of a pytree of arrays for cache keys, 16 hexadecimal digits."""
   found = hashlib.sha256()
   for leaf in jax.tree.leaves(arrays):
     found.update(np.ascontiguousarray(leaf).data)
@@ -94,18 +94,18 @@ def digest(arrays: Any) -> str:
 
 
 def load_cached(key: str) -> Statistics | None:
-  """What `store` kept under `key`; None if nothing, or if the key is empty."""
+  """The statistics that `store` saved under `key`, or None."""
   try:
     with np.load(_path(key)) as file:
       return Statistics(str(file['name']), file['mu'], file['sigma'], int(file['n']))
-  except Exception:  # absent or damaged, and zipfile fails in many ways
+  except Exception:  # absent or damaged, for which zipfile raises many types
     return None
 
 
-def store(key: str, statistics: Statistics, say: Callable[[str], None] = print) -> None:
-  """Keeps statistics for the next run, from the first process; nothing for an empty key."""
+def store(key: str, statistics: Statistics, log: Callable[[str], None] = print) -> None:
+  """Caches statistics, on process 0 only; does nothing for an empty key."""
   if key and jax.process_index() == 0:
-    cache_npz(_path(key), _arrays(statistics), say)
+    cache_npz(_path(key), _arrays(statistics), log)
 
 
 def _path(key: str) -> pathlib.Path:
@@ -119,7 +119,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
 
 
 class _Dtype:
-  """Stands for a pickled dtype."""
+  """Replaces a pickled dtype."""
 
   def __init__(self, name: str, *unused):
     self.name, self.order = name, '='
@@ -129,7 +129,7 @@ class _Dtype:
 
 
 class _Array:
-  """Stands for a pickled array. NumPy would take pointers, flags and any shape from the pickle."""
+  """Replaces a pickled array, because NumPy would accept pointers, flags and any shape from the pickle."""
 
   def __init__(self, *unused):
     pass
@@ -139,7 +139,7 @@ class _Array:
 
   def numbers(self) -> np.ndarray:
     if not re.fullmatch(r'[fiu]\d', self.dtype.name):
-      raise ValueError(f'an array is of the dtype {self.dtype.name}')
+      raise ValueError(f'an array has the dtype {self.dtype.name}')
     dtype = np.dtype(self.dtype.name).newbyteorder(self.dtype.order)
     return np.frombuffer(self.data, dtype).reshape(self.shape, order='F' if self.fortran else 'C')
 
@@ -151,7 +151,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> _Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-  """A dict of arrays needs these names; a pickle may otherwise run anything."""
+  """Allows only the names that a dict of arrays needs, because a pickle can run arbitrary code."""
 
   _KNOWN = {
       'numpy.ndarray': _Array, 'numpy.dtype': _Dtype, '_codecs.encode': codecs.encode,
@@ -160,12 +160,12 @@ class _ArraysOnly(pickle.Unpickler):
 
   def find_class(self, module: str, name: str):
     if f'{module}.{name}' not in self._KNOWN:
-      raise pickle.UnpicklingError(f'it asks for {module}.{name}, which arrays do not need')
+      raise pickle.UnpicklingError(f'it refers to {module}.{name}, which arrays do not need')
     return self._KNOWN[f'{module}.{name}']
 
 
 def _read_dict(path: str) -> dict[str, Any]:
-  """The dict that `np.save` wrote as an array of one object."""
+  """Reads a dict that `np.save` wrote as an array of one object."""
   with open(path, 'rb') as file:
     npy.read_magic(file)
     shape, _, dtype = npy.read_array_header_1_0(file)

@@ -1,8 +1,8 @@
 """Flax modules for G and D. The only package that imports flax.linen."""
 
-from ddgan_jax.models.application import apply
 from ddgan_jax.models.classifier import Classifier
 from ddgan_jax.models.discriminator import Discriminator
+from ddgan_jax.models.functional import apply
 from ddgan_jax.models.generator import Generator, generator_fn, output_fn
 from ddgan_jax.models.mlp import MlpDiscriminator, MlpGenerator
 

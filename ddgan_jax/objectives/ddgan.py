@@ -1,10 +1,10 @@
 """Denoising diffusion GAN (Xiao, Kreis and Vahdat, 2022, section 3.2).
 
-D compares real neighbours (x_t, x_{t+1}) of the forward process with (x_t', x_{t+1}), where G has denoised x_{t+1}:
+D compares real neighbours (x_t, x_{t+1}) of the forward process with (x_t', x_{t+1}), where x_t' is denoised by G:
 
     x_t ~ q(x_t | x_0),  x_{t+1} ~ q(x_{t+1} | x_t),      x_t' ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z))
 
-    L_D = mean softplus(-D(x_t, t, x_{t+1})) + mean softplus(D(x_t', t, x_{t+1})) + R1 in one step of optim.lazy_reg
+    L_D = mean softplus(-D(x_t, t, x_{t+1})) + mean softplus(D(x_t', t, x_{t+1})) + R1 every optim.lazy_reg steps
     L_G = mean softplus(-D(x_t', t, x_{t+1}))
 """
 
@@ -21,7 +21,7 @@ from ddgan_jax.objectives.base import Metrics, Model, Objective, Pairs, Params, 
 
 @dataclasses.dataclass(frozen=True)
 class Ddgan(Objective):
-  """Non-saturating losses on neighbours of the diffusion process, with lazy R1."""
+  """Non-saturating GAN losses on neighbours of the diffusion process, with lazy R1."""
 
   name = 'ddgan'
 
@@ -34,9 +34,9 @@ class Ddgan(Objective):
 
   def discriminator_loss(
       self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:
-    judge = model.judge(d_params, rows)
+    discriminator_fn = model.discriminator_fn(d_params, rows)
     real_logits, fake_logits, penalty = penalties.penalized_logits(
-        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        lambda x: discriminator_fn(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
         self.penalty if penalized else penalties.NONE)
     loss_real = jax.nn.softplus(-real_logits).mean()
     loss_fake = jax.nn.softplus(fake_logits).mean()
@@ -52,5 +52,5 @@ class Ddgan(Objective):
   def generator_loss(
       self, model: Model, g_params: Params, d_params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
     pairs = self.pairs(model, g_params, rows)
-    logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, pairs.x_tp1)
+    logits = model.discriminator_fn(d_params, rows)(pairs.x_t_fake, pairs.t, pairs.x_tp1)
     return jax.nn.softplus(-logits).mean(), {}

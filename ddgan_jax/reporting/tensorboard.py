@@ -38,12 +38,12 @@ class EventWriter:
     """Writes one [H, W, C] uint8 picture at `step`."""
     self._submit(lambda writer: writer.write_images(step, {name: image[None]}))
 
-  def flush(self, say: Callable[[str], None] = print) -> None:
-    """Returns when everything is on disk, or `say` has got a sentence on why it is not."""
+  def flush(self, log: Callable[[str], None] = print) -> None:
+    """Returns when everything is on disk, or `log` has got a sentence on why it is not."""
     self._submit(lambda writer: writer.flush()).result()
     if self._error is not None:
       reason = str(self._error).strip().partition('\n')[0][:200] or type(self._error).__name__
-      say(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
+      log(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
 
   def close(self) -> None:
     """Closes the file and ends the thread."""
@@ -90,11 +90,11 @@ class Profile:
     """Whether `switch` is to be called before the step that starts from `step`, with none in flight."""
     return step in self._bounds
 
-  def switch(self, say: Callable[[str], None] = print) -> None:
+  def switch(self, log: Callable[[str], None] = print) -> None:
     """Starts the trace, or ends it and says where it is."""
     if self._open:
       self.close()
-      say(f'The profile is in {self._folder}; TensorBoard shows it.')
+      log(f'The profile is in {self._folder}; TensorBoard shows it.')
     elif self._is_main:
       jax.profiler.start_trace(str(self._folder))
       self._open = True

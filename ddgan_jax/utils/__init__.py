@@ -1,1 +1,1 @@
-"""What everything may use."""
+"""Helpers that every module may import."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where caches are kept."""
+"""Atomic writes and cache folders."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from etils import epath
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
-  """Opens a file under another name; it replaces `path` when the block ends.
+  """Opens a temporary file that replaces `path` when the block ends.
 
-  A write that fails removes that other file, and one that fails or is killed leaves what was at `path` before.
+  If the write fails or is killed, `path` keeps its old contents.
 
   Args:
-    path: of this machine or in a bucket; its folder must exist.
+    path: a local file or one in a bucket; its folder must exist.
     mode: 'w' for UTF-8 text, 'wb' for bytes.
 
   Raises:
-    OSError: the file cannot be written. Buckets have other errors, too.
+    OSError: the file cannot be written. Buckets raise other errors, too.
   """
   path = epath.Path(path)
   partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
@@ -37,6 +37,6 @@ def atomic_write(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
 
 
 def cache_dir(name: str) -> pathlib.Path:
-  """The folder `ddgan_jax/<name>` in $XDG_CACHE_HOME or ~/.cache; it need not exist."""
+  """The folder `ddgan_jax/<name>` in $XDG_CACHE_HOME or ~/.cache, which may not exist yet."""
   base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   return pathlib.Path(base) / 'ddgan_jax' / name

@@ -12,7 +12,7 @@ import pytest
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state, train_step
 from ddgan_jax.benchmark import __main__ as benchmark
-from ddgan_jax.benchmark import hardware, operations, performance, timing
+from ddgan_jax.benchmark import flops, peak_flops, performance, timing
 from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.parallel import sharding
 from tests.support import ROOT, command_environment, config_text, quick_config_dict, tiny_config_dict
@@ -32,17 +32,17 @@ def convolution(x, kernel, stride=1):
 def test_counts_convolutions_products_and_loops():
   x, kernel = shape(2, 8, 8, 4), shape(3, 3, 4, 16)
   forward = 2 * (2 * 8 * 8 * 16) * (3 * 3 * 4)
-  assert operations.count(convolution, x, kernel) == forward
-  assert operations.count(lambda x, k: convolution(x, k, 2), x, kernel) == forward / 4
+  assert flops.count(convolution, x, kernel) == forward
+  assert flops.count(lambda x, k: convolution(x, k, 2), x, kernel) == forward / 4
   # Backward to both arguments costs two forwards, strided or not.
   loss = lambda x, k, stride: (convolution(x, k, stride) ** 2).sum()
   for stride, share in ((1, 1), (2, 4)):
     gradient = lambda x, k, stride=stride: jax.grad(loss, argnums=(0, 1))(x, k, stride)
-    assert operations.count(gradient, x, kernel) == 3 * forward / share
+    assert flops.count(gradient, x, kernel) == 3 * forward / share
   product = 2 * 5 * 6 * 7
-  assert operations.count(jnp.matmul, shape(5, 6), shape(6, 7)) == product
+  assert flops.count(jnp.matmul, shape(5, 6), shape(6, 7)) == product
   looped = lambda a, b: jax.lax.scan(lambda c, _: (c @ b, None), a, length=3)[0]
-  assert operations.count(looped, shape(5, 6), shape(6, 6)) == 3 * 2 * 5 * 6 * 6
+  assert flops.count(looped, shape(5, 6), shape(6, 6)) == 3 * 2 * 5 * 6 * 6
 
 
 def test_operations_of_an_mlp_run():
@@ -54,8 +54,8 @@ def test_operations_of_an_mlp_run():
       discriminator=DiscriminatorConfig(
           kind='mlp', image_size=1, num_channels=2, ngf=ngf, t_emb_dim=emb, stddev_group=group))
   kernels = [
-      leaf.size for leaf in jax.tree.leaves(train_state.abstract(config, None).g_params) if leaf.ndim == 2]
-  assert operations.of_sample(config) == config.diffusion.num_timesteps * 2 * sum(kernels)
+      leaf.size for leaf in jax.tree.leaves(train_state.abstract_state(config, None).g_params) if leaf.ndim == 2]
+  assert flops.sample_flops(config) == config.diffusion.num_timesteps * 2 * sum(kernels)
 
 
 def test_agrees_with_the_compiler():
@@ -65,18 +65,18 @@ def test_agrees_with_the_compiler():
   config = dataclasses.replace(
       tiny_config, generator=dataclasses.replace(tiny_config.generator, num_channels_dae=64),
       discriminator=dataclasses.replace(tiny_config.discriminator, ngf=16))
-  count = operations.of_step(config, False)
+  count = flops.step_flops(config, False)
   x_0 = jax.ShapeDtypeStruct((32, 32, 32, 1), jnp.float32)
   step = train_step.make_step_fn(config, sharding.make_mesh(jax.devices()[:1]), with_r1=False)
-  compiled = step.lower(train_state.abstract(config, None), x_0).compile()
+  compiled = step.lower(train_state.abstract_state(config, None), x_0).compile()
   assert count == pytest.approx(compiled.cost_analysis()['flops'] / 32, rel=0.05)
   # R1 that shares D's forward pass adds three of D's: forward over reverse would be four, a separate one five.
-  assert operations.of_step(config, True) > count
+  assert flops.step_flops(config, True) > count
 
 
 def test_published_generator_has_the_known_count():
   """G of CIFAR-10: 14.1 GFLOP by XLA's count of the compiled program, of which the products are nearly all."""
-  assert operations.of_sample(Config()) / 4 == pytest.approx(14.1e9, rel=0.03)
+  assert flops.sample_flops(Config()) / 4 == pytest.approx(14.1e9, rel=0.03)
 
 
 def test_peaks_are_found_by_the_names_that_jax_gives():
@@ -85,15 +85,15 @@ def test_peaks_are_found_by_the_names_that_jax_gives():
       ('NVIDIA A100-SXM4-40GB', 312e12, 156e12), ('Tesla V100-SXM2-16GB', None, 15.7e12), ('NVIDIA L4', 121e12, 60e12),
       ('Tesla T4', None, 8.1e12), ('NVIDIA L40S', 362e12, 183e12), ('TPU v5 lite', 197e12, 197e12),
       ('TPU v5', 459e12, 459e12), ('TPU v4', 275e12, 275e12), ('TPU v6 lite', 918e12, 918e12)):
-    assert hardware.peak(kind) == {'bfloat16': bfloat16, 'float32': float32}, kind
+    assert peak_flops.peak(kind) == {'bfloat16': bfloat16, 'float32': float32}, kind
   for kind in ('cpu', 'NVIDIA L400', 'Quadro T400'):
-    assert hardware.peak(kind) == {}
+    assert peak_flops.peak(kind) == {}
 
 
 def test_takes_turns():
   order = []
   runs = {name: lambda name=name: order.append(name) for name in 'ab'}
-  timings = timing.interleaved(runs, rounds=3)
+  timings = timing.time_interleaved(runs, rounds=3)
   assert order == list('aabb' + 'ab' * 3)
   assert {name: len(found.seconds) for name, found in timings.items()} == {'a': 3, 'b': 3}
   assert timing.Timing((3.0, 1.0, 2.0)).median == 2.0
@@ -156,7 +156,7 @@ def test_command(tmp_path):
     (('--sample_batches', '1,x'), "--sample_batches: found '1,x', must be positive whole numbers"),
     (('--out', 'b.txt'), "--out: found 'b.txt', must end in .json"),
     (('--out', 'nowhere/b.json'), "--out: the folder 'nowhere' does not exist"),
-    (('--config.data.batch_size=20',), 'data.batch_size: found 20, must be a multiple of 8'),
+    (('--config.data.batch_size=20',), 'data.batch_size is 20; use a multiple of 8'),
 ])
 def test_mistakes_are_one_sentence(tmp_path, arguments, message):
   (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))

@@ -12,7 +12,7 @@ from PIL import Image
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, train_state
 from ddgan_jax.compare import __main__ as compare
-from ddgan_jax.compare import comparison, measuring
+from ddgan_jax.compare import comparison, measurement
 from ddgan_jax.config import ConfigError
 from ddgan_jax.parallel import sharding
 from tests.commands.test_toy_run import SMALL
@@ -26,7 +26,7 @@ def base():
 
 
 def test_methods_share_data_network_and_budget(base):
-  configs = {name: comparison.config_of(base, method, 70) for name, method in comparison.METHODS.items()}
+  configs = {name: comparison.method_config(base, method, 70) for name, method in comparison.METHODS.items()}
   assert {name: config.diffusion.num_timesteps for name, config in configs.items()} == {
       'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4}
   for config in configs.values():
@@ -34,9 +34,9 @@ def test_methods_share_data_network_and_budget(base):
     # An EMA of 0.9 reaches back 10 steps, more than a tenth of these 70.
     assert config.optim.ema_decay == pytest.approx(1 - 10 / 70)
     assert dataclasses.replace(config.optim, ema_decay=base.optim.ema_decay) == base.optim
-  assert comparison.config_of(base, comparison.METHODS['gan'], 100_000).optim == base.optim
+  assert comparison.method_config(base, comparison.METHODS['gan'], 100_000).optim == base.optim
   sizes = {
-      name: train_state.count_parameters(train_state.abstract(config, None).g_params)
+      name: train_state.count_parameters(train_state.abstract_state(config, None).g_params)
       for name, config in configs.items()}
   assert len({size for name, size in sizes.items() if name != 'no_latent'}) == 1
   assert sizes['no_latent'] < sizes['ddgan_4']  # by what reads z
@@ -71,8 +71,8 @@ def test_table(base):
 @pytest.mark.parametrize('shape', [(8, 8, 1), (8, 8, 3), (1, 1, 2)])
 def test_figures(tmp_path, shape):
   """Pictures with something in them."""
-  comparison.draw(rows(shape), str(tmp_path / 'trilemma.png'))
-  comparison.draw_samples(rows(shape), str(tmp_path / 'samples.png'))
+  comparison.plot_quality(rows(shape), str(tmp_path / 'trilemma.png'))
+  comparison.plot_samples(rows(shape), str(tmp_path / 'samples.png'))
   for name in ('trilemma', 'samples'):
     picture = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
     assert min(picture.shape) > 100 and picture.std() > 10
@@ -80,9 +80,9 @@ def test_figures(tmp_path, shape):
 
 def test_samples_that_are_quantised_already_look_the_same(tmp_path):
   floats = rows((8, 8, 1))
-  comparison.draw_samples(floats, str(tmp_path / 'floats.png'))
+  comparison.plot_samples(floats, str(tmp_path / 'floats.png'))
   quantised = [{**row, 'samples': np.asarray(sampling.to_uint8(row['samples']))} for row in floats]
-  comparison.draw_samples(quantised, str(tmp_path / 'quantised.png'))
+  comparison.plot_samples(quantised, str(tmp_path / 'quantised.png'))
   np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('floats', 'quantised')))
 
 
@@ -96,19 +96,19 @@ def test_names_in_the_figure_keep_apart():
   apart = lambda: not any(
       a.get_window_extent().overlaps(b.get_window_extent()) for a, b in itertools.combinations(texts, 2))
   assert not apart()
-  comparison._keep_apart(figure, texts)
+  comparison._separate_labels(figure, texts)
   figure.draw_without_rendering()
   assert apart()
 
 
 def test_what_cannot_be_compared_is_refused():
   with pytest.raises(ConfigError, match="--methods: found 'vae', must be some of gan, ddpm, ddgan_2"):
-    comparison.choose(['gan', 'vae'])
+    comparison.select_methods(['gan', 'vae'])
   for metrics, message in ((('is', 'pr'), 'fid, kid or modes for quality'), (('fid',), 'modes, pr or dc for coverage')):
     config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': metrics}})
     with pytest.raises(ConfigError, match=rf'eval.metrics: found \({metrics[0]!r}.*\), must have {message}'):
       comparison.check_metrics(config)
-  assert comparison.choose(None) == list(comparison.METHODS)
+  assert comparison.select_methods(None) == list(comparison.METHODS)
 
 
 def test_the_command(tmp_path):
@@ -136,5 +136,5 @@ def test_the_command(tmp_path):
     return {'metrics': {}}
 
   for checksum in ('other', 'other', 'another'):
-    measuring.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
+    measurement.measure(evaluate, config, ['gan'], str(tmp_path), sharding.make_mesh(), checksum)
   assert measured == ['gan', 'gan']

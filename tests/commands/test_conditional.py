@@ -15,7 +15,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import edit, export, models, sample, sampling, train_state, train_step
 from ddgan_jax.benchmark import performance
 from ddgan_jax.cli import image_output
-from ddgan_jax.compare import measuring
+from ddgan_jax.compare import measurement
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
@@ -121,7 +121,7 @@ def test_generator(config):
   # Names of classes carry no meaning: with the rows of the tables in another order, so are the labels.
   order = np.array([4, 2, 0, 3, 1])  # row i now holds what order[i] meant
   tables = params['label_embedding']['tables'][:, [*order, 5]]
-  renamed = labels.of_digits(np.argsort(order)[labels.digits(np.maximum(label, 0), config.stack)])
+  renamed = labels.from_digits(np.argsort(order)[labels.digits(np.maximum(label, 0), config.stack)])
   renamed = np.where(label < 0, -1, renamed)
   np.testing.assert_allclose(
       apply({'params': params | {'label_embedding': {'tables': tables}}}, *one, renamed.astype(np.int32)), images,
@@ -145,12 +145,13 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(
+      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
   for _ in range(4):
-    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.by_rows(mesh)))
+    state, metrics = step(state, *jax.device_put((x_0, (label + shift) % 25), sharding.batch_sharding(mesh)))
     losses.append([metrics[name] for name in ('loss_d', 'loss_g', 'r1_penalty')])
   return np.asarray(losses), jax.device_get(state.g_params)
 
@@ -195,17 +196,17 @@ def test_which_labels_are_withheld_is_a_draw():
 
 
 def test_labels_and_digits():
-  triples = labels.every(GeneratorConfig(num_classes=10, stack=3))
+  triples = labels.all_labels(GeneratorConfig(num_classes=10, stack=3))
   np.testing.assert_array_equal(triples, np.arange(1000))
-  assert list(labels.every(GeneratorConfig(num_classes=2, stack=3))) == [0, 1, 10, 11, 100, 101, 110, 111]
+  assert list(labels.all_labels(GeneratorConfig(num_classes=2, stack=3))) == [0, 1, 10, 11, 100, 101, 110, 111]
   np.testing.assert_array_equal(labels.digits(np.array([7, 314]), 3), [[0, 0, 7], [3, 1, 4]])
   np.testing.assert_array_equal(labels.digits(np.array([7, 314]), 1), [[7], [314]])
   ten = GeneratorConfig(num_classes=10)
-  grid, columns = labels.for_grid(ten, 25)
+  grid, columns = labels.grid_labels(ten, 25)
   assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), *5 * [-1]]
-  grid, columns = labels.for_grid(dataclasses.replace(ten, label_dropout=0.0), 25)
+  grid, columns = labels.grid_labels(dataclasses.replace(ten, label_dropout=0.0), 25)
   assert columns == 2 and list(grid) == [*np.arange(10).repeat(2), 0, 1, 2, 3, 4]
-  grid, columns = labels.for_grid(GeneratorConfig(num_classes=1000), 3)
+  grid, columns = labels.grid_labels(GeneratorConfig(num_classes=1000), 3)
   assert columns is None and list(grid) == [0, 500, 999]
 
 
@@ -221,15 +222,15 @@ def test_drawn_labels_are_uniform_and_those_of_their_images(stack):
 
 
 REFUSED = {
-    'classes': ({'generator.num_classes': -1}, 'generator.num_classes: found -1, must be at least 0'),
-    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout: found 1.0, must be in \[0, 1\)'),
+    'classes': ({'generator.num_classes': -1}, 'generator.num_classes is -1; use at least 0'),
+    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout is 1.0; use a value in \[0, 1\)'),
     'a table of triples': (
         {'generator.num_classes': 1000, 'data.stack': 3, 'data.num_channels': 3},
-        r'generator.num_classes: found 1000, but with data.stack=3 it is the classes of each image, .* at most 10'),
+        r'generator.num_classes is 1000; use at most 10 with data.stack=3, where each image is one digit'),
     'said twice': ({'discriminator.num_classes': 10},
-                   'discriminator.num_classes: is said once, as generator.num_classes'),
+                   'discriminator.num_classes is set by generator.num_classes; use that'),
     'nothing to ask for': ({'eval.metrics': ('label_accuracy',)},
-                           "eval.metrics: found 'label_accuracy', which needs a run with labels"),
+                           "eval.metrics contains 'label_accuracy'; use it with a generator.num_classes"),
 }
 
 
@@ -256,9 +257,9 @@ def digits_config(**generator):
 
 
 @pytest.mark.parametrize('known, message', [
-    (None, 'generator.num_classes: found 10, but some has no labels; use 0'),
-    ([0, 11], 'generator.num_classes: found 10, but the labels of some go to 11; use 12'),
-    ([-1, 3], r'generator.num_classes: found 10, but some images of some have no label \(-1 in its place\)'),
+    (None, 'generator.num_classes is 10, but some has no labels; use 0'),
+    ([0, 11], 'generator.num_classes is 10, but the largest label of some is 11; use 12'),
+    ([-1, 3], r'generator.num_classes is 10, but some images of some have no label \(their label is -1\)'),
 ])
 def test_data_that_are_refused(known, message):
   source = sources.ArraySource(np.zeros((2, 8, 8, 1), np.uint8), known and np.array(known), 'some')
@@ -272,44 +273,44 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
   config = digits_config()
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, name='npz', path=str(tmp_path / 'x.npz'), cache_dir=str(tmp_path)))
-  with pytest.raises(config_lib.UserError, match='generator.num_classes: found 10, but .*x.npz has no labels'):
+  with pytest.raises(config_lib.UserError, match='generator.num_classes is 10, but .*x.npz has no labels'):
     loop.train_and_evaluate(config, str(tmp_path / 'run'))
   assert 'Compiling' not in capsys.readouterr().out and not (tmp_path / 'run' / 'config.json').exists()
 
 
 @pytest.mark.parametrize('asked, fields, message', [
-    (10, {}, r'label: found 10, but the labels of this run are 0 … 9'),
-    (-2, {}, r'label: found -2, but the labels of this run are 0 … 9'),
-    (np.array([3, 12]), {}, r'label: found 12, but the labels of this run are 0 … 9'),
-    (1.0, {}, 'label: found 1.0, must be an integer or an array of integers'),
-    (3, {'num_classes': 0}, r'label: found 3, but this run was trained without labels \(generator.num_classes=0\)'),
-    (340, {'num_classes': 4, 'stack': 3}, r'label: found 340, but .* are 100a \+ 10b \+ c with a, b and c in 0 … 3'),
-    (None, {'label_dropout': 0.0}, r'label: found none, but .* only \(generator.label_dropout=0\); use a label: 0 … 9'),
-    ([3, -1], {'label_dropout': 0.0}, r'label: found -1, but this run was trained with labels only'),
+    (10, {}, r'label is 10; use a label of this run, 0 … 9'),
+    (-2, {}, r'label is -2; use a label of this run, 0 … 9'),
+    (np.array([3, 12]), {}, r'label is 12; use a label of this run, 0 … 9'),
+    (1.0, {}, 'label is 1.0; use an integer or an array of integers'),
+    (3, {'num_classes': 0}, r'label is 3; omit it, .* trained without labels \(generator.num_classes=0\)'),
+    (340, {'num_classes': 4, 'stack': 3}, r'label is 340; use .*, 100a \+ 10b \+ c with a, b and c in 0 … 3'),
+    (None, {'label_dropout': 0.0}, r'label is none; use a label, 0 … 9, because .* generator.label_dropout=0'),
+    ([3, -1], {'label_dropout': 0.0}, r'label is -1; use a label, 0 … 9'),
 ], ids=str)
 def test_labels_that_cannot_be_asked_for(asked, fields, message):
   with pytest.raises(ConfigError, match=message):
-    labels.check_asked(asked, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
+    labels.check_label(asked, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
 
 
 def test_labels_from_the_command_line():
   config = dataclasses.replace(U_NET, num_classes=10)
   assert list(labels.parse('3', config)) == [3] and list(labels.parse('3,1,4', config)) == [3, 1, 4]
   assert list(labels.parse('all', config)) == list(range(10)) and labels.parse('none', config) is None
-  with pytest.raises(ConfigError, match=r"--label: found none, but .*; use 'all' or a label: 0 … 9"):
+  with pytest.raises(ConfigError, match=r"--label is none; use 'all' or a label, 0 … 9"):
     labels.parse('none', dataclasses.replace(config, label_dropout=0.0))
   for text in ('three', '-1', '3,', '', '3,none'):
-    with pytest.raises(ConfigError, match=f"--label: found '{text}', must be a label such as 3, some of them as 3,1,"):
+    with pytest.raises(ConfigError, match=f"--label is '{text}'; use a label such as 3, several such as 3,1,"):
       labels.parse(text, config)
-  with pytest.raises(ConfigError, match='--label: found 12, but'):
+  with pytest.raises(ConfigError, match='--label is 12; use'):
     labels.parse('3,12', config)
   for text in ('3', 'all'):
-    with pytest.raises(ConfigError, match=r'--label: .*this run was trained without labels'):
+    with pytest.raises(ConfigError, match=r'--label .*the run was trained without labels'):
       labels.parse(text, U_NET)
 
 
 def test_the_original_knows_no_labels():
-  with pytest.raises(pytorch.InteropError, match='generator.num_classes: found 10, but the original has no generator'):
+  with pytest.raises(pytorch.InteropError, match='generator.num_classes is 10; use 0, because the generator of the original'):
     pytorch.generator_params({}, dataclasses.replace(U_NET, num_classes=10))
   with pytest.raises(pytorch.InteropError, match='the original has no discriminator conditioned on labels'):
     pytorch.discriminator_params({}, DiscriminatorConfig(num_classes=10))
@@ -408,8 +409,8 @@ def test_a_label_of_an_exported_run(finished, tmp_path):
 def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):
   run = lively(finished)
   mesh = sharding.make_mesh()
-  images = image_sets.of_generator(run.config, 5, mesh)(run.params, 'run')
-  asked = images.asked(16)
+  images = image_sets.generated_images(run.config, 5, mesh)(run.params, 'run')
+  asked = images.requested_labels(16)
   assert len(set(asked)) > 4
   expected = image_output.generate(run, 16, seed=5, label=asked)
   assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
@@ -419,37 +420,37 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
   """The metric on the data themselves: nearly 1 with their own labels, what chance gives with others."""
   source = sources.load_source(run_config.data)
   pictures, known = source.gather(np.arange(400))
-  evaluate = evaluator.against_data(
+  evaluate = evaluator.make_data_evaluator(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
-      say=lambda text: None)
+      log=lambda text: None)
   found = []
   for asked in (known, (known + 1) % 10):
-    images = image_sets.of_array(pictures, 'digits')._replace(asked=lambda num, asked=asked: asked[:num])
+    images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, asked=asked: asked[:num])
     report = evaluate(images)
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
-  assert 'asked label seen' in evaluator.table(report) and 'held out: 0.9' in evaluator.table(report)
+  assert 'label accuracy' in evaluator.table(report) and 'held-out real images: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
-    evaluate(image_sets.of_array(pictures, 'digits'))
+    evaluate(image_sets.array_images(pictures, 'digits'))
 
 
 def always_labelled(config=None):
   """A run that was never trained without a label."""
   config = config or quick_config(label_dropout=0.0)
-  params = filled(train_state.abstract(config, None).ema_params)
+  params = filled(train_state.abstract_state(config, None).ema_params)
   return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
 
 
 def test_a_run_that_was_never_without_a_label_needs_one():
   run = always_labelled()
-  untrained = r'label: found none, but this run was trained with labels only \(generator.label_dropout=0\)'
+  untrained = r'label is none; use a label, .* generator.label_dropout=0'
   x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
   with pytest.raises(ConfigError, match=untrained):
     run.generator_fn(x, np.zeros(2, np.int32), z)
   with pytest.raises(ConfigError, match=untrained):
     image_output.generate(run, 2, seed=0)
   for asked in (np.array([3, -1]), np.array([3, 12])):
-    with pytest.raises(ConfigError, match=f'label: found {asked[1]}, but'):
+    with pytest.raises(ConfigError, match=f'label is {asked[1]}; use'):
       image_output.generate(run, 2, seed=0, label=asked)
   assert image_output.generate(run, 2, seed=0, label=np.array([3])).std() > 10
 
@@ -459,14 +460,14 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
-  abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
+  abstract = train_state.abstract_state(config, sharding.state_sharding(mesh)).ema_params
   assert np.asarray(results.make_sample_fn(config, mesh, abstract)(run.params)).std() > 10
 
-  monkeypatch.setattr(measuring, '_TURN', 1e-9)
-  monkeypatch.setattr(measuring, '_POINTS', 40)
+  monkeypatch.setattr(measurement, '_MIN_SECONDS', 1e-9)
+  monkeypatch.setattr(measurement, '_NUM_POINTS', 40)
   toy = always_labelled(conditional(label_dropout=0.0))
   rows = [{'run': one, 'num_timesteps': None} for one in (run, toy)]
-  measuring.time_samplers(rows, repeats=1)
+  measurement.time_samplers(rows, repeats=1)
   drawn = np.asarray(labels.draw(0, np.arange(100), config.generator))
   np.testing.assert_array_equal(rows[0]['samples'], image_output.generate(run, 100, 0, label=drawn))
   assert rows[1]['samples'].shape == (40, 1, 1, 2) and all(row['seconds'] > 0 for row in rows)
@@ -482,17 +483,17 @@ def test_commands_ask_for_a_label_before_they_load_the_run(name, arguments, othe
   (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # and no checkpoint
   main = {'sample': sample, 'export': export, 'edit': edit}[name].main
   assert run_command(main, '--workdir', tmp_path, *arguments, cwd=tmp_path) == (
-      2, '', 'Error: --label: found none, but this run was trained with labels only (generator.label_dropout=0); use '
-      f'{others}a label: 0 … 9\n')
+      2, '', f'Error: --label is none; use {others}a label, 0 … 9, because the run was trained with '
+      'generator.label_dropout=0\n')
 
 
 def test_the_command(finished, tmp_path):
   said = succeed(sample.main, '--workdir', finished, '--label', '7,2', '--num', '5', '--out', tmp_path / 'x.npz')
-  assert said == f'5 images of step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
+  assert said == f'5 images from step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
   with np.load(tmp_path / 'x.npz') as file:
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)
   assert np.abs(images - image_output.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
   result = run_command(sample.main, '--workdir', finished, '--label', '10', '--out', tmp_path / 'y.npz')
-  assert result == (2, '', 'Error: --label: found 10, but the labels of this run are 0 … 9\n')
+  assert result == (2, '', 'Error: --label is 10; use a label of this run, 0 … 9\n')
   assert not (tmp_path / 'y.npz').exists()

@@ -79,12 +79,12 @@ def test_other_conditions_have_another_file(trained):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--num', '500'], '--num: found 500, and fewer than 10,000 samples bias what is measured; --force measures'),
-    (['--metrics', 'sfid'], "--metrics: found 'sfid', must be one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
+    (['--num', '500'], '--num is 500; use at least 10,000, because fewer samples bias the metrics, or --force'),
+    (['--metrics', 'sfid'], "--metrics is 'sfid'; use one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
     (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),
     (['--metrics', 'fid', '--inception', 'setup.py'], 'setup.py has the SHA-256 checksum'),
     (['--metrics', 'fid', '--reference', 'nowhere.npz'], 'nowhere.npz'),
-    (['--images', 'x'], '--workdir and --images: give one of --workdir, --images and --statistics'),
+    (['--images', 'x'], '--workdir and --images: use one of --workdir, --images and --statistics'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_refused_in_one_sentence(trained, flags, message):
   result = run_command(evaluate.main, '--workdir', trained[0], *flags, cwd=ROOT)

@@ -48,7 +48,7 @@ def workdir(tmp_path_factory):
       return jax.random.key(0)
     return jnp.asarray(rng.standard_normal(leaf.shape) / 4 if leaf.ndim else 7, leaf.dtype)
 
-  state = jax.tree.map(fill, train_state.abstract(config, None))
+  state = jax.tree.map(fill, train_state.abstract_state(config, None))
   (folder / 'config.json').write_text(config_lib.to_json(config))
   checkpoints = Checkpoints(folder)
   checkpoints.save(state)
@@ -82,7 +82,7 @@ def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, file
        '--seed', str(seed), '--batch_size', '3'],
       cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': ''}, check=True, timeout=600)
   found = np.load(tmp_path / 'x.npz')['images']
-  monkeypatch.setattr(compilation, 'options', lambda platform: {})
+  monkeypatch.setattr(compilation, 'compiler_options', lambda platform: {})
   expected = image_output.generate(run, 5, seed, batch_size=3)
   assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1) and expected.std() > 10
   np.testing.assert_array_equal(found, expected)
@@ -148,7 +148,7 @@ def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeyp
   run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
 
   def exported(most):
-    monkeypatch.setattr(sampling, '_MOST_NOISE', most * 30 * (8 * 8 + 4))
+    monkeypatch.setattr(sampling, '_MAX_NOISE', most * 30 * (8 * 8 + 4))
     return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
 
   def compiled(sample, indices):
@@ -157,14 +157,14 @@ def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeyp
     largest = max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
     return np.asarray(program(np.uint32(7), indices)).astype(int), largest, program.as_text().count(' while(')
 
-  at_once, in_parts = exported(1_000_000), exported(3)
+  at_once, map_in_batches = exported(1_000_000), exported(3)
   indices = np.array([5, 0, 3, 8, 1, 2, 9], np.int32)
   expected, largest, _ = compiled(at_once, indices)
   assert largest >= 7 * 30 * 8 * 8 and expected.std() > 10
-  found, largest, _ = compiled(in_parts, indices)
+  found, largest, _ = compiled(map_in_batches, indices)
   assert largest <= 3 * 30 * 8 * 8
   assert np.abs(found - expected).max() <= 1
-  assert compiled(in_parts, indices[:3])[2] == compiled(at_once, indices[:3])[2]
+  assert compiled(map_in_batches, indices[:3])[2] == compiled(at_once, indices[:3])[2]
 
 
 def test_safetensors_hold_the_parameters_and_the_config(run, files):
@@ -178,17 +178,17 @@ def test_safetensors_hold_the_parameters_and_the_config(run, files):
   x, z = np.ones((1, 8, 8, 1), np.float32), np.ones((1, 4), np.float32)
   np.testing.assert_array_equal(
       jax.jit(loaded.generator_fn)(x, np.zeros(1, np.int32), z), jax.jit(run.generator_fn)(x, np.zeros(1, np.int32), z))
-  with pytest.raises(CheckpointError, match='holds step 7, not 6'):
+  with pytest.raises(CheckpointError, match='step is 6; use 7, the only step in'):
     ddgan_jax.load(files[1], step=6)
 
 
 def test_other_safetensors_are_refused(files, tmp_path):
   path = tmp_path / 'x.safetensors'
-  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors .*o such file'):
+  with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors .*o such file'):
     ddgan_jax.load(path)
   whole = files[1].read_bytes()
   path.write_bytes(whole[:-4])
-  with pytest.raises(UserError, match='x.safetensors: cannot be read as safetensors'):
+  with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors'):
     ddgan_jax.load(path)
   with safetensors.safe_open(files[1], 'numpy') as file:
     metadata = file.metadata()
@@ -198,13 +198,13 @@ def test_other_safetensors_are_refused(files, tmp_path):
     ddgan_jax.load(path)
   tensors['conv_in.bias'] = np.zeros(3, np.float32)
   safetensors.numpy.save_file(tensors, path, metadata)
-  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config asks for float32\[8\]'):
+  with pytest.raises(UserError, match=r'conv_in\.bias is float32\[3\], but its config needs float32\[8\]'):
     ddgan_jax.load(path)
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--out FILE or --safetensors FILE: at least one must be given'),
-    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms: found gpu, must be some of cpu,cuda,tpu'),
+    ([], '--out and --safetensors: use at least one of them'),
+    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
 def test_the_command_refuses_in_one_sentence(workdir, flags, message):
   result = run_command(export.main, '--workdir', workdir, *flags)

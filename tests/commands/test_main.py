@@ -83,7 +83,7 @@ def restored_state(workdir, step):
 
   config = config_lib.from_json((pathlib.Path(workdir) / 'config.json').read_text())
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return Checkpoints(workdir).restore(train_state.abstract(config, device), step)
+  return Checkpoints(workdir).restore(train_state.abstract_state(config, device), step)
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +106,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
   lines = result.stdout.splitlines()
   assert any(line.startswith('Compiling') for line in lines)
   assert sum(line.startswith('step ') for line in lines) == 200
-  assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
+  assert sum(line.startswith('Compiled the training step in') and 'MiB per device' in line for line in lines) == 1
   assert lines[-1] == (f'Finished 200 steps in {workdir}; its last sample grid is '
                        f'{workdir / "samples" / "step_00000200.png"}.')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
@@ -218,7 +218,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
   for out in ('some/array.npz', 'folder'):
     result = draw(workdir, '--num', '6', '--seed', '3', '--out', tmp_path / out)
     assert result.status == 0, result.err
-    assert result.out == f'6 images of step 200 of {workdir}, seed 3: {tmp_path / out}\n'
+    assert result.out == f'6 images from step 200 of {workdir}, seed 3: {tmp_path / out}\n'
   images = np.load(tmp_path / 'some' / 'array.npz')['images']
   assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
   np.testing.assert_array_equal(np.load(tmp_path / 'process.npz')['images'], images)
@@ -244,13 +244,13 @@ MISTAKES = {
     'unknown section': (['--config.optimizer.lr_g=1'], 'did you mean --config.optim.lr_g?'),
     'wrong type': (['--config.train.num_steps=many'], 'Error: flag --config.train.num_steps=many: invalid literal'),
     'T below 1': (['--config.diffusion.num_timesteps=0'],
-                  'Error: diffusion.num_timesteps: found 0, must be at least 1'),
+                  'Error: diffusion.num_timesteps is 0; use at least 1'),
     'size': (['--config.data.image_size=12', '--config.discriminator.kind=small'],
-             "Error: data.image_size: found 12, but discriminator.kind='small'"),
+             "Error: data.image_size is 12; use a multiple of 8, because discriminator.kind='small'"),
     'attention': (['--config.generator.attn_resolutions=16,', '--config.generator.kind=ncsnpp'],
-                  'Error: generator.attn_resolutions: found 16, which'),
-    'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size: found 30, must be a multiple of 4'),
-    'stray word': (['digits'], "Error: 'digits' is not understood: flags begin with --"),
+                  'Error: generator.attn_resolutions contains 16; use'),
+    'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size is 30; use a multiple of 4'),
+    'stray word': (['digits'], "Error: 'digits' is not a flag; flags start with --"),
 }
 
 
@@ -271,7 +271,7 @@ def test_a_config_file_that_is_not_there(command, tmp_path):
 def test_devices_that_do_not_divide_the_batch(command, tmp_path):
   result = run_command(train.main, *command(tmp_path / 'run'), devices=3)
   assert result.status == 2
-  assert 'Error: data.batch_size: found 32, must be a multiple of 12: 3 devices, times' in result.err
+  assert 'Error: data.batch_size is 32; use a multiple of 12: 3 devices, times' in result.err
 
 
 def files_of(folder):
@@ -309,8 +309,8 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
   shutil.copytree(workdir / 'checkpoints' / '150', workdir / 'checkpoints' / '151')  # readable, but not step 151
   result = run_command(train.main, *command(workdir, '--config.train.num_steps=201'))
   assert result.status == 0, result.err
-  assert '200: its list of arrays cannot be read; going back to step 151.' in result.out
-  assert '151: holds step 150, so it was renamed or copied; going back to step 150.' in result.out
+  assert '200: its list of arrays cannot be read; using step 151 instead.' in result.out
+  assert '151: contains step 150, so it was renamed or copied; using step 150 instead.' in result.out
   assert 'Resumed at step 150' in result.out and 'Finished 201 steps' in result.out
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
       '151.damaged', '200', '200.damaged', '201']
@@ -336,13 +336,13 @@ def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path):
     refused = train_on('dogs', num_steps=num_steps)
     assert refused.status == 2 and files_of(tmp_path / 'runs') == before
     assert re.fullmatch(
-        r'Error: runs/tiny_images: holds a run on other data \(4 images with checksum \w{16}\) than folder at '
+        r'Error: runs/tiny_images: this run started with other data \(4 images with checksum \w{16}\) than folder at '
         r'dogs/images \(4 images with checksum \w{16}\); set --workdir to another folder to start a new run, or set '
-        r'--workdir=runs/tiny_images to continue this one with the other data\n', refused.err), refused.err
+        r'--workdir=runs/tiny_images to continue this one with the new data\n', refused.err), refused.err
   (tmp_path / 'cats').rename(tmp_path / 'felines')
   assert 'runs/tiny_images has finished its 2 steps' in train_on('felines').out  # the same data elsewhere
   continued = train_on('dogs', '--workdir=runs/tiny_images', num_steps=4)
-  assert continued.status == 0 and 'The data are not those that this run began with' in continued.out
+  assert continued.status == 0 and 'This run started with other data' in continued.out
 
 
 def test_a_workdir_that_cannot_be_written(command, tmp_path):
@@ -364,7 +364,7 @@ def test_no_space_left(tiny_config, tmp_path, monkeypatch):
   with pytest.raises(workdir.WorkdirError, match='has 0 MiB of free space, but checkpoints of .* MiB each need'):
     workdir.check_space(
         str(tmp_path), tiny_config, Checkpoints(tmp_path),
-        train_state.abstract(tiny_config, sharding.replicated(sharding.make_mesh())))
+        train_state.abstract_state(tiny_config, sharding.replicated(sharding.make_mesh())))
 
 
 def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
@@ -385,7 +385,7 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
   file.write_text(file.read_text()[:50])
   trained = run_command(train.main, *command(tmp_path / 'run'))
   for result in (trained, draw(tmp_path / 'run', '--out', tmp_path / 'x.png')):
-    assert result.status == 2 and 'config.json: is not a config of this version of ddgan_jax' in result.err
+    assert result.status == 2 and 'config.json is not a config of this version of ddgan_jax' in result.err
     assert result.err.count('\n') == 1
 
 

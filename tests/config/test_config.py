@@ -27,53 +27,53 @@ def with_fields(fields):
 BAD = {
     'unknown field': ({'optim.lr': 1e-4}, 'optim.lr: no such field; did you mean optim.lr_g?'),
     'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer: no such field; did you mean optim?'),
-    'shared field': ({'generator.image_size': 8}, 'generator.image_size: is said once, as data.image_size'),
-    'text for a number': ({'train.num_steps': '100'}, r"train.num_steps: found '100' \(str\), must be int"),
-    'number for a switch': ({'data.flip': 1}, r'data.flip: found 1 \(int\), must be bool'),
-    'switch for a number': ({'seed': True}, r'seed: found True \(bool\), must be int'),
-    'number for a tuple': ({'generator.ch_mult': 2}, 'generator.ch_mult: found 2, must be a tuple'),
-    'nan': ({'optim.lr_g': float('nan')}, 'optim.lr_g: found nan, must be finite'),
-    'T': ({'diffusion.num_timesteps': 0}, 'diffusion.num_timesteps: found 0, must be at least 1'),
-    'schedule': ({'diffusion.kind': 'cosine'}, "diffusion.kind: found 'cosine', must be one of 'vp', 'geometric'"),
+    'shared field': ({'generator.image_size': 8}, 'generator.image_size is set by data.image_size; use that'),
+    'text for a number': ({'train.num_steps': '100'}, r"train.num_steps is '100' \(str\); use an int"),
+    'number for a switch': ({'data.flip': 1}, r'data.flip is 1 \(int\); use a bool'),
+    'switch for a number': ({'seed': True}, r'seed is True \(bool\); use an int'),
+    'number for a tuple': ({'generator.ch_mult': 2}, 'generator.ch_mult is 2; use a tuple'),
+    'nan': ({'optim.lr_g': float('nan')}, 'optim.lr_g is nan; use a finite number'),
+    'T': ({'diffusion.num_timesteps': 0}, 'diffusion.num_timesteps is 0; use at least 1'),
+    'schedule': ({'diffusion.kind': 'cosine'}, "diffusion.kind is 'cosine'; use one of 'vp', 'geometric'"),
     'levels': ({'data.image_size': 10, 'generator.ch_mult': (1, 1, 2)},
-               r'data.image_size: found 10, but generator.ch_mult=\(1, 1, 2\) .*multiple of 4'),
+               r'data.image_size is 10; use a multiple of 4, because generator.ch_mult=\(1, 1, 2\) halves'),
     'small D': ({'data.image_size': 12, 'discriminator.kind': 'small'},
-                "found 12, but discriminator.kind='small' halves the image 3 times"),
-    'large D': ({'discriminator.kind': 'large'}, 'found 8, but .* halves the image 6 times and needs a multiple of 64'),
+                "is 12; use a multiple of 8, because discriminator.kind='small' halves the image 3 times"),
+    'large D': ({'discriminator.kind': 'large'}, 'is 8; use a multiple of 64, .* halves the image 6 times'),
     'attention': ({'generator.attn_resolutions': (16,)},
-                  'generator.attn_resolutions: found 16, which never occurs; .* give 8'),
-    'group of rows': ({'data.batch_size': 30}, 'data.batch_size: found 30, must be a multiple of 4'),
-    'stack': ({'data.stack': 3}, 'data.num_channels: found 1, but data.stack=3 makes 3 channels'),
-    'cat': ({'generator.progressive_combine': 'cat'}, "generator.progressive_combine: 'cat' joins the pyramid"),
+                  'generator.attn_resolutions contains 16; use some of 8, the'),
+    'group of rows': ({'data.batch_size': 30}, 'data.batch_size is 30; use a multiple of 4'),
+    'stack': ({'data.stack': 3}, 'data.num_channels is 1; use 3 with data.stack=3'),
+    'cat': ({'generator.progressive_combine': 'cat'}, "generator.progressive_combine is 'cat' and .* use 'input_skip'"),
     'fourier without t': ({'generator.embedding_type': 'fourier', 'generator.conditional': False},
-                          "generator.embedding_type: 'fourier' embeds t"),
-    'kernel': ({'generator.fir_kernel': (1.0, -1.0)}, 'generator.fir_kernel: found .* do not sum to 0'),
-    'ema': ({'optim.ema_decay': 1.0}, r'optim.ema_decay: found 1.0, must be in \[0, 1\)'),
-    'dropout': ({'generator.dropout': -0.1}, r'generator.dropout: found -0.1, must be in \[0, 1\)'),
-    'seed': ({'seed': 2**32}, r'seed: found 4294967296, must be in \[0, 4294967296\)'),
-    'image size': ({'data.image_size': 0}, 'data.image_size: found 0, must be at least 1'),
+                          "generator.embedding_type is 'fourier'; use it with generator.cond"),
+    'kernel': ({'generator.fir_kernel': (1.0, -1.0)}, 'generator.fir_kernel is .* whose sum is not 0'),
+    'ema': ({'optim.ema_decay': 1.0}, r'optim.ema_decay is 1.0; use a value in \[0, 1\)'),
+    'dropout': ({'generator.dropout': -0.1}, r'generator.dropout is -0.1; use a value in \[0, 1\)'),
+    'seed': ({'seed': 2**32}, r'seed is 4294967296; use a value in \[0, 4294967296\)'),
+    'image size': ({'data.image_size': 0}, 'data.image_size is 0; use at least 1'),
     'pyramid': ({'generator.progressive_input': 'cat'},
-                "generator.progressive_input: found 'cat', must be one of 'none', 'input_skip', 'residual'"),
-    'lr_min': ({'optim.lr_min': 1e-3}, 'optim.lr_g: found 0.00016, must be positive and not below optim.lr_min=0.001'),
-    'dtype': ({'parallel.dtype': 'float16'}, "parallel.dtype: found 'float16', must be one of"),
+                "generator.progressive_input is 'cat'; use one of 'none', 'input_skip', 'residual'"),
+    'lr_min': ({'optim.lr_min': 1e-3}, 'optim.lr_g is 0.00016; use a positive value, at least optim.lr_min=0.001'),
+    'dtype': ({'parallel.dtype': 'float16'}, "parallel.dtype is 'float16'; use one of"),
     'divergence': ({'train.on_nonfinite': 'ignore'},
-                   "train.on_nonfinite: found 'ignore', must be one of 'stop', 'rollback'"),
-    'profile': ({'train.profile_steps': -1}, 'train.profile_steps: found -1, must be at least 0'),
-    'method': ({'method': 'vae'}, "method: found 'vae', must be one of 'ddgan', 'gaussian', 'augmented_gan'"),
+                   "train.on_nonfinite is 'ignore'; use one of 'stop', 'rollback'"),
+    'profile': ({'train.profile_steps': -1}, 'train.profile_steps is -1; use at least 0'),
+    'method': ({'method': 'vae'}, "method is 'vae'; use one of 'ddgan', 'gaussian', 'augmented_gan'"),
     'prediction': ({'generator.prediction': 'v'},
-                   "generator.prediction: found 'v', must be one of 'x_0', 'noise', 'x_t'"),
+                   "generator.prediction is 'v'; use one of 'x_0', 'noise', 'x_t'"),
     'direct Gaussian': ({'method': 'gaussian', 'generator.prediction': 'x_t'},
-                        "generator.prediction: found 'x_t', but with method='gaussian' it must be 'x_0' or 'noise'"),
+                        "generator.prediction is 'x_t'; use 'x_0' or 'noise' with method='gaussian': "),
     'one-shot noise': ({'method': 'augmented_gan', 'generator.prediction': 'noise'},
-                       "generator.prediction: found 'noise', but with method='augmented_gan' it must be 'x_0': "),
-    'latent': ({'generator.nz': -1}, 'generator.nz: found -1, must be at least 0'),
+                       "generator.prediction is 'noise'; use 'x_0' with method='augmented_gan': "),
+    'latent': ({'generator.nz': -1}, 'generator.nz is -1; use at least 0'),
     'dropout in an MLP': ({'generator.kind': 'mlp', 'generator.dropout': 0.1},
-                          "generator.dropout: found 0.1, but kind='mlp' has none"),
+                          "generator.dropout is 0.1; use 0 with generator.kind='mlp'"),
     'fourier in an MLP': ({'generator.kind': 'mlp', 'generator.embedding_type': 'fourier'},
-                          "generator.embedding_type: found 'fourier', but kind='mlp'"),
-    'images as points': ({'data.name': 'gaussians25'}, "data.num_channels: found 1, but data.name='gaussians25' gives"),
-    'two channels': ({'data.num_channels': 2}, 'data.num_channels: found 2, must be one of 1, 3'),
-    'betas': ({'diffusion.beta_min': 30.0}, 'diffusion.beta_min: found 30.0, must be above 0 and below beta_max=20.0'),
+                          "generator.embedding_type is 'fourier'; use 'positional' with"),
+    'images as points': ({'data.name': 'gaussians25'}, "data.num_channels is 1; use 2 with data.name='gaussians25'"),
+    'two channels': ({'data.num_channels': 2}, 'data.num_channels is 2; use one of 1, 3'),
+    'betas': ({'diffusion.beta_min': 30.0}, 'diffusion.beta_min is 30.0; use a value above 0 and below beta_max=20.0'),
 }
 
 
@@ -86,7 +86,7 @@ def test_refused(fields, message):
 def test_batch_and_devices():
   config = config_lib.from_config_dict(with_fields({'data.batch_size': 12}))
   config_lib.check_devices(config, 3)
-  with pytest.raises(ConfigError, match='data.batch_size: found 12, must be a multiple of 16: 4 devices, times the 4'):
+  with pytest.raises(ConfigError, match='data.batch_size is 12; use a multiple of 16: 4 devices, times 4 rows'):
     config_lib.check_devices(config, 4)
 
 
@@ -106,7 +106,7 @@ def test_folders_of_every_size(size):
   config_dict = recipes.load(f'folder:{size}')
   config_dict.data.path = 'photos'
   assert config_lib.from_config_dict(config_dict).image_shape == (size, size, 3)
-  with pytest.raises(ValueError, match="found image size '48', must be one of 8, 16"):
+  with pytest.raises(ValueError, match="image size '48' is not supported; use one of 8, 16"):
     recipes.load('folder:48')
 
 

@@ -239,5 +239,5 @@ def test_no_damage_passes_for_another_error():
 
 def test_a_bomb_is_refused(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
-  with pytest.raises(images.BadImage, match='more pixels than Pillow takes'):
+  with pytest.raises(images.BadImage, match='more pixels than Pillow allows'):
     decode(encode(RGB))

@@ -40,7 +40,7 @@ def main(index, count, port, out, steps, fields):
     assert source.decodes == decodes
     for step in steps:
       host = pipeline.batches(source, config, 7, step, step + 1, index, count)
-      batch, = pipeline.device_batches(host, sharding.by_rows(sharding.make_mesh()))
+      batch, = pipeline.device_batches(host, sharding.batch_sharding(sharding.make_mesh()))
       for name, array in batch.items():
         assert array.shape[0] == config.batch_size
         for shard in array.addressable_shards:

@@ -91,7 +91,7 @@ def test_a_finished_run_has_no_batches():
 
 
 def test_a_batch_that_does_not_split_is_refused():
-  with pytest.raises(ConfigError, match='data.batch_size: found 32, must be a multiple of the 3 processes'):
+  with pytest.raises(ConfigError, match='data.batch_size is 32; use a multiple of the number of processes, 3'):
     pipeline.batches(numbered(10), DIGITS, 0, 0, 1, 0, 3)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, points, sources
-from ddgan_jax.metrics.points import modes_of_points
+from ddgan_jax.metrics.points import count_point_modes
 from ddgan_jax.reporting import grids, plotting
 
 DATA = DataConfig(name='gaussians25', image_size=1, num_channels=2, batch_size=64)
@@ -46,7 +46,7 @@ def test_the_set_has_a_checksum_of_its_own(source):
 
 def test_modes_of_true_points(source):
   """3 standard deviations of a 2-D Gaussian hold 1 - exp(-4.5) of it; KL of n draws of 25 modes is about 24 / 2n."""
-  modes = modes_of_points(source.images)
+  modes = count_point_modes(source.images)
   assert modes.found == 25
   assert modes.in_mode == pytest.approx(1 - np.exp(-4.5), abs=0.002)
   assert modes.kl == pytest.approx(24 / 2e5, rel=0.8)
@@ -55,13 +55,13 @@ def test_modes_of_true_points(source):
 @pytest.mark.parametrize('offset, found', [(2.9, 1), (3.1, 0)])
 def test_a_mode_ends_at_three_standard_deviations(offset, found):
   point = points.CENTRES[7] + [0, offset * 0.05]
-  modes = modes_of_points(point[None])
+  modes = count_point_modes(point[None])
   assert modes == (found, float(found), pytest.approx(np.log(25)))
 
 
 def test_half_of_the_modes():
   chosen = np.repeat(points.CENTRES[:10], 3, axis=0)
-  assert modes_of_points(np.concatenate([chosen, chosen + 0.25])) == (10, 0.5, pytest.approx(np.log(2.5)))
+  assert count_point_modes(np.concatenate([chosen, chosen + 0.25])) == (10, 0.5, pytest.approx(np.log(2.5)))
 
 
 def ink(picture):

@@ -85,7 +85,7 @@ def test_an_interrupted_preparation_leaves_nothing_behind(config):
 
 
 def test_what_a_kill_left_does_not_matter(config):
-  partial = pathlib.Path(f'{preparation.folder_of(config)}.partial')
+  partial = pathlib.Path(f'{preparation.prepared_folder(config)}.partial')
   partial.mkdir(parents=True)
   (partial / 'images.npy').write_bytes(b'torn' * 10**6)
   (partial / 'journal.json').write_text('{}')
@@ -110,14 +110,14 @@ def test_what_is_not_whole_is_prepared_again(config, damage):
   damage(prepared.folder)
   again, said = prepare(Numbered(), config)
   check(again, 100)
-  assert said == [f'{prepared.folder} is damaged or no longer matches the data; it is prepared again.']
+  assert said == [f'{prepared.folder} is damaged or no longer matches the data; preparing it again.']
 
 
 def test_changed_data_are_prepared_again(config):
   prepare(Numbered(100), config)
   again, said = prepare(Numbered(120), config)
   check(again, 120)
-  assert 'no longer matches the data; it is prepared again' in said[0]
+  assert 'no longer matches the data; preparing it again' in said[0]
 
 
 def test_what_was_refused_is_looked_at_again(config):
@@ -182,7 +182,7 @@ def test_no_space(config, monkeypatch):
     raise OSError(28, 'No space left on device', str(folder / 'images.npy'))
 
   monkeypatch.setattr(preparation, '_sync', full)
-  with pytest.raises(DataError, match='images.npy: No space left on device; free some space, or choose'):
+  with pytest.raises(DataError, match='images.npy: No space left on device; free some space, or use'):
     prepare(Numbered(), config)
 
 

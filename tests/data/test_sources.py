@@ -102,7 +102,7 @@ def test_folder_end_to_end(tmp_path, cache):
   check(source, *tree_pixels())
   assert source.class_names == ('cat', 'dog', 'Ärger') and source.num_classes == 3
   assert source.labels.tolist() == tree_pixels()[1]
-  assert source.said == [f'{folder}: left alone, because their endings are not those of images: 1 .heic, 1 .txt.']
+  assert source.said == [f'{folder}: ignored files that are not images: 1 .heic, 1 .txt.']
   batch = next(pipeline.batches(source, DataConfig(batch_size=7), 0, 0, 1))
   assert sorted(batch['label'].tolist()) == sorted(tree_pixels()[1])
 
@@ -135,7 +135,7 @@ def test_zip_as_other_programs_write_it(tmp_path, rename):
 def test_folders_that_are_no_classes_are_mentioned(tmp_path):
   image = png(IMAGES[0])
   folder = write_tree(tmp_path / 'a', {'cat/0.png': image, 'dog/0.png': image, 'cover.png': image})
-  assert load('folder', folder).said == [f'{folder}: no labels, since cover.png lies beside the folders.']
+  assert load('folder', folder).said == [f'{folder}: no labels, because cover.png is not in a class folder.']
   folder = write_tree(tmp_path / 'b', {'train/cat/0.png': image, 'test/cat/0.png': image})
   assert 'the classes are test and train; if these are splits' in load('folder', folder).said[0]
 
@@ -182,7 +182,7 @@ def test_raw_lmdb_beside_other_keys(tmp_path):
   items = [(str(i).encode(), image.tobytes()) for i, image in enumerate(images)]
   check(load('lmdb', write_lmdb(tmp_path / 'a', items)), images, [0] * 12)
   path = write_lmdb(tmp_path / 'b', [*items, (b'length', b'12')])
-  expect('1 of 13 images .*key length has 2 bytes, must have 192 as the others', 'lmdb', path)
+  expect('1 of 13 images .*key length has 2 bytes, but the others have 192', 'lmdb', path)
   assert len(load('lmdb', path, skip_bad=True)) == 12
 
 
@@ -206,7 +206,7 @@ def test_stacking_works_for_any_grey_source(tmp_path):
     a, b, c = label // 100, label // 10 % 10, label % 10
     np.testing.assert_array_equal(image, np.stack([grey[a], grey[b], grey[c]], -1))
   np.savez(tmp_path / 'many.npz', images=grey, labels=np.arange(7) * 2)
-  with pytest.raises(ConfigError, match='data.stack: found 3, but .* has 13 classes, .* room for ten'):
+  with pytest.raises(ConfigError, match='data.stack is 3, but .* has 13 classes; use a set of at most ten'):
     load('npz', tmp_path / 'many.npz', stack=3)
   assert len([path for path in (tmp_path / 'cache').iterdir() if path.is_dir()]) == 1  # nothing was prepared for it
 
@@ -227,27 +227,27 @@ def test_a_path_of_another_kind(tmp_path):
   np.savez(tmp_path / 'a.npz', images=IMAGES)
   (tmp_path / 'x.txt').write_text('hello')
   expect('data.path: .*/none does not exist', 'folder', tmp_path / 'none')
-  expect('is read as .*folder.*, but it is zip; use --config.data.name=zip', 'folder', archive)
+  expect('is opened as .*folder.*, but is zip; use --config.data.name=zip', 'folder', archive)
   expect('is npz; use --config.data.name=npz', 'zip', tmp_path / 'a.npz')
   expect('is folder; use --config.data.name=folder', 'npz', folder)
-  expect('is a folder without data.mdb; use the folder that holds data.mdb', 'lmdb', folder)
+  expect('is a folder without data.mdb; use the folder that contains data.mdb', 'lmdb', folder)
   expect('is none of folder, npz, zip, lmdb', 'folder', tmp_path / 'x.txt')
-  with pytest.raises(DataError, match="data.path: found 'gs://b/x', must be a path of this machine"):
+  with pytest.raises(DataError, match='data.path: gs://b/x is not a local path; copy or mount it first'):
     open_reader(DataConfig(name='folder', path='gs://b/x'))
-  expect("data.cache_dir: found 'gs://b/x', must be a folder of this machine", 'folder', folder, cache_dir='gs://b/x')
+  expect("data.cache_dir is 'gs://b/x'; use a local folder", 'folder', folder, cache_dir='gs://b/x')
 
 
 def test_folders_without_images(tmp_path):
   (tmp_path / 'empty').mkdir()
-  expect('empty holds no image', 'folder', tmp_path / 'empty')
-  expect('holds no image .*; 2 .txt', 'folder', write_tree(tmp_path / 't', {'a.txt': b'', 'b.txt': b''}))
+  expect('empty contains no image', 'folder', tmp_path / 'empty')
+  expect('contains no image .*; 2 .txt', 'folder', write_tree(tmp_path / 't', {'a.txt': b'', 'b.txt': b''}))
   write_zip(tmp_path / 'e.zip', {'a.txt': b''})
-  expect('e.zip holds no image', 'zip', tmp_path / 'e.zip')
+  expect('e.zip contains no image', 'zip', tmp_path / 'e.zip')
 
 
 def test_class_folders_that_differ_in_case(tmp_path):
   folder = write_tree(tmp_path / 'f', {'Cat/0.png': png(IMAGES[0]), 'cat/0.png': png(IMAGES[1])})
-  expect("the class folders 'Cat' and 'cat' in .* differ only in case; merge them, or rename one", 'folder', folder)
+  expect("the class folders 'Cat' and 'cat' in .* differ only in case; merge or rename them", 'folder', folder)
 
 
 def test_folders_that_link_to_each_other(tmp_path):
@@ -285,7 +285,7 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
   for _ in range(2):  # while it is prepared, and when it has been
     source = load('folder', folder, skip_bad=True)
     check(source, IMAGES, [0] * 7)
-    assert source.said[-1].startswith('data.skip_bad: 6 of 13 images are left out') and 'e gone.png' in source.said[-1]
+    assert source.said[-1].startswith('data.skip_bad: skipped 6 of 13 images') and 'e gone.png' in source.said[-1]
   # What was left out is still refused without the flag.
   expect(r'6 of 13 images .* \(all are listed in \S+meta.json\)\. Fix', 'folder', folder)
 
@@ -302,7 +302,7 @@ def test_a_zipped_lmdb(tmp_path):
 
 
 def test_no_good_image_at_all(tmp_path):
-  expect('none of the 1 images can be used: x.png is empty', 'folder', write_tree(tmp_path / 'f', {'x.png': b''}),
+  expect('has no usable image among 1: x.png is empty', 'folder', write_tree(tmp_path / 'f', {'x.png': b''}),
          skip_bad=True)
 
 
@@ -349,16 +349,16 @@ for path in ({str(folder)!r}, {str(folder / 'b')!r}):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    ({'images': IMAGES / np.float32(255)}, "'images' in .* is float32, must be uint8"),
-    ({'images': IMAGES.astype(np.int64)}, 'is int64, must be uint8'),
-    ({'images': IMAGES.reshape(7, -1)}, r'is \[7, 192\], must be \[N, H, W\] or \[N, H, W, C\]'),
-    ({'images': IMAGES[..., :2]}, r'\[7, 8, 8, 2\], must be .* C of 1, 3 or 4'),
-    ({'images': IMAGES[:0]}, r'is \[0, 8, 8, 3\], so it holds no image'),
-    ({'x': IMAGES}, "has no array 'images', only: x"),
-    ({'images': IMAGES, 'labels': np.arange(6)}, r"'labels' in .* is int64\[6\], must be integers \[7\]"),
-    ({'images': IMAGES, 'labels': np.arange(7.0)}, r'is float64\[7\], must be integers'),
+    ({'images': IMAGES / np.float32(255)}, "'images' in .* is float32; use uint8"),
+    ({'images': IMAGES.astype(np.int64)}, 'is int64; use uint8'),
+    ({'images': IMAGES.reshape(7, -1)}, r'is \[7, 192\]; use \[N, H, W\] or \[N, H, W, C\]'),
+    ({'images': IMAGES[..., :2]}, r'\[7, 8, 8, 2\]; use .* C = 1, 3 or 4'),
+    ({'images': IMAGES[:0]}, r'is empty \(\[0, 8, 8, 3\]\)'),
+    ({'x': IMAGES}, r"has no array 'images' \(it has x\)"),
+    ({'images': IMAGES, 'labels': np.arange(6)}, r"'labels' in .* is int64\[6\]; use integers \[7\]"),
+    ({'images': IMAGES, 'labels': np.arange(7.0)}, r'is float64\[7\]; use integers'),
     ({'images': IMAGES, 'labels': np.arange(7) - 1}, "'labels' in .* are -1 … 5"),
-    ({'images': IMAGES, 'labels': np.full(7, 2**40)}, 'must be 0 … 2'),
+    ({'images': IMAGES, 'labels': np.full(7, 2**40)}, 'use 0 … 2'),
 ])
 def test_npz_of_the_wrong_arrays(tmp_path, arrays, message):
   np.savez(tmp_path / 'x.npz', **arrays)
@@ -374,7 +374,7 @@ def test_other_arrays_of_an_npz_are_not_read(tmp_path):
 
 def test_npz_of_objects_is_not_unpickled(tmp_path):
   np.savez(tmp_path / 'x.npz', images=np.array([{}, {}], object))
-  expect("'images' in .* is object, must be uint8", 'npz', tmp_path / 'x.npz')
+  expect("'images' in .* is object; use uint8", 'npz', tmp_path / 'x.npz')
 
 
 def test_damaged_archives(tmp_path):
@@ -412,7 +412,7 @@ def test_an_image_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch, kind
         archive.writestr(name, content)
   del files
   with little_memory():
-    expect('large.png has 67,1.*, must have at most 1,048,576', kind, path)
+    expect('large.png has 67,1.*; the limit is 1,048,576', kind, path)
 
 
 @pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -420,7 +420,7 @@ def test_a_zip_of_a_method_without_bounds_is_refused(tmp_path, method):
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w', method) as archive:
     archive.writestr('x.png', png(IMAGES[0]) + bytes(2**26))
   with little_memory():
-    expect(r'x.png is compressed by (bzip2|lzma), must be stored or deflated', 'zip', tmp_path / 'x.zip')
+    expect(r'x.png is compressed by (bzip2|lzma); use stored or deflated', 'zip', tmp_path / 'x.zip')
 
 
 def test_large_images_are_unpacked_one_at_a_time(tmp_path):
@@ -457,7 +457,7 @@ def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
   np.savez_compressed(tmp_path / 'x.npz', images=np.zeros((2**20, 8, 8), np.uint8))
   monkeypatch.setattr(arrays, '_available_memory', lambda: 2**25)
   with little_memory():
-    expect("'images' in .*x.npz needs 64 MiB of memory, but there are 32 MiB; use a folder", 'npz',
+    expect("'images' in .*x.npz needs 64 MiB of memory, but only 32 MiB are available; use a folder", 'npz',
            tmp_path / 'x.npz')
 
 
@@ -465,22 +465,22 @@ def test_damaged_lmdb(tmp_path):
   big = [(b'%d' % i, RNG.bytes(3 * 64 * 64)) for i in range(8)]
   path = write_lmdb(tmp_path / 'cut', big)
   os.truncate(path / 'data.mdb', 40_000)
-  expect('data.mdb is truncated: it has 40,000 of', 'lmdb', path)
+  expect(r'data.mdb is truncated \(it has 40,000 of', 'lmdb', path)
   (tmp_path / 'text').mkdir()
   (tmp_path / 'text' / 'data.mdb').write_bytes(b'hello' * 4000)
   expect('cannot be read as LMDB', 'lmdb', tmp_path / 'text')
-  expect('holds no image', 'lmdb', write_lmdb(tmp_path / 'empty', []))
+  expect('contains no image', 'lmdb', write_lmdb(tmp_path / 'empty', []))
   odd = write_lmdb(tmp_path / 'odd', [(b'%d' % i, RNG.bytes(192 if i != 1 else 100)) for i in range(40)])
-  expect('key 1 has 100 bytes, must have 192 as the others', 'lmdb', odd)
+  expect('key 1 has 100 bytes, but the others have 192', 'lmdb', odd)
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'name': 'folder'}, "data.path: is empty, must be the folder to read"),
-    ({'name': 'digits', 'path': 'x'}, "data.path: found 'x', which data.name='digits' does not read"),
-    ({'name': 'zip', 'path': 'x', 'split': 'test'}, "data.split: found 'test', but only TFDS sets have splits"),
-    ({'num_stacks': 5}, 'data.num_stacks: found 5, which needs data.stack=3'),
-    ({'resize': 'stretch'}, "data.resize: found 'stretch', must be one of 'none', 'crop', 'cover', 'pad'"),
-    ({'cache': 'ram'}, "data.cache: found 'ram', must be one of 'array', 'none'"),
+    ({'name': 'folder'}, "data.path is empty; set it to the folder to read"),
+    ({'name': 'digits', 'path': 'x'}, "data.path is 'x', which data.name='digits' does not read"),
+    ({'name': 'zip', 'path': 'x', 'split': 'test'}, "data.split is 'test', but only TFDS sets have splits"),
+    ({'num_stacks': 5}, 'data.num_stacks is 5; use it with data.stack=3'),
+    ({'resize': 'stretch'}, "data.resize is 'stretch'; use one of 'none', 'crop', 'cover', 'pad'"),
+    ({'cache': 'ram'}, "data.cache is 'ram'; use one of 'array', 'none'"),
 ])
 def test_fields_that_do_not_go_together(fields, message):
   from ddgan_jax import config

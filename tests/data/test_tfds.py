@@ -83,12 +83,12 @@ def test_losing_the_race_to_prepare_is_no_error(tmp_path, monkeypatch):
     (dict(image_size=4), r'is 8x8, which .* cannot make 4x4 .*image_size=8 or --config.data.resize=crop '),
     (dict(image_size=4, resize='pad'), r"is 8x8, which data.resize='pad' cannot make 4x4 .*resize=crop"),
     (dict(image_size=32, resize='crop'), r"'crop' cannot make 32x32 .*resize=pad .* or .*resize=cover"),
-    (dict(name='cifar10', image_size=32, num_channels=3, stack=3), "data.stack: found 3, .*'cifar10' have 3 channels"),
-    (dict(name='cifar11'), "data.name: found 'cifar11', which TFDS does not know; did you mean 'cifar10"),
-    (dict(name='imagenet_resized/33x33'), 'data.name: .*33x33.*32x32'),
-    (dict(name='imdb_reviews'), "data.name: .*has no feature 'image', only: text, label"),
-    (dict(split='training'), "data.split: found 'training', .*Should be one of .*'train'"),
-    (dict(split='train[:x]'), 'data.split: found .*x'),
+    (dict(name='cifar10', image_size=32, num_channels=3, stack=3), "data.stack is 3, .*'cifar10' have 3 channels"),
+    (dict(name='cifar11'), "data.name is 'cifar11', which TFDS does not know; did you mean 'cifar10"),
+    (dict(name='imagenet_resized/33x33'), 'data.name is .*33x33.*32x32'),
+    (dict(name='imdb_reviews'), r"data.name is .*has no feature 'image' \(it has text, label\)"),
+    (dict(split='training'), "data.split is 'training', .*Should be one of .*'train'"),
+    (dict(split='train[:x]'), 'data.split is .*x'),
 ])
 def test_what_does_not_fit_is_refused_by_name(data_dir, fields, message):
   with pytest.raises(ConfigError, match=message) as error:
@@ -110,15 +110,15 @@ def test_another_default_folder_is_other_data(tmp_path, monkeypatch):
   folders = set()
   for name in ('a', 'b'):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / name))
-    folders.add(preparation.folder_of(DIGITS))
-    folders.add(preparation.folder_of(dataclasses.replace(DIGITS, data_dir=str(tmp_path / name))))
+    folders.add(preparation.prepared_folder(DIGITS))
+    folders.add(preparation.prepared_folder(dataclasses.replace(DIGITS, data_dir=str(tmp_path / name))))
   assert len(folders) == 2
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert preparation.folder_of(dataclasses.replace(DIGITS, data_dir='~/a')) in folders
+  assert preparation.prepared_folder(dataclasses.replace(DIGITS, data_dir='~/a')) in folders
 
 
 def test_a_bucket_is_refused_at_once(tmp_path, monkeypatch):
-  message = "data.data_dir: found 'gs://b/x', must be a folder of this machine"
+  message = "data.data_dir is 'gs://b/x'; use a local folder"
   with pytest.raises(ConfigError, match=message):
     load('gs://b/x', cache_dir=str(tmp_path))
   monkeypatch.setenv('TFDS_DATA_DIR', 'gs://b/x')
@@ -180,5 +180,5 @@ def test_tfrecord_has_no_random_access(tmp_path):
 
 def test_an_incomplete_copy_is_named(tmp_path):
   (tmp_path / 'digits' / '1.0.0').mkdir(parents=True)
-  with pytest.raises(sources.DataError, match=r'digits/1\.0\.0 has no dataset_info.json.*remove it'):
+  with pytest.raises(sources.DataError, match=r'digits/1\.0\.0 is an incomplete copy without dataset_info.json'):
     load(str(tmp_path))

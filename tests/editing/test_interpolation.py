@@ -39,7 +39,7 @@ def test_between_images():
     x = diffusion.q_sample(SCHEDULE, image[None], np.array([2]), noise)
     expected = sampling.sample_given_noise(fake_generator, SCHEDULE, x, z[:, None], posterior_noise[:, None])
     np.testing.assert_allclose(frame, expected[0], rtol=1e-5, atol=1e-5)
-  with pytest.raises(ValueError, match='found 4, must be 1 … 3'):
+  with pytest.raises(ValueError, match='is 4; use a value in 1 … 3'):
     interpolation.interpolate_images(jax.random.key(0), fake_generator, SCHEDULE, images, 5, 4, num_frames=3)
 
 

@@ -81,7 +81,7 @@ def test_a_storage_that_is_a_part_of_another(tmp_path):
 ])
 def test_tensors_beyond_their_data_are_refused(tmp_path, body):
   total = 10**15 if encoded(10**15) in body else 6
-  with pytest.raises(TorchFileError, match=r'x\.pth: is truncated or damaged \(.+\)$'):
+  with pytest.raises(TorchFileError, match=r'x\.pth is truncated or damaged \(.+\)$'):
     torch_file.read_state_dict(legacy(tmp_path / 'x.pth', body, total))
 
 
@@ -102,15 +102,15 @@ def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
   for protocol in (2, 4):
     data = pickle.dumps({'x': hostile}, protocol)
     in_zip(path, data)
-    with pytest.raises(TorchFileError, match=r'x\.pth: asks for posix\.mkdir, which .*; refused'):
+    with pytest.raises(TorchFileError, match=r'x\.pth refers to posix\.mkdir, which .*; not loaded'):
       torch_file.read_state_dict(path)
     path.write_bytes(data)
-    with pytest.raises(TorchFileError, match='asks for posix.mkdir'):
+    with pytest.raises(TorchFileError, match='refers to posix.mkdir'):
       torch_file.read_state_dict(path)
   # Through an allowed name's attributes, and through the tensors' own storage type.
   for module, name in (('torch._utils', '_rebuild_tensor_v2.__globals__'), ('builtins', 'getattr')):
     in_zip(path, b'\x80\x04' + encoded(module) + encoded(name) + b'\x93.')
-    with pytest.raises(TorchFileError, match=f'asks for {module}.{name}'):
+    with pytest.raises(TorchFileError, match=f'refers to {module}.{name}'):
       torch_file.read_state_dict(path)
   assert not target.exists()
 
@@ -121,7 +121,7 @@ def test_truncated_anywhere(tmp_path, name):
   path = tmp_path / 'x.pth'
   for length in {*range(0, len(whole), 37), len(whole) - 1}:
     path.write_bytes(whole[:length])
-    with pytest.raises(TorchFileError, match=r'x\.pth: is (not a PyTorch checkpoint|truncated or damaged) \(.+\)$'):
+    with pytest.raises(TorchFileError, match=r'x\.pth is (not a PyTorch checkpoint|truncated or damaged) \(.+\)$'):
       torch_file.read_state_dict(path)
 
 
@@ -148,7 +148,7 @@ def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
   with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
     for name, data in members.items():
       archive.writestr(f'archive/{name}', data + bytes(2**26 if name == member else 0))
-  with little_memory(), pytest.raises(TorchFileError, match=rf'x.pth: archive/{member} has 67,.* must have at most'):
+  with little_memory(), pytest.raises(TorchFileError, match=rf'x.pth: archive/{member} has 67,.* the limit is'):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 
@@ -160,7 +160,7 @@ def test_a_pickle_that_takes_much_memory_is_refused(tmp_path, monkeypatch, data,
   monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16)
   path = tmp_path / 'x.pth'
   in_zip(path, data) if form == 'zip' else path.write_bytes(data)
-  with little_memory(2**20), pytest.raises(TorchFileError, match=r'x.pth: .*65,536'):
+  with little_memory(2**20), pytest.raises(TorchFileError, match=r'x.pth.* .*65,536'):
     torch_file.read_state_dict(path)
 
 
@@ -190,15 +190,15 @@ def test_other_files(tmp_path, content, message):
   (tmp_path / 'x.pth').write_bytes(content)
   with pytest.raises(TorchFileError, match=message):
     torch_file.read_state_dict(tmp_path / 'x.pth')
-  with pytest.raises(TorchFileError, match='y.pth: cannot be read .No such file'):
+  with pytest.raises(TorchFileError, match='y.pth cannot be read .No such file'):
     torch_file.read_state_dict(tmp_path / 'y.pth')
 
 
 @pytest.mark.parametrize('content, message', [
-    ([1, 2], 'holds a value of type list, must be a dict with tensors in it'),
-    ({}, 'holds nothing, must be a dict with tensors in it'),
-    ({'epoch': 3}, "holds a value of type int under 'epoch', must be a state dict"),
-    ({'state_dict': {}}, "under 'state_dict', must be .*; save that part of it alone"),
+    ([1, 2], 'contains a value of type list; use a dict with tensors'),
+    ({}, 'contains nothing; use a dict with tensors'),
+    ({'epoch': 3}, "has a value of type int under 'epoch'; save only a state dict"),
+    ({'state_dict': {}}, "under 'state_dict'; save only a state dict"),
 ])
 def test_checkpoints_of_something_else(tmp_path, content, message):
   in_zip(tmp_path / 'x.pth', pickle.dumps(content, 2))
@@ -224,9 +224,9 @@ def test_a_resume_file_of_pytorch():
 
 
 @pytest.mark.parametrize('content, message', [
-    ([1, 2], 'holds a value of type list, must be a dict with tensors in it'),
-    ({'a': {'b': [1, {2}]}}, r'holds a value of type set under a\.b\.1, must hold tensors, numbers and texts alone'),
-    ({'a': {(1, 2): 3}}, r'under a\.\(1, 2\), must hold'),
+    ([1, 2], 'contains a value of type list; use a dict with tensors'),
+    ({'a': {'b': [1, {2}]}}, r'has a value of type set under a\.b\.1; use only tensors, numbers and strings'),
+    ({'a': {(1, 2): 3}}, r'under a\.\(1, 2\); use only'),
 ])
 def test_checkpoints_that_hold_other_things(tmp_path, content, message):
   in_zip(tmp_path / 'x.pth', pickle.dumps(content, 4))

@@ -43,7 +43,7 @@ def pictures(seed, count=150):
 
 
 def fid(mesh, batch_size, images, reference, **changes):
-  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, say=lambda text: None)
+  evaluator = Evaluator(('fid', 'is'), reference, mesh, 10_000, batch_size, log=lambda text: None)
   return evaluator.evaluate(images)['metrics']
 
 
@@ -57,16 +57,16 @@ def test_fid_of_arrays(small_inception):
   found = []
   for devices, batch_size in ((1, 7), (1, 64), (8, 64), (4, 1000)):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    metrics = fid(mesh, batch_size, image_sets.of_array(ours, 'ours'), image_sets.of_array(others, 'others'))
+    metrics = fid(mesh, batch_size, image_sets.array_images(ours, 'ours'), image_sets.array_images(others, 'others'))
     found.append((metrics['fid']['value'], metrics['is']['value']))
   np.testing.assert_allclose(found[0][0], expected, rtol=1e-5)
   np.testing.assert_allclose(found, [found[0]] * 4, rtol=1e-6)
 
 
 def test_the_report_says_what_it_is_of():
-  images, reference = image_sets.of_array(pictures(0), 'ours'), image_sets.of_array(pictures(1, 97), 'others')
+  images, reference = image_sets.array_images(pictures(0), 'ours'), image_sets.array_images(pictures(1, 97), 'others')
   report = Evaluator(
-      ('fid',), reference, sharding.make_mesh(), 100, 32, say=lambda text: None).evaluate(images)
+      ('fid',), reference, sharding.make_mesh(), 100, 32, log=lambda text: None).evaluate(images)
   assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
   text = evaluator.table(report)
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
@@ -76,7 +76,7 @@ def test_the_report_says_what_it_is_of():
 
 def test_the_report_says_how_many_splits_the_inception_score_has():
   """More splits than samples are refused before anything is read."""
-  images = image_sets.of_array(pictures(0), 'ours')
+  images = image_sets.array_images(pictures(0), 'ours')
   reports = [
       Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
       for splits in (10, 1)]
@@ -84,13 +84,13 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
   assert '(splits: 10)' in evaluator.table(reports[0]) and '(splits: 1)' in evaluator.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
-  with pytest.raises(UserError, match='found 101, must be from 1 to the number of samples, 100'):
+  with pytest.raises(UserError, match='splits is 101; use 1 … 100, the number of samples'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
 def test_jpeg_changes_both_sides_alike():
-  images = image_sets.of_array(pictures(0), 'ours')
-  jpeg = image_sets.as_jpeg(images)
+  images = image_sets.array_images(pictures(0), 'ours')
+  jpeg = image_sets.compress_jpeg(images)
   assert jpeg.rows(0, 8).shape == (8, 8, 8, 1) and (jpeg.rows(0, 8) != images.rows(0, 8)).any()
   mesh = sharding.make_mesh()
   assert abs(fid(mesh, 64, jpeg, jpeg)['fid']['value']) < 1e-9 < 1e-4 < fid(mesh, 64, jpeg, images)['fid']['value']
@@ -98,17 +98,17 @@ def test_jpeg_changes_both_sides_alike():
 
 def test_statistics_of_data_are_kept_and_written(tmp_path):
   source = sources.load_source(DataConfig(image_size=8, num_channels=1))
-  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+  reference = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=1))
   said = []
   for _ in range(2):
-    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, say=said.append)
+    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, log=said.append)
     found = evaluator.reference_statistics()
-  assert said == ['Reading 1,498 images of digits by FID Inception, once.'] and found.count == 1498
+  assert said == ['Computing features of 1,498 images of digits (FID Inception), once.'] and found.count == 1498
   statistics.write(tmp_path / 'digits.npz', found)
   again = statistics.read(str(tmp_path / 'digits.npz'), 12)
   np.testing.assert_array_equal(again.covariance, found.covariance)
   assert again.count == 1498
-  images = image_sets.of_array(source.gather(np.arange(1498))[0], 'the same')
+  images = image_sets.array_images(source.gather(np.arange(1498))[0], 'the same')
   by_file = Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
   assert abs(by_file['metrics']['fid']['value']) < 1e-6
   changed = again._replace(mean=again.mean + 1)
@@ -164,14 +164,14 @@ def test_files_of_statistics_that_are_refused(tmp_path):
   np.savez(tmp_path / 'nan.npz', mu=np.full(12, np.nan), sigma=np.eye(12))
   (tmp_path / 'torn.npz').write_bytes((tmp_path / 'small.npz').read_bytes()[:100])
   for name, message in (
-      ('none.npz', 'no such file; statistics are an .npz or .npy with mu and sigma'),
-      ('small.npz', r'mu is \[3\] and sigma \[3, 3\], must be \[12\] and \[12, 12\]'),
-      ('other.npz', 'holds no mu and sigma that can be read'),
-      ('array.npy', r'holds no mu and sigma .*it is an array float64\[3\]'),
-      ('evil.npy', r'it asks for posix.system, which arrays do not need'),
-      ('nan.npz', 'mu or sigma is not finite'),
-      ('torn.npz', 'holds no mu and sigma that can be read')):
-    with pytest.raises(statistics.StatisticsError, match=f'{name}: .*{message}'):
+      ('none.npz', 'does not exist; use an .npz or .npy with mu and sigma'),
+      ('small.npz', r'mu is \[3\] and sigma \[3, 3\]; use \[12\] and \[12, 12\]'),
+      ('other.npz', 'has no readable mu and sigma'),
+      ('array.npy', r'has no readable mu and sigma .*it is an array float64\[3\]'),
+      ('evil.npy', r'it refers to posix.system, which arrays do not need'),
+      ('nan.npz', 'mu or sigma contains NaN'),
+      ('torn.npz', 'has no readable mu and sigma')):
+    with pytest.raises(statistics.StatisticsError, match=f'{name}:? .*{message}'):
       statistics.read(str(tmp_path / name), 12)
 
 
@@ -198,7 +198,7 @@ def test_arrays_of_pointers_are_refused(tmp_path):
       if name == 'other':  # never made an array
         assert statistics.read(str(tmp_path / 'x.npy'), 12).count is None
       else:
-        with pytest.raises(statistics.StatisticsError, match='x.npy: holds no mu and sigma that can be read'):
+        with pytest.raises(statistics.StatisticsError, match='x.npy has no readable mu and sigma'):
           statistics.read(str(tmp_path / 'x.npy'), 12)
 
 
@@ -208,7 +208,7 @@ def test_damaged_references_are_refused_in_one_sentence(tmp_path):
   at = whole.rindex(b'PK\1\2')
   for place, byte in ((at, b'X'), (at + 6, b'\x63')):  # no entry there, and one of a version to come
     (tmp_path / 'x.npz').write_bytes(whole[:place] + byte + whole[place + 1:])
-    with pytest.raises(statistics.StatisticsError, match='x.npz: holds no mu and sigma that can be read'):
+    with pytest.raises(statistics.StatisticsError, match='x.npz has no readable mu and sigma'):
       image_sets.read_reference(str(tmp_path / 'x.npz'), 3)
 
 
@@ -227,7 +227,7 @@ def test_images_in_files(tmp_path):
   fingerprints = set()
   for name in ('folder', 'images.npz'):
     for num_channels in (1, 3):
-      found = image_sets.of_files(str(tmp_path / name), num_channels)
+      found = image_sets.file_images(str(tmp_path / name), num_channels)
       assert found.size == 5 and found.shape == (8, 8, num_channels)
       np.testing.assert_array_equal(found.rows(0, 5), images.repeat(num_channels, axis=-1))
       fingerprints.add(found.fingerprint)
@@ -245,16 +245,16 @@ def test_colours_do_not_depend_on_the_first_file(tmp_path):
       image = image.convert('L') if (name, i) == ('mixed', 0) else image if name == 'mixed' else image.quantize(64)
       image.save(tmp_path / name / f'{i}.{ending}')
       expected.append(np.asarray(image.convert('RGB')))
-    found = image_sets.of_files(str(tmp_path / name))
+    found = image_sets.file_images(str(tmp_path / name))
     assert found.shape == (8, 8, 3)
     np.testing.assert_array_equal(found.rows(0, 4), expected)
 
 
 def test_grey_images_are_seen_as_rgb():
   """The input of Inception and VGG16, bit for bit, also after JPEG."""
-  grey = image_sets.of_array(pictures(0, 8), 'grey')
-  rgb = image_sets.of_array(pictures(0, 8).repeat(3, axis=-1), 'rgb')
-  for change in (lambda images: images, image_sets.as_jpeg):
+  grey = image_sets.array_images(pictures(0, 8), 'grey')
+  rgb = image_sets.array_images(pictures(0, 8).repeat(3, axis=-1), 'rgb')
+  for change in (lambda images: images, image_sets.compress_jpeg):
     one, three = (jax.jit(inception.resize, static_argnums=1)(change(images).rows(0, 8), 32) for images in (grey, rgb))
     np.testing.assert_array_equal(one, three)
 
@@ -265,34 +265,34 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
   exif[0x0112] = 6
   (tmp_path / 'turned').mkdir()
   Image.new('RGB', (8, 6)).save(tmp_path / 'turned' / 'a.png', exif=exif)
-  with pytest.raises(DataError, match='a.png is 8x6, must be square'):
-    image_sets.of_files(str(tmp_path / 'turned'))
+  with pytest.raises(DataError, match='a.png is 8x6; use square'):
+    image_sets.file_images(str(tmp_path / 'turned'))
 
 
 def test_images_that_are_refused(tmp_path):
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(DataError, match=r'^\S+empty holds no image'):
-    image_sets.of_files(str(tmp_path / 'empty'))
+  with pytest.raises(DataError, match=r'^\S+empty contains no image'):
+    image_sets.file_images(str(tmp_path / 'empty'))
   with pytest.raises(DataError, match=r'^\S+nothing.npz does not exist'):
-    image_sets.of_files(str(tmp_path / 'nothing.npz'))
+    image_sets.file_images(str(tmp_path / 'nothing.npz'))
   (tmp_path / 'oblong').mkdir()
   Image.new('L', (8, 6)).save(tmp_path / 'oblong' / 'a.png')
-  with pytest.raises(DataError, match='a.png is 6x8, must be square'):
-    image_sets.of_files(str(tmp_path / 'oblong'))
-  evaluator = Evaluator(('fid',), image_sets.of_array(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
-  with pytest.raises(ConfigError, match='grey 16: its images are 16x16x1, but those of ours are 8x8x1; a comparison'):
-    evaluator.evaluate(image_sets.of_array(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
+  with pytest.raises(DataError, match='a.png is 6x8; use square'):
+    image_sets.file_images(str(tmp_path / 'oblong'))
+  evaluator = Evaluator(('fid',), image_sets.array_images(pictures(0), 'ours'), sharding.make_mesh(), 100, 8)
+  with pytest.raises(ConfigError, match='grey 16 has images of 16x16x1, but ours has 8x8x1; use'):
+    evaluator.evaluate(image_sets.array_images(np.zeros((20, 16, 16, 1), np.uint8), 'grey 16'))
 
 
 @pytest.mark.parametrize('metrics, reference, message', [
     (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
-    (('fid', 'kid'), 'statistics', '^kid: needs images as reference, but file holds a mean and a covariance'),
+    (('fid', 'kid'), 'statistics', '^kid: file only has a mean and a covariance; use images'),
     (('modes',), 'images', 'modes: needs labelled data to know them by'),
-    (('sfid',), 'images', "metrics: found 'sfid', must be one of 'fid', 'is', 'kid'"),
+    (('sfid',), 'images', "metrics is 'sfid'; use one of 'fid', 'is', 'kid'"),
 ])
 def test_metrics_that_cannot_be_had(metrics, reference, message):
   reference = {
-      None: None, 'images': image_sets.of_array(pictures(0), 'ours'),
+      None: None, 'images': image_sets.array_images(pictures(0), 'ours'),
       'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
   with pytest.raises(ConfigError, match=message):
     Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
@@ -301,7 +301,7 @@ def test_metrics_that_cannot_be_had(metrics, reference, message):
 def test_the_inception_score_beside_statistics():
   """They are named as the reference, and not needed."""
   reference = statistics.Statistics('file', np.zeros(12), np.eye(12), None)
-  images = image_sets.of_array(pictures(0), 'ours')
+  images = image_sets.array_images(pictures(0), 'ours')
   report = Evaluator(('is',), reference, sharding.make_mesh(), 100, 8).evaluate(images)
   assert report['reference'] == 'file' and set(report['metrics']) == {'is'}
 
@@ -310,16 +310,16 @@ def test_whole_numbers_in_the_table():
   entry = {'value': 998, 'out_of': 1000, 'of_reference': 1000, 'n_reference': 2000, 'features': 'x'}
   report = {
       'images': 'a', 'n': 2000, 'reference': None, 'n_reference': None, 'biased': False, 'metrics': {'modes': entry}}
-  assert '998 of 1,000  (the reference: 1,000, n = 2,000)' in evaluator.table(report)
+  assert '998 of 1,000  (reference: 1,000, n = 2,000)' in evaluator.table(report)
 
 
 def test_stacks_by_number():
   """Fixed stacks are those that training draws; the endless sequence does not depend on the batch."""
   source = sources.load_source(DataConfig(image_size=8, num_channels=1))
   fixed = DataConfig(image_size=8, num_channels=3, stack=3, num_stacks=50)
-  found = image_sets.of_data(source, fixed)
+  found = image_sets.dataset_images(source, fixed)
   assert found.size == 50 and found.rows(0, 50).shape == (50, 8, 8, 3)
-  endless = image_sets.of_data(source, dataclasses.replace(fixed, num_stacks=0))
+  endless = image_sets.dataset_images(source, dataclasses.replace(fixed, num_stacks=0))
   assert endless.size is None
   np.testing.assert_array_equal(
       np.concatenate([endless.rows(0, 16), endless.rows(16, 16)]), endless.rows(0, 32))
@@ -338,11 +338,11 @@ def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
   monkeypatch.setattr(source, 'gather', lambda numbers: (read.extend(numbers), gather(numbers))[1])
   images = image_sets.ImageSet(
       'ours', '', None, (8, 8, 1), lambda first, count: (drawn.append(count), pixels[first:first + count])[1])
-  reference = image_sets.of_data(source, DataConfig(image_size=8, num_channels=1))
+  reference = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=1))
 
   def evaluate(*metrics):
     return Evaluator(
-        metrics, reference, sharding.make_mesh(), num, 8, say=lambda text: None).evaluate(images)['metrics']
+        metrics, reference, sharding.make_mesh(), num, 8, log=lambda text: None).evaluate(images)['metrics']
 
   together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
   assert sum(drawn) == -(-num // 8) * 8
@@ -352,16 +352,16 @@ def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
 
 def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
   """The same numbers in every process, batch and version of NumPy, with their labels."""
-  images = image_sets.of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')
-  images = images._replace(fingerprint='known', asked=lambda num: np.arange(num, dtype=np.int32))
+  images = image_sets.array_images(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')
+  images = images._replace(fingerprint='known', requested_labels=lambda num: np.arange(num, dtype=np.int32))
   chosen = image_sets.subset(images, 6)
   expected = [33, 65, 68, 86, 94, 99]
   assert chosen.rows(0, 8).ravel().tolist() == [*expected, 99, 99] and chosen.size == 6
-  assert chosen.asked(5).tolist() == expected[:5]
+  assert chosen.requested_labels(5).tolist() == expected[:5]
   assert chosen.fingerprint == 'known subset 6' and image_sets.subset(images, 7).fingerprint != chosen.fingerprint
   assert image_sets.subset(images, 100) is images and image_sets.subset(images._replace(size=None), 6).size is None
-  jpeg = image_sets.subset(image_sets.as_jpeg(images), 6)
-  np.testing.assert_array_equal(jpeg.rows(0, 6), image_sets.as_jpeg(chosen).rows(0, 6))
+  jpeg = image_sets.subset(image_sets.compress_jpeg(images), 6)
+  np.testing.assert_array_equal(jpeg.rows(0, 6), image_sets.compress_jpeg(chosen).rows(0, 6))
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   parts = []
   for index in range(2):
@@ -381,13 +381,13 @@ def test_distances_of_the_features(small_inception, monkeypatch):
   monkeypatch.setattr(vgg, 'features', read)
   ours, others = pictures(0, 60), pictures(1, 97)
   evaluator = Evaluator(
-      ('kid', 'pr', 'dc', 'fid'), image_sets.of_array(others, 'others'), sharding.make_mesh(), 10_000, 16,
-      say=lambda text: None)
-  metrics = evaluator.evaluate(image_sets.of_array(ours, 'ours'))['metrics']
+      ('kid', 'pr', 'dc', 'fid'), image_sets.array_images(others, 'others'), sharding.make_mesh(), 10_000, 16,
+      log=lambda text: None)
+  metrics = evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics']
   value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
   assert metrics['kid']['value'] == pytest.approx(value, rel=1e-4)
   assert metrics['kid']['deviation'] == pytest.approx(deviation, rel=1e-3, abs=1e-6)
-  chosen = image_sets.subset(image_sets.of_array(others, 'others'), 60).rows(0, 60)
+  chosen = image_sets.subset(image_sets.array_images(others, 'others'), 60).rows(0, 60)
   real, fake = (np.asarray(read(params, x)) for x in (chosen, ours))
   for names, function in ((('precision', 'recall'), precision_recall.precision_recall),
                           (('density', 'coverage'), precision_recall.density_coverage)):

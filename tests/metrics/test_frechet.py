@@ -61,9 +61,9 @@ def test_degenerate_statistics():
 
 def test_statistics_that_do_not_fit_are_refused():
   mean, cov = np.zeros(3), np.eye(3)
-  with pytest.raises(UserError, match=r'second statistics: found a mean of shape \(4,\) .* must be \(3,\) and '):
+  with pytest.raises(UserError, match=r'second statistics have a mean of shape \(4,\) .* use \(3,\) and '):
     frechet.frechet_distance(mean, cov, np.zeros(4), np.eye(4))
-  with pytest.raises(UserError, match='first statistics: found a value that is not finite'):
+  with pytest.raises(UserError, match='first statistics contain NaN or infinity'):
     frechet.frechet_distance(mean, cov * np.nan, mean, cov)
 
 
@@ -103,5 +103,5 @@ def test_the_distance_does_not_depend_on_batch_sizes_or_parts():
 def test_one_sample_has_no_covariance():
   moments = frechet.Moments(30)
   moments.add(FEATURES[:1])
-  with pytest.raises(UserError, match='needs 2 samples or more, found 1'):
+  with pytest.raises(UserError, match='number of samples is 1; use at least 2'):
     moments.covariance()

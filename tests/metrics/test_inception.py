@@ -59,18 +59,18 @@ def test_grey_images_are_seen_as_equal_channels(arrays):
     (np.zeros((2, 3, 32, 32), np.uint8), r'uint8 \(2, 3, 32, 32\)'),
 ])
 def test_other_images_are_refused(images, found):
-  with pytest.raises(UserError, match=f'images: found {found}.*, must be uint8'):
+  with pytest.raises(UserError, match=f'images is {found}.*; use uint8'):
     inception.features({}, images)
 
 
 def test_other_networks_are_refused(state_dict):
   of_torchvision = {**state_dict, 'fc.weight': np.zeros((1000, 2048), np.float32)}
-  with pytest.raises(weights.WeightsError, match=r'fc.weight: found shape \(1000, 2048\), must be \(1008, 2048\)'):
+  with pytest.raises(weights.WeightsError, match=r'fc.weight has shape \(1000, 2048\); use \(1008, 2048\)'):
     inception.params_from_state_dict(of_torchvision)
   del of_torchvision['Mixed_7c.branch_pool.bn.bias']
-  with pytest.raises(weights.WeightsError, match='Mixed_7c.branch_pool.bn.bias: no such tensor'):
+  with pytest.raises(weights.WeightsError, match='Mixed_7c.branch_pool.bn.bias is missing'):
     inception.params_from_state_dict(of_torchvision)
   wide = {**state_dict, 'Mixed_6b.branch7x7_1.conv.weight': np.zeros((160, 768, 1, 1), np.float32)}
   wide |= {name: np.ones(160) for name in wide if name.startswith('Mixed_6b.branch7x7_1.bn')}
-  with pytest.raises(weights.WeightsError, match=r'Mixed_6b: .* \[192, 160, 128, 192\] channels, must be \[192, 128'):
+  with pytest.raises(weights.WeightsError, match=r'Mixed_6b: .* \[192, 160, 128, 192\] channels; use \[192, 128'):
     inception.params_from_state_dict(wide)

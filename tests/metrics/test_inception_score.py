@@ -25,7 +25,7 @@ def test_every_sample_counts_whatever_the_number_of_splits():
   logits = 1e4 * np.eye(2)[[0, 0, 0, 0, 1]]
   mean, std = inception_score(logits, splits=2, shuffle=False)  # of 3 and 2 samples
   np.testing.assert_allclose([mean, std], [1.5, 0.5])
-  with pytest.raises(UserError, match='found 6, must be from 1 to the number of samples, 5'):
+  with pytest.raises(UserError, match='splits is 6; use 1 … 5, the number of samples'):
     inception_score(logits, splits=6)
 
 

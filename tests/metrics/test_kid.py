@@ -37,7 +37,7 @@ def test_subsets_are_unbiased_and_a_function_of_the_seed():
 
 
 def test_what_cannot_be_measured_is_refused():
-  with pytest.raises(ValueError, match=r'fake: found float64 \[12, 4\], must be numbers \[number, dimension=5\]'):
+  with pytest.raises(ValueError, match=r'fake is float64 \[12, 4\]; use numbers \[number, dimension=5\]'):
     kernel_distance(REAL, FAKE[:, :4])
-  with pytest.raises(UserError, match='2 samples or more of each, found 12 and 1'):
+  with pytest.raises(UserError, match='numbers of samples are 12 and 1; use at least 2'):
     kernel_distance(REAL, FAKE[:1])

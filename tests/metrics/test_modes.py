@@ -15,27 +15,27 @@ DIGITS = DataConfig(image_size=8, num_channels=1)
 
 
 @pytest.fixture(scope='module')
-def judge():
+def classifier():
   source = sources.load_source(DIGITS)
-  return modes.load_judge(source, say=lambda text: None), source
+  return modes.load_classifier(source, log=lambda text: None), source
 
 
-def test_reads_digits_that_it_has_never_seen(judge):
-  found, _ = judge
+def test_reads_digits_that_it_has_never_seen(classifier):
+  found, _ = classifier
   test = sources.load_source(DataConfig(image_size=8, num_channels=1, split='test'))
   images, labels = test.gather(np.arange(len(test)))
-  right = np.mean(np.asarray(modes.read(found.params, images, 10, stacked=False)['mode']) == labels)
+  right = np.mean(np.asarray(modes.classify(found.params, images, 10, stacked=False)['mode']) == labels)
   assert right >= modes.REQUIRED_ACCURACY and len(labels) == 299
   assert found.accuracy >= modes.REQUIRED_ACCURACY and found.num_held_out == 150
 
 
-def test_a_stack_is_its_channels(judge):
+def test_a_stack_is_its_channels(classifier):
   """Label 100a + 10b + c, and the channels' features side by side."""
-  found, source = judge
+  found, source = classifier
   images, labels = source.gather(np.arange(30))
-  single = modes.read(found.params, images, 10, stacked=False)
+  single = modes.classify(found.params, images, 10, stacked=False)
   stacks = np.concatenate([images[:10], images[10:20], images[20:]], axis=-1)
-  stacked = modes.read(found.params, stacks, 10, stacked=True)
+  stacked = modes.classify(found.params, stacks, 10, stacked=True)
   a, b, c = np.asarray(single['mode']).reshape(3, 10)
   np.testing.assert_array_equal(stacked['mode'], 100 * a + 10 * b + c)
   np.testing.assert_allclose(
@@ -43,45 +43,45 @@ def test_a_stack_is_its_channels(judge):
       rtol=1e-5, atol=1e-5)
 
 
-def test_noise_has_modes_but_not_with_certainty(judge):
-  found, source = judge
-  stacks = image_sets.of_data(source, DataConfig(image_size=8, num_channels=3, stack=3))
+def test_noise_has_modes_but_not_with_certainty(classifier):
+  found, source = classifier
+  stacks = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=3, stack=3))
   evaluator = Evaluator(
-      ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), say=lambda text: None)
+      ('modes',), stacks, sharding.make_mesh(jax.devices()[:1]), 500, 500, (found, True), log=lambda text: None)
   noise = np.random.default_rng(0).normal(60, 40, (500, 8, 8, 3)).clip(0, 255).astype(np.uint8)
   of_noise, of_data = (
-      evaluator.evaluate(images)['metrics'] for images in (image_sets.of_array(noise, 'noise'), stacks))
+      evaluator.evaluate(images)['metrics'] for images in (image_sets.array_images(noise, 'noise'), stacks))
   assert of_noise['modes']['value'] > 10 * of_noise['modes_certain']['value']
   assert 0.95 * of_data['modes']['value'] < of_data['modes_certain']['value'] <= of_data['modes']['value']
   for name in ('modes', 'modes_certain'):
     assert of_data[name]['value'] == of_noise[name]['of_reference'] and of_noise[name]['out_of'] == 1000
 
 
-def test_data_sorted_by_class_are_sampled_from_all_classes(judge, monkeypatch):
+def test_data_sorted_by_class_are_sampled_from_all_classes(classifier, monkeypatch):
   """Folders of classes are sorted: 500 of 1,498 digits, as reference and as images, have all ten classes."""
-  found, source = judge
+  found, source = classifier
   monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
   monkeypatch.setattr(vgg, 'features', lambda params, images: images.reshape(len(images), -1).astype(np.float32))
   images, labels = source.gather(np.arange(len(source)))
   by_class = sources.ArraySource(images[np.argsort(labels)], np.sort(labels), 'sorted', num_classes=10)
   evaluator = Evaluator(
-      ('modes', 'pr', 'dc'), image_sets.of_data(by_class, DIGITS), sharding.make_mesh(), 500, 96, (found, False),
-      say=lambda text: None)
+      ('modes', 'pr', 'dc'), image_sets.dataset_images(by_class, DIGITS), sharding.make_mesh(), 500, 96, (found, False),
+      log=lambda text: None)
   shuffled = images[np.random.default_rng(0).permutation(len(images))[:500]]
-  metrics = evaluator.evaluate(image_sets.of_array(shuffled, 'shuffled'))['metrics']
+  metrics = evaluator.evaluate(image_sets.array_images(shuffled, 'shuffled'))['metrics']
   assert metrics['modes']['of_reference'] == 10 and metrics['mode_kl']['of_reference'] < 0.03
   assert metrics['precision']['value'] > 0.85 and metrics['coverage']['value'] > 0.95
-  metrics = evaluator.evaluate(image_sets.of_data(by_class, DIGITS))['metrics']
+  metrics = evaluator.evaluate(image_sets.dataset_images(by_class, DIGITS))['metrics']
   assert metrics['modes']['value'] == 10 and metrics['mode_kl']['value'] < 0.03
 
 
-def test_kept_for_the_next_time(judge, monkeypatch):
-  found, source = judge
+def test_kept_for_the_next_time(classifier, monkeypatch):
+  found, source = classifier
   monkeypatch.setattr(modes, '_train', lambda *_: pytest.fail('trained again'))
   said = []
-  again = modes.load_judge(source, said.append)
+  again = modes.load_classifier(source, said.append)
   jax.tree.map(np.testing.assert_array_equal, found.params, again.params)
-  assert said == [f'The classifier of digits is right on {found.accuracy:.1%} of 150 held-out images.']
+  assert said == [f'The classifier of digits has accuracy {found.accuracy:.1%} on 150 held-out images.']
 
 
 def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
@@ -90,17 +90,17 @@ def test_data_without_a_checksum_are_never_cached(tmp_path, monkeypatch):
   monkeypatch.setattr(modes, '_STEPS', 50)
   labels = np.arange(200) // 100
   images = np.broadcast_to(200 * labels[:, None, None, None], (200, 8, 8, 1)).astype(np.uint8)
-  judges = []
+  classifiers = []
   for known in (labels, 1 - labels):
     source = sources.ArraySource(images, known, 'array', num_classes=2)
-    judges.append(modes.load_judge(source, say=lambda text: None))
-    np.testing.assert_array_equal(modes.read(judges[-1].params, images, 2, stacked=False)['mode'], known)
-    reference = image_sets.of_data(source, DIGITS)
+    classifiers.append(modes.load_classifier(source, log=lambda text: None))
+    np.testing.assert_array_equal(modes.classify(classifiers[-1].params, images, 2, stacked=False)['mode'], known)
+    reference = image_sets.dataset_images(source, DIGITS)
     Evaluator(
-        ('modes',), reference, sharding.make_mesh(), 200, 200, (judges[-1], False), say=lambda text: None
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (classifiers[-1], False), log=lambda text: None
     ).evaluate(reference)
-  assert reference.fingerprint == image_sets.as_jpeg(reference).fingerprint == ''
-  assert judges[0].fingerprint != judges[1].fingerprint and not (tmp_path / 'cache').exists()
+  assert reference.fingerprint == image_sets.compress_jpeg(reference).fingerprint == ''
+  assert classifiers[0].fingerprint != classifiers[1].fingerprint and not (tmp_path / 'cache').exists()
 
 
 def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, monkeypatch):
@@ -111,12 +111,12 @@ def test_a_cache_that_cannot_be_used_is_no_error(tmp_path, monkeypatch):
   images = np.broadcast_to(200 * labels[:, None, None, None], (200, 8, 8, 1)).astype(np.uint8)
   source = sources.ArraySource(images, labels, 'array', num_classes=2)
   source.checksum = 'known'
-  reference = image_sets.of_data(source, DIGITS)
+  reference = image_sets.dataset_images(source, DIGITS)
 
   def measure(said):
-    found = modes.load_judge(source, said.append)
+    found = modes.load_classifier(source, said.append)
     return Evaluator(
-        ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), say=said.append).evaluate(reference)
+        ('modes',), reference, sharding.make_mesh(), 200, 200, (found, False), log=said.append).evaluate(reference)
 
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   expected = measure(said := [])
@@ -136,10 +136,10 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(modes, '_STEPS', 5)
   rng = np.random.default_rng(0)
   images, labels = rng.integers(0, 256, (300, 8, 8, 1), np.uint8), rng.integers(0, 10, 300)
-  with pytest.raises(modes.ClassifierError, match=r'the classifier is right on only .*% of 30 held-out .* 97% are'):
-    modes.load_judge(sources.ArraySource(images, labels, 'noise', num_classes=10))
-  with pytest.raises(modes.ClassifierError, match='noise: has no labels, so its modes cannot be counted'):
-    modes.load_judge(sources.ArraySource(images, None, 'noise'))
+  with pytest.raises(modes.ClassifierError, match=r'the classifier has accuracy .*% on 30 held-out .* 97% is'):
+    modes.load_classifier(sources.ArraySource(images, labels, 'noise', num_classes=10))
+  with pytest.raises(modes.ClassifierError, match='noise has no labels; use labelled data to count modes'):
+    modes.load_classifier(sources.ArraySource(images, None, 'noise'))
 
 
 def test_count_modes():

@@ -71,9 +71,9 @@ def test_a_perfect_generator_has_density_one_and_a_coverage_in_closed_form():
 
 def test_what_cannot_be_measured_is_refused():
   x = np.zeros((5, 2))
-  with pytest.raises(ValueError, match=r'fake: found float64 \[5, 3\], must be .*dimension=2'):
+  with pytest.raises(ValueError, match=r'fake is float64 \[5, 3\]; use .*dimension=2'):
     pr.precision_recall(x, np.zeros((5, 3)))
-  with pytest.raises(UserError, match='real: found 3 samples, must be 4 or more'):
+  with pytest.raises(UserError, match='real has 3 samples; use at least 4'):
     pr.precision_recall(x[:3], x)
-  with pytest.raises(ValueError, match='fake: found a value that is not finite'):
+  with pytest.raises(ValueError, match='fake contains NaN or infinity'):
     pr.density_coverage(np.zeros((6, 2)), x + np.inf)

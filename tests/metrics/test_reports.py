@@ -18,7 +18,7 @@ def found(folder):
 
 def test_metrics_of_the_same_conditions_share_a_file(tmp_path):
   """A metric measured again replaces its entry; another seed has another file, in any order."""
-  names = [reports.keep(str(tmp_path), report(seed, **values)) for seed, values in (
+  names = [reports.save(str(tmp_path), report(seed, **values)) for seed, values in (
       (0, {'fid': 3.0}), (1, {'fid': 4.0}), (0, {'is': 9.0}), (2, {'fid': 5.0}), (1, {'kid': 1.0, 'fid': 6.0}))]
   stem = str(tmp_path / 'evaluation_00000030')
   assert names == [f'{stem}{suffix}.json' for suffix in ('', '_2', '', '_3', '_2')]
@@ -31,25 +31,25 @@ def test_metrics_of_the_same_conditions_share_a_file(tmp_path):
 
 def test_what_changes_a_number_gives_another_file_and_a_name_does_not(tmp_path):
   one = report(**{'is': 9.0}) | {'generator_digest': 'a', 'reference_digest': 'b'}
-  path = reports.keep(str(tmp_path), one)
-  assert reports.keep(str(tmp_path), one | {'images': './run', 'reference': 'elsewhere'}) == path
+  path = reports.save(str(tmp_path), one)
+  assert reports.save(str(tmp_path), one | {'images': './run', 'reference': 'elsewhere'}) == path
   others = [one | {'generator_digest': 'c'}, one | {'reference_digest': 'c'},
             one | {'metrics': {'is': {'value': 9.1, 'splits': 1}}},
             one | {'metrics': {'is': {'value': 9.1, 'features_digest': 'any weights'}}}]
-  assert len({path, *(reports.keep(str(tmp_path), other) for other in others)}) == 5
+  assert len({path, *(reports.save(str(tmp_path), other) for other in others)}) == 5
 
 
 @pytest.mark.parametrize('text', ['', '{"images": "run", ', '[1]', '{"metrics": 3}', 'ÿ'])
 def test_a_damaged_file_is_left_alone(tmp_path, text):
   damaged = tmp_path / 'evaluation_00000030.json'
   damaged.write_bytes(text.encode('latin-1'))
-  path = reports.keep(str(tmp_path), report(fid=3.0))
+  path = reports.save(str(tmp_path), report(fid=3.0))
   assert path.endswith('_2.json') and damaged.read_bytes() == text.encode('latin-1')
-  assert reports.keep(str(tmp_path), report(kid=1.0)) == path
+  assert reports.save(str(tmp_path), report(kid=1.0)) == path
 
 
 def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
-  path = reports.keep(str(tmp_path), report(fid=3.0))
+  path = reports.save(str(tmp_path), report(fid=3.0))
   before = found(tmp_path)
 
   def fail(self, target):
@@ -57,5 +57,5 @@ def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(type(reports.epath.Path(path)), 'replace', fail)
   with pytest.raises(OSError, match='No space left'):
-    reports.keep(str(tmp_path), report(kid=1.0))
+    reports.save(str(tmp_path), report(kid=1.0))
   assert found(tmp_path) == before

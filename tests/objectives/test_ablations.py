@@ -38,7 +38,7 @@ def filled(shapes, scale=0.3):
 
 
 def state_of(config):
-  shapes = train_state.abstract(config, None)
+  shapes = train_state.abstract_state(config, None)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (shapes.g_opt_state, shapes.d_opt_state))
   g_params, d_params = filled(shapes.g_params), filled(shapes.d_params)
   return train_state.TrainState(np.int32(0), jax.random.key(0), g_params, d_params, g_params, *zeros)
@@ -71,11 +71,12 @@ def test_trains_and_samples(fields):
   config = toy_config(**fields)
   mesh = sharding.make_mesh(jax.devices()[:2])
   before = state_of(config)
-  state = jax.device_put(before, sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(
+      before, sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=config.method != 'gaussian')
   for seed in range(3):
     x_0 = np.tanh(*normal((BATCH, 1, 1, 2), seed=seed))
-    state, metrics = step(state, jax.device_put(x_0, sharding.by_rows(mesh)))
+    state, metrics = step(state, jax.device_put(x_0, sharding.batch_sharding(mesh)))
     assert all(np.isfinite(value) for value in metrics.values())
   assert set(metrics) == (G_METRICS if config.method == 'gaussian' else G_METRICS | D_METRICS)
   for name in ('g_params', 'ema_params') + (() if config.method == 'gaussian' else ('d_params',)):
@@ -151,7 +152,7 @@ def test_noise_prediction_goes_through_the_inversion():
 
 def test_direct_denoising_never_uses_the_posterior():
   """The sample is G applied T times, to the bit; x_{t+1} and the posterior's noise have no part in it."""
-  schedule = diffusion.without_posterior(schedule_of(4))
+  schedule = diffusion.identity_posterior(schedule_of(4))
   x_T, z, noise = normal((2, 4, 4, 1), (4, 2, 5), (4, 2, 4, 4, 1))
 
   def halve_and_shift(x_tp1, t, z):
@@ -172,7 +173,7 @@ def test_direct_denoising_never_uses_the_posterior():
 def test_only_x_0_ends_in_tanh():
   for prediction, bound in (('x_0', True), ('noise', False), ('x_t', False)):
     config = toy_config(prediction=prediction)
-    params = filled(train_state.abstract(config, None).g_params, scale=3)
+    params = filled(train_state.abstract_state(config, None).g_params, scale=3)
     generator, _ = train_state.make_networks(config)
     out = generator.apply({'params': params}, *normal((8, 1, 1, 2)), jnp.zeros(8, jnp.int32), *normal((8, 3)))
     assert (float(np.abs(out).max()) <= 1) == bound, prediction
@@ -181,21 +182,21 @@ def test_only_x_0_ends_in_tanh():
 def test_respaced_schedule():
   """Every 250th level of the 1000-step schedule is the 4-step schedule, and t_long names the same x_{t+1}."""
   long = schedule_of(1000)
-  short, t_long = diffusion.respaced(long, 4)
+  short, t_long = diffusion.respace(long, 4)
   np.testing.assert_array_equal(t_long, [249, 499, 749, 999])
   for field in dataclasses.fields(short):
     np.testing.assert_allclose(
         getattr(short, field.name), getattr(schedule_of(4), field.name), rtol=2e-4, atol=1e-6, err_msg=field.name)
   np.testing.assert_allclose(short.sigma_bar[np.arange(4) + 1], long.sigma_bar[t_long + 1], rtol=1e-5)
-  np.testing.assert_array_equal(diffusion.respaced(long, 1)[1], [999])
-  with pytest.raises(ValueError, match='num_timesteps: found 3, must be a divisor of 1000'):
-    diffusion.respaced(long, 3)
+  np.testing.assert_array_equal(diffusion.respace(long, 1)[1], [999])
+  with pytest.raises(ValueError, match='num_timesteps is 3; use a divisor of 1000'):
+    diffusion.respace(long, 3)
 
 
 def test_a_perfect_predictor_needs_no_small_steps():
   """Of x_0: any number of steps returns it. Of the noise: the same, if it is asked at the right long level."""
   long = schedule_of(1000)
-  short, t_long = diffusion.respaced(long, 4)
+  short, t_long = diffusion.respace(long, 4)
   x_0, = normal((3, 4, 4, 1))
   x_0 = np.tanh(x_0)
   draw = functools.partial(sampling.sample, jax.random.key(0), schedule=short, shape=(3, 4, 4, 1), latent_dim=0)
@@ -223,10 +224,10 @@ def test_gaussian_sampler_in_four_steps():
   expected = np.clip(long(x_tp1, np.array([249, 499, 749, 999]), np.zeros((4, 3), np.float32)), -bound, bound)
   np.testing.assert_allclose(generator_fn(x_tp1, np.arange(4), z), expected, rtol=1e-5)
   assert np.abs(expected).max() == bound and np.abs(expected).min() < bound
-  with pytest.raises(ConfigError, match='num_timesteps: found 7, must divide the 1000 steps'):
+  with pytest.raises(ConfigError, match='num_timesteps is 7; use a divisor of 1000'):
     train_state.make_sampler(config, params, 7)
   for other, natural in (('ddgan', 4), ('augmented_gan', 1)):
-    with pytest.raises(ConfigError, match=f"num_timesteps: found 2, but a run with method='{other}' .* the {natural} "):
+    with pytest.raises(ConfigError, match=f"num_timesteps is 2; use {natural}, .* method='{other}'"):
       train_state.make_sampler(toy_config(other), params, 2)
 
 
@@ -235,20 +236,20 @@ def test_augmentation_diffuses_what_comes_from_noise():
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
   rows = objectives.Rows(
-      x_0, objectives.HalfDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
+      x_0, objectives.UpdateDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
   seen = []
 
   def generate(params, x_tp1, t, z):
     np.testing.assert_array_equal(t, [3, 3, 3])
     return 0.1 * x_tp1 + z[:, :1, None, None]
 
-  def judge(params, *args):
+  def discriminator_fn(params, *args):
     seen.append(args)
     return jnp.zeros(3)
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
-  model = objectives.Model(generator, types.SimpleNamespace(apply=judge), schedule)
+  model = objectives.Model(generator, types.SimpleNamespace(apply=discriminator_fn), schedule)
   with jax.disable_jit():  # so that the arguments can be looked at
     loss, _ = objectives.AugmentedGan().generator_loss(model, None, None, rows)
   assert float(loss) == pytest.approx(np.log(2))
@@ -264,7 +265,7 @@ def test_augmentation_diffuses_what_comes_from_noise():
 
 @pytest.mark.parametrize('fields', [{'nz': 0}, {'kind': 'mlp'}], ids=str)
 def test_the_original_has_no_such_generator(fields):
-  with pytest.raises(pytorch.InteropError, match=f'the original has no generator with {"".join(fields)}='):
+  with pytest.raises(pytorch.InteropError, match=f'generator.{"".join(fields)} is .*original does not'):
     pytorch.generator_params({}, config_lib.GeneratorConfig(**fields))
 
 
@@ -274,7 +275,7 @@ def test_no_latent_in_the_u_net(resblock_type):
   fields = tiny_config_dict()
   fields['generator'] |= {'nz': 0, 'resblock_type': resblock_type}
   config = config_lib.from_config_dict(fields)
-  shapes = train_state.abstract(config, None).g_params
+  shapes = train_state.abstract_state(config, None).g_params
   names = {'/'.join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
   assert not [name for name in names if 'latent' in name or 'style' in name]
   assert 'middle_block_0/norm_0/scale' in names and 'middle_block_0/norm_1/bias' in names

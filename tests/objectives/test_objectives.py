@@ -26,7 +26,7 @@ class LeastSquares(objectives.Ddgan):
   """
 
   name = 'least_squares'
-  any_divisor = True
+  can_respace = True
   extra_noise = 1
 
   def pairs(self, model, g_params, rows):
@@ -34,27 +34,28 @@ class LeastSquares(objectives.Ddgan):
     return pairs._replace(x_tp1=jnp.zeros_like(pairs.x_tp1))
 
   def discriminator_loss(self, model, d_params, pairs, rows, penalized):
-    judge = model.judge(d_params, rows)
+    discriminator_fn = model.discriminator_fn(d_params, rows)
     real, fake, parts = penalties.penalized_logits(
-        lambda x: judge(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
+        lambda x: discriminator_fn(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
         self.penalty if penalized else penalties.NONE)
     return jnp.square(real - 1).mean() + jnp.square(fake).mean() + sum(parts.values()), parts
 
   def generator_loss(self, model, g_params, d_params, rows):
     pairs = super().pairs(model, g_params, rows)
-    logits = model.judge(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
+    logits = model.discriminator_fn(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
     again = diffusion.q_step(model.schedule, pairs.x_t_fake, pairs.t, rows.draws.extra_noise[:, 0])
     regression = rows.step * jnp.square(again - pairs.x_tp1).mean()
     return jnp.square(logits - 1).mean() + regression, {'regression': regression}
 
 
-TOY = LeastSquares(GradientPenalty(gamma=0.1, every=2, fake=True))
+TOY = LeastSquares(GradientPenalty(gamma=0.1, interval=2, fake=True))
 
 
 def trained(config, num_devices, num_steps=2, several=False):
   """The metrics of each step and the last state."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  state = jax.device_put(state_of(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+  state = jax.device_put(
+      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   batches = np.stack([np.tanh(normal((BATCH, 1, 1, 2), seed=seed)[0]) for seed in range(num_steps)])
   if several:
     state, metrics = train_step.make_steps_fn(config, mesh)(state, batches)
@@ -62,7 +63,7 @@ def trained(config, num_devices, num_steps=2, several=False):
   found = []
   for i, x_0 in enumerate(batches):
     step = train_step.make_step_fn(config, mesh, objectives.make(config).penalty.is_due(i))
-    state, metrics = step(state, jax.device_put(x_0, sharding.by_rows(mesh)))
+    state, metrics = step(state, jax.device_put(x_0, sharding.batch_sharding(mesh)))
     found.append(metrics)
   return found, state
 
@@ -107,7 +108,7 @@ def test_penalties_are_squared_gradients_of_real_and_of_fake():
   matrix, = normal((4, 4))
   x_t, x_t_fake = normal((3, 2, 2, 1), (3, 2, 2, 1), seed=1)
 
-  def judge(x):
+  def discriminator_fn(x):
     flat = x.reshape(3, 4)
     return ((flat @ matrix) * flat).sum(1) * np.array([1, 2, 3]) + flat.sum(1)
 
@@ -115,7 +116,7 @@ def test_penalties_are_squared_gradients_of_real_and_of_fake():
     total, step = np.zeros(3), 1e-3
     for i in range(4):
       moved = [np.float64(x).reshape(3, 4) + sign * step * np.eye(4)[i] for sign in (1, -1)]
-      up, down = (judge(side.reshape(x.shape)) for side in moved)
+      up, down = (discriminator_fn(side.reshape(x.shape)) for side in moved)
       total += ((up - down) / (2 * step)) ** 2
     return total.mean()
 
@@ -124,9 +125,9 @@ def test_penalties_are_squared_gradients_of_real_and_of_fake():
       (GradientPenalty(0.5), {'r1_penalty': x_t}),
       (GradientPenalty(0.5, real=False, fake=True), {'r2_penalty': x_t_fake}),
       (GradientPenalty(0.5, fake=True), {'r1_penalty': x_t, 'r2_penalty': x_t_fake})):
-    real, fake, parts = penalties.penalized_logits(judge, x_t, x_t_fake, penalty)
-    np.testing.assert_allclose(real, judge(x_t), rtol=1e-5)
-    np.testing.assert_allclose(fake, judge(x_t_fake), rtol=1e-5)
+    real, fake, parts = penalties.penalized_logits(discriminator_fn, x_t, x_t_fake, penalty)
+    np.testing.assert_allclose(real, discriminator_fn(x_t), rtol=1e-5)
+    np.testing.assert_allclose(fake, discriminator_fn(x_t_fake), rtol=1e-5)
     assert tuple(parts) == penalty.names == tuple(expected)
     for name, x in expected.items():
       assert float(parts[name]) == pytest.approx(0.25 * squared_gradient(x), rel=1e-3)
@@ -167,10 +168,10 @@ def test_what_has_no_discriminator_has_no_pairs():
 
 
 @pytest.mark.parametrize('method, num_timesteps, message', [
-    ('ddgan', 1, "num_timesteps: found 1, but a run with method='ddgan' samples in the 4 that it was trained for"),
-    ('augmented_gan', 4, "found 4, but a run with method='augmented_gan' samples in the 1 that it was trained for"),
-    ('gaussian', 3, 'num_timesteps: found 3, must divide the 4 steps of the training'),
-    ('gaussian', 0, 'num_timesteps: found 0, must divide the 4 steps of the training'),
+    ('ddgan', 1, "num_timesteps is 1; use 4, the only number of steps of a run with method='ddgan'"),
+    ('augmented_gan', 4, "num_timesteps is 4; use 1, the only number of steps of a run with method='augmented_gan'"),
+    ('gaussian', 3, 'num_timesteps is 3; use a divisor of 4'),
+    ('gaussian', 0, 'num_timesteps is 0; use a divisor of 4'),
 ])
 def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, message):
   objective = objectives.make(toy_config(method))
@@ -179,5 +180,5 @@ def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, me
 
 
 def test_a_config_with_another_method_is_refused_when_it_is_made():
-  with pytest.raises(ConfigError, match="method: found 'least_squares', must be one of 'ddgan', 'gaussian'"):
+  with pytest.raises(ConfigError, match="method is 'least_squares'; use one of 'ddgan', 'gaussian'"):
     config_lib.from_config_dict({'method': 'least_squares'})

@@ -31,7 +31,7 @@ def plain_step(tiny_config):
   def compiled():
     mesh = sharding.make_mesh(jax.devices()[:1])
     return train_step.make_step_fn(tiny_config, mesh, False).lower(
-        train_state.abstract(tiny_config, None), *train_step.inputs(tiny_config, mesh).values()).compile()
+        train_state.abstract_state(tiny_config, None), *train_step.abstract_batch(tiny_config, mesh).values()).compile()
 
   return compiled
 
@@ -40,7 +40,7 @@ def plain_step(tiny_config):
 def test_a_training_step_leaves_convolutions_to_xla_and_nothing_else(plain_step, monkeypatch):
   ours = fused_by_ynnpack(plain_step())
   assert 'dot' in ours and 'convolution' not in ours
-  monkeypatch.setattr(compilation, 'options', lambda platform: {})
+  monkeypatch.setattr(compilation, 'compiler_options', lambda platform: {})
   by_default = fused_by_ynnpack(plain_step())
   assert 'convolution' in by_default
   assert sorted(ours) == sorted(kind for kind in by_default if kind != 'convolution')
@@ -48,8 +48,8 @@ def test_a_training_step_leaves_convolutions_to_xla_and_nothing_else(plain_step,
 
 @needs_option
 def test_only_for_cpus():
-  assert compilation.options('cpu').keys() == {OPTION}
-  assert compilation.options('cuda') == compilation.options('tpu') == {}
+  assert compilation.compiler_options('cpu').keys() == {OPTION}
+  assert compilation.compiler_options('cuda') == compilation.compiler_options('tpu') == {}
 
 
 @pytest.mark.parametrize('transformed', [
@@ -66,7 +66,7 @@ def test_a_program_inside_another_transformation_is_a_part_of_it(transformed):
 
 @needs_option
 def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
-  expected, used = compilation.options('cpu'), []
+  expected, used = compilation.compiler_options('cpu'), []
   plain_jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda f, **kwargs: used.append(kwargs) or plain_jit(f, **kwargs))
   program = compilation.jit(lambda x: x + 1, donate_argnums=0)
@@ -80,11 +80,11 @@ def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
 @pytest.mark.parametrize('found', [{'xla_cpu_no_such_option': '1'}, {OPTION: 'NO_SUCH_VALUE'}])
 def test_a_jaxlib_that_does_not_know_the_options(monkeypatch, found):
   monkeypatch.setitem(compilation.XLA_OPTIONS, 'cpu', found)
-  assert compilation.options('cpu') == {}
+  assert compilation.compiler_options('cpu') == {}
   assert compilation.jit(lambda x: x + 1)(1) == 2
 
 
 @needs_option
 def test_what_the_user_sets_stays(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', f'--{OPTION}=')
-  assert compilation.options('cpu') == {}
+  assert compilation.compiler_options('cpu') == {}

@@ -62,7 +62,8 @@ def test_so_have_those_of_a_step():
   config = config_lib.from_config_dict({**fields, 'parallel': {'accumulation': 2}})
   mesh = sharding.make_mesh(jax.devices()[:2])
   program = train_step.make_steps_fn(config, mesh).lower(
-      train_state.abstract(config, sharding.of_state(mesh)), *train_step.inputs(config, mesh, stacked=True).values())
+      train_state.abstract_state(config, sharding.state_sharding(mesh)),
+      *train_step.abstract_batch(config, mesh, stacked=True).values())
   assert set(re.findall(r'dim_labels=([^\s,]+)', program.compile().as_text())) == {'b01f_01io->b01f'}
 
 
@@ -79,14 +80,14 @@ def test_programs_of_other_code_are_lowered_by_the_rule_of_jax():
   code = lambda: jax.jit(jax.grad(penalty)).lower(kernel, x).as_text()
 
   def raises():
-    with convolution.one_layout_on_cpus():
+    with convolution.cpu_convolution_layout():
       raise ValueError
 
   with pytest.raises(ValueError):
     raises()
   plain = code()
   ours = compilation.jit(jax.grad(penalty)).lower(kernel, x).as_text()
-  with convolution.one_layout_on_cpus(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+  with convolution.cpu_convolution_layout(), concurrent.futures.ThreadPoolExecutor(1) as pool:
     elsewhere = pool.submit(code).result()
   assert ours != plain == elsewhere == code()
 

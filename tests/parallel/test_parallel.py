@@ -55,12 +55,12 @@ def run(num_devices, *, num_steps=12, **parallel):
   config = run_config(**parallel)
   mesh, step = compiled_step(config, num_devices)
   state = jax.device_put(
-      lively_state(config), sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh))))
+      lively_state(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   rng = np.random.default_rng(1)
   losses = []
   for _ in range(num_steps):
     images = np.tanh(rng.standard_normal((BATCH, *config.image_shape), np.float32))
-    state, metrics = step(state, jax.device_put(images, sharding.by_rows(mesh)))
+    state, metrics = step(state, jax.device_put(images, sharding.batch_sharding(mesh)))
     losses.append([metrics[name] for name in LOSSES])
   return np.asarray(losses), state
 
@@ -101,9 +101,9 @@ def test_fsdp_samples(tiny_config):
   images = []
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    abstract = train_state.abstract(config, sharding.of_state(mesh)).ema_params
+    abstract = train_state.abstract_state(config, sharding.state_sharding(mesh)).ema_params
     images.append(np.asarray(results.make_sample_fn(config, mesh, abstract)(
-        jax.device_put(params, sharding.of_tree(abstract)))).astype(int))
+        jax.device_put(params, sharding.tree_shardings(abstract)))).astype(int))
   assert np.abs(images[0] - images[1]).max() <= 1 and np.ptp(images[0]) > 20
 
 
@@ -112,7 +112,7 @@ def test_data_parallel_communicates_gradients_once(tiny_config, with_r1):
   """An all-reduce of each network's gradient, scalars, and nothing else; compiled with the tests' fewer passes."""
   config = run_config() if with_r1 else tiny_config
   _, step = compiled_step(config, 8, with_r1)
-  state = train_state.abstract(config, None)
+  state = train_state.abstract_state(config, None)
   found = collectives(step.as_text())
   assert {c.kind for c in found} == {'all-reduce'} and {c.participants for c in found} == {8}
   assert not any(c.in_loop for c in found)
@@ -127,7 +127,7 @@ def test_fsdp_communicates_parts():
   """D gathered before and after its update and G once, each gradient scattered and its part reduced over the rest."""
   config = run_config(fsdp=4)
   _, step = compiled_step(config, 8)
-  state = train_state.abstract(config, sharding.of_state(sharding.make_mesh(fsdp=4)))
+  state = train_state.abstract_state(config, sharding.state_sharding(sharding.make_mesh(fsdp=4)))
   d_split, g_split = (
       sum(4 * leaf.size for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated)
       for params in (state.d_params, state.g_params))
@@ -147,7 +147,7 @@ def test_fsdp_communicates_parts():
 def test_a_state_over_devices_is_drawn_without_communication():
   config = run_config(fsdp=8)
   mesh = sharding.make_mesh(jax.devices(), fsdp=8)
-  lay = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  lay = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
   create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay).lower().compile()
   assert collectives(create.as_text()) == []
   alone = jax.jit(lambda: train_state.create(config))()
@@ -202,11 +202,11 @@ def test_remat_computes_blocks_again(remat):
 
 
 @pytest.mark.parametrize('parallel, batch_size, message', [
-    ({'fsdp': 3}, 128, r'parallel\.fsdp: found 3, must divide the 8 devices$'),
-    ({'fsdp': 16}, 128, r'parallel\.fsdp: found 16, must divide the 8 devices'),
-    ({'accumulation': 3}, 128, r'data\.batch_size: found 128, must be a multiple of 96: 8 devices, times 3 micro'),
-    ({'accumulation': 4}, 64, r'data\.batch_size: found 64, must be a multiple of 128: 8 devices, times 4 micro'),
-    ({}, 16, r'data\.batch_size: found 16, must be a multiple of 32: 8 devices, times the 4 rows'),
+    ({'fsdp': 3}, 128, r'parallel\.fsdp is 3; use a divisor of the number of devices, 8$'),
+    ({'fsdp': 16}, 128, r'parallel\.fsdp is 16; use a divisor'),
+    ({'accumulation': 3}, 128, r'data\.batch_size is 128; use a multiple of 96: 8 devices, times 3 micro'),
+    ({'accumulation': 4}, 64, r'data\.batch_size is 64; use a multiple of 128: 8 devices, times 4 micro'),
+    ({}, 16, r'data\.batch_size is 16; use a multiple of 32: 8 devices, times 4 rows'),
 ], ids=str)
 def test_refused_on_eight_devices(parallel, batch_size, message):
   config = config_lib.from_config_dict({**tiny_config_dict(batch_size=batch_size), 'parallel': parallel})
@@ -217,5 +217,5 @@ def test_refused_on_eight_devices(parallel, batch_size, message):
 
 @pytest.mark.parametrize('field', ['fsdp', 'accumulation'])
 def test_refused_anywhere(field):
-  with pytest.raises(ConfigError, match=f'parallel.{field}: found 0, must be at least 1'):
+  with pytest.raises(ConfigError, match=f'parallel.{field} is 0; use at least 1'):
     run_config(**{field: 0})

@@ -50,7 +50,7 @@ def run_command(main, *args, cwd=None, devices=1, events=False) -> Result:
     try:
       status = main([str(arg) for arg in args])
     finally:
-      while compilation.is_busy():  # a process of its own would leave, but this one still has tests to run
+      while compilation.is_compiling():  # a process of its own would leave, but this one still has tests to run
         time.sleep(0.05)
   return Result(status, out.getvalue(), err.getvalue())
 

@@ -54,7 +54,7 @@ class GoldenSteps:
       return nhwc(array) if array.ndim == 4 else array
 
     halves = {
-        half: train_step.HalfDraws(
+        half: train_step.UpdateDraws(
             t=get(f'{half}_t').astype(np.int32), noise_t=get(f'{half}_noise_t'), noise_tp1=get(f'{half}_noise_tp1'),
             z=get(f'{half}_z'), posterior_noise=get(f'{half}_noise_posterior'), dropout_key=jax.random.key(0))
         for half in 'dg'}

@@ -53,11 +53,11 @@ def test_the_first_step_is_reported_at_once_with_the_cost_of_its_program():
   run = Run()
   run.add(1, loss_g=2.0)
   first, cost, line = run.lines
-  assert first.startswith('First step done 0.') and cost.startswith('The step was compiled in 1.5 s and takes ')
+  assert first.startswith('First step done 0.') and cost.startswith('Compiled the training step in 1.5 s; it needs ')
   assert line == 'step 1/12   loss_g 2.000' and run.writer.written[1]['loss_g'] == 2
   assert run.writer.written[1]['compile_seconds'] == 1.5
   run.add(2, loss_g=2.0)
-  run.meter.settle()
+  run.meter.drain()
   assert len(run.lines) == 4
 
 
@@ -72,7 +72,7 @@ def test_at_most_two_steps_are_in_flight():
   for step in range(1, 6):
     run.add(step, loss_g=1.0)
   assert set(run.writer.written) == {1, 2, 3}
-  run.meter.settle()
+  run.meter.drain()
   assert set(run.writer.written) == {1, 2, 3, 4, 5}
 
 
@@ -81,7 +81,7 @@ def test_a_line_has_the_means_since_the_line_before_and_the_last_step_has_one():
   for step in range(1, 13):
     r1 = {'r1_penalty': 10.0 * step} if step % 4 == 1 else {}
     run.add(step, loss_d=float(step), **r1)
-  run.meter.settle()
+  run.meter.drain()
   means = {step: scalars['loss_d'] for step, scalars in run.writer.written.items() if 'loss_d' in scalars}
   assert means == {5: 3.0, 10: 8.0, 12: 11.5}
   # The penalty is averaged over the steps that have one: 1 and 5, 9, none.
@@ -93,7 +93,7 @@ def test_a_call_of_several_steps_is_reported_step_by_step():
   run = Run(steps_per_call=3, log_every=6, sample_every=12, checkpoint_every=12)
   for last in (3, 6):
     run.add(last, loss_d=[last - 2.0, last - 1.0, last], r1_penalty=[7.0, 8.0, 9.0])
-  run.meter.settle()
+  run.meter.drain()
   # lazy_reg is 4: of the steps 1 … 6, the first and the fifth (the second of its call) have R1.
   assert run.writer.written[6]['loss_d'] == 3.5 and run.writer.written[6]['r1_penalty'] == 7.5
   assert run.lines[0].startswith('First step done')
@@ -112,7 +112,7 @@ def test_a_pause_finds_what_is_not_finite_before_the_next_line():
   run.add(1, loss_g=1.0)
   run.add(2, loss_g=math.nan)
   with pytest.raises(Diverged, match='loss_g not finite at step 2'):
-    run.meter.settle()
+    run.meter.drain()
 
 
 def test_after_a_reset_the_steps_before_count_no_more():
@@ -122,6 +122,6 @@ def test_after_a_reset_the_steps_before_count_no_more():
   run.meter.reset()
   for step in range(1, 5):
     run.add(step, loss_g=float(step))
-  run.meter.settle()
+  run.meter.drain()
   assert run.writer.written[4]['loss_g'] == 2.5
   assert sum(line.startswith('First step') for line in run.lines) == 1

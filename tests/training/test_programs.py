@@ -93,7 +93,7 @@ def test_what_goes_wrong_in_the_background_is_raised_by_who_waits(monkeypatch):
 
 def test_processes_meet_before_the_first_call_of_a_program_alone(monkeypatch):
   met = []
-  monkeypatch.setattr(consensus, 'meet', met.append)
+  monkeypatch.setattr(consensus, 'barrier', met.append)
   one, two = Program(lambda x: x + 1), Program(lambda x: x + 2)
   assert [one(0), one(1), two(0), one(2)] == [1, 2, 2, 3]
   assert len(met) == 2 and len(set(met)) == 2
@@ -128,7 +128,7 @@ def test_batches_are_those_of_the_ranges_in_order(several):
   config = programs.config
   expected = [pipeline.global_batch(source, config.data, config.seed, i)['image'] for i in (3, 7, 8, 9)]
   np.testing.assert_array_equal(np.concatenate(found), np.stack(expected).reshape(-1, *found[0].shape[1:]))
-  assert len(found) == 4 // several and found[0].shape == programs.inputs['image'].shape
+  assert len(found) == 4 // several and found[0].shape == programs.abstract_batch['image'].shape
 
 
 def test_closed_batches_are_read_no_further(monkeypatch):
@@ -151,5 +151,5 @@ def test_closed_batches_are_read_no_further(monkeypatch):
 
 
 def test_nothing_but_a_signal_ends_a_wait_early():
-  future = programs_lib.compilation.in_background(lambda: 3)
+  future = programs_lib.compilation.run_in_background(lambda: 3)
   assert programs_lib.wait_for(future, NO_SIGNAL) == 3 and programs_lib.wait_for(future, SIGNAL) is None

@@ -56,7 +56,7 @@ def test_a_session_is_closed_however_it_ends_and_may_follow_another(tmp_path, lo
   for _ in range(2):
     with pytest.raises(ZeroDivisionError), Session(config, str(tmp_path)) as session:
       assert session.restore() is None
-      session.listen()
+      session.listen_for_signals()
       session.start_reporting(0)
       assert handlers() != before
       with pytest.raises(WorkdirError, match=f'another run is using it .process {os.getpid()} on '), \
@@ -89,7 +89,7 @@ def test_a_state_between_two_calls_is_refused(tmp_path):
     session.restore()
     session.checkpoints.save(state_after(config, 4))
   with Session(make_config(steps_per_call=3), str(tmp_path)) as session, \
-      pytest.raises(UserError, match='found 3, but the run resumes from step 4, which must be a multiple of it'):
+      pytest.raises(UserError, match='train.steps_per_call is 3; use 1, or a divisor of 4'):
     session.restore()
 
 
@@ -97,7 +97,7 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
   config = make_config()
   with Session(config, str(tmp_path)) as session:
     session.restore()
-    session.listen()
+    session.listen_for_signals()
     session.start_reporting(0)
     session.stop.signal = 'SIGTERM'
     assert session.finish(6) is False
@@ -106,7 +106,7 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
     assert session.finish(12) is False
   said = capsys.readouterr().out
   assert f'SIGTERM: saved step 6 in {tmp_path}; the same command resumes from there.' in said
-  assert f'saved the last step, 12, in {tmp_path}; the same command adds what is missing: its sample grid.' in said
+  assert f'saved the last step, 12, in {tmp_path}; the same command adds its sample grid.' in said
 
   session = Session(config, str(tmp_path))
   assert not session.is_finished()
@@ -137,19 +137,19 @@ def test_a_signal_leaves_out_the_grid_and_the_evaluation(tmp_path, log, monkeypa
     return {'images': images.name, 'n': 8, 'reference': None, 'n_reference': None, 'biased': True,
             'metrics': {'mode_kl': {'value': 3.0, 'features': 'none'}}}
 
-  monkeypatch.setattr(evaluator, 'against_data', lambda *arguments: evaluate)
+  monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *arguments: evaluate)
   config = make_config(eval_every=6)
   state = state_after(config, 6)
   with Session(config, str(tmp_path)) as session:
     shown = results.Results(session)
     session.restore()
-    session.listen()
+    session.listen_for_signals()
     session.start_reporting(0)
     shown.start()
     session.checkpoints.save(state)
     for number, expected in ((signal.SIGTERM, {}), (None, {'eval/mode_kl': 3.0})):
       session.stop.signal = number
-      shown.show(state, 6, sample=True, evaluate=True)
+      shown.write(state, 6, sample=True, evaluate=True)
       assert session.checkpoints.metrics(6) == expected
       assert (tmp_path / 'samples' / 'step_00000006.png').exists() == bool(expected)
   assert 'write_images' in log

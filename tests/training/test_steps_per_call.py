@@ -43,7 +43,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   config = config_lib.from_config_dict(TINY | {'parallel': parallel, 'optim': TINY['optim'] | {'lazy_reg': lazy_reg}})
   mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   images = np.random.default_rng(0).standard_normal((6, 32, 1, 1, 2), np.float32)
-  lay = sharding.of_tree(train_state.abstract(config, sharding.of_state(mesh)))
+  lay = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
   create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay)
 
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (False, True)}
@@ -57,7 +57,7 @@ def test_the_same_steps(parallel, devices, lazy_reg):
   state, found = create(), []
   for call in range(2):
     state, metrics = steps_fn(state, images[3 * call:3 * call + 3])
-    found += train_step.by_step(jax.device_get(metrics), 3 * call + 3, penalties.r1(config.optim))
+    found += train_step.unstack_metrics(jax.device_get(metrics), 3 * call + 3, penalties.r1(config.optim))
   assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6] and int(state.step) == 6
   for (_, metrics), other in zip(found, expected, strict=True):
     assert metrics.keys() == other.keys()
@@ -77,7 +77,7 @@ def test_batches_are_stacked_in_order():
     finally:
       closed.append(True)
 
-  stacked = pipeline.stacked(batches(), 3)
+  stacked = pipeline.stack_batches(batches(), 3)
   first = next(stacked)
   assert first['image'].shape == (3, 2, 1) and first['label'][:, 0].tolist() == [0, 1, 2]
   assert next(stacked)['image'][:, 0, 0].tolist() == [3, 4, 5] and next(stacked, None) is None and closed
@@ -116,11 +116,11 @@ def test_a_step_between_calls_is_refused(tmp_path):
   several = [f'--config.train.{name}=12' for name in ('num_steps', 'log_every', 'checkpoint_every', 'sample_every')]
   result = run_command(
       train.main, '--workdir', tmp_path / 'run', '--config.train.steps_per_call=3', *several)
-  assert result.status == 2 and 'the run resumes from step 4, which must be a multiple of it' in result.err
+  assert result.status == 2 and 'use 1, or a divisor of 4, the step from which the run resumes' in result.err
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
 def test_boundaries_between_calls_are_refused(field):
   fields = TINY | {'train': TINY['train'] | {field: 7}}
-  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field}: found 7, must be a multiple of train\.steps_per'):
+  with pytest.raises(config_lib.ConfigError, match=rf'train\.{field} is 7; use a multiple of train\.steps_per'):
     config_lib.from_config_dict(fields)

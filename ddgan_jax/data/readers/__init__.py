@@ -1,4 +1,4 @@
-"""Readers, one file per format, and `open`, which chooses among them."""
+"""Readers, one per format; `open` selects one."""
 
 from ddgan_jax.data.readers.base import DataError, PathError, Reader, stamp
 

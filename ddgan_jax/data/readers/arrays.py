@@ -1,4 +1,4 @@
-"""An npz and an LMDB of images."""
+"""Readers of npz and LMDB."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNPACKING = threading.Lock()
 
 
 class NpzReader(Reader):
-  """`images` [N, H, W, C] (C 1, 3, or 4 with alpha) or [N, H, W] uint8, and `labels` [N] integers if there are any."""
+  """An npz with uint8 `images` [N, H, W, C] (C = 1, 3 or 4) or [N, H, W], and optional integer `labels` [N]."""
 
   def __init__(self, path: str):
     self.title = self._path = path
@@ -30,24 +30,24 @@ class NpzReader(Reader):
     except Exception as e:  # zipfile and its decompressors fail in many ways
       raise PathError(f'{path} cannot be read as npz ({e})') from e
     if 'images' not in self._headers:
-      raise PathError(f"{path} has no array 'images', only: {', '.join(self._headers) or 'nothing'}")
+      raise PathError(f"{path} has no array 'images' (it has {', '.join(self._headers) or 'none'})")
     shape, dtype = self._headers['images']
     if dtype != np.uint8:
-      raise PathError(f"'images' in {path} is {dtype}, must be uint8 (0 to 255)")
+      raise PathError(f"'images' in {path} is {dtype}; use uint8 (0 to 255)")
     if len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,)):
-      raise PathError(f"'images' in {path} is {list(shape)}, must be [N, H, W] or [N, H, W, C] with C of 1, 3 or 4")
+      raise PathError(f"'images' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C] with C = 1, 3 or 4")
     if 0 in shape:
-      raise PathError(f"'images' in {path} is {list(shape)}, so it holds no image")
+      raise PathError(f"'images' in {path} is empty ({list(shape)})")
     self._len = shape[0]
     self._labels = None
     if 'labels' in self._headers:
       label_shape, label_dtype = self._headers['labels']
       if label_shape != shape[:1] or not np.issubdtype(label_dtype, np.integer):
-        raise PathError(f"'labels' in {path} is {label_dtype}{list(label_shape)}, must be integers [{self._len}]")
+        raise PathError(f"'labels' in {path} is {label_dtype}{list(label_shape)}; use integers [{self._len}]")
       self._labels = self._array('labels')
       least, most = int(self._labels.min()), int(self._labels.max())
       if least < 0 or most >= 2**31:
-        raise PathError(f"'labels' in {path} are {least} … {most}, must be 0 … 2³¹ - 1")
+        raise PathError(f"'labels' in {path} are {least} … {most}; use 0 … 2³¹ - 1")
       self.has_labels = True
       self.num_classes = most + 1
 
@@ -56,8 +56,8 @@ class NpzReader(Reader):
     needed, available = math.prod(shape) * dtype.itemsize, _available_memory()
     if needed > available:
       raise PathError(
-          f'{name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but there are '
-          f'{available / 2**20:,.0f} MiB; use a folder, a zip or an LMDB of images')
+          f'{name!r} in {self._path} needs {needed / 2**20:,.0f} MiB of memory, but only '
+          f'{available / 2**20:,.0f} MiB are available; use a folder, a zip or an LMDB of images')
     try:
       with np.load(self._path) as file:
         return file[name]
@@ -66,7 +66,7 @@ class NpzReader(Reader):
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
-    # Only when an image is wanted: a set that has been prepared is not unpacked again.
+    # Read lazily, so that a prepared set is not unpacked again.
     images_ = self._array('images')
     return images_ if images_.ndim == 4 else images_[..., None]
 
@@ -77,7 +77,7 @@ class NpzReader(Reader):
     return f'images[{i}]'
 
   def read(self, i: int) -> tuple[np.ndarray, int]:
-    with _UNPACKING:  # or each thread would unpack a set of its own
+    with _UNPACKING:  # or each thread would unpack its own copy
       image = self._images[i]
     return image, 0 if self._labels is None else int(self._labels[i])
 
@@ -86,7 +86,7 @@ class NpzReader(Reader):
 
 
 def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype] | None]:
-  """Name → (shape, dtype) of `images` and `labels`, without reading the arrays, and None of all others."""
+  """Array name → (shape, dtype) for `images` and `labels`, None for others; does not read the arrays."""
   with zipfile.ZipFile(path) as archive:
     headers = dict.fromkeys(name.removesuffix('.npy') for name in archive.namelist())
     for name in headers.keys() & {'images', 'labels'}:
@@ -98,7 +98,7 @@ def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype] | None
 
 
 def _available_memory() -> float:
-  """Bytes of memory that this process can have at most: the machine's, or those of its container."""
+  """The memory limit of this process in bytes: that of the machine or of its container."""
   limits = [math.inf]
   with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
     limits.append(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
@@ -109,10 +109,10 @@ def _available_memory() -> float:
 
 
 class LmdbReader(Reader):
-  """An LMDB whose values are images: encoded under any keys, as LSUN publishes them, or raw square RGB.
+  """An LMDB of images: encoded, under any keys, as LSUN publishes them, or raw square RGB.
 
-  Raw RGB bytes under decimal keys ('0', '1', …) are how the CelebA-HQ recipe of NVAE, which the authors of DDGAN
-  followed, stores its images.
+  Raw RGB bytes under decimal keys ('0', '1', …) are the format of NVAE's CelebA-HQ recipe, which the authors of DDGAN
+  followed.
   """
 
   def __init__(self, path: str):
@@ -120,22 +120,22 @@ class LmdbReader(Reader):
 
     self.title = self._path = path
     try:
-      self._stamp = stamp(self._file())  # once: a file that is touched later is the same
+      self._stamp = stamp(self._file())  # once, so that the environment stays the same if the file is touched later
       env = self._open()
-      # LMDB maps the file and dies of SIGBUS where it ends too early.
+      # LMDB maps the file, and a truncated one would end the process with SIGBUS.
       file = self._file()
       whole = (env.info()['last_pgno'] + 1) * env.stat()['psize']
       if os.path.getsize(file) < whole:
-        raise PathError(f'{file} is truncated: it has {os.path.getsize(file):,} of {whole:,} bytes')
+        raise PathError(f'{file} is truncated (it has {os.path.getsize(file):,} of {whole:,} bytes); copy it again')
       with env.begin() as transaction:
         self._keys = list(transaction.cursor().iternext(keys=True, values=False))
     except (lmdb.Error, OSError) as e:
       raise PathError(f'{path} cannot be read as LMDB ({e})') from e
     if not self._keys:
-      raise PathError(f'{path} holds no image')
+      raise PathError(f'{path} contains no image')
     if all(key.isdigit() for key in self._keys):
       self._keys.sort(key=int)
-    # Most values have the size of one square of RGB pixels, and are no image files: raw.
+    # The values are raw if most have the size of the same RGB square and are not image files.
     sample = [self._value(i) for i in np.unique(np.linspace(0, len(self) - 1, 17).astype(int))]
     (size, count), = collections.Counter(map(len, sample)).most_common(1)
     side = math.isqrt(size // 3)
@@ -170,19 +170,19 @@ class LmdbReader(Reader):
     if not self._side:
       return value, 0
     if len(value) != 3 * self._side**2:
-      raise images.BadImage(f'has {len(value):,} bytes, must have {3 * self._side**2:,} as the others (raw RGB)')
+      raise images.BadImage(f'has {len(value):,} bytes, but the others have {3 * self._side**2:,} (raw RGB)')
     return np.frombuffer(value, np.uint8).reshape(self._side, self._side, 3), 0
 
   def fingerprint(self) -> str:
     return self._stamp
 
 
-_OPENING = threading.Lock()  # two threads that both miss the cache would both open
+_OPENING = threading.Lock()  # or two threads that miss the cache would both open the file
 
 
 @functools.lru_cache(maxsize=4)
 def _open_lmdb(path: str, stamp: str, process: int) -> Any:
-  """One environment for each file and process: LMDB refuses a second one, and one must not be used across a fork."""
+  """One environment per file and process: LMDB allows no second one, nor its use across a fork."""
   import lmdb
 
   return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)

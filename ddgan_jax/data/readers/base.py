@@ -1,6 +1,6 @@
-"""Readers: what gives the images of a set one by one, encoded or raw, in a fixed order, with their labels.
+"""Readers: the images of a set, encoded or raw, in a fixed order, with their labels.
 
-A reader finds and names; `images.decode` judges each image. Readers are picklable and may be shared by threads.
+A reader lists images; `images.decode` checks each one. Readers are picklable and thread-safe.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ddgan_jax.data import images
 
 
 class DataError(UserError):
-  """The data cannot be downloaded, prepared or read here; the sentence says what to do instead."""
+  """The data cannot be downloaded, prepared or read; the message says what to do."""
 
 
 class PathError(DataError):
-  """What is at data.path cannot be used.
+  """The data at data.path cannot be used.
 
   Attributes:
-    problem: the path and what is wrong with it, for commands that call it otherwise.
+    problem: the path and what is wrong with it, without the name `data.path`.
   """
 
   def __init__(self, problem: str):
@@ -37,13 +37,13 @@ class Reader:
   """N images in a fixed order.
 
   Attributes:
-    title: what messages call it.
-    has_labels: whether `read` gives labels other than 0.
-    class_names: names of the labels 0, 1, …; None if there are no labels or their names are not known.
+    title: its name in messages.
+    has_labels: whether the images have labels; otherwise `read` returns 0 for each.
+    class_names: names of the labels 0, 1, …; None without labels or if unknown.
     num_classes: number of classes, None without labels.
-    bad: (name, reason) of what cannot even be listed: broken links, folders that may not be entered.
-    notes: remarks on what was found, one sentence each.
-    watched: a file of this machine that changes when the data do, for readers that are slow to open; '' for none.
+    bad: (name, reason) of files that cannot be listed: broken links, folders without permission.
+    notes: remarks on the data, one clause each.
+    watched: a local file that changes when the data do, for readers that are slow to open; '' for none.
   """
 
   title = ''
@@ -58,15 +58,15 @@ class Reader:
     raise NotImplementedError
 
   def name(self, i: int) -> str:
-    """What messages call image i."""
+    """The name of image i in messages."""
     raise NotImplementedError
 
   def read(self, i: int) -> tuple[bytes | np.ndarray, int]:
-    """Image i, encoded or as [H, W, C] uint8, and its label. Raises `images.BadImage`."""
+    """Returns image i, encoded or [H, W, C] uint8, and its label. Raises `images.BadImage`."""
     raise NotImplementedError
 
   def read_many(self, indices: Sequence[int]) -> Iterable[tuple[bytes | np.ndarray, int] | images.BadImage]:
-    """What `read` returns for each of `indices`, or the BadImage that it raises; lazily, one image at a time."""
+    """Lazily yields, for each index, the result of `read` or the BadImage that it raised."""
     for i in indices:
       try:
         item = self.read(int(i))
@@ -76,11 +76,11 @@ class Reader:
       del item  # may be large
 
   def fingerprint(self) -> str:
-    """Changes when the files do."""
+    """A string that changes when the files change."""
     raise NotImplementedError
 
 
 def stamp(path: str) -> str:
-  """Changes when the file does."""
+  """A string that changes when the file changes: size and times."""
   info = os.stat(path)
   return f'{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}'

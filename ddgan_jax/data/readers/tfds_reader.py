@@ -1,6 +1,6 @@
-"""TFDS: a name of its catalogue in, a reader of the images out, downloaded and written as array_record first if needed.
+"""Reader of TFDS data sets, which are downloaded and written as array_record on first use.
 
-TFDS imports TensorFlow only while a data set whose preparation needs it is prepared for the first time.
+TFDS imports TensorFlow only to prepare the data sets that need it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ddgan_jax.data.readers import DataError, Reader, stamp
 
 
 class TfdsReader(Reader):
-  """`data.name`, `data.split` of TFDS, prepared in `data.data_dir` first if that has never been done.
+  """Split data.split of the TFDS data set data.name, prepared in data.data_dir on first use.
 
   Raises:
     ConfigError: data.name, data.split, data.image_size, data.resize or data.stack does not fit the data.
@@ -34,7 +34,7 @@ class TfdsReader(Reader):
 
   def __init__(self, data_config: DataConfig):
     builder = find_builder(data_config)
-    # Before the preparation: a wrong size should not cost a download.
+    # Before the preparation, so that a wrong size costs no download.
     _check_features(builder, data_config)
     if not is_prepared(builder):
       builder = prepare(builder, data_config)
@@ -45,7 +45,7 @@ class TfdsReader(Reader):
     self.num_classes = getattr(label, 'num_classes', None) if self.has_labels else None
     if self.num_classes is not None:
       self.class_names = tuple(label.names) if label.names else None
-    # Other examples under the same version: a builder of one's own, or another copy put there.
+    # The same version may have other examples, from a custom builder or another copy.
     info = os.path.join(builder.data_dir, 'dataset_info.json')
     self.watched = info if os.path.exists(info) else ''
     self._fingerprint = f'{builder.info.full_name} {data_config.split} {stamp(info) if self.watched else ""}'
@@ -61,7 +61,7 @@ class TfdsReader(Reader):
     return self.read_many([i])[0]
 
   def read_many(self, indices: Sequence[int]) -> list[tuple[bytes | np.ndarray, int]]:
-    # array_record starts threads for each call: one by one, small images would take ten times as long.
+    # One call, because array_record starts threads for each; one image per call takes ten times as long.
     examples = self._records.__getitems__([int(i) for i in indices])
     return [(example['image'], int(example['label']) if self.has_labels else 0) for example in examples]
 
@@ -70,25 +70,25 @@ class TfdsReader(Reader):
 
 
 def find_builder(data_config: DataConfig) -> tfds.core.DatasetBuilder:
-  from ddgan_jax.data import digits  # noqa: F401, importing it registers the name with TFDS.
+  from ddgan_jax.data import digits  # noqa: F401, registers the data set with TFDS
 
   data_dir = data_config.data_dir or os.environ.get('TFDS_DATA_DIR', '')
   if '://' in data_dir:
-    raise ConfigError(f'data.data_dir: found {data_dir!r}, must be a folder of this machine; copy it here, or mount it')
+    raise ConfigError(f'data.data_dir is {data_dir!r}; use a local folder (copy or mount it first)')
   try:
     return tfds.builder(data_config.name, data_dir=os.path.expanduser(data_config.data_dir) or None)
   except tfds.core.DatasetNotFoundError as e:
-    # TFDS's own message lists all its names and hides the suggestion below them.
-    names = tfds.list_builders(with_community_datasets=False)  # The community's list would be downloaded.
+    # TFDS's own message hides its suggestion below the list of all names.
+    names = tfds.list_builders(with_community_datasets=False)  # the community's list would be downloaded
     close = difflib.get_close_matches(data_config.name.split('/')[0], names, n=1)
-    hint = f'did you mean {close[0]!r}?' if close else 'must be `digits` or a name of the TFDS catalogue'
-    raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS does not know; {hint}') from e
-  except Exception as e:  # Whatever a builder's constructor raises: a bad config or version, unreadable metadata.
-    raise ConfigError(f'data.name: found {data_config.name!r}, which TFDS cannot open: {one_line(e)}') from e
+    hint = f'did you mean {close[0]!r}?' if close else 'use digits or a name of the TFDS catalogue'
+    raise ConfigError(f'data.name is {data_config.name!r}, which TFDS does not know; {hint}') from e
+  except Exception as e:  # a bad config or version, unreadable metadata, …
+    raise ConfigError(f'data.name is {data_config.name!r}, which TFDS cannot open: {one_line(e)}') from e
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  # TFDS warns of a "variant folder without dataset_info.json" when the answer is no.
+  # If the set is not prepared, TFDS warns of a "variant folder without dataset_info.json".
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -98,24 +98,24 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.core.DatasetBuilder:
-  """Downloads and writes array_record files; returns a builder that reads them, or raises DataError."""
+  """Downloads and writes array_record files; returns a builder that reads them. Raises DataError."""
   name, data_dir = data_config.name, builder.data_dir_root
   manual_dir = data_dir / 'downloads' / 'manual'
-  instead = f'copy a prepared {name} to {builder.data_dir} (or point --config.data.data_dir to where it is)'
+  instead = f'copy a prepared {name} to {builder.data_dir}, or set --config.data.data_dir to its folder'
   if builder.name == 'lsun' and importlib.util.find_spec('tensorflow_io') is None:
-    # TFDS would find out only after a download of up to 43 GiB.
+    # TFDS would only fail after a download of up to 43 GiB.
     raise DataError(
         f'{name} is not prepared in {data_dir}, and TFDS needs tensorflow_io for it, which is not installed; read the '
-        f'LMDB itself with --config.data.name=lmdb --config.data.path=FOLDER, or {instead}')
+        f'LMDB directly with --config.data.name=lmdb --config.data.path=FOLDER, or {instead}')
   if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
     archive = getattr(builder.builder_config, 'file_name', '')
     if not (manual_dir / archive).exists() or not any(manual_dir.iterdir()):
       raise DataError(
-          f'{name} is not prepared in {data_dir}, and its archive has to be placed by hand: put {archive or "it"} into '
-          f'{manual_dir}, or {instead}. TFDS says: {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}')
+          f'{name} is not prepared in {data_dir}, and TFDS cannot download it: put {archive or "its archive"} into '
+          f'{manual_dir}, or {instead}. Instructions of TFDS: {one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}')
   quiet = contextlib.ExitStack()
   if builder.name == 'digits':
-    # Half a second of local work; bars and banners would only push the run's first lines away.
+    # Half a second of local work, for which TFDS would print bars and banners.
     quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
     quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
   _refuse_unreachable(builder, manual_dir, instead)
@@ -124,36 +124,35 @@ def prepare(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> tfds.
       builder.download_and_prepare(
           file_format='array_record', download_config=tfds.download.DownloadConfig(try_download_gcs=False))
   except Exception as e:
-    # Of two processes that prepare the same set at once, TFDS lets the first rename its folder into place and fails the
-    # second, for which the data is there all the same.
+    # If two processes prepare the same set, the second fails to rename its folder, but the data of the first is there.
     if not is_prepared(builder):
       if isinstance(e, UserError):
         raise
       raise DataError(
           f'{name} could not be prepared in {data_dir}: {type(e).__name__}: {one_line(e)}. Fix this, or {instead}'
       ) from e
-  # A new one, since a builder reads the metadata (splits, class names) when it is made.
+  # A new builder, because the constructor reads the metadata (splits, class names).
   builder = find_builder(data_config)
   if not is_prepared(builder):
-    # TFDS takes any folder of this name for a prepared set and does nothing.
+    # TFDS takes any folder of this name for a prepared set.
     raise DataError(
-        f'{builder.data_dir} has no dataset_info.json, so it is an incomplete copy; remove it, or {instead}.')
+        f'{builder.data_dir} is an incomplete copy without dataset_info.json; remove it, or {instead}')
   return builder
 
 
 def _open_records(builder: tfds.core.DatasetBuilder, data_config: DataConfig) -> Any:
   try:
-    # Encoded bytes rather than pixels: our decoder converts the channels and resizes in the same pass.
+    # Encoded bytes: our decoder converts the channels and resizes in the same pass.
     records = builder.as_data_source(data_config.split, decoders={'image': tfds.decode.SkipDecoding()})
   except NotImplementedError as e:
     raise DataError(
         f'{data_config.name} is stored in {builder.data_dir} as {builder.info.file_format.value}, which has no random '
-        'access; move that folder away to have it prepared again as array_record, or use another '
+        'access; move that folder away, so that it is prepared again as array_record, or use another '
         '--config.data.data_dir') from e
   except ValueError as e:
-    raise ConfigError(f'data.split: found {data_config.split!r}, which TFDS refuses: {one_line(e)}') from e
+    raise ConfigError(f'data.split is {data_config.split!r}, which TFDS rejects: {one_line(e)}') from e
   if not len(records):
-    raise ConfigError(f'data.split: found {data_config.split!r}, which holds no images')
+    raise ConfigError(f'data.split is {data_config.split!r}, which has no images; use another split')
   return records
 
 
@@ -161,17 +160,17 @@ def _check_features(builder: tfds.core.DatasetBuilder, data_config: DataConfig) 
   features = builder.info.features
   if not isinstance(features, tfds.features.FeaturesDict) or 'image' not in features:
     found = ', '.join(features) if isinstance(features, tfds.features.FeaturesDict) else str(features)
-    raise ConfigError(f"data.name: found {data_config.name!r}, which has no feature 'image', only: {found}")
+    raise ConfigError(f"data.name is {data_config.name!r}, which has no feature 'image' (it has {found})")
   image = features['image']
   if len(image.shape or ()) != 3 or image.np_dtype != np.uint8:
     raise ConfigError(
-        f"data.name: found {data_config.name!r}, whose 'image' is {np.dtype(image.np_dtype).name} {image.shape}; "
-        'must be uint8 (H, W, C)')
+        f"data.name is {data_config.name!r}, whose 'image' is {np.dtype(image.np_dtype).name} {image.shape}; use a "
+        'set with uint8 (H, W, C)')
   height, width, channels = image.shape
   if data_config.stack == 3 and channels != 1:
     raise ConfigError(
-        f'data.stack: found 3, which stacks grey images, but those of {data_config.name!r} have {channels} channels; '
-        'use a grey set such as `digits` or `mnist`')
+        f'data.stack is 3, but the images of {data_config.name!r} have {channels} channels; use a grey set such as '
+        'digits or mnist')
   if height and width:
     problem, hint = images.size_problem(height, width, data_config)
     if problem:
@@ -179,23 +178,20 @@ def _check_features(builder: tfds.core.DatasetBuilder, data_config: DataConfig) 
 
 
 def _refuse_unreachable(builder: tfds.core.DatasetBuilder, manual_dir: Any, instead: str) -> None:
-  """Raises DataError if nothing has been downloaded or placed by hand and no server answers.
-
-  TFDS would try for minutes. Where there is something in its folder of downloads, it may be what is needed.
-  """
+  """Raises DataError if TFDS's download folder is empty and no server answers; TFDS would retry for minutes."""
   import requests
 
   urls = builder.url_infos or {}
   downloads = manual_dir.parent
   if not urls or any(path.name != 'manual' for path in downloads.glob('*')) or any(manual_dir.glob('*')):
     return
-  # One URL of each server: those that are registered need not all be needed.
+  # One URL per server, because not every registered URL is needed.
   for url in {urllib.parse.urlsplit(url).netloc: url for url in reversed(list(urls))}.values():
     try:
       requests.head(url, timeout=(3, 10), allow_redirects=True).close()
       return
     except (requests.ReadTimeout, requests.exceptions.InvalidSchema):
-      return  # slow but there, or not http
+      return  # a slow server, or not HTTP
     except requests.RequestException as e:
       error = e
   raise DataError(

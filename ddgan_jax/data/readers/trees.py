@@ -1,4 +1,4 @@
-"""Folders and zips of images (at most 256 MiB per file), whose class folders become labels."""
+"""Folders and zips of images (at most 256 MiB per file); class folders become labels."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ddgan_jax.utils import untrusted
 
 
 class _TreeReader(Reader):
-  """What a folder and a zip have in common: names with slashes, of which the first part may be a class."""
+  """Base of folders and zips: files by relative path, whose first part may be a class."""
 
   def _set_tree(self, names: Iterable[str]) -> None:
-    """Keeps the images among `names`, sorted, and takes their classes from their folders."""
+    """Sets the sorted images among `names`, and their labels by folder."""
     names = [name for name in names if not any(
         part.startswith('.') or part == '__MACOSX' for part in name.split('/'))]
     self.names = sorted(filter(_is_image, names))
-    others = collections.Counter(_ending(name) or 'no ending' for name in names if not _is_image(name))
-    counts = ', '.join(f'{count:,} {ending}' for ending, count in others.most_common(5))
+    others = collections.Counter(_extension(name) or 'no extension' for name in names if not _is_image(name))
+    counts = ', '.join(f'{count:,} {extension}' for extension, count in others.most_common(5))
     if not self.names:
-      raise PathError(f'{self.title} holds no image ({", ".join(images.EXTENSIONS)}){counts and f"; {counts}"}')
-    self.notes = [f'left alone, because their endings are not those of images: {counts}'] if others else []
-    # `photos.zip/photos/cat/1.png`: folders that hold everything are no classes.
+      raise PathError(f'{self.title} contains no image ({", ".join(images.EXTENSIONS)}){counts and f"; {counts}"}')
+    self.notes = [f'ignored files that are not images: {counts}'] if others else []
+    # A folder that contains all images is not a class: `photos/` in `photos.zip/photos/cat/1.png`.
     depth = 0
     parts = [name.split('/') for name in self.names]
     while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
@@ -40,18 +40,18 @@ class _TreeReader(Reader):
       for one, other in itertools.pairwise(sorted(folders, key=str.casefold)):
         if one.casefold() == other.casefold():
           raise PathError(
-              f'the class folders {one!r} and {other!r} in {self.title} differ only in case; merge them, or rename one')
+              f'the class folders {one!r} and {other!r} in {self.title} differ only in case; merge or rename them')
       self.class_names = tuple(folders)
       self.num_classes = len(folders)
       self.has_labels = True
       number = {folder: k for k, folder in enumerate(folders)}
       self._labels = [number[p[depth]] for p in parts]
       if {folder.casefold() for folder in folders} <= {'train', 'training', 'val', 'valid', 'validation', 'test'}:
-        self.notes.append(f'the classes are {" and ".join(folders)}; if these are splits, let data.path be one of them')
+        self.notes.append(f'the classes are {" and ".join(folders)}; if these are splits, set data.path to one of them')
     else:
-      beside = next((name for name, p in zip(self.names, parts) if len(p) == depth + 1), None)
-      if beside and any(len(p) > depth + 1 for p in parts):
-        self.notes.append(f'no labels, since {beside} lies beside the folders')
+      file = next((name for name, p in zip(self.names, parts) if len(p) == depth + 1), None)
+      if file and any(len(p) > depth + 1 for p in parts):
+        self.notes.append(f'no labels, because {file} is not in a class folder')
       self._labels = [0] * len(parts)
 
   def __len__(self) -> int:
@@ -62,7 +62,7 @@ class _TreeReader(Reader):
 
 
 class FolderReader(_TreeReader):
-  """A directory tree of image files; the folders at its first branching, if all images lie in such, are the classes."""
+  """A directory tree of images; the folders at its first branching are the classes, if they contain all images."""
 
   def __init__(self, path: str):
     self.title = path
@@ -71,7 +71,7 @@ class FolderReader(_TreeReader):
     above = {path: ()}
     for folder, folders, files in os.walk(path, onerror=self._unreadable, followlinks=True):
       prefix = '' if folder == path else os.path.relpath(folder, path).replace(os.sep, '/') + '/'
-      # A link to a folder that contains it, also by way of other links, would be followed for ever.
+      # Skips links to a folder above, which would be followed forever.
       chain = (*above.pop(folder), _real(folder))
       folders[:] = [
           name for name in folders if not name.startswith('.')
@@ -92,7 +92,7 @@ class FolderReader(_TreeReader):
   def _add(self, name: str) -> None:
     path = os.path.join(self.title, name)
     try:
-      info = os.stat(path)  # Follows links.
+      info = os.stat(path)  # follows links
       if stat.S_ISREG(info.st_mode):
         self._stamps[name] = (info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         return
@@ -117,20 +117,20 @@ class FolderReader(_TreeReader):
 
 
 class ZipReader(_TreeReader):
-  """A zip of image files, with classes as in a folder."""
+  """A zip of images, with classes as in `FolderReader`."""
 
   def __init__(self, path: str):
     self.title = self._path = path
     self._local = threading.local()
     infos = [info for info in self._archive().infolist() if info.filename and not info.is_dir()]
     if any(info.flag_bits & 1 for info in infos):
-      raise PathError(f'{path} is encrypted; unpack it, and give the folder')
-    # Some programs write `./cat/1.png`, or `cat\\1.png`.
+      raise PathError(f'{path} is encrypted; unpack it, and use the folder')
+    # Some programs write `./cat/1.png` or `cat\\1.png`.
     self._member = {info.filename.replace('\\', '/').removeprefix('./'): info.filename for info in infos}
     self._set_tree(self._member)
 
   def _archive(self) -> zipfile.ZipFile:
-    # One for each thread and process: they would wait for each other's file position.
+    # One per thread and process, because a shared one would lock its file position.
     if getattr(self._local, 'opened', None) is None:
       try:
         self._local.opened = zipfile.ZipFile(self._path)
@@ -160,9 +160,9 @@ def _real(folder: str) -> str:
   return os.path.join(os.path.realpath(folder), '')
 
 
-def _ending(name: str) -> str:
+def _extension(name: str) -> str:
   return os.path.splitext(name)[1].lower()
 
 
 def _is_image(name: str) -> bool:
-  return _ending(name) in images.EXTENSIONS
+  return _extension(name) in images.EXTENSIONS

@@ -1,1 +1,1 @@
-"""Networks whose features metrics compare: Inception and VGG, and where their weights are."""
+"""Feature networks of the metrics, Inception and VGG, and their weights."""

@@ -1,12 +1,12 @@
 """The FID Inception network: Inception v3 with 1008 classes, as TensorFlow published it on 2015-12-05.
 
 FID is defined by this network's features (Heusel et al. 2017), the Inception score by its logits (Salimans et al.
-2016). It differs from the Inception v3 of torchvision (Szegedy et al. 2016) in its average pools, which leave the
-padding out of the mean, in the last block, whose pool is a maximum, and in its weights.
+2016). It differs from torchvision's Inception v3 (Szegedy et al. 2016) in its weights, in its average pools, which
+exclude the padding from the mean, and in its last block, which has a max pool.
 
 Pure functions of a dict of arrays. When the weights are loaded, each batch norm is folded into its convolution, and the
-1x1 convolutions with which the branches of a block begin become one: the one behind an average pool as well, because
-a convolution over channels and a mean over pixels commute, and that leaves fewer channels to pool.
+1x1 convolutions at the start of a block's branches are merged into one. That includes the one after an average pool: a
+1x1 convolution and a mean over pixels commute, and in this order there are fewer channels to pool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUM_LOGITS = 1008
 _BATCH_NORM_EPSILON = 1e-3
 
 _STEM = ('Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3', 'Conv2d_3b_1x1', 'Conv2d_4a_3x3')
-# The branches that begin with a 1x1 convolution, and its output channels; the others follow in `_LATER`.
+# Branches that start with a 1x1 convolution, and its output channels; other convolutions are in `_LATER`.
 _BLOCKS_35 = {
     block: {'branch1x1': 64, 'branch5x5_1': 48, 'branch3x3dbl_1': 64, 'branch_pool': pooled}
     for block, pooled in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64))}
@@ -57,26 +57,26 @@ _LATER = {
 
 
 def load(path: str | None = None, allow_any: bool = False) -> Params:
-  """The published weights as parameters of `features`; see `weights.find`. Raises WeightsError, TorchFileError."""
+  """Loads the published weights for `features`; see `weights.find`. Raises WeightsError and TorchFileError."""
   return weights.load(weights.INCEPTION, params_from_state_dict, path, allow_any)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
-  """Turns the network's tensors, under the names that PyTorch ports of it use, into parameters of `features`.
+  """Converts the tensors of a PyTorch port of the network to parameters of `features`.
 
   Args:
     state_dict: `<layer>.conv.weight` OIHW, `<layer>.bn.{weight,bias,running_mean,running_var}`, `fc.{weight,bias}`.
 
   Returns:
-    Layer → {'kernel': HWIO (in × out for 'fc'), 'bias'}, float32 numpy; one layer a block for its joined 1x1s.
+    Layer → {'kernel': HWIO (in × out for 'fc'), 'bias'}, float32 numpy; one layer per block for its merged 1x1s.
 
   Raises:
-    WeightsError: names the first tensor that is missing or has a shape of another network.
+    WeightsError: a tensor is missing or has another shape; names the first.
   """
 
   def tensor(name: str) -> np.ndarray:
     if name not in state_dict:
-      raise weights.WeightsError(f'{name}: no such tensor, but the FID Inception network has one')
+      raise weights.WeightsError(f'{name} is missing, but the FID Inception network has it')
     return np.asarray(state_dict[name], np.float64)
 
   def folded(layer: str) -> dict[str, np.ndarray]:
@@ -95,22 +95,22 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
         'bias': np.concatenate([part['bias'] for part in parts])}
     found = [len(part['bias']) for part in parts]
     if found != [*branches.values()]:
-      raise weights.WeightsError(f'{block}: its 1x1 convolutions have {found} channels, must be {[*branches.values()]}')
+      raise weights.WeightsError(f'{block}: the 1x1 convolutions have {found} channels; use {[*branches.values()]}')
   weight, bias = tensor('fc.weight'), tensor('fc.bias')
   if weight.shape != (NUM_LOGITS, NUM_FEATURES):
-    raise weights.WeightsError(f'fc.weight: found shape {weight.shape}, must be {(NUM_LOGITS, NUM_FEATURES)}; '
-                               "torchvision's Inception v3 is not the FID Inception network")
+    raise weights.WeightsError(f'fc.weight has shape {weight.shape}; use {(NUM_LOGITS, NUM_FEATURES)}, the FID '
+                               "Inception network, not torchvision's")
   params['fc'] = {'kernel': weight.T.astype(np.float32), 'bias': bias.astype(np.float32)}
   return params
 
 
 def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """What the network sees in images.
+  """Features and logits of images.
 
   Args:
-    params: as `params_from_state_dict` returns them.
-    images_uint8: [B, H, W, C] uint8, any size; C is 3, or 1 for grey images, which are seen as R = G = B. They are
-      resized to 299 x 299 by linear interpolation between the two nearest pixels (corners not aligned).
+    params: parameters of `load` or `params_from_state_dict`.
+    images_uint8: [B, H, W, C] uint8, any size; C = 3, or 1 for grey images, which are repeated to RGB. Resized to
+      299 x 299 by bilinear interpolation without antialiasing (corners not aligned).
 
   Returns:
     pool3 [B, 2048] and logits [B, 1008], float32.
@@ -119,24 +119,24 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
     UserError: the images are not uint8 [B, H, W, 1 or 3].
   """
   check_images(images_uint8)
-  # Figures are compared to 0.01 between machines: no bfloat16 or TF32 products on accelerators.
+  # Values must agree to 0.01 between machines, so no bfloat16 or TF32 products on accelerators.
   with jax.default_matmul_precision('highest'):
     x = 2 * resize(images_uint8, SIZE) - 1
     x = conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
-    x = _conv_inside(params['Conv2d_2a_3x3'], x)
+    x = _conv_valid(params['Conv2d_2a_3x3'], x)
     x = conv(params['Conv2d_2b_3x3'], x)
     x = _max_pool(x)
     x = conv(params['Conv2d_3b_1x1'], x)
-    x = _conv_inside(params['Conv2d_4a_3x3'], x)
+    x = _conv_valid(params['Conv2d_4a_3x3'], x)
     x = _max_pool(x)
     for block in _BLOCKS_35:
-      x = _block_35(_inside(params, block), _BLOCKS_35[block], x)
-    x = _block_6a(_inside(params, 'Mixed_6a'), x)
+      x = _block_35(_block_params(params, block), _BLOCKS_35[block], x)
+    x = _block_6a(_block_params(params, 'Mixed_6a'), x)
     for block in _BLOCKS_17:
-      x = _block_17(_inside(params, block), _BLOCKS_17[block], x)
-    x = _block_7a(_inside(params, 'Mixed_7a'), _BLOCK_7A, x)
-    x = _block_8(_inside(params, 'Mixed_7b'), _BLOCK_7B, x)
-    x = _block_8(_inside(params, 'Mixed_7c'), _BLOCK_7C, x)
+      x = _block_17(_block_params(params, block), _BLOCKS_17[block], x)
+    x = _block_7a(_block_params(params, 'Mixed_7a'), _BLOCK_7A, x)
+    x = _block_8(_block_params(params, 'Mixed_7b'), _BLOCK_7B, x)
+    x = _block_8(_block_params(params, 'Mixed_7c'), _BLOCK_7C, x)
     pool3 = x.mean(axis=(1, 2))
     return pool3, pool3 @ params['fc']['kernel'] + params['fc']['bias']
 
@@ -145,24 +145,24 @@ def check_images(images_uint8: jax.Array) -> None:
   """Raises UserError for anything but uint8 [B, H, W, 1 or 3]."""
   shape, dtype = np.shape(images_uint8), getattr(images_uint8, 'dtype', type(images_uint8).__name__)
   if len(shape) != 4 or shape[-1] not in (1, 3) or dtype != jnp.uint8:
-    raise UserError(f'images: found {dtype} {shape}, must be uint8 (number, height, width, 1 or 3 channels)')
+    raise UserError(f'images is {dtype} {shape}; use uint8 (number, height, width, 1 or 3 channels)')
 
 
 def resize(images_uint8: jax.Array, size: int) -> jax.Array:
-  """uint8 [B, H, W, 1 or 3] → float32 [B, size, size, 3] in [0, 1], bilinear without corners or antialiasing."""
+  """Resizes uint8 [B, H, W, 1 or 3] to float32 [B, size, size, 3] in [0, 1]; bilinear, no antialiasing."""
   x = images_uint8.astype(jnp.float32) / 255
   x = jax.image.resize(x, (x.shape[0], size, size, x.shape[3]), 'bilinear', antialias=False)
   return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
 
-def _inside(params: Params, block: str) -> Params:
-  """The layers of a block under their own names, the joined 1x1s as 'begin'."""
+def _block_params(params: Params, block: str) -> Params:
+  """The layers of a block by name, with its merged 1x1 convolutions as 'first'."""
   layers = {name.removeprefix(f'{block}.'): value for name, value in params.items() if name.startswith(f'{block}.')}
-  return {**layers, 'begin': params[block]} if block in params else layers
+  return {**layers, 'first': params[block]} if block in params else layers
 
 
 def conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: str = 'SAME') -> jax.Array:
-  """[B, H, W, C] convolved, biased and rectified."""
+  """Convolution of [B, H, W, C], bias and ReLU."""
   return jax.nn.relu(_linear_conv(layer, x, stride, padding))
 
 
@@ -171,11 +171,8 @@ def _linear_conv(layer: dict[str, Any], x: jax.Array, stride: int = 1, padding: 
       x, layer['kernel'], (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')) + layer['bias']
 
 
-def _conv_inside(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-  """A 3x3 convolution without padding.
-
-  As one with padding whose border is cut off: XLA's CPU backend takes a third of the time for that.
-  """
+def _conv_valid(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+  """A 3x3 convolution without padding, computed with padding and cropped: three times faster on XLA's CPU backend."""
   return conv(layer, x)[:, 1:-1, 1:-1]
 
 
@@ -185,14 +182,14 @@ def _chain(layers: Params, names: str, x: jax.Array) -> jax.Array:
   return x
 
 
-def _begin(layers: Params, branches: dict[str, int], x: jax.Array) -> list[jax.Array]:
-  """All 1x1 convolutions of a block at once; the one of the pool, if any, is pooled afterwards and before its ReLU."""
-  parts = jnp.split(_linear_conv(layers['begin'], x), np.cumsum([*branches.values()])[:-1].tolist(), axis=-1)
+def _first_convs(layers: Params, branches: dict[str, int], x: jax.Array) -> list[jax.Array]:
+  """The merged 1x1 convolutions of a block; a pool branch is pooled between its convolution and its ReLU."""
+  parts = jnp.split(_linear_conv(layers['first'], x), np.cumsum([*branches.values()])[:-1].tolist(), axis=-1)
   return [jax.nn.relu(_average_pool(part) if name == 'branch_pool' else part) for name, part in zip(branches, parts)]
 
 
 def _block_35(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, five, three, pooled = _begin(layers, branches, x)
+  one, five, three, pooled = _first_convs(layers, branches, x)
   five = _chain(layers, 'branch5x5_2', five)
   three = _chain(layers, 'branch3x3dbl_2 branch3x3dbl_3', three)
   return jnp.concatenate([one, five, three, pooled], axis=-1)
@@ -206,14 +203,14 @@ def _block_6a(layers: Params, x: jax.Array) -> jax.Array:
 
 
 def _block_17(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, seven, double, pooled = _begin(layers, branches, x)
+  one, seven, double, pooled = _first_convs(layers, branches, x)
   seven = _chain(layers, 'branch7x7_2 branch7x7_3', seven)
   double = _chain(layers, 'branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5', double)
   return jnp.concatenate([one, seven, double, pooled], axis=-1)
 
 
 def _block_7a(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  three, seven = _begin(layers, branches, x)
+  three, seven = _first_convs(layers, branches, x)
   three = conv(layers['branch3x3_2'], three, stride=2, padding='VALID')
   seven = _chain(layers, 'branch7x7x3_2 branch7x7x3_3', seven)
   seven = conv(layers['branch7x7x3_4'], seven, stride=2, padding='VALID')
@@ -221,7 +218,7 @@ def _block_7a(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Arr
 
 
 def _block_8(layers: Params, branches: dict[str, int], x: jax.Array) -> jax.Array:
-  one, three, double, *pooled = _begin(layers, branches, x)
+  one, three, double, *pooled = _first_convs(layers, branches, x)
   if not pooled:  # the last block
     pooled = [conv(layers['branch_pool'], _max_pool(x, stride=1, padding='SAME'))]
   double = _chain(layers, 'branch3x3dbl_2', double)
@@ -237,7 +234,7 @@ def _max_pool(x: jax.Array, stride: int = 2, padding: str = 'VALID') -> jax.Arra
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-  """Mean of the 3x3 neighbours that exist."""
+  """3x3 average pool that excludes the padding."""
   total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
   rows, columns = (np.convolve(np.ones(n), np.ones(3), 'same') for n in x.shape[1:3])
   return total / (rows[:, None, None] * columns[:, None]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The second hidden layer of VGG16 (Simonyan and Zisserman 2015), in which improved precision and recall are measured.
+"""The fc2 features of VGG16 (Simonyan and Zisserman 2015), used by improved precision and recall.
 
 Pure functions of a dict of arrays, with the weights that torchvision publishes.
 """
@@ -20,34 +20,34 @@ Params = dict[str, dict[str, Any]]
 
 SIZE = 224
 NUM_FEATURES = 4096
-# torchvision's numbers of the convolutions, one tuple for each resolution; a maximum pool follows each.
+# torchvision's indices of the convolutions, one tuple per resolution; each is followed by a max pool.
 _CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def load(path: str | None = None, allow_any: bool = False) -> Params:
-  """The published weights as parameters of `features`; see `inception.load`."""
+  """Loads the published weights as parameters of `features`; see `inception.load`."""
   return weights.load(weights.VGG16, params_from_state_dict, path, allow_any)
 
 
 def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
-  """Turns torchvision's tensors of VGG16 into parameters of `features`.
+  """Converts torchvision's VGG16 tensors to parameters of `features`.
 
   Args:
-    state_dict: `features.<k>.{weight,bias}` OIHW and `classifier.{0,3}.{weight,bias}` out × in; others are left out.
+    state_dict: `features.<k>.{weight,bias}` OIHW and `classifier.{0,3}.{weight,bias}` out × in; others are ignored.
 
   Returns:
     Layer → {'kernel': HWIO or in × out, 'bias'}, float32 numpy.
 
   Raises:
-    WeightsError: names the first tensor that is missing or does not fit.
+    WeightsError: a tensor is missing or has another shape; names the first.
   """
 
   def layer(name: str) -> tuple[np.ndarray, np.ndarray]:
     for part in ('weight', 'bias'):
       if f'{name}.{part}' not in state_dict:
-        raise weights.WeightsError(f'{name}.{part}: no such tensor, but VGG16 has one')
+        raise weights.WeightsError(f'{name}.{part} is missing, but VGG16 has it')
     return tuple(np.asarray(state_dict[f'{name}.{part}'], np.float32) for part in ('weight', 'bias'))
 
   params = {}
@@ -57,9 +57,9 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
   channels = len(bias)
   weight, bias = layer('classifier.0')
   if weight.shape[1] != channels * 49:
-    raise weights.WeightsError(f'classifier.0.weight: found shape {weight.shape}, must have {channels * 49} columns '
+    raise weights.WeightsError(f'classifier.0.weight has shape {weight.shape}; use {channels * 49} columns '
                                f'({channels} channels of 7 x 7 pixels)')
-  # torchvision flattens C, H, W; here the pixels are H, W, C.
+  # torchvision flattens (C, H, W), this module (H, W, C).
   weight = weight.reshape(-1, channels, 7, 7).transpose(2, 3, 1, 0).reshape(channels * 49, -1)
   params['classifier.0'] = {'kernel': np.ascontiguousarray(weight), 'bias': bias}
   weight, bias = layer('classifier.3')
@@ -68,7 +68,7 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
 
 
 def features(params: Params, images_uint8: jax.Array) -> jax.Array:
-  """[B, 4096] float32, after the ReLU, of images as `inception.features` takes them; here resized to 224 x 224."""
+  """fc2 features [B, 4096] float32, after ReLU, of images as in `inception.features`, resized to 224 x 224."""
   inception.check_images(images_uint8)
   with jax.default_matmul_precision('highest'):
     x = (inception.resize(images_uint8, SIZE) - _MEAN) / _DEVIATION

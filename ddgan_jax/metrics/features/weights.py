@@ -1,4 +1,4 @@
-"""The published weights of the feature networks: given, in the environment, in the cache, or downloaded."""
+"""Finds the published weights of the feature networks: by path, environment variable, cache, or download."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ddgan_jax.config import UserError
 from ddgan_jax.interop import torch_file
 from ddgan_jax.utils import files
 
-_SECONDS_TO_ANSWER = 8.0  # to connect, and between two parts of what is sent
+_TIMEOUT = 8.0  # seconds, to connect and between two chunks
 
 
 class WeightsError(UserError):
-  """The weights are not there, cannot be had, or are not those that a figure needs to be comparable."""
+  """The weights are missing, cannot be downloaded, or are not the published ones."""
 
 
 class Published(NamedTuple):
-  """A file of weights that others publish; the environment variable `variable` may hold its path."""
+  """A published file of weights; the environment variable `variable` may contain its path."""
 
   file: str
   url: str
@@ -41,7 +41,7 @@ VGG16 = Published(
 
 def load(
     published: Published, convert: Callable[[Mapping[str, np.ndarray]], Any], path: str | None, allow_any: bool) -> Any:
-  """The tensors of the file that `find` finds, converted; an error of `convert` names the file."""
+  """Converts the tensors of the file that `find` returns; errors of `convert` get the file's name."""
   file = find(published, path, allow_any)
   try:
     return convert(torch_file.read_state_dict(file))
@@ -50,13 +50,13 @@ def load(
 
 
 def find(published: Published, path: str | os.PathLike | None = None, allow_any: bool = False) -> pathlib.Path:
-  """Finds the file: `path`, else the environment variable, else the cache folder, else it is downloaded into that.
+  """Returns `path`, else the path in the environment variable, else the cached file, which is downloaded if missing.
 
-  It has the published checksum, unless `allow_any` and the path or the variable names it: features of other weights
-  make figures that nothing can be compared with.
+  The file must have the published checksum, because values of other weights are not comparable; with `allow_any`, a
+  path or a variable may name a file with another checksum.
 
   Raises:
-    WeightsError: there is no such file, it has another checksum, or it cannot be downloaded.
+    WeightsError: the file does not exist, has another checksum, or cannot be downloaded.
   """
   for given, where in ((path, ''), (os.environ.get(published.variable), f'${published.variable}: ')):
     if given:
@@ -77,26 +77,26 @@ def _check(published: Published, file: pathlib.Path, name: str) -> None:
   except OSError as e:
     raise WeightsError(f'{name} cannot be read ({e.strerror})') from e
   if found != published.sha256:
-    raise WeightsError(f'{name} has the SHA-256 checksum {found[:8]}…, must be {published.sha256[:8]}… as that of '
-                       f'{published.file}; give the published file, which can be downloaded from {published.url}')
+    raise WeightsError(f'{name} has the SHA-256 checksum {found[:8]}…; use {published.file} ({published.sha256[:8]}…) '
+                       f'from {published.url}')
 
 
 def _cached(published: Published) -> pathlib.Path:
-  """The file in the cache folder, downloaded if it is not there or damaged."""
+  """The file in the cache folder, downloaded if it is missing or damaged."""
   import pooch
 
   folder = files.cache_dir('weights')
-  downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, timeout=_SECONDS_TO_ANSWER)
+  downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20, timeout=_TIMEOUT)
   try:
     return pathlib.Path(pooch.retrieve(
         published.url, f'sha256:{published.sha256}', published.file, folder, downloader=downloader))
-  except (OSError, ValueError) as e:  # those of requests are OSErrors, a wrong checksum is a ValueError of pooch
+  except (OSError, ValueError) as e:  # requests raises OSErrors; pooch raises ValueError for a wrong checksum
     if isinstance(e, ValueError):
       cause = f'its SHA-256 checksum is not {published.sha256[:8]}…'
     elif hasattr(e, 'response'):
-      cause = type(e).__name__ if e.response is None else f'the server answers {e.response.status_code}'
+      cause = type(e).__name__ if e.response is None else f'HTTP status {e.response.status_code}'
     else:
-      e = e.__cause__ or e  # of the PermissionError that pooch raises without a filename
+      e = e.__cause__ or e  # pooch raises a PermissionError without a filename
       raise WeightsError(f'{e.filename or folder} cannot be written ({e.strerror or e}); put the path of '
                          f'{published.file} into the environment variable {published.variable}') from e
     raise WeightsError(f'{published.url} cannot be downloaded ({cause}); put {published.file} into {folder}, or its '

@@ -23,10 +23,10 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.utils import files
 
-_TIMED = 100  # images, as in the paper's table
-_POINTS = 2_000  # of a scatter picture
-_REPORTS = 3  # raised when the same samples would give another report
-_TURN = 1.0  # seconds of a turn, or one call if that takes longer
+_NUM_TIMED = 100  # images, as in the paper's table
+_NUM_POINTS = 2_000  # of a scatter picture
+_REPORT_VERSION = 3  # raised when the same samples would give another report
+_MIN_SECONDS = 1.0  # seconds of a turn, or one call if that takes longer
 
 
 def measure(
@@ -44,11 +44,11 @@ def measure(
       run = ddgan_jax.load(os.path.join(workdir, name), None, num_timesteps, sharding.replicated(mesh))
       evaluations = run.schedule.num_timesteps
       path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
-      report = _kept(path)
-      asked = [_REPORTS, run.step, *base.eval.metrics, checksum]
+      report = _read_report(path)
+      asked = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
       if report is None or report.get('asked') != asked:
         print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
-        images = image_sets.of_generator(run.config, 0, mesh, num_timesteps)
+        images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
         report = evaluate(images(run.params, name)) | {'asked': asked}
         try:
           with files.atomic_write(path) as file:
@@ -61,7 +61,7 @@ def measure(
   return rows
 
 
-def _kept(path: str) -> dict[str, Any] | None:
+def _read_report(path: str) -> dict[str, Any] | None:
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
@@ -77,9 +77,9 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   def make(config, num_timesteps):
     def sample(params, first):
       generator_fn, schedule = train_state.make_sampler(
-          config, params, num_timesteps, labels.for_timing(config.generator))
-      return sampling.sample_many(
-          0, first + np.arange(_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
+          config, params, num_timesteps, labels.timing_label(config.generator))
+      return sampling.sample_in_batches(
+          0, first + np.arange(_NUM_TIMED), generator_fn, schedule, config.image_shape, config.generator.nz)
 
     return compilation.jit(sample)
 
@@ -88,7 +88,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   for i, sample in enumerate(samplers):  # compiles
     rows[i]['samples'] = jax.block_until_ready(sample(rows[i]['run'].params, 0))
   for i, sample in repeats * list(enumerate(samplers)):
-    left = _TURN
+    left = _MIN_SECONDS
     while left > 0:
       begun = time.perf_counter()
       jax.block_until_ready(sample(rows[i]['run'].params, 0))
@@ -97,8 +97,8 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
   for row, measured in zip(rows, times):
     row['seconds'] = statistics.median(measured)
     generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
-    num = _POINTS if is_points else _TIMED
-    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.required(generator) else None
+    num = _NUM_POINTS if is_points else _NUM_TIMED
+    label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.is_required(generator) else None
     if is_points or label is not None:  # whose timed samples are too few, or all of one label
       row['samples'] = image_output.generate(row['run'], num, seed=0, batch_size=num, label=label)
 
@@ -112,6 +112,6 @@ def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int
   with open(os.path.join(workdir, 'comparison.json'), 'w', encoding='utf-8') as file:
     plain = [{key: value for key, value in row.items() if key not in ('run', 'samples')} for row in rows]
     json.dump(plain, file, indent=2)
-  comparison.draw(rows, os.path.join(workdir, 'trilemma.png'))
-  comparison.draw_samples(rows, os.path.join(workdir, 'samples.png'))
+  comparison.plot_quality(rows, os.path.join(workdir, 'trilemma.png'))
+  comparison.plot_samples(rows, os.path.join(workdir, 'samples.png'))
   print(f'In {workdir}: table.md, comparison.json, trilemma.png, samples.png')

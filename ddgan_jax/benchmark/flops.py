@@ -23,11 +23,11 @@ from ddgan_jax.models import labels
 
 def count(function: Callable, *args: Any) -> int:
   """Operations of one call; the arguments may be `jax.ShapeDtypeStruct`s. Of alternatives (`lax.cond`), the fewest."""
-  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @functools.lru_cache(maxsize=8)
-def of_step(config: Config, with_r1: bool) -> float:
+def step_flops(config: Config, with_r1: bool) -> float:
   """Operations per image of a training step: what the method asks for, without the work that `remat` repeats."""
   config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, remat=False, accumulation=1))
   setup = train_step.make_setup(config)
@@ -37,14 +37,14 @@ def of_step(config: Config, with_r1: bool) -> float:
     return train_step.train_step(state, x_0, setup.draws(state.rng, x_0.shape), setup=setup, with_r1=with_r1)
 
   x_0 = jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.float32)
-  return count(step, train_state.abstract(config, None), x_0) / rows
+  return count(step, train_state.abstract_state(config, None), x_0) / rows
 
 
 @functools.lru_cache(maxsize=8)
-def of_sample(config: Config) -> float:
+def sample_flops(config: Config) -> float:
   """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
-  params = train_state.abstract(config, None).ema_params
-  label = labels.for_timing(config.generator)
+  params = train_state.abstract_state(config, None).ema_params
+  label = labels.timing_label(config.generator)
   _, schedule = train_state.make_sampler(config, params, label=label)
 
   def evaluate(params, x, t, z):
@@ -56,7 +56,7 @@ def of_sample(config: Config) -> float:
   return schedule.num_timesteps * count(evaluate, params, x, t, z)
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
+def _jaxpr_flops(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
@@ -65,14 +65,14 @@ def _of_jaxpr(jaxpr: Any) -> int:
       shape = equation.invars[0].aval.shape
       total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
     elif name == 'conv_general_dilated':
-      total += _of_convolution(equation)
+      total += _conv_flops(equation)
     else:
-      inner = [_of_jaxpr(each) for each in _jaxprs(params)]
+      inner = [_jaxpr_flops(each) for each in _inner_jaxprs(params)]
       total += params.get('length', 1) * sum(inner) if name != 'cond' else min(inner)
   return total
 
 
-def _of_convolution(equation: Any) -> int:
+def _conv_flops(equation: Any) -> int:
   _, kernel = equation.invars
   _, in_channels, *space = equation.params['dimension_numbers'].rhs_spec
   sums = math.prod(kernel.aval.shape[axis] for axis in (in_channels, *space))
@@ -80,7 +80,7 @@ def _of_convolution(equation: Any) -> int:
   return 2 * equation.outvars[0].aval.size * sums // math.prod(equation.params['lhs_dilation'])
 
 
-def _jaxprs(params: dict[str, Any]):
+def _inner_jaxprs(params: dict[str, Any]):
   for value in params.values():
     for each in value if isinstance(value, (tuple, list)) else (value,):
       each = getattr(each, 'jaxpr', each)
