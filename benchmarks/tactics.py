@@ -65,8 +65,8 @@ def with_gradient(forms: Forms) -> Forms:
 def fir(batch: int) -> list[Forms]:
   """Resampling as shifted sums, as one depthwise convolution, or as two products with banded matrices."""
   up, down = (1, 2, 2, 1), (2, 1, 1, 1)  # stride, up, left, right
-  up_shifts, down_shifts = (lambda x, size=size: resample._by_shifts(x, KERNEL, *size) for size in (up, down))
-  up_conv, down_conv = (lambda x, size=size: resample._by_conv(x, KERNEL, *size) for size in (up, down))
+  up_shifts, down_shifts = (lambda x, size=size: resample._filter_by_shifts(x, KERNEL, *size) for size in (up, down))
+  up_conv, down_conv = (lambda x, size=size: resample._filter_by_conv(x, KERNEL, *size) for size in (up, down))
 
   def as_product(function, size):
     column = np.asarray(function(jnp.eye(size)[..., None, None])[:, :, 0, 0])  # [in, out] of one axis

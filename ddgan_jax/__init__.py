@@ -16,7 +16,7 @@ __all__ = ['Run', '__version__', 'load', 'load_config']
 
 
 def __getattr__(name: str) -> Any:
-  """Imports at first use, so that a command which only reads its flags does not import JAX."""
+  """Imports lazily, so that parsing the flags of a command does not import JAX."""
   if name in _FROM:
     return getattr(importlib.import_module(f'{__name__}.{_FROM[name]}'), name)
   if name in _MODULES:

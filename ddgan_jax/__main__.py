@@ -1,4 +1,4 @@
-"""`python -m ddgan_jax` is the program `ddgan`."""
+"""`python -m ddgan_jax` runs the command `ddgan`."""
 
 from ddgan_jax.cli import ddgan
 

@@ -1,11 +1,11 @@
-"""Read and write the weights of the PyTorch original; PyTorch is not needed.
+"""Import and export checkpoints of the PyTorch original; PyTorch is not needed.
 
     ddgan convert --from_pytorch netG_1200.pth --config cifar10 --workdir runs/official
     ddgan convert --to_pytorch netG.pth --workdir runs/cifar10
 
-In: `netG_<epoch>.pth` (an EMA generator) or `content.pth` (what the original resumes from) becomes a workdir that
-`ddgan sample`, `evaluate` and `train` accept. The config must have the file's architecture; its data are what `train`
-continues with. Out: the EMA as the original's test script loads it, or with `--resume_file` a `content.pth`.
+Import: `netG_<epoch>.pth` (an EMA generator) or `content.pth` (the original's resume file) becomes a workdir for
+`ddgan sample`, `evaluate` and `train`. The config must have the architecture of the file; `train` uses its data.
+Export: the EMA for the original's test script or, with `--resume_file`, a `content.pth`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define_flags(define: options.Definer) -> None:
-  define.string('from_pytorch', None, "The original's netG_*.pth or content.pth, to be read.")
-  define.string('to_pytorch', None, 'The .pth to be written.')
-  define.config('With --from_pytorch: a recipe')
-  define.string('workdir', None, "With --from_pytorch a new run's folder, otherwise the run's.")
-  define.integer('step', None, 'With --to_pytorch: which checkpoint; by default the newest.')
-  define.boolean('resume_file', False, 'With --to_pytorch: write a content.pth, with both networks, both Adam states '
+  define.string('from_pytorch', None, "The original's netG_*.pth or content.pth to import.")
+  define.string('to_pytorch', None, 'The .pth to write.')
+  define.config('With --from_pytorch: a recipe with the architecture of the file')
+  define.string('workdir', None, "The run's folder; with --from_pytorch, a new or empty one.")
+  define.integer('step', None, 'With --to_pytorch: step of the checkpoint; by default the newest.')
+  define.boolean('resume_file', False, 'With --to_pytorch: write a content.pth with both networks, both Adam states '
                  'and the EMA.')
-  define.integer('steps_per_epoch', None, 'With --resume_file: by default from data.num_stacks, or from the number of '
-                 "images in the run's data.json.", lower_bound=1)
+  define.integer('steps_per_epoch', None, 'With --resume_file: steps per epoch; by default from data.num_stacks or '
+                 "from the number of images in the run's data.json.", lower_bound=1)
 
 
 def _convert(args: types.SimpleNamespace) -> None:
   if (args.from_pytorch is None) == (args.to_pytorch is None):
-    raise ConfigError('--from_pytorch FILE or --to_pytorch FILE: must be given, and only one of them')
+    raise ConfigError('--from_pytorch and --to_pytorch: use exactly one of them')
   if args.workdir is None:
-    raise ConfigError(f'--workdir is required, {"a new folder" if args.from_pytorch else "the folder of the run"}')
+    raise ConfigError(f'--workdir is required; use {"a new folder" if args.from_pytorch else "the folder of the run"}')
   if args.from_pytorch:
     _read(args)
   else:
@@ -50,16 +50,16 @@ def _convert(args: types.SimpleNamespace) -> None:
 def _read(args: types.SimpleNamespace) -> None:
   file, workdir = args.from_pytorch, args.workdir
   if args.config is None:
-    raise ConfigError('--config is required, the recipe whose architecture the file has, such as cifar10')
+    raise ConfigError('--config is required; use a recipe with the architecture of the file, such as cifar10')
   for name, value in (('step', args.step), ('resume_file', args.resume_file or None),
                       ('steps_per_epoch', args.steps_per_epoch)):
     if value is not None:
-      raise ConfigError(f'--{name}: belongs to --to_pytorch; what the file is shows by itself')
+      raise ConfigError(f'--{name} does not apply to --from_pytorch; use it with --to_pytorch')
   if os.path.exists(workdir) and (not os.path.isdir(workdir) or os.listdir(workdir)):
-    raise ConfigError(f'--workdir: {workdir!r} exists and is not an empty folder; choose another')
+    raise ConfigError(f'--workdir is {workdir!r}, which exists and is not an empty folder; use another')
   config = config_lib.from_config_dict(args.config.fields)
   _check_method(config)
-  # After the flags are checked: these take seconds to import.
+  # Slow to import, so only after the flags are checked.
   from ddgan_jax import train_state
   from ddgan_jax.interop import conversion, pytorch, resume_file, torch_file
 
@@ -85,30 +85,30 @@ def _read(args: types.SimpleNamespace) -> None:
   except UserError as error:
     raise UserError(f'{file}: {error}') from error
   checkpoints.close()
-  workdir_lib.write_description(workdir, config, state)  # last: without it the folder is no run
+  workdir_lib.write_description(workdir, config, state)  # last, because it makes the folder a run
 
   size = train_state.count_parameters(state.g_params)
   if 'netG_dict' not in content:
-    print(f'{file}: a generator of {size:,} parameters, now G and EMA of {workdir} at step 0. The file holds no '
-          f'discriminator: sampling needs none, and train begins with a fresh one (seed {config.seed}) and fresh Adam '
+    print(f'{file}: imported a generator of {size:,} parameters as G and EMA of {workdir} at step 0. The file has no '
+          f'discriminator: sampling needs none, and training starts with a new one (seed {config.seed}) and new Adam '
           'states.')
     return
   step = int(state.step)
-  print(f'{file}: G of {size:,} parameters, D of {train_state.count_parameters(state.d_params):,}, both Adam states'
-        f'{" and the EMA" if has_ema else ""}, now {workdir} at step {step:,}'
-        f'{"" if has_ema else "; the file has no EMA, so it starts from G"}.')
+  print(f'{file}: imported G ({size:,} parameters), D ({train_state.count_parameters(state.d_params):,}), both Adam '
+        f'states{" and the EMA" if has_ema else ""} as {workdir} at step {step:,}'
+        f'{"" if has_ema else "; the file has no EMA, so the EMA starts from G"}.')
   if step >= config.train.num_steps:
-    print(f'train.num_steps is {config.train.num_steps:,}: ddgan train would find this run finished.')
+    print(f'train.num_steps is {config.train.num_steps:,}, so this run is finished; increase it to train longer.')
 
 
 def _write(args: types.SimpleNamespace) -> None:
   file, workdir = args.to_pytorch, args.workdir
   if args.config is not None:
-    raise ConfigError('--config: belongs to --from_pytorch; the run has its own')
+    raise ConfigError('--config does not apply to --to_pytorch; use it with --from_pytorch')
   if args.steps_per_epoch is not None and not args.resume_file:
-    raise ConfigError('--steps_per_epoch: belongs to --resume_file')
+    raise ConfigError('--steps_per_epoch requires --resume_file')
   if not os.path.isdir(os.path.dirname(file) or '.'):
-    raise ConfigError(f'--to_pytorch: {os.path.dirname(file)!r} is not a folder')
+    raise ConfigError(f'--to_pytorch: {os.path.dirname(file)!r} is not a folder; create it first')
   import ddgan_jax
   from ddgan_jax.interop import pytorch, torch_writer
 
@@ -118,7 +118,7 @@ def _write(args: types.SimpleNamespace) -> None:
   if not args.resume_file:
     tensors = pytorch.generator_state_dict(run.params, run.config.generator)
     torch_writer.write_checkpoint(file, {f'module.{name}': tensor for name, tensor in tensors.items()})
-    print(f'{file}: the EMA generator of {workdir} at step {run.step:,}, {len(tensors)} tensors.')
+    print(f'{file}: exported the EMA generator of {workdir} at step {run.step:,}, {len(tensors)} tensors.')
     return
   import jax
 
@@ -131,13 +131,13 @@ def _write(args: types.SimpleNamespace) -> None:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   state = Checkpoints(workdir).restore(train_state.abstract_state(run.config, device), run.step)
   torch_writer.write_checkpoint(file, resume_file.content_from_state(state, run.config, epoch, num_epochs))
-  print(f'{file}: G, D, both Adam states and the EMA of {workdir} at step {run.step:,}, epoch {epoch:,} of '
+  print(f'{file}: exported G, D, both Adam states and the EMA of {workdir} at step {run.step:,}, epoch {epoch:,} of '
         f'{num_epochs:,}.')
 
 
 def _check_method(config: Config) -> None:
   if config.method != 'ddgan':
-    raise ConfigError(f"method: found {config.method!r}, but the original's networks are of method 'ddgan'")
+    raise ConfigError(f"method is {config.method!r}; use 'ddgan', the only method of the original")
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-"""The diffusion process, as pure functions of a table of coefficients (paper, sections 2 and 3.2).
+"""The diffusion process: pure functions of a table of coefficients (paper, sections 2 and 3.2).
 
-Large steps: T is 1 to 8, so q(x_t | x_{t+1}) is far from Gaussian, but q(x_t | x_{t+1}, x_0) is Gaussian for
-any step size, and that posterior is all that training and sampling need.
+With T of 1 to 8 large steps, q(x_t | x_{t+1}) is far from Gaussian. The posterior q(x_t | x_{t+1}, x_0) is Gaussian for
+any step size, and training and sampling need only that posterior.
 
 Throughout, `t` is the index of the *less* noisy neighbour, int32 in 0 … T-1: the pair is (x_t, x_{t+1}), level 0 is
 the clean image and level T is noise. Images are [B, ..., C] float32 in [-1, 1]. This module imports no model.
-An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
+An argument of the wrong type, shape or range raises TypeError or ValueError; the message names the argument.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = [
     'Schedule', 'make_schedule', 'q_sample', 'q_sample_pair', 'q_step', 'respace', 'sample_posterior',
     'identity_posterior', 'x_0_from_noise']
 
-_FIRST_TIME = 1e-3  # s_0: the grid starts just above 0, as in score SDEs
-_BETA_0 = 1e-8  # vanishes in float32, so that level 0 is the clean image
+_FIRST_TIME = 1e-3  # s_0: the time grid starts just above 0, as in score SDEs
+_BETA_0 = 1e-8  # 1 - beta rounds to 1 in float32, so level 0 is the clean image
 
 
 @jax.tree_util.register_dataclass
@@ -35,10 +35,10 @@ class Schedule:
     beta: [T+1], variance of each forward step; index 0 is the (vanishing) step to level 0.
     sqrt_alpha: [T+1], sqrt(1 - beta).
     sigma: [T+1], sqrt(beta).
-    sqrt_alpha_bar: [T+1], cumulative product of sqrt_alpha: how much of x_0 is in x_t.
+    sqrt_alpha_bar: [T+1], cumulative product of sqrt_alpha: the weight of x_0 in x_t.
     sigma_bar: [T+1], sqrt(1 - sqrt_alpha_bar²): the noise level of x_t.
     posterior_variance: [T], variance of q(x_t | x_{t+1}, x_0); 0 at t = 0.
-    posterior_log_variance: [T], its logarithm, clipped at log(1e-20).
+    posterior_log_variance: [T], its logarithm, at least log(1e-20).
     posterior_coef_x_0: [T], the weight of x_0 in the posterior mean.
     posterior_coef_x_tp1: [T], the weight of x_{t+1} in the posterior mean.
   """
@@ -60,32 +60,31 @@ class Schedule:
 
 
 def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
-  """Tabulates the forward process with T = `num_timesteps` large steps.
+  """Makes the tables of a forward process with T = `num_timesteps` large steps.
 
-  The variance at time s in [1e-3, 1] is, for `vp`, the variance-preserving SDE's (Song et al., 2021,
-  appendix B)
+  For `vp`, the variance at time s in [1e-3, 1] is that of the variance-preserving SDE (Song et al., 2021, appendix B),
 
       v(s) = 1 - exp(-s² (beta_max - beta_min) / 2 - s beta_min)
 
-  and for `geometric` beta_min (beta_max / beta_min)^s. With s_i = 1e-3 + (1 - 1e-3) i / T,
+  and for `geometric` it is beta_min (beta_max / beta_min)^s. With s_i = 1e-3 + (1 - 1e-3) i / T,
   beta_i = 1 - (1 - v(s_i)) / (1 - v(s_{i-1})). Betas are computed in float64; the tables are float32.
 
   Args:
     num_timesteps: T, at least 1.
     kind: `vp` or `geometric`.
-    beta_min: above 0 and below beta_max; see above.
-    beta_max: see above; with `geometric` below 1.
+    beta_min: above 0 and below beta_max.
+    beta_max: below 1 for `geometric`.
 
   Returns:
-    A `Schedule` of numpy arrays, which jit treats as constants or arguments.
+    A `Schedule` of NumPy arrays, constants or arguments of a jitted function.
   """
   checks.whole('num_timesteps', num_timesteps, 1)
   if kind not in ('vp', 'geometric'):
-    raise ValueError(f"kind: found {kind!r}, must be 'vp' or 'geometric'")
+    raise ValueError(f"kind is {kind!r}; use 'vp' or 'geometric'")
   if not 0 < beta_min < beta_max:
-    raise ValueError(f'beta_min: found {beta_min}, must be above 0 and below beta_max={beta_max}')
+    raise ValueError(f'beta_min is {beta_min}; use a value above 0 and below beta_max={beta_max}')
   if kind == 'geometric' and beta_max >= 1:
-    raise ValueError(f"beta_max: found {beta_max}, must be below 1 with kind='geometric', whose last variance it is")
+    raise ValueError(f"beta_max is {beta_max}; use a value below 1 with kind='geometric' (the last variance)")
   s = _FIRST_TIME + (1 - _FIRST_TIME) * np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
   if kind == 'vp':
     variance = 1 - np.exp(-(s**2) * (beta_max - beta_min) / 2 - s * beta_min)
@@ -96,27 +95,27 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
 
 
 def respace(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarray]:
-  """The same forward process in fewer, larger steps: every (T / num_timesteps)-th level of `schedule`.
+  """Keeps every (T / num_timesteps)-th level of `schedule`: the same forward process in fewer, larger steps.
 
-  For Gaussian diffusion that is to be sampled in fewer steps than it was trained with (Nichol and Dhariwal, 2021,
-  section 4). It is `make_schedule(num_timesteps, …)` up to rounding, because the time grids of that share their ends.
+  This samples Gaussian diffusion in fewer steps than it was trained with (Nichol and Dhariwal, 2021, section 4). The
+  result equals `make_schedule(num_timesteps, …)` up to rounding, because both time grids have the same ends.
 
   Args:
     schedule: tables of T steps.
-    num_timesteps: at least 1, a divisor of T.
+    num_timesteps: a divisor of T.
 
   Returns:
-    The tables, and the index t of `schedule` that belongs to each index of theirs: [num_timesteps] int32,
+    The shorter tables, and for each of their indices t the index in `schedule`, [num_timesteps] int32:
     t_long = (t + 1) T / num_timesteps - 1, so that x_{t+1} has the same noise level in both.
 
   Raises:
     ValueError: `num_timesteps` does not divide T.
-    TypeError: it is no integer, or `schedule` no `Schedule`.
+    TypeError: `num_timesteps` is not an integer, or `schedule` is not a `Schedule`.
   """
   _check_schedule(schedule)
   checks.whole('num_timesteps', num_timesteps, 1)
   if schedule.num_timesteps % num_timesteps:
-    raise ValueError(f'num_timesteps: found {num_timesteps}, must be a divisor of {schedule.num_timesteps}')
+    raise ValueError(f'num_timesteps is {num_timesteps}; use a divisor of {schedule.num_timesteps}')
   stride = schedule.num_timesteps // num_timesteps
   alpha_bar = np.cumprod(1 - np.asarray(schedule.beta, np.float64))[::stride]
   t_long = np.arange(1, num_timesteps + 1, dtype=np.int32) * stride - 1
@@ -124,10 +123,10 @@ def respace(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarra
 
 
 def identity_posterior(schedule: Schedule) -> Schedule:
-  """The tables for a generator that gives x_t itself ("direct denoising", an ablation of the paper).
+  """The tables for a generator that predicts x_t itself ("direct denoising", an ablation of the paper).
 
-  What it gives has weight 1, x_{t+1} and the noise have weight 0, so `sample_posterior` hands its argument through,
-  exactly. The forward tables stay.
+  `sample_posterior` then returns its first argument, bit for bit: the prediction has weight 1, x_{t+1} and the noise
+  have weight 0. The forward tables are those of `schedule`.
   """
   zeros = np.zeros_like(schedule.posterior_variance)
   return dataclasses.replace(
@@ -161,23 +160,23 @@ def _from_betas(later_betas: np.ndarray) -> Schedule:
 
 
 def _check_schedule(schedule: Schedule) -> None:
-  checks.instance('schedule', schedule, Schedule, 'make_schedule makes one')
+  checks.instance('schedule', schedule, Schedule, 'from make_schedule')
 
 
 def _check(schedule: Schedule, t: jax.Array, below: int, **images: jax.Array) -> None:
   """Checks the arguments of the functions below.
 
   Args:
-    schedule, t: theirs; t goes from 0 to T - below.
+    schedule, t: the arguments; t is in 0 … T - below.
     below: 0 or 1.
-    **images: theirs by name; the first has the shape that the others broadcast to.
+    **images: the arrays by name; the others broadcast to the shape of the first.
   """
   _check_schedule(schedule)
   (first, x), *others = images.items()
   checks.floats(first, x)
   checks.integers('t', t)
-  if t.shape not in ((), x.shape[:1]):  # without an axis inside vmap
-    raise ValueError(f't: found shape {list(t.shape)}, must be {list(x.shape[:1])}, one for each row of {first}')
+  if t.shape not in ((), x.shape[:1]):  # a scalar inside vmap
+    raise ValueError(f't has shape {list(t.shape)}; use {list(x.shape[:1])}, one index for each row of {first}')
   checks.values('t', t, 0, schedule.num_timesteps - below, 'T - 1' if below else 'T')
   for name, other in others:
     checks.floats(name, other)
@@ -190,11 +189,11 @@ def _extract(table: jax.Array, t: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-  """A draw of q(x_t | x_0) = N(sqrt_alpha_bar[t] x_0, sigma_bar[t]² I) (paper, section 2).
+  """Samples q(x_t | x_0) = N(sqrt_alpha_bar[t] x_0, sigma_bar[t]² I) (paper, section 2).
 
   Args:
     x_0: [B, ...] float32, clean images in [-1, 1].
-    t: [B] int32 in 0 … T, the level wanted.
+    t: [B] int32 in 0 … T, the level of x_t.
     noise: like x_0, standard normal.
 
   Returns:
@@ -207,15 +206,13 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, noise: jax.Array)
 def q_sample_pair(
     schedule: Schedule, x_0: jax.Array, t: jax.Array, noise_t: jax.Array, noise_tp1: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """A draw of neighbours (x_t, x_{t+1}) from q(x_t | x_0) q(x_{t+1} | x_t) (paper, section 2).
-
-  x_{t+1} is one Markov step from that same x_t, so the pair is what the discriminator is to call real.
+  """Samples neighbours (x_t, x_{t+1}) from q(x_t | x_0) q(x_{t+1} | x_t): the real pair for D (paper, section 2).
 
   Args:
     x_0: [B, ...] float32, clean images in [-1, 1].
     t: [B] int32 in 0 … T-1, the less noisy level.
-    noise_t: like x_0, standard normal, makes x_t.
-    noise_tp1: like x_0, standard normal, makes x_{t+1} from x_t.
+    noise_t: like x_0, standard normal, for x_t.
+    noise_tp1: like x_0, standard normal, for the step from x_t to x_{t+1}.
 
   Returns:
     (x_t, x_tp1), each like x_0.
@@ -226,7 +223,7 @@ def q_sample_pair(
 
 
 def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-  """A draw of q(x_{t+1} | x_t) = N(sqrt_alpha[t+1] x_t, sigma[t+1]² I), one Markov step (paper, section 2).
+  """Samples q(x_{t+1} | x_t) = N(sqrt_alpha[t+1] x_t, sigma[t+1]² I), one Markov step (paper, section 2).
 
   Args:
     x_t: [B, ...] float32, the less noisy neighbour.
@@ -241,14 +238,14 @@ def q_step(schedule: Schedule, x_t: jax.Array, t: jax.Array, noise: jax.Array) -
 
 
 def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-  """The clean image of which x_{t+1} is a draw of q(x_{t+1} | x_0) with this noise: `q_sample` solved for x_0.
+  """Solves `q_sample` for x_0, given x_{t+1} and its noise.
 
       x_0 = (x_{t+1} - sigma_bar[t+1] noise) / sqrt_alpha_bar[t+1]        (Ho et al., 2020, section 3.2)
 
   Args:
     x_tp1: [B, ...] float32, the noisier neighbour.
     t: [B] int32 in 0 … T-1.
-    noise: like x_tp1, such as a generator's prediction of it.
+    noise: like x_tp1, usually predicted by a generator.
 
   Returns:
     x_0, like x_tp1.
@@ -260,17 +257,17 @@ def x_0_from_noise(schedule: Schedule, x_tp1: jax.Array, t: jax.Array, noise: ja
 def sample_posterior(
     schedule: Schedule, x_0: jax.Array, x_tp1: jax.Array, t: jax.Array, noise: jax.Array
 ) -> jax.Array:
-  """A draw of q(x_t | x_{t+1}, x_0), Gaussian for any step size (paper, section 3.2).
+  """Samples the posterior q(x_t | x_{t+1}, x_0), Gaussian for any step size (paper, section 3.2).
 
       x_t = posterior_coef_x_0[t] x_0 + posterior_coef_x_tp1[t] x_{t+1} + [t > 0] sqrt(posterior_variance[t]) noise
 
-  At t = 0 this is x_0 itself.
+  At t = 0 it returns x_0.
 
   Args:
-    x_0: [B, ...] float32, the clean image, or the generator's prediction of it.
+    x_0: [B, ...] float32, the clean image or the generator's prediction.
     x_tp1: like x_0, the noisier neighbour.
-    t: [B] int32 in 0 … T-1, the level wanted.
-    noise: like x_0, standard normal; unused rows at t = 0.
+    t: [B] int32 in 0 … T-1, the level of x_t.
+    noise: like x_0, standard normal; not used where t = 0.
 
   Returns:
     x_t, like x_0.

@@ -1,13 +1,13 @@
-"""Measure a run or images: `ddgan evaluate --workdir runs/cifar10 --metrics fid,is,pr --num 50000`.
+"""Compute metrics of a run or of images: `ddgan evaluate --workdir runs/cifar10 --metrics fid,is,pr --num 50000`.
 
-Measures a run's EMA generator (`--workdir`) or images (`--images`, a folder, zip or npz). The reference is the data of
+Evaluates a run's EMA generator (`--workdir`) or images (`--images`, a folder, zip or npz). The reference is the data of
 the run or of `--config`, or `--reference`: images, or published statistics (`.npz`, `.npy`). Prints a table and writes
-JSON; metrics measured under the same conditions share a file. `--config cifar10 --statistics FILE.npz`
-writes the data's own statistics.
+JSON; metrics measured under the same conditions share a file. `--config cifar10 --statistics FILE.npz` writes the
+statistics of the data.
 
-`fid`, `is` and `kid` need the FID Inception weights, `pr` (improved precision and recall) and `dc` (density and
-coverage) those of VGG16; `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` is
-the share of a run's samples that this classifier assigns to the requested label (generator.num_classes above 0).
+`fid`, `is` and `kid` need the FID Inception weights; `pr` (improved precision and recall) and `dc` (density and
+coverage) need VGG16 weights. `modes` trains a classifier on the data's labels and needs no download. `label_accuracy`
+is the fraction of a conditional run's samples that this classifier assigns to the requested label.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _define_flags(define: options.Definer) -> None:
-  define.config('The recipe whose data is the reference, by default those of the run')
-  define.string('workdir', None, 'The run to measure.')
-  define.string('images', None, 'Images to measure: a folder, a zip, or an npz with uint8 `images`.')
+  define.config('The recipe whose data are the reference; by default, that of the run')
+  define.string('workdir', None, "The run's folder.")
+  define.string('images', None, 'Images to evaluate: a folder, a zip, or an npz with uint8 `images`.')
   define.string('statistics', None, 'Write the statistics of the data of --config to this .npz.')
-  define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes, label_accuracy; by default those of the config.')
-  define.string('reference', None, 'Images, or an .npz or .npy with mu and sigma; by default the data.')
-  define.integer('num', 50_000, 'How many images at most.', lower_bound=2)
+  define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes, label_accuracy; by default, those of the config.')
+  define.string('reference', None, 'Reference images, or an .npz or .npy with mu and sigma; by default, the data.')
+  define.integer('num', 50_000, 'Maximum number of images.', lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
-  define.integer('step', None, 'Which checkpoint; by default the newest.')
-  define.integer('num_timesteps', None, 'Sampling steps, for a run of Gaussian diffusion.', lower_bound=1)
-  define.integer('splits', 10, 'Parts of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
-  define.integer('batch_size', 200, 'Images at a time, over all devices.', lower_bound=1)
-  define.boolean('force', False, 'Measure fewer than 10,000 images; the result is marked as biased.')
-  define.boolean('jpeg', False, 'Put both sides through JPEG (quality 75), as the original does with its samples.')
-  define.string('out', None, 'The JSON; by default evaluation_<step>.json in the workdir, _2, … for other conditions.')
-  define.string('inception', None, 'File of the FID Inception weights; by default found or downloaded.')
-  define.string('vgg16', None, 'File of the VGG16 weights; by default found or downloaded.')
-  define.boolean('any_weights', False, 'Also accept weights other than the published ones.')
+  define.integer('step', None, 'Step of the checkpoint; by default the newest.')
+  define.integer('num_timesteps', None, 'Number of sampling steps of a run with Gaussian diffusion.', lower_bound=1)
+  define.integer('splits', 10, 'Splits of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
+  define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
+  define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
+  define.boolean('jpeg', False, 'Compress both image sets as JPEG (quality 75), as the original does with its samples.')
+  define.string('out', None, 'JSON file; by default evaluation_<step>.json in the workdir; _2, … for other conditions.')
+  define.string('inception', None, 'File of the FID Inception weights; by default, downloaded and cached.')
+  define.string('vgg16', None, 'File of the VGG16 weights; by default, downloaded and cached.')
+  define.boolean('any_weights', False, 'Accept weights other than the published ones.')
   define.processes()
 
 
 def _evaluate(args: types.SimpleNamespace) -> None:
   config = _check_flags(args)
   options.join_processes(args)
-  # After the flags are checked: these take seconds to import.
+  # Slow to import, so only after the flags are checked.
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import evaluator, image_sets, modes, statistics
   from ddgan_jax.parallel import consensus, processes, sharding
@@ -62,18 +62,18 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   log = print if processes.is_main() else lambda text: None
   mesh = sharding.make_mesh()
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
-  run, images = _measured(args, config, mesh)
+  run, images = _load_images(args, config, mesh)
   if 'label_accuracy' in metrics:
     evaluator.check_label_accuracy(images)
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
-      raise ConfigError(f'{config.data.name}: points have only the metric modes; use --workdir DIR --metrics modes')
-    _finish(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, log)
+      raise ConfigError(f'data.name is {config.data.name!r}; use --workdir DIR --metrics modes for points')
+    _write_report(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, log)
     return
   source = reference = classifier = None
   if config and (evaluator.needs_classifier(metrics) or not args.reference):
     source = sources.load_source(config.data, log)
-    consensus.barrier('data')  # which may take one machine much longer than another
+    consensus.barrier('data')  # loading may take much longer on one machine
   if args.reference:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:
@@ -86,7 +86,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
       metrics, reference, mesh, args.num, args.batch_size, classifier,
       {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, log, args.splits)
   if not args.statistics:
-    _finish(measure.evaluate(images), run, args, log)
+    _write_report(measure.evaluate(images), run, args, log)
     return
   found = measure.reference_statistics()
   if processes.is_main():
@@ -94,8 +94,8 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   log(f'Statistics of {found.count:,} images of {found.name}: {args.statistics}')
 
 
-def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
-  """The run and the images that are measured; None where there are none."""
+def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
+  """The run and the images to evaluate, or None."""
   from ddgan_jax.metrics import image_sets
   from ddgan_jax.parallel import sharding
 
@@ -110,8 +110,8 @@ def _measured(args: types.SimpleNamespace, config: config_lib.Config | None, mes
   return None, images
 
 
-def _finish(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
-  """Prints a report, and writes it."""
+def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
+  """Prints a report and writes it as JSON."""
   from ddgan_jax.metrics import evaluator, reports, statistics
   from ddgan_jax.parallel import processes
 
@@ -129,10 +129,10 @@ def _finish(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[
 
 
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
-  """The config whose data is the reference; None if there is none. Raises ConfigError."""
+  """The config whose data are the reference, or None. Raises ConfigError for conflicting flags."""
   given = [f'--{name}' for name in ('workdir', 'images', 'statistics') if getattr(args, name)]
   if len(given) != 1:
-    raise ConfigError(f'{" and ".join(given) or "nothing to measure"}: give one of --workdir, --images and '
+    raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '
                       '--statistics (with --config)')
   if args.metrics:
     checks.check_metrics('--metrics', args.metrics)
@@ -141,7 +141,7 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if args.config:
     return config_lib.from_config_dict(args.config.fields)
   if args.statistics:
-    raise ConfigError('--statistics: needs --config, whose data they are to be of')
+    raise ConfigError('--statistics requires --config, the recipe of the data')
   return ddgan_jax.load_config(args.workdir) if args.workdir else None
 
 

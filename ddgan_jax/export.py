@@ -1,8 +1,8 @@
 """Export a run for other programs: `ddgan export --workdir runs/digits --out digits.stablehlo`.
 
-`--out` writes the whole sampler, (seed, image numbers) → uint8 images, with its parameters, not yet compiled for a
-platform; `launch/sample_exported.py` runs it with only jax, numpy and flatbuffers. `--safetensors ema.safetensors`
-writes the EMA parameters with the config as metadata; `ddgan_jax.load` reads that file like a workdir.
+`--out` writes the whole sampler, (seed, image indices) → uint8 images, with its parameters, as portable StableHLO;
+`launch/sample_exported.py` runs it with only jax, numpy and flatbuffers. `--safetensors ema.safetensors` writes the EMA
+parameters with the config as metadata; `ddgan_jax.load` reads that file like a workdir.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ def _define_flags(define: options.Definer) -> None:
   define.string('workdir', None, "The run's folder.")
   define.string('out', None, 'The StableHLO file to write.')
   define.string('safetensors', None, 'The safetensors file to write.')
-  define.integer('step', None, 'Which checkpoint; by default the newest.')
+  define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Sampling steps; only Gaussian diffusion can use fewer than in training.')
+      'num_timesteps', None, 'Number of sampling steps; only Gaussian diffusion can use fewer than in training.')
   define.integer(
-      'label', None, 'Class label of what --out makes; required if the run was trained with generator.label_dropout=0.')
-  define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms on which --out can run.')
+      'label', None, 'Class label of the sampler; required if the run was trained with generator.label_dropout=0.')
+  define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms of the StableHLO file.')
 
 
 def _export(args: types.SimpleNamespace) -> None:
   if not args.out and not args.safetensors:
-    raise ConfigError('--out FILE or --safetensors FILE: at least one must be given')
+    raise ConfigError('--out and --safetensors: use at least one of them')
   if args.safetensors and not args.safetensors.endswith('.safetensors'):
-    raise ConfigError(f'--safetensors: found {args.safetensors!r}, must end in .safetensors')
+    raise ConfigError(f'--safetensors is {args.safetensors!r}; use a name that ends in .safetensors')
   for name, file in (('out', args.out), ('safetensors', args.safetensors)):
     if file and not os.path.isdir(os.path.dirname(file) or '.'):
-      raise ConfigError(f'--{name}: {os.path.dirname(file)!r} is not a folder')
-  # After the flags are checked: these take seconds to import.
+      raise ConfigError(f'--{name}: {os.path.dirname(file)!r} is not a folder; create it first')
+  # Slow to import, so only after the flags are checked.
   import ddgan_jax
   from ddgan_jax.interop import safetensors_file, stablehlo
   from ddgan_jax.models import labels
@@ -48,7 +48,7 @@ def _export(args: types.SimpleNamespace) -> None:
 
   unknown = sorted(set(args.platforms) - set(stablehlo.PLATFORMS))
   if unknown or not args.platforms:
-    raise ConfigError(f'--platforms: found {",".join(unknown) or "none"}, must be some of '
+    raise ConfigError(f'--platforms is {",".join(args.platforms) or "empty"}; use some of '
                       f'{",".join(stablehlo.PLATFORMS)}')
   if args.out:
     labels.check_label(args.label, ddgan_jax.load_config(args.workdir).generator, '--label')

@@ -1,8 +1,8 @@
 """Prepare data: `ddgan prepare --config cifar10 [--config.data.FIELD=VALUE …]`, or `python -m ddgan_jax.prepare`.
 
-Downloads or reads the data of a config, checks every image, keeps them as one array, and says what was found. Training
-does the same by itself; this command does it beforehand, without an accelerator, and writes a preview. A second run is
-instant; a killed one starts again (archives that TFDS has downloaded are reused).
+Downloads or reads the data of a config, checks every image, stores them as one array, and prints a summary. Training
+does the same; this command does it beforehand, without an accelerator, and writes a preview. A repeated call is
+instant; an interrupted one starts again (except for finished TFDS downloads).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define_flags(define: options.Definer) -> None:
   define.config()
   define.string(
-      'preview', None, 'Where to put a grid of 64 images, as training will see them; by default beside the array.')
-  define.boolean('overwrite', False, 'Discard what has been prepared, and prepare it again.')
+      'preview', None, 'Output .png for a grid of 64 images as used in training; by default next to the array.')
+  define.boolean('overwrite', False, 'Delete the prepared data and prepare them again.')
 
 
 def _prepare(args: types.SimpleNamespace) -> None:
   config = config_lib.from_config_dict(args.config.fields)
   if config.data.is_points:
     raise config_lib.ConfigError(
-        f'data.name: found {config.data.name!r}, which is drawn at the start of a run; there is nothing to prepare')
+        f'data.name is {config.data.name!r}, which needs no preparation; use `ddgan train`')
 
-  # After the config is checked: these take a second to import.
+  # Slow to import, so only after the config is checked.
   from ddgan_jax.data import pipeline, preparation, sources
   from ddgan_jax.reporting import grids
 
@@ -54,12 +54,12 @@ def _prepare(args: types.SimpleNamespace) -> None:
 
 
 def _histogram(source) -> str:
-  """How many images each class has, in one line."""
+  """The number of images of each class, in one line."""
   if source.labels is None:
     return 'No labels.'
   values, counts = np.unique(source.labels, return_counts=True)
   order = np.argsort(-counts, kind='stable') if len(values) > 20 else np.arange(len(values))
-  names = dict(enumerate(source.class_names or ()))  # TFDS gives -1 where a label is not known
+  names = dict(enumerate(source.class_names or ()))  # TFDS uses -1 for an unknown label
   shown = [f'{names.get(values[k], values[k])} {counts[k]:,}' for k in order]
   if len(shown) > 20:
     shown = [*shown[:8], '…', *shown[-4:]]

@@ -1,12 +1,16 @@
-"""Images from a run: `ddgan sample --workdir runs/digits --num 64 --seed 0 --out samples.png`.
+"""Sample images from a run: `ddgan sample --workdir runs/digits --num 64 --seed 0 --out samples.png`.
 
-`--out x.png` writes one grid, `x.npz` uint8 [n, H, W, C] under `images`, any other name a folder with one PNG each.
-Points (data.name `gaussians25`) stay float32 [n, 1, 1, 2] in an npz, and a PNG is their scatter picture.
-Image i depends only on the seed and i, not on the batch size or on `--num`.
+`--out x.png` writes one grid, `x.npz` an array `images`, uint8 [n, H, W, C], and any other name a folder of PNGs.
+Points (data.name `gaussians25`) are float32 [n, 1, 1, 2] in an npz and a scatter plot in a PNG.
+Image i is a function of the seed and i, independent of the batch size and of `--num`.
 
-For a run that was trained with labels (generator.num_classes), `--label 3` samples that class, and `--label 3,1,4` or
-`--label all` several in turn (one column each in a grid). Without the flag, or with `--label none`, images are of any
-class; a run that was trained with generator.label_dropout=0 requires a label.
+For a conditional run (generator.num_classes > 0), `--label 3` samples that class, and `--label 3,1,4` or `--label all`
+samples several in turn (one column each in a grid). Without the flag, or with `--label none`, images are from all
+classes; a run trained with generator.label_dropout=0 requires a label.
+
+`--trajectory` shows the denoising steps: a strip from noise x_T to the sample x_0, one row per image, with G's
+prediction at each step (`--out strip.png`), or an animation with one frame per x_t (`--out strip.gif`). At most 16
+images, by default 4. Points are shown as one cloud, by default of 2,000.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Sequence
+
+import numpy as np
 
 from ddgan_jax.cli import app, options
 from ddgan_jax.config import ConfigError
@@ -26,36 +32,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(define: options.Definer) -> None:
   define.string('workdir', None, "The run's folder.")
-  define.integer('num', 64, 'How many images.', lower_bound=1)
+  define.integer('num', 64, 'Number of images.', lower_bound=1)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
-  define.string('out', 'samples.png', 'Grid (.png), array (.npz), or folder of PNGs.')
-  define.integer('batch_size', 100, 'Images at a time.', lower_bound=1)
-  define.integer('step', None, 'Which checkpoint; by default the newest.')
+  define.string('out', 'samples.png', 'Output: a grid (.png), an array (.npz), or a folder of PNGs.')
+  define.integer('batch_size', 100, 'Maximum batch size.', lower_bound=1)
+  define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Sampling steps; only Gaussian diffusion can use fewer than in training.')
+      'num_timesteps', None, 'Number of sampling steps; only Gaussian diffusion can use fewer than in training.')
+  define.boolean('trajectory', False, 'Show every denoising step: a strip (.png) or an animation (.gif).')
   define.string(
-      'label', 'none', "Classes to sample from a run with labels: 3, several in turn such as 3,1,4, 'all', or 'none'.")
+      'label', 'none', "Class labels of a conditional run: one (3), several in turn (3,1,4), 'all', or 'none'.")
+
+
+_MAX_ROWS = 16  # of a strip
 
 
 def _sample(args: types.SimpleNamespace) -> None:
-  # After the flags are read: these take seconds to import.
+  # Slow to import, so only after the flags are parsed.
   import ddgan_jax
   from ddgan_jax.cli import image_output
   from ddgan_jax.models import labels
 
-  image_output.check_out(args.out)
+  image_output.check_out(args.out, args.trajectory)
   config = ddgan_jax.load_config(args.workdir)
   label = labels.parse(args.label, config.generator)
-  things = 'points' if config.data.is_points else 'images'
-  if things == 'points' and not os.path.splitext(args.out)[1]:
-    raise ConfigError(f'--out: found {args.out!r}, but points go to a .png (a scatter picture) or .npz (an array)')
+  noun = 'points' if config.data.is_points else 'images'
+  if args.trajectory and 'num' not in args.given:
+    args.num = 2000 if noun == 'points' else min(max(4, np.size(label)), _MAX_ROWS)
+  if args.trajectory and noun == 'images' and args.num > _MAX_ROWS:
+    raise ConfigError(f'--num is {args.num}; use at most {_MAX_ROWS} images with --trajectory')
+  if noun == 'points' and not os.path.splitext(args.out)[1]:
+    raise ConfigError(f'--out is {args.out!r}; use a .png (a scatter plot) or an .npz (an array) for points')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps)
-  images = image_output.generate(run, args.num, args.seed, args.batch_size, label)
-  title = f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}'
-  image_output.save(args.out, images, title, label)
-  asked = '' if label is None else f', label {args.label}'
-  print(f'{len(images)} {things} of step {run.step:,} of {args.workdir}{asked}, seed {args.seed}: {args.out}')
+  if args.trajectory:
+    image_output.save_steps(args.out, image_output.denoise(run, args.num, args.seed, label))
+  else:
+    images = image_output.generate(run, args.num, args.seed, args.batch_size, label)
+    title = f'{run.config.method}, T = {run.schedule.num_timesteps}, step {run.step:,}'
+    image_output.save(args.out, images, title, label)
+  labelled = '' if label is None else f', label {args.label}'
+  print(f'{args.num} {noun} from step {run.step:,} of {args.workdir}{labelled}, seed {args.seed}: {args.out}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What a run is at a step, how it begins, and what samples from it."""
+"""The training state, its initialization, and the sampler of a run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ddgan_jax.sampling import GeneratorFn
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that the next step depends on, besides the data.
+  """Everything that the next step depends on, except the data.
 
   Attributes:
-    step: int32 scalar, joint steps done so far.
-    rng: typed PRNG key, the root of all draws; never changes: step s uses fold_in(rng, s).
-    g_params, d_params: float32 parameters of G and D; without a D an empty dict.
-    ema_params: exponential moving average of g_params, which samples and metrics use.
+    step: int32 scalar, the number of training steps done.
+    rng: typed PRNG key, constant; step s draws from fold_in(rng, s).
+    g_params, d_params: float32 parameters of G and D; d_params is {} without a D.
+    ema_params: exponential moving average (EMA) of g_params, used for samples and metrics.
     g_opt_state, d_opt_state: optax Adam states.
   """
 
@@ -44,7 +44,7 @@ class TrainState:
 def make_networks(
     config: Config
 ) -> tuple[models.Generator | models.MlpGenerator, models.Discriminator | models.MlpDiscriminator | None]:
-  """G and D of a run, computing in `parallel.dtype`, with `parallel.remat`; D is None if the objective has none."""
+  """Makes G and D with `parallel.dtype` and `parallel.remat`; D is None if the objective has none."""
   dtype, remat = jnp.dtype(config.parallel.dtype), config.parallel.remat
   if config.generator.kind == 'mlp':
     generator = models.MlpGenerator(config.generator, dtype)
@@ -60,33 +60,32 @@ def make_networks(
 
 
 def make_schedule(config: Config) -> diffusion.Schedule:
-  """The tables of a run's training levels, as its objective needs them."""
+  """Makes the tables of a run's T training levels, by `Objective.make_schedule`."""
   return objectives.make(config).make_schedule(config)
 
 
 def make_sampler(
     config: Config, params: Params, num_timesteps: int | None = None, label: int | np.ndarray | jax.Array | None = None
 ) -> tuple[GeneratorFn, diffusion.Schedule]:
-  """What `sampling.sample` needs to sample from a run, by `Objective.make_sampler`.
+  """Makes the generator function and schedule for `sampling.sample`, by `Objective.make_sampler`.
 
   Args:
     config: the run.
-    params: G's parameters, such as the EMA.
-    num_timesteps: steps to sample in; by default those of the objective.
-    label: of a conditional run: what to sample, one label for all images or [B] int32, one each; by default no label,
-      which samples them all, unless `generator.label_dropout=0` trained the run with labels only: `generator_fn` then
-      raises ConfigError.
+    params: G's parameters, usually the EMA.
+    num_timesteps: sampling steps; by default the objective's.
+    label: class label of a conditional run, one for all images or [B] int32. By default no label, which samples from
+      all classes; in a run with `generator.label_dropout=0`, `generator_fn` then raises ConfigError.
 
   Returns:
-    (generator_fn, schedule), as `sampling.sample` takes them.
+    (generator_fn, schedule) for `sampling.sample`.
 
   Raises:
-    ConfigError: the run cannot be sampled in so many steps, or knows no such label.
+    ConfigError: the run does not support this number of steps, or has no such label.
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
   if label is None and labels.is_required(config.generator):
-    # Refuses when it is called, because a run may be loaded before it is known what to sample.
+    # Raises when called, not here: a run may be loaded before its label is chosen.
     predict = lambda x_tp1, t, z: labels.check_label(None, config.generator)
   elif label is None:
     predict = models.generator_fn(generator, params, schedule)
@@ -101,26 +100,26 @@ def make_sampler(
 def make_optimizers(
     optim: OptimConfig, num_steps: int
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-  """Adam for G and for D, each with its cosine (paper, appendix C)."""
+  """Makes Adam for G and for D, each with its own cosine learning rate (paper, appendix C)."""
   return tuple(
       optax.adam(learning_rate(rate, optim.lr_min, num_steps), b1=optim.beta1, b2=optim.beta2, eps=1e-8)
       for rate in (optim.lr_g, optim.lr_d))
 
 
 def learning_rate(initial: float, final: float, num_steps: int) -> optax.Schedule:
-  """A cosine from `initial` at step 0 to `final` at `num_steps`, constant after."""
+  """Cosine decay from `initial` at step 0 to `final` at `num_steps`, then constant."""
   return optax.cosine_decay_schedule(initial, num_steps, alpha=final / initial)
 
 
 def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
-  """The state at step 0, a pure function of `config.seed`; jit it with the wanted `out_shardings`.
+  """Creates the state at step 0, a pure function of `config.seed`; jit it with `out_shardings`.
 
-  The EMA starts as a copy of G, and its first update replaces it.
+  The EMA starts as a copy of G; its first update replaces it.
 
   Args:
     config: the run.
-    mesh: where `out_shardings` split arrays: each of its devices draws all weights and keeps its part, without
-      communication.
+    mesh: the mesh of `out_shardings`, if they split arrays. Every device then draws all weights and keeps its shard,
+      without communication.
   """
   g_params, d_params, root = _initial(config)
   if mesh is not None:
@@ -137,9 +136,9 @@ def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)  # traced once, for its shapes and for its numbers
+@functools.partial(jax.jit, static_argnums=0)  # one trace serves both shapes and values
 def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
-  """Parameters of G and D, and the root of a run's draws."""
+  """Draws the parameters of G and D; returns them and the key for `TrainState.rng`."""
   generator, discriminator = make_networks(config)
   g_key, d_key, root = jax.random.split(jax.random.key(config.seed), 3)
   x = jnp.zeros((1, config.generator.image_size, config.generator.image_size, config.generator.num_channels))
@@ -153,7 +152,7 @@ def _initial(config: Config) -> tuple[Params, Params, jax.Array]:
 def abstract_state(
     config: Config, sharding: jax.sharding.Sharding | Callable[[Any], jax.sharding.Sharding] | None
 ) -> TrainState:
-  """The state's shapes and dtypes, each with its sharding, for compiling and restoring; computes nothing.
+  """The state as `jax.ShapeDtypeStruct` leaves with shardings, for compiling and restoring; computes nothing.
 
   Args:
     config: the run.
@@ -170,5 +169,5 @@ def _shapes(config: Config) -> TrainState:
 
 
 def count_parameters(params: Params) -> int:
-  """The number of scalars in a tree of arrays or shapes."""
+  """The total number of elements in a tree of arrays or shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,6 +1,6 @@
-"""The joint training step: D's update, then G's, then the EMA (paper, section 3.2), for any objective.
+"""The training step: D's update, then G's, then the EMA (paper, section 3.2), for any objective.
 
-Pure: every random number is an argument, made by `make_draws` from one key, and all that is not an array is in `Setup`.
+Pure functions: all random numbers are arguments, drawn by `make_draws` from one key; `Setup` holds all static settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddgan_jax.train_state import TrainState
 
 
 class Draws(NamedTuple):
-  """All random numbers of one joint step: D's half and G's half share nothing but x_0."""
+  """All random numbers of one training step; the updates of D and G share only x_0."""
 
   d: UpdateDraws
   g: UpdateDraws
@@ -40,19 +40,19 @@ def make_draws(
     label_dropout: float = 0.0,
     extra_noise: int = 0,
 ) -> Draws:
-  """Draws everything that a step needs.
+  """Draws all random numbers of a training step.
 
   Args:
     key: typed PRNG key, used once: `fold_in(state.rng, state.step)` in training.
     shape: (B, H, W, C) of the global batch.
     num_timesteps: T.
     latent_dim: nz.
-    label_dropout: probability that a row's label is dropped, in either half by itself.
+    label_dropout: probability that a row's label is dropped, independent in the two updates.
     extra_noise: n of `UpdateDraws.extra_noise`.
   """
 
-  def half(key):
-    # One key for each kind of number; the optional ones come last, so that they change none of the others.
+  def update_draws(key):
+    # One key per field; optional fields come last, so that they do not change the others.
     count = 6 + bool(label_dropout) + bool(extra_noise)
     t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
     return UpdateDraws(
@@ -67,20 +67,20 @@ def make_draws(
     )
 
   d_key, g_key = jax.random.split(key)
-  return Draws(d=half(d_key), g=half(g_key))
+  return Draws(d=update_draws(d_key), g=update_draws(g_key))
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a step is made of, besides arrays.
+  """The static settings of a training step.
 
   Attributes:
     objective: the losses, the penalty and the pairs.
     model: the networks and the diffusion process.
     optim: settings of Adam and the EMA.
     num_steps: length of the cosine learning-rate schedules.
-    mesh: the devices that share the rows; None leaves the arrays where they are.
-    accumulation: microbatches, one after the other, of a device's rows: less memory, the same result.
+    mesh: the mesh over which the batch is sharded; None for a single device.
+    accumulation: number of sequential microbatches per device; saves memory, same result.
   """
 
   objective: Objective
@@ -91,7 +91,7 @@ class Setup:
   accumulation: int = 1
 
   def draws(self, key: jax.Array, shape: tuple[int, int, int, int]) -> Draws:
-    """`make_draws` for a global batch of this shape."""
+    """Draws the random numbers for a global batch of this shape; see `make_draws`."""
     generator = self.model.generator.config
     return make_draws(
         key, shape, self.model.schedule.num_timesteps, generator.nz,
@@ -99,7 +99,7 @@ class Setup:
 
 
 def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:
-  """The setup of a run."""
+  """Makes the setup of a run."""
   model = Model(*train_state.make_networks(config), train_state.make_schedule(config))
   return Setup(
       objectives.make(config), model, config.optim, config.train.num_steps, mesh, config.parallel.accumulation)
@@ -114,35 +114,35 @@ def train_step(
     setup: Setup,
     with_r1: bool | jax.Array,
 ) -> tuple[TrainState, Metrics]:
-  """One joint step: updates D against the present G, then G against the new D, then the EMA.
+  """One training step: updates D against the current G, then G against the new D, then the EMA.
 
   Without a D it updates only G and the EMA.
 
-  Both gradients are means over the rows of the batch, so it makes no difference beyond rounding how the rows are cut,
-  if every cut is at the border of a group of the minibatch stddev: over the devices of `setup.mesh`, and on each device
-  into `setup.accumulation` microbatches. Either update uses its gradient over the whole batch.
+  Both updates use the mean gradient over the global batch. The batch may be split over the devices of `setup.mesh` and
+  into `setup.accumulation` microbatches per device: the result is the same up to rounding, as long as no group of the
+  minibatch stddev is split.
 
   Args:
     state: the state at step s.
     x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
     draws: all random numbers of the step.
-    label: [B] int32 of a conditional run; None of any other.
-    setup: the objective, the networks, the optimizers' settings and how the rows are cut.
-    with_r1: add the objective's penalty on D, whether it is due or not; as a bool each value is a compiled program of
-      its own, as an array (bool scalar) one program holds both, and the penalty's metrics are 0 without it.
+    label: [B] int32 class labels of a conditional run, otherwise None.
+    setup: the static settings.
+    with_r1: whether to add the objective's penalty on D. A bool compiles one program per value; a bool scalar array
+      compiles one program for both, and the penalty's metrics are 0 without it.
 
   Returns:
-    The state at step s + 1 and float32 scalars: `loss_d`, `loss_g` and what the objective returns beside them,
-    `grad_norm_d`, `grad_norm_g`, `lr_d`, `lr_g`; without a D only those of G.
+    The state at step s + 1, and a dict of float32 scalars: `loss_d`, `loss_g`, the parts that the objective returns,
+    `grad_norm_d`, `grad_norm_g`, `lr_d` and `lr_g`; without a D only those of G.
   """
   optim = setup.optim
   g_optimizer, d_optimizer = train_state.make_optimizers(optim, setup.num_steps)
   row_indices = jnp.arange(x_0.shape[0])
 
-  def make_rows(half: UpdateDraws) -> Rows:
-    dropped = label is not None and half.keep_label is not None
-    kept = jnp.where(half.keep_label, label, labels.NONE) if dropped else label
-    return Rows(x_0, half, row_indices, kept, state.step)
+  def make_rows(draws: UpdateDraws) -> Rows:
+    dropped = label is not None and draws.keep_label is not None
+    kept = jnp.where(draws.keep_label, label, labels.NONE) if dropped else label
+    return Rows(x_0, draws, row_indices, kept, state.step)
 
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if setup.objective.has_discriminator:
@@ -154,13 +154,13 @@ def train_step(
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
     d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, setup.num_steps)(state.step)
 
-  # G, with fresh draws on the same images, against the D that was just updated.
+  # Fresh draws for the same images, against the updated D.
   g_grads, g_metrics = _mean_gradient(
       'g_gradient', functools.partial(_g_gradient, setup), setup, state.g_params, d_params, make_rows(draws.g))
   g_updates, g_opt_state = g_optimizer.update(g_grads, state.g_opt_state)
   g_params = optax.apply_updates(state.g_params, g_updates)
 
-  decay = jnp.where(state.step == 0, 0.0, optim.ema_decay)  # the initial G has no place in the average
+  decay = jnp.where(state.step == 0, 0.0, optim.ema_decay)  # excludes the initial G from the average
   ema_params = jax.tree.map(lambda ema, new: decay * ema + (1 - decay) * new, state.ema_params, g_params)
 
   metrics = {
@@ -181,10 +181,10 @@ def train_step(
 
 
 def _d_gradient(setup: Setup, with_r1: bool | jax.Array, d_params, g_params, rows_and_r1):
-  """The gradient of D's loss, and metrics; `with_r1` says whether it is known, `rows_and_r1` has it as an array."""
+  """The gradient of D's loss, and metrics. `rows_and_r1` holds with_r1 as an array, for use when it is not a bool."""
   rows, r1_now = rows_and_r1
   objective = setup.objective
-  # The fakes are made outside of the differentiated function: no gradient reaches G.
+  # Fakes are made outside the differentiated function, so that no gradient reaches G.
   pairs = objective.pairs(setup.model, g_params, rows)
 
   def gradient(penalized: bool):
@@ -213,27 +213,27 @@ def _g_gradient(setup: Setup, g_params, d_params, rows: Rows):
 
 
 def _mean_gradient(name: str, function: Callable, setup: Setup, params, others, rows):
-  """`function(params, others, rows)`, a tree of means over the rows, over all devices and microbatches."""
-  with jax.named_scope(name):  # so that profiles and collectives tell whose they are
+  """Averages `function(params, others, rows)`, a tree of means over the rows, over all devices and microbatches."""
+  with jax.named_scope(name):  # labels the operations in profiles
     function = functools.partial(_mean_over_microbatches, function, setup.accumulation)
     mapped = function if setup.mesh is None else sharding.mean_gradient(function, setup.mesh)
     return mapped(params, others, rows)
 
 
 def abstract_batch(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-  """The arrays of a batch that the step of `make_step_fn` takes after the state, in order: the images, and the labels
-  of a conditional run. With `stacked`, those of `train.steps_per_call` batches, which `make_steps_fn` takes.
+  """Shapes, dtypes and shardings of the batch of `make_step_fn`, by name and in order: `image`, and `label` of a
+  conditional run. With `stacked`, `train.steps_per_call` batches, for `make_steps_fn`.
   """
   rows = sharding.batch_sharding(mesh, stacked)
   batch = (*((config.train.steps_per_call,) if stacked else ()), config.data.batch_size)
-  found = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
+  arrays = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
   if config.generator.num_classes:
-    found['label'] = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=rows)
-  return found
+    arrays['label'] = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=rows)
+  return arrays
 
 
 def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted, sharded step of a run: (state, *batch) → (state, metrics), all draws made inside from state.rng.
+  """Makes the jitted, sharded training step: (state, *batch) → (state, metrics); it draws its noise from state.rng.
 
   The state is sharded by `sharding.state_sharding` and donated; the batch and its noise by `batch_sharding`. The noise
   is drawn for the global batch, so a run does not depend on the number of devices. Inside another jit it becomes part
@@ -244,9 +244,9 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
 
 
 def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The same for K = `train.steps_per_call` steps in one program: (state, *batches [K, B, ...]) → (state, metrics [K]).
+  """Makes one program of K = `train.steps_per_call` steps: (state, *batches [K, B, ...]) → (state, metrics [K]).
 
-  The penalty is in the steps for which it is due; those are counted by state.step, wherever a call begins.
+  Each step adds the penalty if it is due at its state.step.
   """
   setup = make_setup(config, mesh)
 
@@ -257,7 +257,7 @@ def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState,
 
 
 def unstack_metrics(metrics: Metrics, last: int, penalty: GradientPenalty) -> list[tuple[int, Metrics]]:
-  """What `make_steps_fn` returned, on the host, as (number after the step, its metrics) of each step up to `last`."""
+  """Splits the metrics [K] of `make_steps_fn`, on the host, into one (step, metrics) per step, up to step `last`."""
   count = len(next(iter(metrics.values())))
   steps = range(last - count + 1, last + 1)
   return [
@@ -281,7 +281,7 @@ def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Calla
 
 
 def _mean_over_microbatches(function, count: int, params, others, rows):
-  """`function(params, others, rows)`, a tree of means over the rows, in `count` pieces of neighbouring rows."""
+  """Averages `function(params, others, rows)`, a tree of means over the rows, over `count` blocks of adjacent rows."""
   if count == 1:
     return function(params, others, rows)
 

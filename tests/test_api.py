@@ -39,19 +39,19 @@ DISCRIMINATOR = models.MlpDiscriminator(CONFIG.discriminator)
 MISTAKES = {
     'diffusion.make_schedule(2.5)': (TypeError, 'num_timesteps is 2.5; use an integer'),
     'diffusion.make_schedule(0)': (ValueError, 'num_timesteps is 0; use at least 1'),
-    'diffusion.make_schedule(4, "cosine")': (ValueError, "kind: found 'cosine', must be 'vp' or 'geometric'"),
+    'diffusion.make_schedule(4, "cosine")': (ValueError, "kind is 'cosine'; use 'vp' or 'geometric'"),
     'diffusion.make_schedule(4, beta_min=20, beta_max=0.1)': (
-        ValueError, 'beta_min: found 20, must be above 0 and below beta_max=0.1'),
+        ValueError, 'beta_min is 20; use a value above 0 and below beta_max=0.1'),
     'diffusion.make_schedule(4, "geometric")': (
-        ValueError, "beta_max: found 20.0, must be below 1 with kind='geometric', whose last variance it is"),
-    'diffusion.respace(SCHEDULE, 3)': (ValueError, 'num_timesteps: found 3, must be a divisor of 4'),
+        ValueError, "beta_max is 20.0; use a value below 1 with kind='geometric' (the last variance)"),
+    'diffusion.respace(SCHEDULE, 3)': (ValueError, 'num_timesteps is 3; use a divisor of 4'),
     'diffusion.q_sample(CONFIG, X, T, X)': (
-        TypeError, 'schedule is a Config; use a Schedule (make_schedule makes one)'),
+        TypeError, 'schedule is a Config; use a Schedule (from make_schedule)'),
     'diffusion.q_sample(SCHEDULE, BYTES, T, X)': (
         TypeError, 'x_0 is uint8 [4, 8, 8, 1]; use floating point, such as x / 127.5 - 1'),
     'diffusion.q_sample(SCHEDULE, X, 3, X)': (TypeError, 't is 3; use an array of integers'),
     'diffusion.q_sample(SCHEDULE, X, T[:3], X)': (
-        ValueError, 't: found shape [3], must be [4], one for each row of x_0'),
+        ValueError, 't has shape [3]; use [4], one index for each row of x_0'),
     'diffusion.q_sample(SCHEDULE, X, T.astype(np.float32), X)': (
         TypeError, 't is float32 [4]; use integers'),
     'diffusion.q_sample(SCHEDULE, X, T + 5, X)': (ValueError, 't contains 5; use values in 0 … 4 (T)'),
@@ -76,7 +76,7 @@ MISTAKES = {
     'sampling.sample_given_noise(fake_generator, SCHEDULE, X, Z[None], X)': (
         ValueError, 'posterior_noise is float32 [4, 8, 8, 1]; use floating point [T=1, B=4, H=8, W=8, C=1]'),
     'sampling.sample_given_noise(fake_generator, SCHEDULE, X, np.stack([Z] * 5), np.stack([X] * 5))': (
-        ValueError, 'z: found 5 rows, must be 1 … 4 (T)'),
+        ValueError, 'z has 5 rows; use 1 … 4 (T)'),
     'sampling.sample_each(2**32, T, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
         ValueError, 'seed is 4294967296; use a value in 0 … 4294967295'),
     'sampling.sample_each(0, 3, fake_generator, SCHEDULE, (8, 8, 1), 4)': (
@@ -132,7 +132,7 @@ MISTAKES = {
         ValueError, 'images is float32 (4, 8, 8, 1); use uint8 (number, height, width, 1 or 3 channels)'),
     'points.count_point_modes(np.zeros((5, 3)))': (
         ValueError, 'points is float64 [5, 3]; use numbers [n, xy=2]'),
-    'ddgan_jax.load(3)': (TypeError, 'workdir: found 3, must be a path'),
+    'ddgan_jax.load(3)': (TypeError, 'workdir is 3; use a path'),
     'ddgan_jax.load("runs/x", step="newest")': (TypeError, "step is 'newest'; use an integer"),
     'ddgan_jax.load("runs/x", sharding="cpu")': (TypeError, "sharding is 'cpu'; use a Sharding"),
 }
@@ -213,9 +213,9 @@ def test_a_run_of_classes_samples_any_label_with_one_program(monkeypatch):
   np.testing.assert_array_equal(loaded.sample(KEY, 3), run.sample(KEY, 3, 3))
   assert len(traced) == 3  # one label, three labels, and the other run
   assert np.abs(run.sample(KEY, 3) - loaded.sample(KEY, 3)).max() > 1e-3
-  with pytest.raises(ConfigError, match='label: found 10, but the labels of this run are 0 … 9'):
+  with pytest.raises(ConfigError, match='label is 10; use a label of this run, 0 … 9'):
     run.sample(KEY, 3, label=10)
-  with pytest.raises(ValueError, match=r'label: found shape \[2\], must be one integer or \[n=3\]'):
+  with pytest.raises(ValueError, match=r'label has shape \[2\]; use an integer or shape \[3\]'):
     run.sample(KEY, 3, label=label[:2])
   with pytest.raises(TypeError, match='n is 2.0; use an integer'):
     run.sample(KEY, 2.0)

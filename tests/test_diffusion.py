@@ -84,7 +84,7 @@ def test_each_row_has_its_own_t():
 
 
 def test_refuses_what_has_no_meaning():
-  with pytest.raises(ValueError, match='num_timesteps: found 0'):
+  with pytest.raises(ValueError, match='num_timesteps is 0'):
     diffusion.make_schedule(0)
-  with pytest.raises(ValueError, match="kind: found 'cosine'"):
+  with pytest.raises(ValueError, match="kind is 'cosine'"):
     diffusion.make_schedule(4, kind='cosine')

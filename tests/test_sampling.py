@@ -84,7 +84,7 @@ def test_many_images_in_parts(monkeypatch):
     return fake_generator(x_tp1, t, z)
 
   expected = sampling.sample_each(7, indices, generator_fn, schedule, (4, 4, 1), 3)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 2 * (16 + 3))
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 2 * 2 * (16 + 3))
   found = jax.jit(lambda: sampling.sample_in_batches(7, indices, generator_fn, schedule, (4, 4, 1), 3))()
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
   assert batches == [5, 2]
@@ -119,7 +119,7 @@ def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
   label, _ = labels.grid_labels(config.generator, 23)
   run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
   expected = image_output.generate(run, 23, config.seed, label=label).astype(int)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 5 * 8 * (64 + 4))
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 5 * 8 * (64 + 4))
   found = results.make_sample_fn(config, mesh, abstract)(params)
   assert np.abs(found - expected).max() <= 1  # rounding
   assert len(np.unique(expected[:22].reshape(22, -1), axis=0)) == 22

@@ -1,1 +1,1 @@
-"""What all commands share: their start, their errors, their picture files."""
+"""Shared code of the commands: start-up, flags, errors, and reading and writing images."""

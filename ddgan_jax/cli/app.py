@@ -1,4 +1,4 @@
-"""How every command starts and ends: flags in, one sentence for a mistake, an exit status out."""
+"""Runs commands: parses flags, prints errors as one sentence, and returns an exit status."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ddgan_jax.cli import options
 def run(
     command: Callable[[types.SimpleNamespace], None], define: Callable[[options.Definer], None], doc: str,
     argv: Sequence[str] | None = None, required: Sequence[str] = (), resumes: bool = False) -> int:
-  """Parses a command line and runs a command with it; may be called many times in one process.
+  """Parses a command line and runs a command with it; can be called repeatedly in one process.
 
   Args:
-    command: takes the flags' values, as `options.parse` returns them.
+    command: a function of the flag values that `options.parse` returns.
     define: defines the flags.
-    doc: what --help prints above the flags.
-    argv: the command line without the program; by default that of this process.
-    required, resumes: as of `options.parse`.
+    doc: the text that --help prints before the flags.
+    argv: the command line without the program name; by default that of this process.
+    required, resumes: see `options.parse`.
 
   Returns:
-    The exit status: 0, 2 after a mistake of the user's, of which standard error has one sentence, or 130 after Ctrl-C.
+    The exit status: 0, 2 after a user error (one sentence on standard error), or 130 after Ctrl-C.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
@@ -49,9 +49,9 @@ def run(
 
 
 def start(main: Callable[[], int]) -> None:
-  """Runs `main` as this process's command, and ends the process with its status."""
+  """Runs `main` as the command of this process and exits with its status."""
   logging.use_absl_handler()
-  flags.FLAGS.mark_as_parsed()  # libraries read absl's own
+  flags.FLAGS.mark_as_parsed()  # libraries read absl's global flags
   faulthandler.enable()
   try:
     status = main()
@@ -62,24 +62,24 @@ def start(main: Callable[[], int]) -> None:
 
 
 def configure() -> None:
-  """Makes the settings of the process: a persistent compilation cache. For commands whose flags are checked."""
+  """Enables the persistent compilation cache. Call it after the flags are checked, because it imports JAX."""
   from ddgan_jax.parallel import compilation  # JAX takes a second to import
 
   compilation.use_persistent_cache()
 
 
 def print_error(error: object, status: int = 2) -> int:
-  """Prints a mistake as one sentence on standard error; returns `status`."""
+  """Prints an error as one sentence on standard error; returns `status`."""
   index, _ = _process()
   who = f' (process {index})' if index else ''
-  text = str(error).encode('utf-8', 'backslashreplace').decode()  # names of files need not be Unicode
+  text = str(error).encode('utf-8', 'backslashreplace').decode()  # file names may not be valid Unicode
   print('\n' * sys.stdout.isatty() + f'Error{who}: {text}', file=sys.stderr, flush=True)
   return status
 
 
 @contextlib.contextmanager
 def _log_level(verbosity: int) -> Iterator[None]:
-  """Keeps quiet the libraries that log every file they write."""
+  """Sets absl's log level; some libraries log every file that they write."""
   before = logging.get_verbosity()
   logging.set_verbosity(verbosity)
   try:
@@ -89,10 +89,10 @@ def _log_level(verbosity: int) -> Iterator[None]:
 
 
 def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
-  """Ends the process, at once where an ordinary exit would do harm.
+  """Ends the process, with os._exit where a normal exit would crash or hang.
 
-  XLA compiling in a thread would be aborted with a core dump. And after an error in one of several processes, JAX would
-  wait at the end for the others, which wait for this one.
+  If XLA is compiling in a thread, a normal exit would abort with a core dump. After an error in one of several
+  processes, JAX would wait at exit for the others, which wait for this one.
   """
   compilation = sys.modules.get('ddgan_jax.parallel.compilation')
   compiling = compilation is not None and compilation.is_compiling()
@@ -106,17 +106,17 @@ def _leave(status: int, only_if_compiling: bool, report: bool = False) -> None:
     if together and status == 0:
       sys.modules['jax'].distributed.shutdown()
     elif together and index == 0:
-      time.sleep(2)  # the others end with process 0; those with the same error may say so first
+      time.sleep(2)  # the others end with process 0; lets them print their error first
     os._exit(status)
   if not only_if_compiling:
     sys.exit(status)
 
 
 def _process() -> tuple[int, int]:
-  """This process's index and the number of processes, without starting a backend."""
+  """This process's index and the number of processes, without initializing a backend."""
   if 'jax' not in sys.modules:
     return 0, 1
-  from jax._src import distributed  # the public way starts the backend, which may be what has failed
+  from jax._src import distributed  # the public API initializes the backend, which may have failed
 
   state = distributed.global_state
   return (state.process_id, state.num_processes) if state.client else (0, 1)

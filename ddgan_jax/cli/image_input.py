@@ -1,4 +1,4 @@
-"""Pictures that a command reads, fitted to a run; mistakes name their flag."""
+"""Reads input images of a command and fits them to a run; errors name the flag."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ddgan_jax.data import images as images_lib
 
 
 def read_image(flag: str, path: str, data_config: DataConfig) -> np.ndarray:
-  """[H, W, C] uint8, of the size and channels that `data_config` says, by its `resize`. Raises ConfigError."""
+  """Reads an image as [H, W, C] uint8, with the size, channels and `resize` of `data_config`. Raises ConfigError."""
   data_config = dataclasses.replace(data_config, stack=1)
   problem, _ = images_lib.size_problem(*picture_size(flag, path), data_config)
   if problem:
     raise ConfigError(
-        f'--{flag}: {path} {problem}; use --resize=cover (shrink or enlarge it, crop the centre)')
+        f'--{flag}: {path} {problem}; use --resize=cover (resizes it and crops the centre)')
   try:
     return images_lib.decode(images_lib.read_file(path), data_config)
   except images_lib.BadImage as error:
@@ -24,30 +24,30 @@ def read_image(flag: str, path: str, data_config: DataConfig) -> np.ndarray:
 
 
 def read_mask(path: str, image_path: str, data_config: DataConfig) -> np.ndarray:
-  """[H, W, 1] bool, True where the mask is white; fitted as the image at `image_path` is. Raises ConfigError."""
+  """Reads a mask as [H, W, 1] bool, True where white, fitted like the image at `image_path`. Raises ConfigError."""
   found, image = picture_size('mask', path), picture_size('image', image_path)
   run = (data_config.image_size,) * 2
   if found not in (image, run):
     sizes = ' or '.join(f'{height}x{width}' for height, width in dict.fromkeys((image, run)))
-    raise ConfigError(f'--mask: {path} is {found[0]}x{found[1]}, must be {sizes}')
+    raise ConfigError(f'--mask: {path} is {found[0]}x{found[1]}; use {sizes}')
   mask = read_image('mask', path, dataclasses.replace(data_config, num_channels=1)) >= 128
   if not mask.any():
-    raise ConfigError(f'--mask: {path} is black everywhere, so there is nothing to fill in; white is filled in')
+    raise ConfigError(f'--mask: {path} is all black; use white for the pixels to inpaint')
   return mask
 
 
 def picture_size(flag: str, path: str) -> tuple[int, int]:
-  """(height, width) of a picture, upright. Raises ConfigError."""
+  """Reads the (height, width) of an image after EXIF rotation. Raises ConfigError."""
   try:
     return images_lib.size(images_lib.read_file(path))
   except images_lib.BadImage as error:
     raise ConfigError(f'--{flag}: {path} {error}') from error
 
 
-def factor(path: str, size: int) -> int:
-  """By how much the picture at `path` is smaller than `size`. Raises ConfigError unless by a whole factor above 1."""
+def downscale_factor(path: str, size: int) -> int:
+  """The integer factor between `size` and the size of the image at `path`. Raises ConfigError if there is none."""
   height, width = picture_size('image', path)
   if height != width or height >= size or size % height:
-    raise ConfigError(f'--image: {path} is {height}x{width}, must be square and smaller than the {size}x{size} of the '
-                      'run by a whole factor')
+    raise ConfigError(f'--image: {path} is {height}x{width}; use a square image smaller than {size}x{size}, the '
+                      "run's size, by an integer factor")
   return size // height

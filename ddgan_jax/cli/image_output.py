@@ -1,9 +1,10 @@
-"""What a run draws, and the files that pictures go to; for all commands that make some."""
+"""Samples images from a run and writes images to files, for all commands that do."""
 
 from __future__ import annotations
 
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,9 +13,9 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.config import ConfigError
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation
-from ddgan_jax.reporting import grids
+from ddgan_jax.reporting import grids, trajectories
 
-_COLUMNS = 10  # of a grid that begins with its inputs
+_COLUMNS = 10  # of a grid that starts with its inputs
 
 
 def generate(
@@ -23,16 +24,16 @@ def generate(
   """Samples `num` images of a run.
 
   Args:
-    run: as `ddgan_jax.load` returns it.
-    num, batch_size: how many images, and how many of them at a time.
+    run: a run of `ddgan_jax.load`.
+    num, batch_size: number of images, and the maximum batch size.
     seed: image i is a function of (seed, i).
-    label: one integer, or [k]: image i gets label i mod k; by default all get what the run was loaded with.
+    label: an integer, or [k] labels, of which image i gets label i mod k; by default that of the run.
 
   Returns:
-    [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
+    [num, H, W, C] uint8; for points, [num, 1, 1, 2] float32.
 
   Raises:
-    ConfigError: the run knows no such label, or needs one.
+    ConfigError: the run has no such label, or requires one.
   """
   if label is not None:
     labels.check_label(label, run.config.generator)
@@ -42,25 +43,67 @@ def generate(
 
   @compilation.jit
   def sample_batch(first):
-    indices, generator_fn = first + np.arange(batch_size), run.generator_fn
-    if label is not None:
-      generator_fn, _ = train_state.make_sampler(
-          run.config, run.params, run.schedule.num_timesteps, jnp.asarray(label)[indices % len(label)])
+    indices = first + np.arange(batch_size)
     images = sampling.sample_each(
-        seed, indices, generator_fn, run.schedule, run.config.image_shape, run.config.generator.nz)
-    return images if run.config.data.is_points else sampling.to_uint8(images)
+        seed, indices, _generator_fn(run, label, indices), run.schedule, run.config.image_shape,
+        run.config.generator.nz)
+    return _quantized(images, run)
 
   return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
+
+
+def denoise(run: ddgan_jax.Run, num: int, seed: int, label: np.ndarray | None = None) -> trajectories.Steps:
+  """Samples like `generate`, with the same arguments, and returns every denoising step for a picture."""
+  config, num_timesteps = run.config, run.schedule.num_timesteps
+  # The steps and the predictions each take as much memory as the noise.
+  batch_size = min(num, sampling.max_batch_size(3 * num_timesteps, config.image_shape, config.generator.nz))
+
+  @compilation.jit
+  def denoise_batch(first):
+    indices = first + np.arange(batch_size)
+    steps = sampling.trajectory_each(
+        seed, indices, _generator_fn(run, label, indices), run.schedule, config.image_shape, config.generator.nz)
+    return jax.tree.map(lambda images: _quantized(images, run), steps)
+
+  parts = [jax.device_get(denoise_batch(first)) for first in range(0, num, batch_size)]
+  x_t, predictions = (np.concatenate(part, axis=1)[:, :num] for part in zip(*parts))
+  evaluations = f'{num_timesteps:,} evaluation{"s" if num_timesteps > 1 else ""} of G'
+  names = () if label is None else [f'class {label[i % len(label)]}' for i in range(num)]
+  return trajectories.Steps(
+      x_t, predictions, f'From noise to a sample in {evaluations}',
+      has_latent=config.generator.nz > 0 and config.method != 'gaussian',
+      predicts_x_t=config.generator.prediction == 'x_t', names=names)
+
+
+def _generator_fn(run: ddgan_jax.Run, label: np.ndarray | None, indices: jax.Array) -> sampling.GeneratorFn:
+  """The generator function of the run; with labels [k], image i gets label i mod k."""
+  if label is None:
+    return run.generator_fn
+  return train_state.make_sampler(
+      run.config, run.params, run.schedule.num_timesteps, jnp.asarray(label)[indices % len(label)])[0]
+
+
+def _quantized(images: jax.Array, run: ddgan_jax.Run) -> jax.Array:
+  """Quantises images to uint8; returns points unchanged."""
+  return images if run.config.data.is_points else sampling.to_uint8(images)
+
+
+def save_steps(path: str, steps: trajectories.Steps) -> None:
+  """Writes denoising steps as a strip (.png) or an animation (.gif)."""
+  if path.lower().endswith('.gif'):
+    trajectories.save_gif(path, trajectories.draw_frames(steps))
+  else:
+    grids.save_png(path, trajectories.draw_strip(steps))
 
 
 def save(
     path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None,
     inputs: np.ndarray | None = None) -> None:
-  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; `check_out` first.
+  """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; call `check_out` first.
 
-  Float32 points go to a scatter picture with a title (.png), or an array. With labels [k], of which image i has number
-  i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it. What the images were made
-  from, `inputs` [m, H, W, C] uint8, begins the grid, is another array, or lies in the folder as input_0.png, ….
+  Float32 points go to a scatter plot with a title (.png) or to an array. With labels [k], image i has label i mod k: a
+  grid has one column per label, and an .npz also has `labels` [n]. `inputs` [m, H, W, C] uint8, the images that were
+  edited, come first in a grid, are `inputs` in an .npz, and input_0.png, … in a folder.
   """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png' and inputs is not None:
@@ -80,14 +123,16 @@ def save(
       grids.save_png(os.path.join(path, f'{i:06d}.png'), image)
 
 
-def check_out(path: str) -> None:
-  """Raises ConfigError for a target that `save` would not know or would mix with other files."""
+def check_out(path: str, trajectory: bool = False) -> None:
+  """Raises ConfigError for a path of a wrong type, a folder that is not empty, or a read-only folder."""
   ending = os.path.splitext(path)[1].lower()
-  if ending not in ('', '.png', '.npz'):
-    raise ConfigError(f'--out: found {path!r}, must end in .png (a grid) or .npz (an array), or be a folder')
+  if trajectory and ending not in ('.png', '.gif'):
+    raise ConfigError(f'--out is {path!r}; use a .png (a strip) or a .gif (an animation) with --trajectory')
+  if not trajectory and ending not in ('', '.png', '.npz'):
+    raise ConfigError(f'--out is {path!r}; use a .png (a grid), an .npz (an array), or a folder')
   if not ending and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
-    raise ConfigError(f'--out: {path!r} exists and is not an empty folder; choose another')
+    raise ConfigError(f'--out is {path!r}, which exists and is not an empty folder; use another')
   folder = path if not ending else os.path.dirname(path) or '.'
   os.makedirs(folder, exist_ok=True)
   if not os.access(folder, os.W_OK):
-    raise ConfigError(f'--out: {folder!r} cannot be written to; choose another')
+    raise ConfigError(f'--out: {folder!r} is not writable; use another folder')

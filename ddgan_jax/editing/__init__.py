@@ -1,4 +1,4 @@
-"""Inpainting, strokes, interpolation and inversion with a trained generator."""
+"""Inpainting, stroke-based synthesis, super-resolution and interpolation with a trained generator."""
 
 from ddgan_jax.editing import interpolation, noise_optimization, replacement
 

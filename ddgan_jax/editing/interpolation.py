@@ -1,6 +1,6 @@
-"""Paths between two images of a generator, sampled or given: pure functions for jit, vmap and notebooks.
+"""Interpolation between two samples or two images: pure functions for jit, vmap and notebooks.
 
-An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
+An argument of the wrong type, shape or range raises TypeError or ValueError; the message names the argument.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def interpolate(
     latent_dim: int,
     num_frames: int,
 ) -> jax.Array:
-  """A path from the sample of one key to that of another, all noise interpolated: `interpolate_given_noise`.
+  """Interpolates between the samples of two keys; see `interpolate_given_noise`.
 
   Args:
-    key_a, key_b: typed PRNG keys, such as `sampling.sample_each` makes by fold_in(key(seed), i): the first and last
-      frame are then its images.
+    key_a, key_b: typed PRNG keys. With fold_in(key(seed), i), the first and last frame are images of
+      `sampling.sample_each`.
     generator_fn, schedule, latent_dim: see `sampling.sample`.
     shape: (H, W, C) of one image.
-    num_frames: at least 2, the ends included.
+    num_frames: at least 2, including both ends.
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
@@ -53,17 +53,16 @@ def interpolate_given_noise(
     posterior_noise: jax.Array,
     num_frames: int,
 ) -> jax.Array:
-  """A path between two samples in x_T, in the z of every level, and if wanted in the posterior noise.
+  """Interpolates between two samples in x_T, in the z of every level, and optionally in the posterior noise.
 
-  Each is interpolated on the sphere (`slerp`), so that every frame's noise is as long as noise is. Of z only the
-  direction matters, because G normalises it.
+  Spherical interpolation (`slerp`) keeps the norm of the noise. Only the direction of z matters, since G normalises z.
 
   Args:
     generator_fn, schedule: see `sampling.sample_given_noise`.
-    x_T: [2, H, W, C] float32, standard normal, of the first and of the last frame.
+    x_T: [2, H, W, C] float32, standard normal, for the first and the last frame.
     z: [T, 2, nz] float32, standard normal.
-    posterior_noise: [T, 2, H, W, C] float32, standard normal, interpolated as well; or [T, 1, H, W, C], held fixed.
-    num_frames: at least 2, the ends included.
+    posterior_noise: [T, 2, H, W, C] float32, standard normal, interpolated; or [T, 1, H, W, C], the same in each frame.
+    num_frames: at least 2, including both ends.
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
@@ -92,17 +91,17 @@ def interpolate_images(
     from_level: int,
     num_frames: int,
 ) -> jax.Array:
-  """A path between two given images: mixed at level L, and denoised, with the same noise in every frame.
+  """Interpolates between two images: mixes them, diffuses to level L and denoises, with the same noise in each frame.
 
       x_L = sqrt_alpha_bar[L] ((1 - w) images[0] + w images[1]) + sigma_bar[L] noise    (Ho et al., 2020, section 4.3)
 
-  The ends resemble the images as `image_to_image` does, they are not them.
+  The ends resemble the images, as with `image_to_image`, but do not equal them.
 
   Args:
     key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     images: [2, H, W, C] float32 in [-1, 1].
     from_level: L in 1 … T.
-    num_frames: at least 2, the ends included.
+    num_frames: at least 2, including both ends.
 
   Returns:
     [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
@@ -119,23 +118,23 @@ def interpolate_images(
 
 
 def slerp(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
-  """The point at `weight` of the arc from a to b (Shoemake, 1985): its angle to a grows evenly.
+  """Spherical linear interpolation (Shoemake, 1985): the angle to a is proportional to `weight`.
 
       sin((1 - w) θ) / sin θ a + sin(w θ) / sin θ b,        cos θ = <a, b> / (|a| |b|)
 
-  Where a and b are parallel, and no arc is determined, it is (1 - w) a + w b.
+  Where a and b are parallel, it is the linear interpolation (1 - w) a + w b.
 
   Args:
-    a, b: arrays of one shape, each taken as one vector.
-    weight: scalar in [0, 1]; 0 is a, 1 is b.
+    a, b: arrays of the same shape, each treated as one vector.
+    weight: w, scalar in [0, 1]; 0 is a, 1 is b.
 
   Returns:
-    Like a; of the same norm as a and b if theirs is the same.
+    Like a; if a and b have equal norms, the result has that norm.
   """
   lengths = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
   cosine = jnp.vdot(a, b) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)
   angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-  parallel = jnp.sin(angle) < 1e-4  # about where float32 no longer knows the angle
+  parallel = jnp.sin(angle) < 1e-4  # about where float32 cannot resolve the angle
   sine = jnp.where(parallel, 1, jnp.sin(angle))
   weight_a = jnp.where(parallel, 1 - weight, jnp.sin((1 - weight) * angle) / sine)
   weight_b = jnp.where(parallel, weight, jnp.sin(weight * angle) / sine)

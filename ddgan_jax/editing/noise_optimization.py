@@ -1,10 +1,9 @@
-"""Samples that match a measurement, found in the noise of the sampler: pure functions for jit, vmap and notebooks.
+"""Editing by optimizing the sampler's noise to match a measurement: pure functions for jit, vmap and notebooks.
 
-Replacing pixels or block means level by level, as `replacement` does, conditions the generator on them only through a
-noisy x_t, and with few levels x_t is nearly all noise. But few levels also make the whole sampler a short,
-differentiable function of its noise.
+`replacement` conditions the generator on pixels or block means only through a noisy x_t, and with few levels x_t is
+nearly all noise. But with few levels, the whole sampler is a short differentiable function of its noise.
 
-An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
+An argument of the wrong type, shape or range raises TypeError or ValueError; the message names the argument.
 """
 
 from __future__ import annotations
@@ -35,25 +34,24 @@ def sample_matching(
     tolerance: float = 0.05,
     learning_rate: float = 0.1,
 ) -> jax.Array:
-  """Samples images x with measure(x) about `target`: a random sample, moved as little as that takes.
+  """Samples images x with measure(x) ≈ `target`, by changing the noise of a random sample as little as possible.
 
-  With S the sampler as a function of its noise w = (x_T, z, posterior noise), w_0 and e drawn from N(0, I), Adam
-  minimises
+  Let S be the sampler as a function of its noise w = (x_T, z, posterior noise), and w_0, e ~ N(0, I). Adam minimises
 
       |w - w_0|² / 2 + |measure(S(w)) - target - tolerance e|² / (2 tolerance²)
 
-  whose minimum, where measure(S(w)) is linear, is an exact draw of w given measure(S(w)) + tolerance e = target
-  (randomised maximum likelihood; Bardsley et al., 2014). 3 T num_steps evaluations of G, about, and the memory of T
-  backward passes: for the T of DDGANs, not for a thousand steps.
+  If measure(S(w)) is linear, the minimum is an exact sample of w given measure(S(w)) + tolerance e = target (randomised
+  maximum likelihood; Bardsley et al., 2014). It costs about 3 T num_steps evaluations of G and the memory of T backward
+  passes, so it is for the small T of DDGANs.
 
   Args:
-    key, generator_fn, schedule, latent_dim: see `sampling.sample`, which gives the starting point.
-    measure: differentiable, of [B, H, W, C] images, row by row.
-    target: [B, ...] float32, like what `measure` gives.
+    key, generator_fn, schedule, latent_dim: see `sampling.sample`, which gives the initial sample.
+    measure: differentiable function, [B, H, W, C] images → [B, ...], independent for each row.
+    target: [B, ...] float32, the desired measurement.
     shape: (B, H, W, C) of the images.
-    num_steps: of Adam.
-    tolerance: standard deviation of the measurement's error, in the units of `target`.
-    learning_rate: of Adam at the beginning; a cosine takes it to 0.
+    num_steps: number of Adam steps.
+    tolerance: standard deviation of the measurement error, in the units of `target`.
+    learning_rate: Adam's initial learning rate; decays to 0 with a cosine.
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
@@ -62,7 +60,7 @@ def sample_matching(
   checks.floats('target', target)
   checks.whole('num_steps', num_steps, 1)
   if not tolerance > 0:
-    raise ValueError(f'tolerance: found {tolerance}, must be above 0')
+    raise ValueError(f'tolerance is {tolerance}; use a value above 0')
   start = sampling.draw_noise(key, shape, schedule.num_timesteps, latent_dim)
   target = target + tolerance * jax.random.normal(jax.random.fold_in(key, 1), target.shape)
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
@@ -90,11 +88,11 @@ def inpaint(
     latent_dim: int,
     num_steps: int = 100,
 ) -> jax.Array:
-  """Fills in the masked pixels of images with those of samples that match the others: `sample_matching`.
+  """Inpaints images with samples that match the known pixels, by `sample_matching`.
 
   Args:
     key, generator_fn, schedule, image, mask, latent_dim: see `replacement.inpaint`.
-    num_steps: of Adam.
+    num_steps: number of Adam steps.
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
@@ -117,14 +115,14 @@ def super_resolve(
     factor: int,
     num_steps: int = 100,
 ) -> jax.Array:
-  """Images of full size that match small ones in the means of N x N blocks: `sample_matching`, as PULSE has it.
+  """Samples full-size images whose N x N block means match `small`, by `sample_matching` (PULSE, Menon et al., 2020).
 
-  What is left of the difference is added at the end, block by block, so that the means are those of `small` up to the
-  rounding of float32, as with `replacement.super_resolve`. (PULSE: Menon et al., 2020.)
+  At the end the remaining difference is added to each block, so that the block means equal `small` up to float32
+  rounding, as in `replacement.super_resolve`.
 
   Args:
     key, generator_fn, schedule, small, latent_dim, factor: see `replacement.super_resolve`.
-    num_steps: of Adam.
+    num_steps: number of Adam steps.
 
   Returns:
     [B, N h, N w, C] float32; see `replacement.super_resolve_given_noise`.
@@ -133,7 +131,7 @@ def super_resolve(
   checks.whole('factor', factor, 1)
   batch, height, width, channels = small.shape
   measure = lambda x: replacement.block_means(x, factor)
-  # The mean of N² pixels is known N times as well as one of them.
+  # The error of a mean of N² pixels is N times smaller than that of one pixel.
   x = sample_matching(
       key, generator_fn, schedule, lambda x: factor * measure(x), factor * small,
       (batch, factor * height, factor * width, channels), latent_dim, num_steps)

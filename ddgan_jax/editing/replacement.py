@@ -1,8 +1,8 @@
-"""Control over an unconditional generator: inpainting, image to image, super-resolution.
+"""Editing by replacement during sampling: inpainting, image-to-image and super-resolution, without extra training.
 
-Pure functions for jit, vmap and notebooks, like `sampling`; nothing is trained for them. Each works with the
-generator_fn and schedule of any run (`ddgan_jax.load`), for any T. Level 0 is the clean image, level T is noise.
-An argument of another type, shape or range than documented raises a TypeError or ValueError that names it.
+Pure functions for jit, vmap and notebooks. Each takes the generator_fn and schedule of any run (`ddgan_jax.load`), with
+any T. Level 0 is the clean image, level T is noise.
+An argument of the wrong type, shape or range raises TypeError or ValueError; the message names the argument.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def inpaint(
     latent_dim: int,
     num_resamples: int = 10,
 ) -> jax.Array:
-  """Fills in the masked pixels of images and keeps all others: `inpaint_given_noise` from a key.
+  """Inpaints the masked pixels of images and keeps all others; see `inpaint_given_noise`.
 
-  x_T, z and the posterior noise are those of `sampling.draw_noise`, so with one pass and a mask of ones this is
-  `sampling.sample` from the same key. T * num_resamples evaluations of G.
+  Takes T * num_resamples evaluations of G. x_T, z and the posterior noise come from `sampling.draw_noise`, so with
+  num_resamples=1 and a mask of ones the result is `sampling.sample` with the same key.
 
   Args:
     key, generator_fn, schedule, latent_dim: see `sampling.sample`.
-    image: [B, H, W, C] float32 in [-1, 1]; what is below the mask is not looked at.
-    mask: bool or 0/1, broadcasts to `image`, such as [H, W, 1]; True is to be filled in.
-    num_resamples: passes through each level, at least 1; 1 never goes back.
+    image: [B, H, W, C] float32 in [-1, 1]; masked pixels are ignored.
+    mask: bool or 0/1, broadcasts to `image`, such as [H, W, 1]; True marks pixels to inpaint.
+    num_resamples: passes through each level, at least 1; with 1 there is no resampling.
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
@@ -68,23 +68,23 @@ def inpaint_given_noise(
     known_noise: jax.Array,
     forward_noise: jax.Array,
 ) -> jax.Array:
-  """Inpaints deterministically from all the noise that it needs (RePaint, Lugmayr et al., 2022, Algorithm 1).
+  """Inpaints images by RePaint (Lugmayr et al., 2022, Algorithm 1); deterministic, because all noise is an argument.
 
-  For t = T-1 … 0, num_resamples times each: x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)), then the known pixels of x_t
-  become a draw of q(x_t | image), and before the next pass one Markov step goes back up,
+  For t = T-1 … 0, num_resamples times each: x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)), then the known pixels of x_t are
+  replaced by a sample of q(x_t | image). Before the next pass, one Markov step goes back up,
 
       x_{t+1} = sqrt_alpha[t+1] x_t + sigma[t+1] noise
 
-  so that the two parts of x_t can agree. Algorithm 1 does not go back from level 0; here every level is treated alike,
-  because with T of 1 or 2 there is hardly another level at which the image is visible.
+  which harmonises the two parts of x_t. Unlike Algorithm 1, this also resamples from level 0, because with T of 1 or 2
+  the image is hardly visible at any other level.
 
   Args:
     generator_fn, schedule, image, mask: see `inpaint`.
     x_T: [B, H, W, C] float32, standard normal.
     z: [S, B, nz] float32, standard normal, S = T * num_resamples; row 0 is used first.
-    posterior_noise: [S, B, H, W, C] float32, standard normal, for the pixels to be filled in.
+    posterior_noise: [S, B, H, W, C] float32, standard normal, for the masked pixels.
     known_noise: like posterior_noise, for the known pixels.
-    forward_noise: like posterior_noise, for going back; the rows of last passes are unused.
+    forward_noise: like posterior_noise, for the Markov step; the row of the last pass of each level is not used.
 
   Returns:
     [B, H, W, C] float32; where the mask is False it is `image`, bit for bit.
@@ -97,7 +97,7 @@ def inpaint_given_noise(
   num_timesteps = schedule.num_timesteps
   num_resamples, rest = divmod(len(z), num_timesteps)
   if rest or not num_resamples:
-    raise ValueError(f'z: found {len(z)} rows, must be a multiple of T = {num_timesteps}')
+    raise ValueError(f'z has {len(z)} rows; use a multiple of T = {num_timesteps}')
   mask = jnp.asarray(mask).astype(bool)
 
   def keep_known(x_t, t, noise):
@@ -116,18 +116,18 @@ def image_to_image(
     latent_dim: int,
     from_level: int,
 ) -> jax.Array:
-  """Diffuses images part of the way and denoises them: a stroke painting becomes an image of the data's kind.
+  """Diffuses images to level L and denoises them, which turns a stroke painting into a realistic image.
 
       x_L ~ q(x_L | image), then x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)) for t = L-1 … 0
 
-  This is the paper's stroke-based synthesis, after SDEdit (Meng et al., 2022). One image repeated gives variations of
-  it, since every row has noise of its own. L evaluations of G.
+  This is the paper's stroke-based synthesis, after SDEdit (Meng et al., 2022). Takes L evaluations of G. Every row has
+  its own noise, so repeating one image gives variations of it.
 
   Args:
     key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     image: [B, H, W, C] float32 in [-1, 1].
-    from_level: L in 1 … T. A low one keeps the image, a high one makes it more like the data; at T hardly anything of
-      the image is left.
+    from_level: L in 1 … T. A low level stays close to the image, a high level is closer to the data; at T hardly
+      anything of the image remains.
 
   Returns:
     [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
@@ -147,12 +147,12 @@ def super_resolve(
     latent_dim: int,
     factor: int,
 ) -> jax.Array:
-  """Images of full size whose low-pass is that of small ones: `super_resolve_given_noise` from a key.
+  """Super-resolves images by an integer factor; see `super_resolve_given_noise`.
 
   Args:
     key, generator_fn, schedule, latent_dim: see `sampling.sample`.
     small: [B, h, w, C] float32 in [-1, 1].
-    factor: N, of h and of w; N h and N w are the size that G knows.
+    factor: N, at least 1; N h and N w are the size of G's images.
 
   Returns:
     [B, N h, N w, C] float32; see `super_resolve_given_noise`.
@@ -175,34 +175,34 @@ def super_resolve_given_noise(
     posterior_noise: jax.Array,
     reference_noise: jax.Array,
 ) -> jax.Array:
-  """Super-resolves deterministically from all the noise that it needs (ILVR, Choi et al., 2021, Algorithm 1).
+  """Super-resolves images by ILVR (Choi et al., 2021, Algorithm 1); deterministic, because all noise is an argument.
 
-  With y the small image enlarged to full size, and low_pass the mean of N x N blocks, repeated: at each level
+  Let y be the small image enlarged to full size, and let low_pass replace each N x N block by its mean. At each level
 
       x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)),        x_t <- x_t - low_pass(x_t) + low_pass(y_t),  y_t ~ q(y_t | y)
 
-  Block means are an orthogonal projection (ILVR's bicubic filter is not), so the constraint holds exactly: the means of
-  the N x N blocks of the result are `small`, up to the rounding of float32. Nothing keeps the result itself within
-  [-1, 1]; where `sampling.to_uint8` has to clip, the means of the clipped image differ.
+  Block means are an orthogonal projection (ILVR's bicubic filter is not), so the constraint is exact: the N x N block
+  means of the result equal `small` up to float32 rounding. The result may leave [-1, 1]; where `sampling.to_uint8`
+  clips, the block means change.
 
   Args:
     generator_fn, schedule, small: see `super_resolve`.
     x_T: [B, H, W, C] float32, standard normal; H and W are the same multiple N of those of `small`.
     z: [T, B, nz] float32, standard normal; row 0 is used first.
     posterior_noise: [T, B, H, W, C] float32, standard normal.
-    reference_noise: like posterior_noise, makes y_t.
+    reference_noise: like posterior_noise, for y_t.
 
   Returns:
     [B, H, W, C] float32.
 
   Raises:
-    ValueError: the size is not a multiple.
+    ValueError: H and W are not the same multiple of h and w.
   """
   checks.floats('small', small, 'B h w C')
   checks.floats('x_T', x_T, 'B H W C', B=small.shape[0], C=small.shape[3])
   factor = x_T.shape[1] // small.shape[1]
   if x_T.shape[1:3] != (factor * small.shape[1], factor * small.shape[2]):
-    raise ValueError(f'small: found {small.shape[1:3]}, must divide the size {x_T.shape[1:3]} by one whole number')
+    raise ValueError(f'small has size {small.shape[1:3]}; use one that divides {x_T.shape[1:3]} by one integer factor')
   reference = enlarge(small, factor)
 
   def match(x_t, t, noise):
@@ -213,14 +213,14 @@ def super_resolve_given_noise(
 
 
 def block_means(images: jax.Array, factor: int) -> jax.Array:
-  """[..., N h, N w, C] → [..., h, w, C], the mean of each N x N block, N = `factor`."""
+  """The mean of each N x N block, N = `factor`; [..., N h, N w, C] → [..., h, w, C]."""
   *batch, height, width, channels = images.shape
   blocks = images.reshape(*batch, height // factor, factor, width // factor, factor, channels)
   return blocks.mean((-4, -2))
 
 
 def enlarge(images: jax.Array, factor: int) -> jax.Array:
-  """[..., h, w, C] → [..., N h, N w, C], each pixel repeated N x N times, N = `factor`."""
+  """Repeats each pixel N x N times, N = `factor`; [..., h, w, C] → [..., N h, N w, C]."""
   return jnp.repeat(jnp.repeat(images, factor, axis=-3), factor, axis=-2)
 
 
@@ -235,7 +235,7 @@ def _denoise_corrected(
     num_resamples: int = 1,
     forward_noise: jax.Array | None = None,
 ) -> jax.Array:
-  """The sampler's loop, with each x_t corrected, and each level passed `num_resamples` times."""
+  """The sampling loop, with a correction of each x_t and `num_resamples` passes through each level."""
   levels = np.repeat(np.arange(schedule.num_timesteps - 1, -1, -1, dtype=np.int32), num_resamples)
   go_back = np.arange(1, len(levels) + 1) % num_resamples != 0
 
@@ -253,12 +253,12 @@ def _denoise_corrected(
 
 
 def check_level(level: int, schedule: diffusion.Schedule) -> None:
-  """Raises ValueError or TypeError for a level that images cannot be diffused to."""
+  """Raises TypeError or ValueError unless `level` is an integer in 1 … T."""
   checks.whole('from_level', level, 1, schedule.num_timesteps, 'T')
 
 
 def check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
-  """Raises ValueError for a mask that is not of 0 and 1, or does not broadcast to images of this shape."""
+  """Raises ValueError unless `mask` contains only 0 and 1 and broadcasts to images of this shape."""
   mask = mask if hasattr(mask, 'shape') else np.asarray(mask)
   checks.broadcasts('mask', mask, 'image', shape)
   checks.values('mask', mask, 0, 1)

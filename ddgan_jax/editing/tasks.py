@@ -1,4 +1,4 @@
-"""What `ddgan edit` does, as functions: uint8 images in, uint8 images out, image i a function of (seed, i)."""
+"""The tasks of `ddgan edit`: uint8 images in, uint8 images out; image i is a function of (seed, i)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddgan_jax.parallel import compilation
 
 
 class Draws(NamedTuple):
-  """The number of results, the seed of their noise, and the largest batch."""
+  """The number of results, the seed of their noise, and the maximum batch size."""
 
   num: int
   seed: int
@@ -26,11 +26,11 @@ class Draws(NamedTuple):
 def inpaint(
     run: Any, image: np.ndarray, mask: np.ndarray, draws: Draws, matching: bool, passes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """An image [H, W, C] uint8 with new pixels where the mask [H, W, 1] bool is True; all others are kept exactly.
+  """Inpaints an image [H, W, C] uint8 where the mask [H, W, 1] bool is True; all other pixels are kept exactly.
 
-  `matching` fits the sampler's noise to the known pixels in `passes` steps (`noise_optimization`); otherwise they
-  are put into each x_t (`replacement`), with `passes` through each level. Returns [num, H, W, C] uint8, and
-  [2, H, W, C] uint8: the image, and what of it is kept.
+  With `matching`, fits the sampler's noise to the known pixels in `passes` Adam steps (`noise_optimization`); otherwise
+  replaces the known pixels of each x_t, with `passes` through each level (`replacement`). Returns the results
+  [num, H, W, C] uint8, and the inputs [2, H, W, C] uint8: the image, and the image with the masked pixels grey.
   """
   module = noise_optimization if matching else replacement
 
@@ -43,7 +43,7 @@ def inpaint(
 
 
 def image_to_image(run: Any, image: np.ndarray, draws: Draws, level: int) -> tuple[np.ndarray, np.ndarray]:
-  """An image [H, W, C] uint8 diffused to `level`, 1 to T, and denoised: [num, H, W, C] uint8, and the image [1, …]."""
+  """Diffuses an image [H, W, C] uint8 to `level` in 1 … T and denoises it; returns [num, H, W, C] and [1, H, W, C]."""
   image = image[None]
 
   def edit(key):
@@ -54,7 +54,7 @@ def image_to_image(run: Any, image: np.ndarray, draws: Draws, level: int) -> tup
 
 
 def interpolate_images(run: Any, images: np.ndarray, draws: Draws, level: int) -> tuple[np.ndarray, np.ndarray]:
-  """`num` frames from one image to the other of [2, H, W, C] uint8, diffused to `level`, 1 to T; and those two."""
+  """Interpolates [2, H, W, C] uint8 images at `level` in 1 … T; returns `num` frames [num, H, W, C] and the images."""
   frames = compilation.jit(lambda: interpolation.interpolate_images(
       jax.random.key(draws.seed), run.generator_fn, run.schedule, _to_float(images), run.config.generator.nz, level,
       draws.num))()
@@ -62,7 +62,7 @@ def interpolate_images(run: Any, images: np.ndarray, draws: Draws, level: int) -
 
 
 def interpolate_samples(run: Any, between: tuple[int, int], draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-  """`num` frames from one sample of the seed to another, by their numbers; and no inputs."""
+  """Interpolates two samples of the seed, given by index; returns [num, H, W, C] uint8 and no inputs, [0, H, W, C]."""
   key_a, key_b = (jax.random.fold_in(jax.random.key(draws.seed), number) for number in between)
   shape = run.config.image_shape
   frames = compilation.jit(lambda: interpolation.interpolate(
@@ -73,9 +73,10 @@ def interpolate_samples(run: Any, between: tuple[int, int], draws: Draws) -> tup
 def super_resolve(
     run: Any, small: np.ndarray, factor: int, draws: Draws, matching: bool, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Images whose block means are `small`, [H / factor, W / factor, C] uint8: [num, H, W, C] uint8, and it enlarged.
+  """Samples images whose block means are `small`, [H / factor, W / factor, C] uint8.
 
-  `matching` fits the sampler's noise in `num_steps` steps; otherwise the means are put into each x_t.
+  With `matching`, fits the sampler's noise in `num_steps` Adam steps; otherwise replaces the block means of each x_t.
+  Returns [num, H, W, C] uint8, and `small` enlarged, [1, H, W, C] uint8.
   """
   small = small[None]
   module, passes = (noise_optimization, (num_steps,)) if matching else (replacement, ())
@@ -89,7 +90,7 @@ def super_resolve(
 
 
 def _edit_each(run: Any, edit: Callable[[jax.Array], jax.Array], draws: Draws, noise: int) -> np.ndarray:
-  """[num, H, W, C] uint8 of `edit`: key → [1, H, W, C]; `noise` is how many images of noise it draws."""
+  """Runs `edit`, key → [1, H, W, C], for each result; `noise` is the number of noise images that it draws."""
   most = sampling.max_batch_size(noise, run.config.image_shape, run.config.generator.nz)
   batch_size = min(draws.batch_size, draws.num, most)
 

@@ -1,7 +1,7 @@
-"""The pieces of the NCSN++ generator: adaptive group norm, residual blocks, attention, resampling layers.
+"""The blocks of the NCSN++ generator: adaptive group norm, residual blocks, attention, resampling layers.
 
-Images are [B, H, W, C]. Every module has a `dtype` for its arithmetic; parameters, norm statistics and softmax
-stay in float32.
+Images are [B, H, W, C]. `dtype` is the dtype of a module's arithmetic; parameters, norm statistics and softmax are
+float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INV_SQRT_2 = float(1 / np.sqrt(2))
 
 
 def sinusoids(t: jax.Array, width: int) -> jax.Array:
-  """Sinusoidal embedding of t: width/2 frequencies exp(-ln(10000) k / (width/2 - 1)), [sin, cos].
+  """Sinusoidal embedding [sin, cos] of t, with width/2 frequencies exp(-ln(10000) k / (width/2 - 1)).
 
   Args:
     t: [B] int32 or float32.
@@ -38,7 +38,7 @@ def sinusoids(t: jax.Array, width: int) -> jax.Array:
 
 
 def num_groups(channels: int) -> int:
-  """Groups of a group norm: min(channels // 4, 32), or the next smaller number that divides the channels."""
+  """Number of groups of a group norm: the largest divisor of `channels` up to min(channels // 4, 32)."""
   groups = max(1, min(channels // 4, 32))
   while channels % groups:
     groups -= 1
@@ -46,26 +46,26 @@ def num_groups(channels: int) -> int:
 
 
 def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
-  """[B, groups] float32 → [B, channels], each value, if all are finite, for all channels of its group."""
+  """Repeats each finite value for all channels of its group; [B, groups] float32 → [B, channels]."""
   repeats = channels // per_group.shape[1]
 
   def repeat(per_group):
     return jnp.repeat(per_group, repeats, axis=1)
 
   def product(per_group):
-    # XLA's CPU compiler would fuse the repetition into the loop over all pixels, which it then cannot vectorise.
+    # XLA:CPU would fuse a repeat into the loop over all pixels, and then not vectorise that loop.
     repetition = np.repeat(np.eye(per_group.shape[1], dtype=np.float32), repeats, axis=1)
     return jnp.matmul(per_group, repetition, precision=jax.lax.Precision.HIGHEST)
 
   return jax.lax.platform_dependent(per_group, cpu=product, default=repeat)
 
 
-@functools.partial(jax.jit, static_argnames='eps')  # traced and differentiated once for each shape
+@functools.partial(jax.jit, static_argnames='eps')  # traced and differentiated once per shape
 def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
-  """scale * group_norm(x) + shift, folded into one multiply-add per pixel.
+  """Computes scale * group_norm(x) + shift as one multiply-add per pixel.
 
-  Statistics are taken in float32 in a single pass, E[x²] - E[x]²: the error is 1e-7 while a group's mean is
-  comparable with its standard deviation, and grows with the square of their ratio.
+  The variance is E[x²] - E[x]² in float32, in one pass. Its error is 1e-7 if a group's mean is comparable to
+  its standard deviation, and grows with the square of their ratio.
 
   Args:
     x: [B, H, W, C].
@@ -92,7 +92,7 @@ def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-
 
 
 class GroupNorm(nn.Module):
-  """Group norm with a learned scale and bias per channel."""
+  """Group norm with a learned scale and bias for each channel."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ class GroupNorm(nn.Module):
 
 
 class AdaptiveGroupNorm(nn.Module):
-  """Group norm whose scale and shift come from the latent: scale(zemb) * gn(x) + shift(zemb) (paper, appendix C)."""
+  """Group norm conditioned on the latent: scale(zemb) * group_norm(x) + shift(zemb) (paper, appendix C)."""
 
   dtype: jnp.dtype = jnp.float32
 
@@ -122,11 +122,11 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-  """A learned vector for each class, and one, the last row, for no label; of a stack the sum of one for each image.
+  """A learned vector per class, plus one (the last row) for no label; for a stack, the sum over its images.
 
   Attributes:
-    num_classes: classes of each image.
-    stack: images that one label speaks of.
+    num_classes: number of classes of each image.
+    stack: number of images per label.
     features: width of the vectors.
   """
 
@@ -136,25 +136,25 @@ class LabelEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, label: jax.Array | None, batch: int) -> jax.Array:
-    """label [B] int32, below 0 where there is none, or None where there is none at all → [B, features] float32."""
+    """label [B] int32 (negative for no label), or None for no labels → [B, features] float32."""
     init = nn.initializers.normal(self.features**-0.5)
     tables = self.param('tables', init, (self.stack, self.num_classes + 1, self.features))
     label = jnp.full(batch, labels.NONE) if label is None else label
     rows = jnp.where(label[:, None] < 0, self.num_classes, labels.digits(label, self.stack))
-    return jnp.asarray(tables)[jnp.arange(self.stack), rows].sum(1)  # also of NumPy's arrays
+    return jnp.asarray(tables)[jnp.arange(self.stack), rows].sum(1)  # the tables may be NumPy arrays
 
 
 def conv3x3(
     features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, padding: Any = 1, **kwargs) -> nn.Conv:
-  """A 3x3 convolution with bias, zero-padded unless told otherwise."""
+  """A 3x3 convolution with bias; zero-padded by 1 by default."""
   return nn.Conv(
       features, (3, 3), padding=padding, kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
 
 
 class Downsample(nn.Module):
-  """Halves H and W by FIR (or without it, by the mean), followed by a 3x3 conv where `features` is given.
+  """Halves H and W by FIR (or, without FIR, by the mean); with `features`, by a 3x3 conv of stride 2.
 
-  With a conv: FIR then a VALID conv of stride 2; without FIR: one pixel of padding right and below, then the same.
+  The conv is VALID and follows the FIR filter or, without FIR, one pixel of padding at the right and the bottom.
   """
 
   config: GeneratorConfig
@@ -173,7 +173,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles H and W by FIR (or nearest neighbour), followed by a 3x3 conv where `features` is given."""
+  """Doubles H and W by FIR (or, without FIR, nearest neighbour); with `features`, followed by a 3x3 conv."""
 
   config: GeneratorConfig
   features: int | None = None
@@ -188,9 +188,9 @@ class Upsample(nn.Module):
 
 
 class Shortcut(nn.Module):
-  """A 1x1 convolution and a resampling, in whichever order touches fewer pixels.
+  """A 1x1 convolution and a resampling, in the order that processes fewer pixels.
 
-  The two commute, but not with the bias at a zero-padded border: upsampling must not blur it, so it is added last.
+  The two commute, except for the bias at a zero-padded border, where upsampling would blur it; it is added last.
   """
 
   features: int
@@ -225,7 +225,7 @@ class ResidualBlock(nn.Module):
   ) -> jax.Array:
     """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] or None → [B, H', W', features].
 
-    `row_indices` [B] int32, each row's place in the global batch, turns dropout on.
+    `row_indices` [B] int32, indices in the global batch, enables dropout.
     """
     config = self.config
     def adaptive_norm(name, h):
@@ -252,9 +252,9 @@ class ResidualBlock(nn.Module):
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float, row_indices: jax.Array) -> jax.Array:
-  """Zeroes entries of x [B, ...] with probability `rate` and divides the others by 1 - rate.
+  """Zeroes entries of x [B, ...] with probability `rate` and scales the others by 1 / (1 - rate).
 
-  A row's mask is a function of the key and of its place [B] in the global batch, however the batch is cut.
+  A row's mask is a function of the key and its index [B] in the global batch, however the batch is sharded.
   """
   keys = jax.vmap(functools.partial(jax.random.fold_in, key))(row_indices)
   keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
@@ -262,12 +262,12 @@ def dropout(key: jax.Array, x: jax.Array, rate: float, row_indices: jax.Array) -
 
 
 def residual_sum(x: jax.Array, h: jax.Array, config: GeneratorConfig) -> jax.Array:
-  """x + h, over sqrt(2) with `skip_rescale`, so that the variance stays."""
+  """x + h; with `skip_rescale` divided by sqrt(2), which preserves the variance."""
   return (x + h) * INV_SQRT_2 if config.skip_rescale else x + h
 
 
 class SelfAttention(nn.Module):
-  """One head of self-attention over the H*W pixels, softmax in float32."""
+  """Single-head self-attention over the H*W pixels, with softmax in float32."""
 
   config: GeneratorConfig
   dtype: jnp.dtype = jnp.float32

@@ -1,4 +1,4 @@
-"""A small classifier of small images, whose labels count modes and whose features give a Fréchet distance offline."""
+"""A classifier of small images, for mode counts and for a Fréchet distance that needs no downloaded weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Classifier(nn.Module):
   """Three convolutions and two dense layers: `Classifier(10).apply({'params': params}, x)`.
 
   Attributes:
-    num_classes: how many classes.
-    num_features: width of the layer before the last.
+    num_classes: number of classes.
+    num_features: width of the penultimate layer.
   """
 
   num_classes: int
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[B, H, W, C] float32 in [-1, 1] → logits [B, num_classes], features [B, num_features]."""
     checks.floats('x', x, 'B H W C')
-    first = 2 if x.shape[1] >= 16 else 1  # small images keep their places for one layer more
+    first = 2 if x.shape[1] >= 16 else 1  # small images keep their resolution for one more layer
     for i, (width, stride) in enumerate(((32, first), (64, 2), (64, 1))):
       x = nn.relu(nn.Conv(width, (3, 3), strides=(stride, stride), name=f'conv_{i}')(x))
     features = nn.relu(nn.Dense(self.num_features, name='features')(x.reshape(x.shape[0], -1)))

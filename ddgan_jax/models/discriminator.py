@@ -23,19 +23,19 @@ BLOCKS = {
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
-  """LeakyReLU(0.2), with slope 0.2 at exactly 0 as in PyTorch (jax.nn's has slope 1 there)."""
+  """LeakyReLU(0.2) with slope 0.2 at 0, as in PyTorch; jax.nn.leaky_relu has slope 1 there."""
   return jnp.where(x > 0, x, 0.2 * x)
 
 
 class Discriminator(nn.Module):
-  """Tells whether x_t is a true less-noisy neighbour of x_{t+1}.
+  """Classifies x_t as a real or a generated less noisy neighbour of x_{t+1}.
 
   `Discriminator(config).apply({'params': params}, x_t, t, x_tp1)`.
 
   Attributes:
     config: the architecture.
-    dtype: of the arithmetic; parameters, the last sum and the logits are float32.
-    remat: the backward pass computes each block again, and only its input stays in memory.
+    dtype: dtype of the arithmetic; parameters, the final sum over pixels and the logits are float32.
+    remat: the backward pass recomputes each block, so that only its input stays in memory.
   """
 
   config: DiscriminatorConfig
@@ -46,20 +46,20 @@ class Discriminator(nn.Module):
   def __call__(
       self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
   ) -> jax.Array:
-    """Scores a batch of pairs.
+    """Computes the logits of a batch of pairs.
 
     Args:
-      x_t: [B, H, W, C] float32, the less noisy neighbour, real or drawn with the help of G.
+      x_t: [B, H, W, C] float32, the less noisy neighbour, real or generated.
       t: [B] int32 in 0 … T-1, its index.
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
-      label: [B] int32, read if `config.num_classes` is above 0; `labels.NONE` is no label, and so is None.
+      label: [B] int32, used if `config.num_classes` > 0; `labels.NONE` or None means no label.
 
     Returns:
       [B] float32 logits, high for real.
 
     Raises:
-      ConfigError: B does not split into groups of `stddev_group` rows.
-      ValueError, TypeError: an argument is not as above; the sentence names it.
+      ConfigError: B is not a multiple of `stddev_group`.
+      ValueError, TypeError: an argument has the wrong shape or dtype; the message names it.
     """
     check_pair(x_t, t, x_tp1, label)
     config = self.config
@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
 
 
 def check_pair(x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None) -> None:
-  """Raises ValueError or TypeError for arguments that no discriminator takes."""
+  """Raises ValueError or TypeError for arguments of the wrong shape or dtype."""
   checks.floats('x_t', x_t, 'B H W C')
   batch, height, width, channels = x_t.shape
   checks.floats('x_tp1', x_tp1, 'B H W C', B=batch, H=height, W=width, C=channels)
@@ -94,9 +94,9 @@ def check_pair(x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array 
 
 
 def score(config: DiscriminatorConfig, h: jax.Array, label: jax.Array | None) -> jax.Array:
-  """The last layer, inside a compact module; with classes the projection discriminator (Miyato and Koyama, 2018).
+  """The last layer; with classes, a projection discriminator (Miyato and Koyama, 2018). Call in a compact module.
 
-      logit = <w, h> + b  or  <w, h> + b + <V[label], h>  (their equation 3), with a row of V for no label
+      logit = <w, h> + b  or  <w, h> + b + <V[label], h>  (their equation 3); V has one more row for no label
 
   Args:
     config: uses num_classes and stack.
@@ -115,7 +115,7 @@ def score(config: DiscriminatorConfig, h: jax.Array, label: jax.Array | None) ->
 
 
 class DiscriminatorBlock(nn.Module):
-  """A residual block without norm; `halve` resamples both branches by FIR."""
+  """A residual block without normalisation; `halve` halves H and W of both branches by FIR."""
 
   features: int
   halve: bool
@@ -136,10 +136,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 def minibatch_stddev(x: jax.Array, group: int) -> jax.Array:
-  """Appends one channel: how much neighbouring rows differ (Karras et al., 2018, section 3).
+  """Appends the minibatch standard deviation as one channel (Karras et al., 2018, section 3).
 
-  Groups are `group` *neighbouring* rows, so that a batch that is split over devices in blocks needs no
-  communication; the rows are independent, so this is the same statistic as that of strided rows.
+  A group is `group` *adjacent* rows, so that a batch sharded in blocks needs no communication. Rows are independent,
+  so the statistic is the same as that of the original's strided groups.
 
   Args:
     x: [B, H, W, C].
@@ -154,7 +154,7 @@ def minibatch_stddev(x: jax.Array, group: int) -> jax.Array:
   batch, height, width, _ = x.shape
   group = min(group, batch)
   if batch % group:
-    raise ConfigError(f'data.batch_size: found {batch} rows, must be a multiple of discriminator.stddev_group={group}')
+    raise ConfigError(f'data.batch_size is {batch}; use a multiple of {group} (discriminator.stddev_group)')
   grouped = x.astype(jnp.float32).reshape(batch // group, group, *x.shape[1:])
   stddev = jnp.sqrt(grouped.var(axis=1) + 1e-8).mean((1, 2, 3))
   channel = jnp.broadcast_to(jnp.repeat(stddev, group)[:, None, None, None], (batch, height, width, 1))

@@ -1,4 +1,4 @@
-"""Networks as pure functions, traced once for all the places and programs that call them."""
+"""Networks as pure functions, traced once per set of shapes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ddgan_jax.parallel import compilation
 
 @functools.partial(compilation.jit, static_argnames=('module', 'deterministic'))
 def apply(module: nn.Module, params: Any, *args: Any, deterministic: bool | None = None, **kwargs: Any) -> jax.Array:
-  """`module.apply({'params': params}, *args, **kwargs)`.
+  """Computes `module.apply({'params': params}, *args, **kwargs)`.
 
-  Being jitted by itself it is traced once for each set of shapes: G's two passes in a step, in the step with R1 and in
-  the one without, share one trace. XLA gets the same operations.
+  The inner jit caches the trace: both passes of G in a training step, with and without R1, share one. The operations
+  are the same.
   """
   if deterministic is not None:
     kwargs['deterministic'] = deterministic

@@ -1,4 +1,4 @@
-"""The conditional generator G(x_{t+1}, t, z) → x_0_pred: an NCSN++ U-Net with a latent mapping (paper, section 4)."""
+"""The generator G(x_{t+1}, t, z) → x_0_pred: an NCSN++ U-Net with a mapping network for z (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ddgan_jax.utils import checks
 class Generator(nn.Module):
   """Predicts the clean image from the noisier neighbour, the time index and a latent.
 
-  `Generator(config).apply({'params': params}, x_tp1, t, z)`; while training with dropout also
+  `Generator(config).apply({'params': params}, x_tp1, t, z)`; for training with dropout, add
   `deterministic=False, rngs={'dropout': key}`.
 
   Attributes:
     config: the architecture.
-    dtype: of the arithmetic; parameters and the output are float32.
-    remat: the backward pass computes each residual block again, and only its input stays in memory.
+    dtype: dtype of the arithmetic; parameters and the output are float32.
+    remat: the backward pass recomputes each residual block, so that only its input stays in memory.
   """
 
   config: GeneratorConfig
@@ -36,22 +36,22 @@ class Generator(nn.Module):
       self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, *,
       deterministic: bool = True, row_indices: jax.Array | None = None
   ) -> jax.Array:
-    """Predicts what `config.prediction` says: x_0, unless told otherwise.
+    """Predicts x_0, or the noise or x_t if `config.prediction` is set to them.
 
     Args:
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
-      t: [B] int32 in 0 … T-1, the index of the less noisy neighbour; with `embedding_type='fourier'`
-        the positive float32 noise level sigma_bar[t+1] instead (see `generator_fn`).
+      t: [B] int32 in 0 … T-1, the index of the less noisy neighbour; with `embedding_type='fourier'`, the noise level
+        sigma_bar[t+1] instead, positive float32 (see `generator_fn`).
       z: [B, nz] float32, standard normal.
-      label: [B] int32, read if `config.num_classes` is above 0; `labels.NONE` is no label, and so is None.
-      deterministic: no dropout.
-      row_indices: [B] int32, each row's place in the global batch, from which its dropout is drawn; by default 0 … B-1.
+      label: [B] int32, used if `config.num_classes` > 0; `labels.NONE` or None means no label.
+      deterministic: disables dropout.
+      row_indices: [B] int32, indices in the global batch, which seed the dropout; by default 0 … B-1.
 
     Returns:
       The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
 
     Raises:
-      ValueError, TypeError: an argument is not as above; the sentence names it.
+      ValueError, TypeError: an argument has the wrong shape or dtype; the message names it.
     """
     config = self.config
     check_inputs(config, x_tp1, t, z, label)
@@ -61,7 +61,7 @@ class Generator(nn.Module):
 
     zemb = self._latent_mapping(z) if config.nz else None
     if config.num_classes:
-      # As Dhariwal and Nichol (2021) add the class to the embedding of t: each adaptive norm has its own map of both.
+      # The class embedding is added before the adaptive norms, as in Dhariwal and Nichol (2021).
       label_vectors = blocks.LabelEmbedding(
           config.num_classes, config.stack, config.z_emb_dim, name='label_embedding')(label, x_tp1.shape[0])
       zemb = label_vectors if zemb is None else zemb + label_vectors
@@ -71,7 +71,7 @@ class Generator(nn.Module):
       row_indices = None
     elif row_indices is None:
       row_indices = jnp.arange(z.shape[0])
-    # nn.remat renames a class and with it the parameters, unless their module has a name, as every block here has.
+    # nn.remat would rename the parameters of unnamed modules; every block here has a name.
     block_class = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
 
     def block(name, h, features, direction=None):
@@ -144,7 +144,7 @@ class Generator(nn.Module):
     return jnp.tanh(image) if config.ends_in_tanh else image
 
   def _latent_mapping(self, z: jax.Array) -> jax.Array:
-    """[B, nz] → [B, z_emb_dim]: normalise to unit mean square, then 1 + n_mlp layers."""
+    """Maps z to the style vector, [B, nz] → [B, z_emb_dim]: unit mean square, then 1 + n_mlp dense layers."""
     config = self.config
     h = z * jax.lax.rsqrt(jnp.mean(z * z, axis=1, keepdims=True) + 1e-8)
     for i in range(config.n_mlp + 1):
@@ -153,10 +153,10 @@ class Generator(nn.Module):
     return h
 
   def _time_embedding(self, t: jax.Array) -> jax.Array:
-    """[B] → [B, 4nf]."""
+    """Embeds t, [B] → [B, 4nf]."""
     width = self.config.num_channels_dae
     if self.config.embedding_type == 'fourier':
-      # A parameter so that it is saved and imported, behind stop_gradient so that it stays fixed.
+      # A parameter, so that it is saved and imported; stop_gradient keeps it fixed.
       frequencies = jax.lax.stop_gradient(
           self.param('fourier', nn.initializers.normal(self.config.fourier_scale), (width,)))
       angles = 2 * np.pi * jnp.log(t.astype(jnp.float32))[:, None] * frequencies
@@ -169,7 +169,7 @@ class Generator(nn.Module):
 
 def check_inputs(
     config: GeneratorConfig, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None) -> None:
-  """Raises ValueError or TypeError for arguments that no generator of this config takes."""
+  """Raises ValueError or TypeError for arguments of the wrong shape or dtype for this config."""
   size = config.image_size
   checks.floats('x_tp1', x_tp1, 'B H W C', H=size, W=size, C=config.num_channels)
   checks.numbers('t', t, 'B', B=x_tp1.shape[0])
@@ -179,10 +179,9 @@ def check_inputs(
 
 
 def output_fn(generator, params, schedule, **apply_kwargs):
-  """G as a function of (x_tp1, t, z) → what the network gives, be it x_0, the noise or x_t.
+  """Makes the function (x_tp1, t, z) → network output: x_0, the noise or x_t. For the arguments see `generator_fn`.
 
-  The integer t is passed on, except to a `fourier` generator, whose logarithm needs a positive noise level:
-  it gets sigma_bar[t+1], that of x_{t+1}. For the arguments see `generator_fn`.
+  A `fourier` generator takes the noise level sigma_bar[t+1] of x_{t+1} instead of t.
   """
 
   def apply(x_tp1, t, z):
@@ -193,17 +192,17 @@ def output_fn(generator, params, schedule, **apply_kwargs):
 
 
 def generator_fn(generator, params, schedule, **apply_kwargs):
-  """G as the function of (x_tp1, t, z) that `sampling` and the losses call: a predicted noise is turned into x_0.
+  """Makes the function (x_tp1, t, z) → x_0_pred for `sampling` and the losses; a predicted noise is converted to x_0.
 
   Args:
-    generator: the module, of either kind.
-    params: its parameters, as in `state.g_params` or `state.ema_params`.
-    schedule: `diffusion.Schedule`, for sigma_bar.
-    **apply_kwargs: for `generator.apply`, such as `label`, or `deterministic=False, rngs={'dropout': key}`.
+    generator: a `Generator` or `MlpGenerator`.
+    params: its parameters, such as `state.g_params` or `state.ema_params`.
+    schedule: a `diffusion.Schedule`, for sigma_bar.
+    **apply_kwargs: arguments of `generator.apply`, such as `label`, or `deterministic=False, rngs={'dropout': key}`.
 
   Returns:
-    (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32; from a generator with prediction='x_t'
-    it is x_t, which a schedule made by `diffusion.identity_posterior` leaves as it is.
+    (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32. With prediction='x_t' it returns x_t,
+    for use with `diffusion.identity_posterior`.
   """
   output = output_fn(generator, params, schedule, **apply_kwargs)
   if generator.config.prediction != 'noise':

@@ -1,4 +1,4 @@
-"""Initial weights, drawn together: one loop to compile instead of a random generator for each of hundreds of arrays."""
+"""Initial weights, all drawn in one loop, which compiles faster than one random generator per array."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _uniform: contextvars.ContextVar[Uniform] = contextvars.ContextVar(
 
 
 def default_init(scale: float = 1.0) -> Callable[..., jax.Array]:
-  """Variance scaling, fan_avg, uniform, of kernels [..., in, out]; `scale=0` gives the near-zero 1e-10 of the original.
+  """Uniform variance scaling with fan_avg for kernels [..., in, out]: variance `scale * 2 / (fan_in + fan_out)`.
 
-  The entries have the variance `scale * 2 / (fan_in + fan_out)`.
+  `scale=0` means 1e-10, as in the original.
   """
 
   def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -32,7 +32,7 @@ def default_init(scale: float = 1.0) -> Callable[..., jax.Array]:
 
 
 def draw(key: jax.Array, init: Callable[[jax.Array], Any]) -> Any:
-  """`init(key)`, with all numbers of `default_init` cut from one vector, which is drawn from `key`."""
+  """Calls `init(key)`, with all random numbers of `default_init` sliced from one vector drawn from `key`."""
   drawn = 0
 
   def count(key, shape):
@@ -44,7 +44,7 @@ def draw(key: jax.Array, init: Callable[[jax.Array], Any]) -> Any:
     jax.eval_shape(init, key)
   pool_key, key = jax.random.split(key)
   keys = jax.random.split(pool_key, max(1, -(-drawn // _CHUNK)))
-  # In a loop, or XLA would draw all numbers again for every array.
+  # Without the loop, XLA would recompute all numbers for every array.
   pool = jax.lax.map(lambda key: jax.random.uniform(key, (_CHUNK,), minval=-1.0), keys).reshape(-1)
   begin = 0
 

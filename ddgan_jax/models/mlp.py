@@ -1,11 +1,11 @@
-"""G and D as multilayer perceptrons, for points and other data without space (the paper's 25 Gaussians).
+"""G and D as multilayer perceptrons, for points and other data without spatial structure (the paper's 25 Gaussians).
 
-Three hidden layers, LeakyReLU(0.2); the image is one vector and comes as it is and as sinusoids of its values, t comes
-as sinusoids and z as it is. The calls are those of `Generator` and `Discriminator`, with `kind='mlp'`.
+Three hidden layers with LeakyReLU(0.2). The inputs are the flattened image and sinusoids of its values, sinusoids of t,
+and z. They are called like `Generator` and `Discriminator`; select them with `kind='mlp'`.
 
-Without the sinusoids an MLP takes thousands of steps to see anything as fine as the modes of the 25 Gaussians (Tancik
-et al., 2020), and G and D agree on a broad cloud long before. Their periods suit that grid: prior knowledge, which the
-paper does not mention.
+Without the sinusoids an MLP takes thousands of steps to resolve the modes of the 25 Gaussians (Tancik et al., 2020),
+and G and D first settle on a broad cloud. Their periods match the grid of the 25 Gaussians; this is prior
+knowledge that the paper does not mention.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddgan_jax.models.initializers import default_init
 _HIDDEN_LAYERS = 3
 _TIME_FEATURES = 32
 _LABEL_FEATURES = 32
-_PERIODS = (8.0, 4.0, 2.0, 1.0)  # of the sinusoids of x: from the whole grid of the 25 Gaussians to half of its mesh
+_PERIODS = (8.0, 4.0, 2.0, 1.0)  # of the sinusoids of x: from the extent of the 25 Gaussians to half of their spacing
 
 
 class MlpGenerator(nn.Module):
@@ -34,7 +34,7 @@ class MlpGenerator(nn.Module):
 
   Attributes:
     config: uses num_channels_dae, nz, conditional, num_classes, prediction and not_use_tanh.
-    dtype: of the arithmetic; parameters and the output are float32.
+    dtype: dtype of the arithmetic; parameters and the output are float32.
   """
 
   config: GeneratorConfig
@@ -44,7 +44,7 @@ class MlpGenerator(nn.Module):
   def __call__(
       self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, **training
   ) -> jax.Array:
-    """What `config.prediction` says; arguments and result as of `Generator`, except that `training` changes nothing."""
+    """Predicts `config.prediction`; see `Generator.__call__`. `training` is ignored: there is no dropout."""
     del training
     config = self.config
     check_inputs(config, x_tp1, t, z, label)
@@ -62,11 +62,11 @@ class MlpGenerator(nn.Module):
 
 
 class MlpDiscriminator(nn.Module):
-  """D(x_t, t, x_{t+1}), with hidden layers of width `ngf`; rows do not see each other.
+  """D(x_t, t, x_{t+1}), with hidden layers of width `ngf` and no minibatch stddev.
 
   Attributes:
     config: uses ngf, num_classes and t_emb_dim, the number of sinusoids.
-    dtype: of the arithmetic; parameters and the logits are float32.
+    dtype: dtype of the arithmetic; parameters and the logits are float32.
   """
 
   config: DiscriminatorConfig
@@ -76,7 +76,7 @@ class MlpDiscriminator(nn.Module):
   def __call__(
       self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
   ) -> jax.Array:
-    """Scores a batch of pairs [B, H, W, C]; see `Discriminator`. Returns [B] float32 logits, high for real."""
+    """Computes the logits [B] float32, high for real, of pairs [B, H, W, C]; see `Discriminator.__call__`."""
     check_pair(x_t, t, x_tp1, label)
     inputs = [_value_features(x_t), _value_features(x_tp1), sinusoids(t, self.config.t_emb_dim)]
     h = _hidden_layers(inputs, self.config.ngf, self.dtype).astype(jnp.float32)
@@ -84,7 +84,7 @@ class MlpDiscriminator(nn.Module):
 
 
 def _value_features(x: jax.Array) -> jax.Array:
-  """[B, H, W, C] → [B, 9 H W C], the values and their sinusoids."""
+  """Flattens x and appends the sinusoids of its values; [B, H, W, C] → [B, 9 H W C]."""
   x = x.reshape(x.shape[0], -1)
   angles = jnp.concatenate([2 * np.pi / period * x for period in _PERIODS], axis=1)
   return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)], axis=1)

@@ -1,7 +1,7 @@
 """Training objectives: what D and G minimise, and how the trained network samples.
 
-`base.Objective` states what an objective answers; each file beside it is one. To add one: a file here, its line in
-`make` and in `config.checks.PREDICTIONS`, a recipe, a test.
+`base.Objective` is the interface; each other file is one objective. To add one, write a file here, its line in `make`
+and in `config.checks.PREDICTIONS`, a recipe and a test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ['AugmentedGan', 'Ddgan', 'Gaussian', 'UpdateDraws', 'Model', 'Objecti
 
 
 def make(config: Config) -> Objective:
-  """The objective that `config.method` names; nothing else depends on the name."""
+  """Makes the objective named by `config.method`; no other code depends on the name."""
   match config.method:
     case 'ddgan':
       return Ddgan(penalties.r1(config.optim))
@@ -25,4 +25,4 @@ def make(config: Config) -> Objective:
       return Gaussian(bound=config.data.bound)
     case 'augmented_gan':
       return AugmentedGan(penalties.r1(config.optim))
-  raise ConfigError(f'method: found {config.method!r}, which has no objective')
+  raise ConfigError(f'method is {config.method!r}, which has no objective; add it to objectives.make')

@@ -1,10 +1,10 @@
 """Diffusion as augmentation of a one-shot GAN (Xiao, Kreis and Vahdat, 2022, ablation study).
 
-G makes the image from pure noise, and D sees real and generated images diffused to a random level t:
+G maps pure noise to an image; D compares real and generated images, both diffused to a random level t:
 
     x_t ~ q(x_t | x_0),      x_t' ~ q(x_t | G(noise, T-1, z)),      0 in place of x_{t+1}
 
-The losses are those of `ddgan`. Level 0, at which D sees the images as they are, is one of the T levels.
+The losses are those of `ddgan`. The T levels include level 0, the undiffused images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class AugmentedGan(Ddgan):
   name = 'augmented_gan'
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
-    """In `rows.draws`, noise_tp1 is the noise that G starts from, and posterior_noise diffuses its image."""
+    """Uses the draws noise_tp1 as G's input and posterior_noise to diffuse its output."""
     draws = rows.draws
     x_t = diffusion.q_sample(model.schedule, rows.x_0, draws.t, draws.noise_t)
     last = jnp.full_like(draws.t, model.schedule.num_timesteps - 1)

@@ -1,12 +1,12 @@
-"""The protocol of a training objective: all that the training step, the sampler and the benchmark ask of one.
+"""The interface of a training objective, for the training step, the sampler and the benchmark.
 
-One joint step, with `rows` of fresh draws in each half:
+One training step, with fresh draws in `rows` for each update:
 
     D minimises objective.discriminator_loss(model, d_params, pairs, rows, penalized), where
                 pairs = objective.pairs(model, g_params, rows) are constants
-    G minimises objective.generator_loss(model, g_params, d_params, rows), against the D just updated
+    G minimises objective.generator_loss(model, g_params, d_params, rows), against the updated D
 
-Every method is a pure function; what an objective needs of the config it holds as fields.
+Every method is a pure function; the fields of an objective hold its settings.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DiscriminatorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class UpdateDraws(NamedTuple):
-  """The random numbers of one network's half of a step.
+  """The random numbers of one network's update.
 
   Attributes:
     t: [B] int32, uniform in 0 … T-1.
-    noise_t, noise_tp1: [B, H, W, C] float32, standard normal. In `ddgan` they make the pair (x_t, x_{t+1}).
+    noise_t, noise_tp1: [B, H, W, C] float32, standard normal. `ddgan` makes the pair (x_t, x_{t+1}) from them.
     z: [B, nz] float32, standard normal.
-    posterior_noise: [B, H, W, C] float32, standard normal. In `ddgan` it makes x_t_fake.
-    dropout_key: typed PRNG key, folded with a row's place in the global batch; unused when `generator.dropout` is 0.
+    posterior_noise: [B, H, W, C] float32, standard normal. `ddgan` makes x_t_fake from it.
+    dropout_key: typed PRNG key, folded with the row index; unused when `generator.dropout` is 0.
     keep_label: [B] bool, mask of the rows whose label is kept; None keeps all labels.
     extra_noise: [B, n, H, W, C] float32, standard normal, with n = `Objective.extra_noise`; None if n = 0.
   """
@@ -54,14 +54,14 @@ class UpdateDraws(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """Rows of a batch, all of them or those of one device or microbatch, in one half of a step.
+  """Rows of the global batch, all or those of one device or microbatch, in the update of D or of G.
 
   Attributes:
     x_0: [B, H, W, C] float32 in [-1, 1].
-    draws: the half's random numbers for these rows.
-    row_indices: [B] int32, the rows' row_indices in the global batch.
-    label: [B] int32 of a conditional run, `labels.NONE` where it is dropped; otherwise None.
-    step: int32 scalar, joint steps done so far, for weights that change during training.
+    draws: the random numbers of these rows.
+    row_indices: [B] int32, indices in the global batch.
+    label: [B] int32 of a conditional run, `labels.NONE` where dropped; otherwise None.
+    step: int32 scalar, training steps done so far, for weights that change during training.
   """
 
   x_0: jax.Array
@@ -72,13 +72,13 @@ class Rows(NamedTuple):
 
 
 class Pairs(NamedTuple):
-  """What D judges, row by row: (x_t, t, x_tp1) is real, (x_t_fake, t, x_tp1) is fake.
+  """The inputs of D: (x_t, t, x_tp1) is real, (x_t_fake, t, x_tp1) is fake.
 
   Attributes:
     x_t, x_t_fake: like x_0, the real and the generated less noisy neighbour.
     t: [B] int32.
-    x_tp1: like x_0, the noisier neighbour; zeros for a D that must not see it.
-    x_0_pred: like x_0, the output of G from which x_t_fake is made.
+    x_tp1: like x_0, the noisier neighbour; zeros for a D that is not conditioned on it.
+    x_0_pred: like x_0, the prediction from which x_t_fake is sampled.
   """
 
   x_t: jax.Array
@@ -93,7 +93,7 @@ class Model:
   """G, D and the diffusion process of a run, as functions of parameters and rows.
 
   Attributes:
-    generator, discriminator: Flax modules; discriminator None if the objective has none.
+    generator, discriminator: Flax modules; `discriminator` is None if the objective has none.
     schedule: the tables of the T training levels.
   """
 
@@ -102,15 +102,15 @@ class Model:
   schedule: diffusion.Schedule
 
   def predict(self, g_params: Params, rows: Rows) -> GeneratorFn:
-    """G in training: (x_tp1, t, z) → x_0_pred, with the dropout and the labels of `rows`."""
+    """G during training, (x_tp1, t, z) → x_0_pred, with the dropout and labels of `rows`."""
     return models.generator_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def output(self, g_params: Params, rows: Rows) -> GeneratorFn:
-    """The same without conversion to x_0: what the network itself returns, such as the noise."""
+    """Like `predict`, but returns the network's output, such as the noise, without conversion to x_0."""
     return models.output_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
-    """D with the labels of `rows`: (x_t, t, x_tp1) → logits [B]."""
+    """D with the labels of `rows`, (x_t, t, x_tp1) → logits [B]."""
     options = {} if rows.label is None else {'label': rows.label}
     return lambda x_t, t, x_tp1: models.apply(self.discriminator, d_params, x_t, t, x_tp1, **options)
 
@@ -125,15 +125,15 @@ class Model:
 class Objective(abc.ABC):
   """What G and D minimise, and how the trained G samples.
 
-  `config.checks.PREDICTIONS` says which `generator.prediction` each method accepts, because a config is checked before
-  there is an objective.
+  `config.checks.PREDICTIONS` lists the `generator.prediction` values of each method, because a config is checked before
+  its objective exists.
 
   Attributes:
-    penalty: gradient penalty on D, and how often.
+    penalty: gradient penalty on D and its interval.
     name: `config.method`.
     has_discriminator: whether there is a D; without one only `generator_loss` is called.
-    can_respace: whether the trained G may be sampled in any number of steps that divides T.
-    extra_noise: standard normal arrays like x_0 needed in each half, in addition to those of `UpdateDraws`.
+    can_respace: whether the trained G can be sampled in any number of steps that divides T.
+    extra_noise: number of arrays in `UpdateDraws.extra_noise`.
   """
 
   penalty: GradientPenalty = penalties.NONE
@@ -143,7 +143,7 @@ class Objective(abc.ABC):
   extra_noise: ClassVar[int] = 0
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
-    """The real and the fake pairs that D judges."""
+    """Samples the real and fake inputs of D."""
     raise NotImplementedError(f'{self.name} has no discriminator')
 
   def discriminator_loss(
@@ -152,55 +152,55 @@ class Objective(abc.ABC):
 
     Args:
       model: for `model.discriminator_fn`.
-      d_params: what the loss is differentiated by.
-      pairs: what `pairs` returned for these rows, constants.
+      d_params: D's parameters; the loss is differentiated with respect to them.
+      pairs: the result of `pairs` for these rows, constants.
       rows: the rows.
-      penalized: whether this step has the penalty.
+      penalized: whether to add the penalty.
 
     Returns:
-      The loss and its parts, scalars to log, with those of `penalty.names` exactly if `penalized`.
+      The loss, and its parts as scalars to log; they include `penalty.names` if and only if `penalized`.
     """
     raise NotImplementedError(f'{self.name} has no discriminator')
 
   @abc.abstractmethod
   def generator_loss(
       self, model: Model, g_params: Params, d_params: Params, rows: Rows) -> tuple[jax.Array, Metrics]:
-    """G's loss, a mean over the rows, and its parts to log; d_params are constants."""
+    """G's loss, a mean over the rows, and its parts as scalars to log; d_params are constants."""
 
   def make_schedule(self, config: Config) -> diffusion.Schedule:
-    """The tables of a run: those of `config.diffusion`, without a posterior where G predicts x_t itself."""
+    """Makes the tables of `config.diffusion`, with an identity posterior if G predicts x_t itself."""
     schedule = diffusion.make_schedule(**vars(config.diffusion))
     return diffusion.identity_posterior(schedule) if config.generator.prediction == 'x_t' else schedule
 
   def default_steps(self, trained: int) -> int:
-    """In how many steps a G trained with T = `trained` is sampled by default."""
+    """The default number of sampling steps of a G trained with T = `trained`."""
     return trained
 
   def make_sampler(
       self, predict: GeneratorFn, schedule: diffusion.Schedule, num_timesteps: int | None = None
   ) -> tuple[GeneratorFn, diffusion.Schedule]:
-    """What `sampling.sample` needs to sample from the trained G.
+    """Makes the generator function and schedule for `sampling.sample`.
 
     Args:
-      predict: G as `models.generator_fn` returns it.
-      schedule: the tables of the training, T levels.
-      num_timesteps: steps to sample in; None is `default_steps`.
+      predict: G, as `models.generator_fn` returns it.
+      schedule: the tables of the T training levels.
+      num_timesteps: sampling steps; None is `default_steps`.
 
     Returns:
-      (generator_fn, schedule) for that many steps.
+      (generator_fn, schedule) for that number of steps.
 
     Raises:
-      ConfigError: G cannot be sampled in that many steps.
+      ConfigError: G cannot be sampled in that number of steps.
     """
     trained = schedule.num_timesteps
     default = self.default_steps(trained)
     num_timesteps = default if num_timesteps is None else num_timesteps
     if num_timesteps != default and not self.can_respace:
       raise ConfigError(
-          f'num_timesteps: found {num_timesteps}, but a run with method={self.name!r} samples in the {default} that '
-          "it was trained for; only method='gaussian' leaves a choice")
+          f'num_timesteps is {num_timesteps}; use {default}, the only number of steps of a run with '
+          f'method={self.name!r}')
     if num_timesteps < 1 or trained % num_timesteps:
-      raise ConfigError(f'num_timesteps: found {num_timesteps}, must divide the {trained} steps of the training')
+      raise ConfigError(f'num_timesteps is {num_timesteps}; use a divisor of {trained}, the number of training levels')
     if num_timesteps == trained:
       return predict, schedule
     schedule, t_long = diffusion.respace(schedule, num_timesteps)

@@ -1,10 +1,10 @@
 """Denoising diffusion GAN (Xiao, Kreis and Vahdat, 2022, section 3.2).
 
-D compares real neighbours (x_t, x_{t+1}) of the forward process with (x_t', x_{t+1}), where G has denoised x_{t+1}:
+D compares real neighbours (x_t, x_{t+1}) of the forward process with (x_t', x_{t+1}), where x_t' is denoised by G:
 
     x_t ~ q(x_t | x_0),  x_{t+1} ~ q(x_{t+1} | x_t),      x_t' ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z))
 
-    L_D = mean softplus(-D(x_t, t, x_{t+1})) + mean softplus(D(x_t', t, x_{t+1})) + R1 in one step of optim.lazy_reg
+    L_D = mean softplus(-D(x_t, t, x_{t+1})) + mean softplus(D(x_t', t, x_{t+1})) + R1 every optim.lazy_reg steps
     L_G = mean softplus(-D(x_t', t, x_{t+1}))
 """
 
@@ -21,7 +21,7 @@ from ddgan_jax.objectives.base import Metrics, Model, Objective, Pairs, Params, 
 
 @dataclasses.dataclass(frozen=True)
 class Ddgan(Objective):
-  """Non-saturating losses on neighbours of the diffusion process, with lazy R1."""
+  """Non-saturating GAN losses on neighbours of the diffusion process, with lazy R1."""
 
   name = 'ddgan'
 

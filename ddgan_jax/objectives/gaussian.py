@@ -1,8 +1,8 @@
-"""Gaussian diffusion (Ho, Jain and Abbeel, 2020, equation 14, and the same for x_0): no discriminator.
+"""Gaussian diffusion without a discriminator (Ho, Jain and Abbeel, 2020, equation 14, and its analogue for x_0).
 
-    L_G = mean (noise - G(x_{t+1}, t))²  or  mean (x_0 - G(x_{t+1}, t))²,      x_{t+1} ~ q(x_{t+1} | x_0) by that noise
+    L_G = mean (noise - G(x_{t+1}, t))²  or  mean (x_0 - G(x_{t+1}, t))²,    x_{t+1} = q_sample(x_0, t+1, noise)
 
-G may be sampled in fewer steps than it was trained with (Nichol and Dhariwal, 2021, section 4).
+G can be sampled in fewer steps than it was trained with (Nichol and Dhariwal, 2021, section 4).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Gaussian(Objective):
   """L2 regression of x_0 or the noise; the latent z is zero in training and in sampling.
 
   Attributes:
-    bound: x_0 lies in [-bound, bound]; the sampler clips x_0_pred to it, as Ho et al. do.
+    bound: the range of x_0 is [-bound, bound]; the sampler clips x_0_pred to it, as in Ho et al.
   """
 
   bound: float = 1.0

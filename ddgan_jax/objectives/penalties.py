@@ -1,10 +1,10 @@
-"""Gradient penalties on D, and the steps that have them.
+"""Gradient penalties on D and their interval.
 
     gamma / 2 · mean_i ||∂D(x_i, t_i, x_{t+1,i}) / ∂x_i||²
 
-on real less noisy neighbours (R1), on generated ones (R2), or both (Mescheder et al., 2018, "Which training methods for
-GANs do actually converge?", equations 9 and 10). A lazy penalty is added every `interval` steps, without multiplying it
-by `interval`, as in the original DDGAN (paper, appendix C).
+where x_i are real less noisy neighbours (R1), generated ones (R2), or both (Mescheder et al., 2018, "Which training
+methods for GANs do actually converge?", equations 9 and 10). A lazy penalty is added every `interval` steps, without
+multiplying it by `interval`, as in the original DDGAN (paper, appendix C).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import jax.numpy as jnp
 
 from ddgan_jax.config import OptimConfig
 
-METRICS = ('r1_penalty', 'r2_penalty')  # logged only by steps that have the penalty
+METRICS = ('r1_penalty', 'r2_penalty')  # only in steps with the penalty
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientPenalty:
-  """Which gradients of D are penalised, how much, and how often.
+  """A penalty on D's gradients: R1, R2 or both.
 
   Attributes:
-    gamma: the weight; 0 is no penalty.
-    interval: the penalty is in the steps divisible by this, and so in step 0.
-    real, fake: whether R1 and whether R2 is in it.
+    gamma: the weight; 0 disables the penalty.
+    interval: the penalty is added in steps divisible by this, beginning with step 0.
+    real, fake: whether to add R1, and whether to add R2.
   """
 
   gamma: float
@@ -37,17 +37,17 @@ class GradientPenalty:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The metrics that only steps with the penalty have."""
+    """The metrics of this penalty."""
     return tuple(name for name, present in zip(METRICS, (self.real, self.fake), strict=True) if present)
 
   def is_due(self, step: int | jax.Array) -> bool | jax.Array:
-    """Whether the step that starts from state.step == `step` has the penalty; a tracer only if that depends on one."""
+    """Whether the penalty is due at state.step == `step`. A bool if it does not depend on `step`, even for a tracer."""
     if self.gamma == 0 or self.interval == 1:
       return self.gamma > 0
     return step % self.interval == 0
 
   def variants(self, step: int) -> tuple[bool, ...]:
-    """The values of `is_due` from `step` on, the one of `step` itself first."""
+    """The distinct values of `is_due` from `step` on, that of `step` first."""
     first = self.is_due(step)
     return (first,) if self.gamma == 0 or self.interval == 1 else (first, not first)
 
@@ -56,14 +56,14 @@ NONE = GradientPenalty(gamma=0.0, real=False)
 
 
 def r1(optim: OptimConfig) -> GradientPenalty:
-  """DDGAN's: R1, lazy (paper, appendix C)."""
+  """The lazy R1 penalty of DDGAN (paper, appendix C)."""
   return GradientPenalty(optim.r1_gamma, optim.lazy_reg)
 
 
 def penalized_logits(
     discriminator_fn: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  """D's logits and their penalty, from one forward pass.
+  """Computes D's logits and the gradient penalty in one forward pass.
 
   Args:
     discriminator_fn: D as a function of x, [B, H, W, C] → logits [B].
@@ -71,12 +71,11 @@ def penalized_logits(
     penalty: `NONE` computes no gradient.
 
   Returns:
-    real_logits [B], fake_logits [B], and the parts of the weighted penalty by `penalty.names`: their sum is added to
-    D's loss.
+    real_logits [B], fake_logits [B], and the weighted penalties by `penalty.names`, which are added to D's loss.
   """
   def score(x):
     logits = discriminator_fn(x)
-    return logits.sum(), logits  # rows are coupled only through the minibatch stddev
+    return logits.sum(), logits  # per-row gradients: only the minibatch stddev couples rows
 
   both, parts = [], {}
   for name, x, penalized in zip(METRICS, (real, fake), (penalty.real, penalty.fake), strict=True):

@@ -1,1 +1,1 @@
-"""Devices, processes and programs: sharding, agreement between processes, compiling."""
+"""Sharding over devices, consensus between processes, and compilation."""

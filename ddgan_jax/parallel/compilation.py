@@ -1,4 +1,4 @@
-"""How programs are compiled: with which options, with a persistent cache, and side by side."""
+"""Compilation: compiler options, the persistent cache, and compiling in the background."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import core  # there is no public way to ask whether a transformation is under way
+from jax._src import core  # no public API tells whether a trace is in progress
 
 from ddgan_jax.parallel import convolution
 from ddgan_jax.utils import files
 
-# Compiler options by platform. One that $XLA_FLAGS sets, or that this XLA does not know, is left out.
+# Compiler options by platform. Options set in $XLA_FLAGS or unknown to this XLA are omitted.
 XLA_OPTIONS: dict[str, dict[str, str]] = {
     'cpu': {
-        # What the compiler gives to the YNNPACK library: products and sums. By default jaxlib 0.10.2 also gives it
-        # convolutions, which Eigen computes faster on several cores, and their kernels' gradients on any
-        # (benchmarks/speed.md).
+        # Use YNNPACK for dots and reductions only. By default jaxlib 0.10.2 also uses it for convolutions, where Eigen
+        # is faster on several cores, and for kernel gradients, where Eigen is always faster (benchmarks/speed.md).
         'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
     },
 }
 
 
 def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Callable:
-  """`jax.jit` for this package's networks: with compiler options, and fast convolutions in loops on CPUs.
+  """`jax.jit` with `XLA_OPTIONS`, and with fast convolutions in loops on CPUs (`convolution.cpu_convolution_layout`).
 
-  Both apply to this program alone (`XLA_OPTIONS`, `convolution.cpu_convolution_layout`), so no global setting changes.
-  Inside another transformation (jit, scan, grad, vmap), where JAX accepts no compiler options, it is a plain `jax.jit`;
-  the outermost jit decides how the whole program is compiled.
+  Both apply to this program only; no global setting changes. Inside another transformation (jit, scan, grad, vmap),
+  where JAX accepts no compiler options, it is a plain `jax.jit`, and the outermost jit sets the options.
 
   Args:
-    function, **kwargs: as of `jax.jit`; the result has its method `lower`, too.
+    function, **kwargs: see `jax.jit`; the result also has a `lower` method.
     platform: the platform to compile for, by default that of `jax.devices()`.
   """
   return _Program(function, platform, kwargs)
 
 
 class _Program:
-  """What `jit` returns: a program if it is called or lowered by itself, and a part of one elsewhere."""
+  """The result of `jit`: a program of its own at the top level, part of the outer program inside a trace."""
 
   def __init__(self, function: Callable, platform: str | None, kwargs: dict[str, Any]):
     functools.update_wrapper(self, function, updated=())
@@ -50,10 +48,10 @@ class _Program:
 
   @functools.cached_property
   def _outermost(self) -> Any:
-    # At first use, because asking for the default platform starts the backend.
+    # Computed at first use, because `jax.default_backend()` initializes the backend.
     found = compiler_options(self._platform or jax.default_backend())
 
-    # A function of its own, because JAX lowers one that is also in another `jax.jit` only once.
+    # A new function, because JAX caches the lowering by function, and `_nested` uses the original.
     @functools.wraps(self.__wrapped__)
     def program(*args: Any, **kwargs: Any) -> Any:
       return self.__wrapped__(*args, **kwargs)
@@ -72,7 +70,7 @@ class _Program:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-  """The `compiler_options` of `jit`: those of `XLA_OPTIONS` that $XLA_FLAGS leaves open and this XLA knows."""
+  """The options of `XLA_OPTIONS` that $XLA_FLAGS does not set and this XLA knows."""
   return {
       name: value for name, value in XLA_OPTIONS.get(platform, {}).items()
       if name not in os.environ.get('XLA_FLAGS', '') and _is_known(platform, name, value)}
@@ -80,7 +78,7 @@ def compiler_options(platform: str) -> dict[str, str]:
 
 @functools.cache
 def _is_known(platform: str, option: str, value: str) -> bool:
-  """Whether XLA's compiler for a platform knows an option."""
+  """Whether the XLA compiler of a platform accepts an option."""
   with jax.default_device(jax.local_devices(backend=platform)[0]):
     try:
       jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
@@ -90,7 +88,7 @@ def _is_known(platform: str, option: str, value: str) -> bool:
 
 
 def use_persistent_cache() -> None:
-  """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+  """Enables JAX's persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla')))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
@@ -102,25 +100,25 @@ _futures: list[concurrent.futures.Future] = []
 
 
 def is_compiling() -> bool:
-  """Whether something that `run_in_background` began has not ended."""
+  """Whether a call of `run_in_background` is still running."""
   return not all(future.done() for future in _futures)
 
 
 def run_in_background(function: Callable, *args) -> concurrent.futures.Future:
-  """Calls `function(*args)` in a thread that does not keep the process alive.
+  """Calls `function(*args)` in a daemon thread and returns its future.
 
-  XLA compiles one program on one thread and releases the interpreter, so several compile side by side. The thread is a
-  daemon because a compilation cannot be cancelled, and a run that is being stopped should not wait for it; `app.start`
-  ends a process that is still busy without the interpreter's usual shutdown, which would abort it.
+  XLA compiles a program on one thread and releases the GIL, so several programs compile in parallel. A compilation
+  cannot be cancelled, and a stopped run should not wait for it, hence the daemon. `app.start` ends a process that is
+  still compiling without the interpreter's shutdown, which would abort with a core dump.
   """
   future: concurrent.futures.Future = concurrent.futures.Future()
-  # Those that are done are forgotten here, or their programs would stay in memory as long as the process.
+  # Drop finished futures, which would keep their programs in memory.
   _futures[:] = [*(other for other in _futures if not other.done()), future]
 
   def work():
     try:
       future.set_result(function(*args))
-    except BaseException as error:  # handed to whoever asks for the result
+    except BaseException as error:  # raised by future.result()
       future.set_exception(error)
 
   threading.Thread(target=work, daemon=True).start()
@@ -128,25 +126,25 @@ def run_in_background(function: Callable, *args) -> concurrent.futures.Future:
 
 
 def cost_summary(compiled: Any, seconds: float) -> tuple[str, dict[str, float]]:
-  """A sentence on what a compiled step costs, and its figures.
+  """Describes the cost of a compiled step in a sentence and as scalars.
 
-  The figures are `compile_seconds`, `step_memory_mib` (state, batch and temporaries on one device, by the compiler's
-  account) and `device_peak_mib` (as measured so far), the last two where the backend knows them.
+  The scalars are `compile_seconds` and, if the backend reports them, `step_memory_mib` (state, batch and temporaries on
+  one device, from the compiler's memory analysis) and `device_peak_mib` (peak memory so far).
   """
-  text, figures = f'The step was compiled in {seconds:.1f} s', {'compile_seconds': seconds}
+  text, figures = f'Compiled the training step in {seconds:.1f} s', {'compile_seconds': seconds}
   if compiled.memory_analysis() is not None:
     total, temporary = memory_bytes(compiled)
     figures['step_memory_mib'] = total / 2**20
-    text += f' and takes {total / 2**20:,.1f} MiB on each device, {temporary / 2**20:,.1f} of them temporary'
+    text += f'; it needs {total / 2**20:,.1f} MiB per device ({temporary / 2**20:,.1f} MiB temporary)'
   measured = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in measured:
     figures['device_peak_mib'] = measured['peak_bytes_in_use'] / 2**20
-    text += f'; {figures["device_peak_mib"]:,.1f} MiB were in use at most'
+    text += f'; the peak so far is {figures["device_peak_mib"]:,.1f} MiB'
   return text + '.', figures
 
 
 def memory_bytes(compiled: Any) -> tuple[int, int]:
-  """Bytes of a program's arguments, results and temporaries on a device, and how many of them are temporary."""
+  """A program's memory on one device, in bytes: (arguments, results and temporaries; temporaries alone)."""
   memory = compiled.memory_analysis()
   state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   return state + memory.temp_size_in_bytes, memory.temp_size_in_bytes

@@ -1,6 +1,6 @@
-"""What several processes decide together, so that none waits for another that has gone its own way.
+"""Consensus between processes: decisions that must be the same everywhere, or the processes would deadlock.
 
-Every function here is called by all processes at the same place; with a single process each is trivial.
+All processes must call each function at the same point; with a single process each is trivial.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # the only way to the barrier, which Orbax takes too
+from jax._src import distributed as jax_distributed  # no public API has a barrier; Orbax uses this one, too
 from jax.experimental import multihost_utils
 
 from ddgan_jax.config import UserError
 
-_BYTES = 2048  # of a text that is passed on
-_BARRIER_TIMEOUT = 3600  # seconds that the others may take to compile
-_sync_ids = itertools.count(1)  # JAX's pre-emption service wants questions by number, one after the other from 1
+_BYTES = 2048  # maximum length of a shared text
+_BARRIER_TIMEOUT = 3600  # seconds; compilation may take long
+_sync_ids = itertools.count(1)  # JAX's preemption service needs consecutive ids
 
 
 def shared_text(text: str) -> str:
-  """The first text that is not empty, in the order of the processes; '' if none has one."""
+  """The first non-empty text, in process order; '' if all are empty."""
   return next(filter(None, _texts(text)), '')
 
 
 def check_same(what: str, text: str) -> None:
-  """Raises UserError, on every process, unless all have the same `text` (of up to 2 kB)."""
+  """Raises UserError on every process unless all have the same `text` (at most 2 kB)."""
   texts = _texts(text)
   if len(set(texts)) > 1:
-    found = '; '.join(f'process {i} has {text}' for i, text in enumerate(texts))
-    raise UserError(f'{what} must be the same on all processes: {found}')
+    found = ', '.join(f'{text} on process {i}' for i, text in enumerate(texts))
+    raise UserError(f'{what} differs between processes ({found}); use the same on all')
 
 
 def _texts(text: str) -> list[str]:
-  """The texts of all processes."""
+  """Gathers the texts of all processes."""
   if jax.process_count() == 1:
     return [text]
   buffer = np.zeros(_BYTES, np.uint8)
@@ -47,17 +47,17 @@ def _texts(text: str) -> list[str]:
 
 
 def broadcast_from_main(number: int) -> int:
-  """Process 0's `number`, on every process; below 2**31."""
+  """Returns process 0's `number` (an int32) on every process."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def run_on_main(function: Callable[[], None]) -> None:
-  """Calls `function` on process 0 alone, and returns on every process when it is done.
+  """Calls `function` on process 0 only; all processes wait until it returns.
 
   Raises:
-    UserError: what `function` raised, on every process.
+    UserError: on every process, if `function` raised UserError or OSError.
   """
   if jax.process_count() == 1:
     function()
@@ -76,24 +76,24 @@ def run_on_main(function: Callable[[], None]) -> None:
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes are here; each name once.
+  """Waits until all processes have called it; use each name once.
 
-  For what takes one of them much longer than another, such as compiling when only one finds its program in the cache:
-  collectives between CPU processes give up after 30 seconds.
+  Needed where one process may take much longer, such as compilation with a cache hit on one process only, because
+  collectives between CPU processes time out after 30 seconds.
   """
   if jax.process_count() > 1:
     jax_distributed.global_state.client.wait_at_barrier(f'ddgan_jax/{name}', timeout_in_ms=1000 * _BARRIER_TIMEOUT)
 
 
 class Stop:
-  """Turns the first Ctrl-C or SIGTERM into a request to save and leave; a second Ctrl-C interrupts at once.
+  """Turns the first Ctrl-C or SIGTERM into a request to save and stop; a second Ctrl-C interrupts immediately.
 
-  With several processes a signal to any one of them counts for all, and they agree on the step after which they leave:
-  JAX's pre-emption service listens for SIGTERM, spreads the news and picks a step that none has passed. Then a signal
-  shows only after a step, and not while the first one is being compiled.
+  With several processes, a signal to one of them stops all after the same step: JAX's preemption service listens for
+  SIGTERM and picks a step that no process has passed. A signal then takes effect only after a step, not during the
+  first compilation.
 
   Attributes:
-    signal: the name of the signal, once this process may act on it.
+    signal: the name of the signal, or None until this process may act on it.
   """
 
   def __init__(self):
@@ -101,7 +101,7 @@ class Stop:
     self._is_distributed = jax.process_count() > 1
 
   def __enter__(self):
-    # SIGTERM belongs to the pre-emption service where there is one.
+    # With several processes, SIGTERM belongs to the preemption service.
     numbers = (signal.SIGINT,) if self._is_distributed else (signal.SIGTERM, signal.SIGINT)
     self._interrupted = False
     self._before = {number: signal.signal(number, self._handle) for number in numbers}
@@ -112,7 +112,7 @@ class Stop:
       signal.signal(number, handler)
 
   def should_stop(self) -> bool:
-    """Whether to leave after this step; the same on every process, which all ask after every call of a step."""
+    """Whether to stop after this step; the same on every process. Call once after each step program."""
     if self._is_distributed and not self.signal and multihost_utils.reached_preemption_sync_point(next(_sync_ids)):
       self.signal = 'SIGINT' if self._interrupted else 'SIGTERM'
     return self.signal is not None

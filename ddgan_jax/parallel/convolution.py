@@ -1,4 +1,4 @@
-"""Convolutions in the one layout for which XLA has fast code on CPUs, in loops too."""
+"""Fast convolutions inside loops on CPUs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def cpu_convolution_layout(enabled: bool = True) -> Iterator[None]:
-  """Within it, this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
+  """Context in which this thread lowers convolutions for CPUs as [N, spatial, C] by [spatial, I, O], with transposes.
 
-  That is the form that XLA hands to Eigen. XLA converts other forms to it, but not in the body of a loop or a
-  conditional, where kernel gradients then take more than a hundred times as long (jaxlib 0.10.2): those of several
-  steps in one program, of accumulation, or through the sampler. Results are the same up to rounding. Left as they are:
-  other platforms, grouped convolutions, those of explicitly sharded arrays, and those whose kernel is larger than the
-  input, where XLA exchanges the two.
+  XLA computes convolutions in this layout with Eigen. It converts other layouts to it, but not inside loops and
+  conditionals (several steps per program, accumulation, gradients through the sampler), where kernel gradients are then
+  over a hundred times slower (jaxlib 0.10.2). Results are the same up to rounding. Not changed: other platforms,
+  grouped convolutions, explicitly sharded arrays, and kernels larger than the input, which XLA swaps with the input.
 
-  Does nothing with a JAX that keeps its lowering rules elsewhere than 0.10. `enabled=False` is JAX's own rule.
+  Has no effect if JAX stores its lowering rules elsewhere than 0.10 does. `enabled=False` restores JAX's rule.
   """
   _install()
   before = getattr(_local, 'enabled', False)
@@ -39,7 +38,7 @@ def cpu_convolution_layout(enabled: bool = True) -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-  """Registers a rule that is JAX's own wherever `cpu_convolution_layout` is not in force."""
+  """Registers a lowering rule that is JAX's own outside of `cpu_convolution_layout`."""
   jax_rule = _jax_rule()
   if jax_rule is None:
     return
@@ -49,18 +48,18 @@ def _install() -> None:
 
 
 def _jax_rule() -> Any:
-  """JAX's own rule, to which there is no public way; None if it is not where it was."""
+  """JAX's own rule, which has no public API; None if it has moved."""
   try:
     rule = jax._src.interpreters.mlir._platform_specific_lowerings['cpu'][lax.conv_general_dilated_p].rule
   except (AttributeError, KeyError):
     return None
-  return getattr(rule, 'jax_rule', rule)  # of this module, when it is loaded again
+  return getattr(rule, 'jax_rule', rule)  # ours, if this module is reloaded
 
 
 def _lower(jax_rule: Any, ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
   given = params['dimension_numbers']
   rank = len(given.lhs_spec)
-  batched = (0, rank - 1, *range(1, rank - 1))  # where N, C and the spatial dimensions are
+  batched = (0, rank - 1, *range(1, rank - 1))  # positions of N, C and the spatial dimensions
   wanted = lax.ConvDimensionNumbers(batched, (rank - 1, rank - 2, *range(rank - 2)), batched)
   spatial_sizes = [
       math.prod(aval.shape[i] for i in spec[2:]) for aval, spec in zip(ctx.avals_in, (given.lhs_spec, given.rhs_spec))]
@@ -80,5 +79,5 @@ def _lower(jax_rule: Any, ctx: Any, x: Any, kernel: Any, **params: Any) -> Any:
 
 
 def _order(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
-  """The permutation that takes dimensions at the places `before` to the places `after`."""
+  """The permutation that moves dimensions from positions `before` to positions `after`."""
   return [before[after.index(place)] for place in range(len(before))]

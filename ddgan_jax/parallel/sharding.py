@@ -1,8 +1,8 @@
-"""The mesh, and the state and batch shardings: the only file that names a mesh axis.
+"""The mesh, and the state and batch shardings. No other file names a mesh axis.
 
-The mesh is data x fsdp, and both axes split the rows of the batch: every device holds an equal block of rows. With
-`fsdp` = 1 every device holds the whole state; otherwise `fsdp` devices share one copy of its large arrays (Rajbhandari
-et al., 2020, ZeRO stage 3), put a network together only while its gradient is computed, and hold the gradient in parts.
+The mesh is data x fsdp; the batch is sharded over both axes, in equal blocks of rows. With `fsdp` = 1 the state is
+replicated. Otherwise its large arrays are sharded over `fsdp` devices (ZeRO stage 3, Rajbhandari et al., 2020): a
+network's parameters are gathered only while its gradient is computed, and the gradient is sharded like them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _DATA = 'data'
 _FSDP = 'fsdp'
 _ROWS = (_DATA, _FSDP)
-# Arrays of fewer elements stay whole on every device: biases and norms, at most 0.15% of a published network's bytes
-# but half of its arrays, and gathering one costs a message however small it is.
+# Smaller arrays are replicated: biases and norms are half of a published network's arrays but at most 0.15% of its
+# bytes, and each gather costs a message.
 _SMALL = 1024
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
-  """The mesh over all devices of all processes (or the given ones), `fsdp` of them to a copy of the state.
+  """Makes the mesh over `devices` (by default, all devices of all processes), with `fsdp` devices per state copy.
 
-  The devices of a process are neighbours, so that its rows are one block of the global batch. The axes are Auto: with
-  Explicit axes, JAX's default, the gather `table[t]` and the reshape of the minibatch standard deviation are refused.
+  Devices of a process are adjacent, so that its rows are one block of the global batch. The axes are Auto: with
+  Explicit axes, JAX's default, the gather `table[t]` and the reshape of the minibatch standard deviation fail.
 
   Raises:
-    ValueError: `fsdp` does not divide the number of devices (`config.check_devices` says so earlier).
+    ValueError: `fsdp` does not divide the number of devices (`config.check_devices` reports it first).
   """
   if devices is None:
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -37,62 +37,62 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
-  """Each device holds a block of the leading (batch) axis; of the second one if batches are stacked."""
+  """Sharding of an array over its leading (batch) axis; over its second axis if batches are `stacked`."""
   return NamedSharding(mesh, PartitionSpec(None, _ROWS) if stacked else PartitionSpec(_ROWS))
 
 
 def state_sharding(mesh: Mesh) -> Callable[[Any], NamedSharding]:
-  """The sharding of an array of the state: a function of its shape alone, so that moments are sharded like parameters.
+  """Returns a function from a state array to its sharding, by shape alone: Adam's moments are sharded like parameters.
 
-  The largest axis that `fsdp` divides is split, the first of equals; small arrays and those with no such axis are whole
-  on every device.
+  The largest axis that `fsdp` divides is sharded (the first of equals); small arrays and arrays without such an axis
+  are replicated.
   """
   return lambda leaf: NamedSharding(mesh, _state_spec(mesh, leaf.shape))
 
 
 def tree_shardings(tree: Any) -> Any:
-  """The sharding of every array, or shape, of `tree`."""
+  """The shardings of the arrays or `jax.ShapeDtypeStruct` leaves of `tree`."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's block of an array sharded by rows, on the host."""
+  """Copies this process's block of a batch-sharded array to the host."""
   shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def constrain_rows(tree: Any, mesh: Mesh) -> Any:
-  """Inside jit: requests that every array of `tree` be split by rows, so that noise is drawn where it is used."""
+  """Inside jit: constrains arrays of `tree` to `batch_sharding`, so that noise is drawn where it is used."""
   return jax.tree.map(
       lambda leaf: jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh)) if leaf.ndim else leaf, tree)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-  """Inside jit: requests that every device hold the whole of every array of `tree`."""
+  """Inside jit: constrains arrays of `tree` to be replicated."""
   return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), tree)
 
 
 def mean_gradient(
     function: Callable[[Any, Any, Any], tuple[Any, Any]], mesh: Mesh
 ) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-  """Inside jit: evaluates `function` on each device's own rows and averages its result over the devices.
+  """Inside jit: evaluates `function` on each device's rows and averages the results over the devices.
 
-  The function sees whole parameters and local rows, so nothing inside it communicates. Each gradient crosses the
-  interconnect once, at the end: an all-reduce, or under fsdp a reduce-scatter and an all-reduce of the part.
+  `function` gets full parameters and local rows, so it does not communicate. Each gradient is reduced once, at the end:
+  by an all-reduce or, with fsdp, by a reduce-scatter and an all-reduce of the shard.
 
   Args:
-    function: (params, others, rows) → (gradient, metrics). `gradient` is like `params`; `metrics` is any tree. Both are
-      means over the rows, which the function may take as independent.
+    function: (params, others, rows) → (gradient, metrics), both means over independent rows. `gradient` is like
+      `params`; `metrics` is any tree.
     mesh: the mesh.
 
   Returns:
-    A function of the same arguments: `params`, `others` and the gradient are sharded by `state_sharding`; arrays of
-    `rows` are split by rows, scalars in it are the same for all; metrics are whole.
+    A function of the same arguments. `params`, `others` and the gradient have `state_sharding`; arrays of `rows` have
+    `batch_sharding`; scalars in `rows` and the metrics are replicated.
   """
   def mapped(params, others, rows):
     def specs(tree):
@@ -106,8 +106,8 @@ def mean_gradient(
       return jax.tree.map(_mean_part, gradient, param_specs), jax.lax.pmean(metrics, _ROWS)
 
     row_specs = jax.tree.map(lambda leaf: PartitionSpec(_ROWS) if leaf.ndim else PartitionSpec(), rows)
-    # Without check_vma a gradient inside is that of the device's own rows; with it, JAX would sum each use of a
-    # parameter over the devices by itself.
+    # Without check_vma a gradient is that of the local rows; with it, JAX would sum the gradient over the devices at
+    # each use of a parameter.
     return jax.shard_map(
         local, mesh=mesh, in_specs=(param_specs, other_specs, row_specs), out_specs=(param_specs, PartitionSpec()),
         check_vma=False)(params, others, rows)

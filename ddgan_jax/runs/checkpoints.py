@@ -1,9 +1,8 @@
-"""Orbax checkpoints of a run: the only file that imports Orbax.
+"""Orbax checkpoints of a run. No other file imports Orbax.
 
-A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` under `state` and a digest of every array
-under `digests`, because Orbax does not notice bytes that changed on disk; its metrics, if any, are in `metrics.json`.
-Orbax writes to a temporary name and renames (in a bucket: writes a marker last), so a killed save leaves nothing that a
-restart would read.
+A checkpoint is `<workdir>/checkpoints/<step>/` with the whole `TrainState` in `state`, a digest of every array in
+`digests`, because Orbax does not detect bytes that changed on disk, and optionally metrics in `metrics.json`. Orbax
+writes to a temporary name and renames it (in a bucket, writes a marker last), so an interrupted save is never read.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
 _FOLDER = 'checkpoints'
-_METRICS = 'metrics.json'  # in a checkpoint; Orbax wrote metrics/metrics for the first versions
-# What checkpoints are ranked by, lower being better: the first of these that was measured.
+_METRICS = 'metrics.json'  # the first versions used metrics/metrics, written by Orbax
+# Checkpoints are ranked by the first of these that was measured; lower is better.
 _DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be read or written; nothing that was saved has been changed."""
+  """A checkpoint cannot be read or written; no saved file was changed."""
 
 
 class DamagedError(CheckpointError):
-  """A checkpoint is not what was saved."""
+  """A checkpoint differs from what was saved."""
 
 
 class NotFiniteError(CheckpointError):
-  """The state holds NaN or infinity, so it was not saved.
+  """The state contains NaN or infinity, so it was not saved.
 
   Attributes:
-    arrays: the names of the arrays that do, as text.
+    arrays: names of these arrays, as text.
   """
 
   def __init__(self, arrays: str, step: int):
@@ -53,26 +52,26 @@ class NotFiniteError(CheckpointError):
 
 
 class Checkpoints:
-  """The checkpoints of one workdir. With several processes each method that reads or writes is called by all.
+  """The checkpoints of one workdir. With several processes, all must call each method that reads or writes.
 
   Args:
-    workdir: the run's folder; `checkpoints/` is made in it by the first save.
-    keep: how many of the newest checkpoints stay; an old one goes only after its successor is complete. The best ones
-      that were measured stay as well (see `record_metrics`).
+    workdir: the run's folder; the first save creates `checkpoints/` in it.
+    keep: number of newest checkpoints to keep; an old one is deleted only after its successor is complete. The best
+      measured checkpoints are kept as well (see `record_metrics`).
   """
 
   def __init__(self, workdir: str, keep: int = 2):
-    # Absolute: with a relative path Orbax reports success and fails in a background thread. A bucket's is so already,
-    # and epath would resolve it to a local one.
+    # With a relative path, Orbax reports success and fails in a background thread. A bucket path is absolute already,
+    # and resolving it would make it local.
     folder = epath.Path(workdir)
     self.folder = (folder if '://' in str(workdir) else folder.resolve()) / _FOLDER
     if self.folder.exists() and not self.folder.is_dir():
-      raise CheckpointError(f'{self.folder}: is a file, must be a folder of checkpoints or absent')
+      raise CheckpointError(f'{self.folder}: is a file; move it away, or use another --workdir')
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
 
   def steps(self) -> list[int]:
-    """Complete checkpoints on disk, oldest first; some may turn out to be damaged."""
+    """Steps of the complete checkpoints on disk, oldest first; they may be damaged."""
     if not self.folder.exists():
       return []
     return sorted(int(path.name) for path in self.folder.iterdir()
@@ -85,14 +84,14 @@ class Checkpoints:
   def save(self, state: TrainState) -> None:
     """Saves under `state.step` in the background; returns when the state is copied and may be donated.
 
-    A step that is already saved is kept as it is.
+    Does nothing if the step is already saved.
 
     Raises:
-      NotFiniteError: names the arrays with NaN or infinity.
-      CheckpointError: it cannot be written, or the one before could not.
+      NotFiniteError: arrays contain NaN or infinity; the message names them.
+      CheckpointError: this checkpoint, or the previous one, cannot be written.
     """
     step = int(state.step)
-    self.wait()  # Orbax would too; a save under way counts below only when it is complete
+    self.wait()  # Orbax waits too, but steps() lists only complete saves
     if consensus.broadcast_from_main(step in self.steps()):
       return
     digests, broken = _digests(state)
@@ -108,17 +107,17 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def record_metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """Stores a checkpoint's metrics, then deletes the checkpoints that no longer need to be kept.
+    """Stores a checkpoint's metrics, then deletes the checkpoints that need not be kept.
 
-    Checkpoints are ranked by FID, by KID where that is missing, or else by a distance of modes. The best by each of
-    these is kept beside the newest, also when the run continues with other metrics or with none.
+    Checkpoints are ranked by FID, or by KID or a distance between modes if FID is missing. The best checkpoint of each
+    ranking is kept in addition to the newest, even if the run continues with other metrics or none.
 
     Args:
-      step: one of `steps()`, or of a save under way.
-      metrics: name → value, such as `eval/fid`; replaces what was recorded before.
+      step: one of `steps()`, or that of an unfinished save.
+      metrics: name → value, such as `eval/fid`; replaces earlier metrics of the step.
 
     Raises:
-      UserError: they cannot be written, or a checkpoint cannot be deleted.
+      UserError: the metrics cannot be written, or a checkpoint cannot be deleted.
     """
     self.wait()
 
@@ -134,7 +133,7 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def metrics(self, step: int) -> dict[str, float]:
-    """The metrics stored with a checkpoint; empty if there are none or the file is damaged."""
+    """The metrics stored with a checkpoint; {} if there are none or the file is damaged."""
     folder = self.folder / str(step)
     file = next((file for file in (folder / _METRICS, folder / 'metrics' / 'metrics') if file.exists()), None)
     if file is None:
@@ -147,7 +146,7 @@ class Checkpoints:
     return {name: value for name, value in found.items() if isinstance(value, (int, float))}
 
   def _first_surplus(self) -> int:
-    """The oldest checkpoint that need not be kept; -1 if there is none."""
+    """The oldest step that need not be kept; -1 if there is none."""
     steps = self.steps()
     return min(set(steps) - self._preserved(steps), default=-1)
 
@@ -158,7 +157,7 @@ class Checkpoints:
     for step in sorted(steps):
       try:
         metrics = self.metrics(step)
-      except Exception:  # every file system has errors of its own; it may be the best
+      except Exception:  # each file system has its own errors; keep a checkpoint that may be the best
         kept.add(step)
         continue
       name = next((name for name in _DISTANCES if math.isfinite(metrics.get(name, math.nan))), None)
@@ -173,7 +172,7 @@ class Checkpoints:
     return [bool(consensus.broadcast_from_main(info.step in preserved)) for info in checkpoints]
 
   def wait(self) -> None:
-    """Returns when the last save is complete on disk."""
+    """Waits until the last save is complete on disk."""
     if self._manager is not None:
       try:
         self._manager.wait_until_finished()
@@ -181,27 +180,27 @@ class Checkpoints:
         raise self._write_error(error) from error
 
   def close(self) -> None:
-    """Waits and releases the background threads."""
+    """Waits for the last save and releases the background threads."""
     if self._manager is not None:
       manager, self._manager = self._manager, None
       try:
         try:
           manager.wait_until_finished()
         finally:
-          manager.close()  # may raise another error of the same save
+          manager.close()  # may raise again for the same save
       except Exception as error:
         raise self._write_error(error) from error
 
   def restore(self, target: TrainState, step: int) -> TrainState:
-    """Reads a whole state.
+    """Restores a whole state.
 
     Args:
-      target: the state's shapes, dtypes and shardings (`jax.ShapeDtypeStruct` leaves), on any number of devices.
+      target: shapes, dtypes and shardings of the state (`jax.ShapeDtypeStruct` leaves), for any number of devices.
       step: one of `steps()`.
 
     Raises:
-      DamagedError: names the folder and what is wrong with it.
-      CheckpointError: the config asks for another state.
+      DamagedError: the checkpoint is damaged; the message names the folder and the damage.
+      CheckpointError: the checkpoint has other arrays than `target`.
     """
 
     def read(folder):
@@ -210,7 +209,7 @@ class Checkpoints:
     return self._read_verified(target, step, read)
 
   def restore_ema(self, target: Any, step: int) -> Any:
-    """Reads only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
+    """Restores only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
     partial = {'ema_params': target}
 
     def read(folder):
@@ -220,21 +219,21 @@ class Checkpoints:
     return self._read_verified(partial, step, read)['ema_params']
 
   def restore_newest(self, target: TrainState, log: Callable[[str], None]) -> TrainState | None:
-    """Reads the newest good state (see `restore`), to resume from it; None if there is no checkpoint.
+    """Restores the newest good state (see `restore`); None if there is no checkpoint.
 
-    `log` gets a sentence for each damaged newer one, which is renamed to `<step>.damaged`, so that its step can be
-    saved again. Raises CheckpointError if none is good, or they belong to another config; nothing is changed then.
+    Newer damaged checkpoints are reported to `log` and renamed to `<step>.damaged`, so that their steps can be saved
+    again. Raises CheckpointError, and changes nothing, if none is good or they belong to another config.
     """
     found = self._restore_newest_good(self.restore, target, log)
     if found is None:
       return None
     if found[2]:
-      self.close()  # Orbax remembers what it has seen
+      self.close()  # Orbax caches the list of checkpoints
       consensus.run_on_main(lambda: [self._rename_damaged(step, log) for step in found[2]])
     return found[0]
 
   def restore_newest_ema(self, target: Any, log: Callable[[str], None]) -> tuple[Any, int] | None:
-    """The newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
+    """Restores the newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
     found = self._restore_newest_good(self.restore_ema, target, log)
     return found and found[:2]
 
@@ -250,13 +249,13 @@ class Checkpoints:
         refused[step] = str(error)
         earlier = self._newest(below=step)
         if earlier is not None:
-          log(f'{error}; going back to step {earlier:,}.')
+          log(f'{error}; using step {earlier:,} instead.')
         step = earlier
         continue
       return state, step, list(refused)
     if refused:
       raise CheckpointError(f'{"; ".join(refused.values())}; no good checkpoint is left and nothing was changed; '
-                            'move these folders away to start again, or choose another --workdir')
+                            'move these folders away to start again, or use another --workdir')
     return None
 
   def _newest(self, below: int = 2**31 - 1) -> int | None:
@@ -269,7 +268,7 @@ class Checkpoints:
       number += 1
       aside = self.folder / f'{step}.damaged{number}'
     (self.folder / str(step)).rename(aside)
-    log(f'The damaged checkpoint of step {step:,} is kept as {aside}.')
+    log(f'Renamed the damaged checkpoint of step {step:,} to {aside}.')
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
@@ -280,10 +279,10 @@ class Checkpoints:
     return self._manager
 
   def _read_verified(self, target: Any, step: int, read: Callable[[epath.Path], Any]) -> Any:
-    """What `read` gives, once names, shapes, dtypes and digests are right on every process."""
+    """Calls `read` and verifies names, shapes, dtypes and digests on every process."""
     folder = self.folder / str(step)
-    for last_try in (False, True):  # a file system may have a bad moment, and what is refused is set aside
-      restored, damage, trouble = None, '', ''  # trouble is a failure that says nothing of the checkpoint
+    for last_try in (False, True):  # a read error may be transient, and a damaged checkpoint is renamed
+      restored, damage, trouble = None, '', ''  # trouble: an error that does not mean damage
       try:
         self._check_leaves(folder, target)
         restored = read(folder / 'state')
@@ -293,11 +292,11 @@ class Checkpoints:
       except CheckpointError:
         raise  # the same on every process, since all have the same config
       except Exception as error:
-        said = f'{folder}: cannot be read ({_first_line(error)})'
+        message = f'{folder}: cannot be read ({_first_line(error)})'
         if isinstance(error, (PermissionError, MemoryError)) or 'RESOURCE_EXHAUSTED' in str(error):
-          trouble = said
+          trouble = message
         else:
-          damage = said
+          damage = message
       trouble, damage = consensus.shared_text(trouble), consensus.shared_text(damage)
       if trouble:
         raise CheckpointError(f'{trouble}; nothing was changed')
@@ -306,19 +305,19 @@ class Checkpoints:
     if not damage:
       changed = [name for name, digest in _digests(restored)[0].items() if expected.get(name) != digest]
       if changed:
-        damage = f'{folder}: {changed[0]} is not what was saved (its digest differs)'
+        damage = f'{folder}: {changed[0]} has changed since it was saved (its digest differs)'
       elif isinstance(restored, TrainState) and int(restored.step) != step:
-        damage = f'{folder}: holds step {int(restored.step)}, so it was renamed or copied'
+        damage = f'{folder}: contains step {int(restored.step)}, so it was renamed or copied'
       damage = consensus.shared_text(damage)
     if damage:
       raise DamagedError(damage)
     return restored
 
   def _check_leaves(self, folder: epath.Path, target: Any) -> None:
-    """Compares names, shapes and dtypes first: Orbax casts a wrong dtype silently."""
+    """Compares names, shapes and dtypes, because Orbax silently casts a wrong dtype."""
     if not (folder / 'state').exists():
       found = ', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'
-      raise DamagedError(f"{folder}: holds {found} and no 'state'")
+      raise DamagedError(f"{folder}: contains {found} but no 'state'")
     try:
       metadata = ocp.StandardCheckpointHandler().metadata(folder / 'state')
     except (FileNotFoundError, ValueError) as error:
@@ -328,26 +327,26 @@ class Checkpoints:
       name = _name(path)
       if name not in stored:
         raise CheckpointError(
-            f'{folder}: has no {name}, which the config asks for; it belongs to another configuration; '
-            'nothing was changed; choose another --workdir')
+            f'{folder}: has no {name}, so it belongs to another config; nothing was changed; use another '
+            '--workdir')
       shape = tuple(stored[name].shape)
       if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         continue  # stored as its uint32 data
       if shape != leaf.shape or stored[name].dtype != leaf.dtype:
         raise CheckpointError(
-            f'{folder}: {name} is {stored[name].dtype}{list(shape)}, but the config asks for '
-            f'{leaf.dtype}{list(leaf.shape)}; nothing was changed; choose another --workdir')
+            f'{folder}: {name} is {stored[name].dtype}{list(shape)}, but {leaf.dtype}{list(leaf.shape)} with this '
+            'config; nothing was changed; use another --workdir')
 
   def _write_error(self, error: Exception) -> CheckpointError:
     last = self.latest_step()
     kept = 'there is no earlier checkpoint' if last is None else f'the last good checkpoint is step {last:,}'
     if is_disk_full(error):
-      return CheckpointError(f'{self.folder}: no space left on the device; {kept}; free some and run the same command')
-    return CheckpointError(f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); {kept}')
+      return CheckpointError(f'{self.folder}: no space left on device; {kept}; free some space and resume')
+    return CheckpointError(f'{self.folder}: cannot write a checkpoint ({_first_line(error)}); {kept}')
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-  """Whether `error`, or what it was raised from, is a full disk."""
+  """Whether `error`, or one of its causes, is a full disk."""
   while error is not None:
     if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or 'No space left' in str(error):
       return True
@@ -356,10 +355,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def _digests(tree: Any) -> tuple[dict[str, str], list[str]]:
-  """The first 64 bits of each leaf's SHA-256 by its name, and the names of leaves that are not finite.
+  """The first 64 bits of the SHA-256 of each leaf, by name, and the names of leaves that are not finite.
 
-  Of the whole array's bytes in row-major order, so that a digest does not depend on how the array lies on devices. An
-  array that is spread over processes is gathered for it, one at a time.
+  A digest covers the bytes of the whole array in row-major order, so it does not depend on the sharding. Arrays that
+  are sharded over processes are gathered one at a time.
   """
   digests, broken = {}, []
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

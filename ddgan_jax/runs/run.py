@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddgan_jax.utils import checks
 
-if TYPE_CHECKING:  # `load_config` alone needs none of these, and they take a second to import
+if TYPE_CHECKING:  # not needed by `load_config`, and slow to import
   import jax
   import numpy as np
 
@@ -27,12 +27,12 @@ class Run:
 
   Attributes:
     generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C] float32, with the EMA parameters.
-    schedule: the diffusion process in the steps to sample in.
+    schedule: the diffusion process with the number of sampling steps.
     config: the run's configuration.
-    step: training steps that the parameters have had.
+    step: number of training steps of the parameters.
     params: the EMA parameters.
-    label: what `generator_fn` is conditioned on; None for no label.
-    workdir: where the run was loaded from; empty for one that was not.
+    label: the class label of `generator_fn`; None for no label.
+    workdir: the folder or file that the run was loaded from, or ''.
   """
 
   generator_fn: GeneratorFn
@@ -44,21 +44,21 @@ class Run:
   workdir: str = ''
 
   def sample(self, key: jax.Array, n: int, label: Label = None) -> jax.Array:
-    """Samples n images: `sampling.sample` with this run's network, compiled once for each n.
+    """Samples n images with a jitted `sampling.sample`, compiled once for each n.
 
-    The noise is that of `sampling.sample` from the same key, and the images are the same up to the rounding of float32.
+    With the same key, the images equal those of `sampling.sample` up to float32 rounding.
 
     Args:
       key: a typed PRNG key, `jax.random.key(seed)`; used once.
-      n: how many, at least 1. The noise of all their steps has to fit in memory at once (`sampling.max_batch_size`).
-      label: of a conditional run: one label for all images, or [n] int32, one each; by default what the run was loaded
-        with. Another label does not compile again.
+      n: number of images, at least 1; the noise of all images must fit in memory (`sampling.max_batch_size`).
+      label: class label of a conditional run, one for all images or [n] int32; by default that of `load`. A new label
+        does not recompile.
 
     Returns:
-      [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh; `sampling.to_uint8` quantises.
+      [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh; convert with `sampling.to_uint8`.
 
     Raises:
-      ValueError, TypeError: an argument is not as above; the sentence names it.
+      ValueError, TypeError: an argument has the wrong value or type; the message names it.
       config.ConfigError: the run has no such label, or requires one.
     """
     import jax.numpy as jnp
@@ -72,12 +72,12 @@ class Run:
     if label is not None:
       label = jnp.asarray(label, jnp.int32)
       if label.shape not in ((), (n,)):
-        raise ValueError(f'label: found shape {list(label.shape)}, must be one integer or [n={n}]')
+        raise ValueError(f'label has shape {list(label.shape)}; use an integer or shape [{n}], one label per image')
     return self._sample(self.params, key, label, n=n)
 
   @functools.cached_property
   def _sample(self) -> Callable[..., jax.Array]:
-    """(params, key, label, n) → images, a program for each n."""
+    """The jitted function (params, key, label, n) → images."""
     from ddgan_jax import sampling, train_state
     from ddgan_jax.parallel import compilation
 
@@ -97,7 +97,7 @@ class Run:
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-  """Reads the `config.Config` of a run, in its folder or a `.safetensors` file of it. Raises config.UserError."""
+  """Reads the `config.Config` of a run from its folder or exported `.safetensors` file. Raises config.UserError."""
   from etils import epath
 
   from ddgan_jax import config as config_lib
@@ -110,7 +110,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
     return safetensors_file.read_config(workdir)
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():
-    raise CheckpointError(f'{workdir}: has no config.json, so it is not the workdir of a run')
+    raise CheckpointError(f'{workdir}: has no config.json; use the workdir of a run')
   return config_lib.from_json(file.read_text(), str(file))
 
 
@@ -120,21 +120,21 @@ def load(
   """Loads the EMA generator of a run, ready for `Run.sample` and `sampling.sample`.
 
   Args:
-    workdir: the run's folder, or a `.safetensors` file that `ddgan export` wrote of it.
-    step: which checkpoint; by default the newest good one; prints a sentence for each that is refused.
+    workdir: the run's folder, or a `.safetensors` file written by `ddgan export`.
+    step: the checkpoint to load; by default the newest good one (each damaged one prints a warning).
     num_timesteps: sampling steps, by default those of the run; only Gaussian diffusion can use fewer.
-    sharding: where the parameters go; by default the first device.
-    label: of a conditional run: what to sample, one label or an int array, one for each image; by default no label. A
-      run with `generator.label_dropout=0` can be loaded without one, but its `generator_fn` then raises
-      config.ConfigError; `Run.sample` and `train_state.make_sampler` take a label later.
+    sharding: the sharding of the parameters; by default the first device.
+    label: class label of a conditional run, an integer or an array with one per image; by default no label. Without
+      one, `generator_fn` of a run with `generator.label_dropout=0` raises config.ConfigError, but `Run.sample` accepts
+      a label.
 
   Returns:
     A `Run`.
 
   Raises:
-    config.UserError: no run, no good checkpoint, the requested one is damaged, or the run cannot be sampled in so many
-      steps or with that label; one sentence.
-    TypeError: an argument is of another type; the sentence names it.
+    config.UserError: there is no run or no good checkpoint, the requested one is damaged, or the run does not support
+      this number of steps or label.
+    TypeError: an argument has the wrong type; the message names it.
   """
   import jax
 
@@ -153,18 +153,19 @@ def load(
 
     params, config, saved_step = safetensors_file.read(workdir)
     if step not in (None, saved_step):
-      raise CheckpointError(f'{workdir}: holds step {saved_step}, not {step}')
+      raise CheckpointError(f'step is {step}; use {saved_step}, the only step in {workdir}')
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
     sampler = train_state.make_sampler(config, params, num_timesteps, label)
     return Run(*sampler, config, saved_step, params, label, workdir)
 
   config = load_config(workdir)
-  train_state.make_sampler(config, None, num_timesteps, label)  # refuses what is wrong before anything is read
+  train_state.make_sampler(config, None, num_timesteps, label)  # raises before anything is read
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()
   if not steps or (step is not None and step not in steps):
-    found = f'its checkpoints are {", ".join(map(str, steps))}' if steps else 'it has no checkpoint yet'
-    raise CheckpointError(f'{workdir}: nothing to load{"" if step is None else f" for step {step}"}; {found}')
+    if not steps:
+      raise CheckpointError(f'{workdir}: has no checkpoint yet; train the run first')
+    raise CheckpointError(f'{workdir}: has no checkpoint of step {step}; use one of {", ".join(map(str, steps))}')
   target = train_state.abstract_state(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, log=print)
@@ -176,5 +177,5 @@ def load(
 
 def _path(workdir: str | os.PathLike) -> str:
   if not isinstance(workdir, (str, os.PathLike)):
-    raise TypeError(f'workdir: found {checks.describe(workdir)}, must be a path')
+    raise TypeError(f'workdir is {checks.describe(workdir)}; use a path')
   return os.path.expanduser(os.fspath(workdir))

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be used, by one run at a time, and what describes the run in it."""
+"""The folder of a run: checks, locking, and the files that describe the run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from ddgan_jax.utils import files
 
 
 class WorkdirError(UserError):
-  """The workdir cannot be used for this run; nothing in it has been changed."""
+  """The workdir cannot be used for this run; nothing in it was changed."""
 
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-  """Holds a workdir that exists for this process; the lock dies with the process, however that ends.
+  """Locks an existing workdir for this process; the lock ends with the process.
 
-  Raises WorkdirError if another process holds it. A bucket has no locks: two runs in one are not noticed.
+  Raises WorkdirError if another process has the lock. A bucket has no locks, so two runs in one are not detected.
   """
   if '://' in str(workdir):
     yield
@@ -47,7 +47,7 @@ def locked(workdir: str) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise WorkdirError(f'{workdir}: another run is using it ({path.read_text().strip() or "it has just started"}); '
-                         'wait for its end, or choose another --workdir') from None
+                         'wait until it ends, or use another --workdir') from None
     except OSError:
       pass  # a network file system without locks
     else:
@@ -58,22 +58,22 @@ def locked(workdir: str) -> Iterator[None]:
 
 
 def grid_path(workdir: str, step: int) -> str:
-  """Where the sample grid of a step is kept."""
+  """The path of the sample grid of a step."""
   return str(epath.Path(workdir) / 'samples' / f'step_{step:08d}.png')
 
 
 def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> None:
-  """Raises UserError for a workdir that is foreign or belongs to another config; changes nothing."""
+  """Raises UserError for a workdir of another program or with another config; changes nothing."""
   inside, outside = (os.path.realpath(os.path.expanduser(path)) + os.sep for path in (workdir, config.data.path))
   if config.data.name == 'folder' and '://' not in str(workdir) and inside.startswith(outside):
     raise WorkdirError(
-        f'{workdir}: lies in data.path, so that its pictures would become data; choose another --workdir')
+        f'{workdir}: is inside data.path, so its pictures would become data; use another --workdir')
   stored = epath.Path(workdir) / 'config.json'
   if not stored.exists():
     if checkpoints.folder.exists() and any(checkpoints.folder.iterdir()):
       raise WorkdirError(
-          f'{checkpoints.folder}: holds files but {workdir} has no config.json, so they are not of a run of ddgan_jax; '
-          'nothing was changed; choose another --workdir')
+          f'{checkpoints.folder}: has files, but {workdir} has no config.json, so they are not from a ddgan_jax run; '
+          'nothing was changed; use another --workdir')
     return
   if checkpoints.latest_step() is None:
     return
@@ -83,15 +83,15 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
       f'{field} was {before[field]}, is {now[field]}' for field in now
       if before[field] != now[field] and not field.startswith(CHANGEABLE_FIELDS)]
   if changed:
-    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); choose another '
-                       f'--workdir, set the fields back, or resume it as it is with --workdir={workdir} alone')
+    raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); use another '
+                       f'--workdir, set the fields back, or resume the run unchanged with --workdir={workdir} alone')
   if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
-    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: the learning rates '
-          'follow the cosine of the new length from here on.', flush=True)
+    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: from now on the learning '
+          'rates follow the cosine of the new length.', flush=True)
 
 
 def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:
-  """Makes the workdir; raises WorkdirError for one that is read-only or has no room for the checkpoints."""
+  """Creates the workdir; raises WorkdirError if it is read-only or has no space for the checkpoints."""
   folder = epath.Path(workdir)
   probe = folder / f'.probe.{os.getpid()}'
   try:
@@ -100,40 +100,40 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
       probe.write_text('x' * 4096)
     finally:
       probe.unlink(missing_ok=True)
-  except Exception as error:  # every kind of bucket has errors of its own
+  except Exception as error:  # each kind of bucket has its own errors
     if '://' not in str(workdir) and not isinstance(error, OSError):
       raise
     if is_disk_full(error):
-      raise WorkdirError(f'{workdir}: no space left on the device; free some, or choose another --workdir') from error
+      raise WorkdirError(f'{workdir}: no space left on device; free some space, or use another --workdir') from error
     reason = getattr(error, 'strerror', None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise WorkdirError(f'{workdir}: cannot be written to ({reason}); choose another --workdir') from error
+    raise WorkdirError(f'{workdir}: cannot be written to ({reason}); use another --workdir') from error
   if '://' in str(workdir):
-    return  # a bucket has no free space to speak of
+    return  # a bucket has no size limit
   free = shutil.disk_usage(workdir).free
   size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
   wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
   if free < wanted:
     raise WorkdirError(
         f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
-        f'{wanted / 2**20:,.0f} MiB; free some, or choose another --workdir')
+        f'{wanted / 2**20:,.0f} MiB; free some space, or use another --workdir')
 
 
 def check_shared(workdir: str) -> None:
-  """Raises WorkdirError, on every process, for a workdir that not all see: its first checkpoint would never end."""
+  """Raises WorkdirError on every process if not all share the workdir: the first checkpoint would hang."""
   if jax.process_count() == 1:
     return
-  # A new name each time, since network file systems remember that a file was not there.
+  # A new name each time, because network file systems cache that a file does not exist.
   seen = epath.Path(workdir) / f'.seen.{consensus.broadcast_from_main(int.from_bytes(os.urandom(3)))}'
   consensus.run_on_main(lambda: seen.write_text(''))
   blind = consensus.shared_text('' if seen.exists() else f'process {jax.process_index()}')
   consensus.run_on_main(lambda: seen.unlink())
   if blind:
-    raise WorkdirError(f'{workdir}: {blind} does not see what process 0 writes there; --workdir must be a folder that '
+    raise WorkdirError(f'{workdir}: {blind} does not see the files that process 0 writes there; use a --workdir that '
                        'all processes share, or a bucket')
 
 
 def write_description(workdir: str, config: Config, state: TrainState) -> None:
-  """Writes config.json, and parameters.txt with name, shape and size of every parameter of G and of D."""
+  """Writes config.json, and parameters.txt with the name, shape and size of every parameter of G and D."""
   overview = '\n\n'.join(
       f'{name}\n{parameter_overview.get_parameter_overview(params, include_stats=False)}'
       for name, params in (('Generator', state.g_params), ('Discriminator', state.d_params)) if params)
@@ -145,10 +145,10 @@ def write_description(workdir: str, config: Config, state: TrainState) -> None:
 
 
 class LastStep:
-  """Tracks whether the sample grid and the evaluation of a run's last step are still missing.
+  """Tracks whether the sample grid and the evaluation of a run's last step are missing.
 
-  A marker file exists from before the last save until both are done. It tells an interrupted run from one whose
-  pictures were moved away.
+  A marker file exists from just before the last save until both are done. It distinguishes an interrupted run from one
+  whose pictures were moved away.
   """
 
   def __init__(self, workdir: str, config: Config, checkpoints: Checkpoints):
@@ -160,7 +160,7 @@ class LastStep:
   def begin(self) -> None:
     """Writes the marker, on process 0."""
     if jax.process_index() == 0:
-      with contextlib.suppress(OSError):  # the save that follows is worth more
+      with contextlib.suppress(OSError):  # the save that follows matters more
         self._file.write_text(f'{self._config.num_steps}\n')
 
   def end(self) -> None:
@@ -169,7 +169,7 @@ class LastStep:
       self._file.unlink(missing_ok=True)
 
   def missing(self) -> tuple[bool, bool]:
-    """Whether the grid is missing, and the evaluation; the same on all processes."""
+    """(Whether the sample grid is missing, whether the evaluation is missing), the same on all processes."""
     begun = self._file.exists() and self._file.read_text().strip() == str(self._config.num_steps)
     grid = begun and not self._grid.exists()
     evaluation = begun and self._config.eval_every > 0 and not self._checkpoints.metrics(self._config.num_steps)
@@ -182,7 +182,7 @@ def missing_names(missing: tuple[bool, bool]) -> str:
 
 
 def data_path_changed(workdir: str, config: Config) -> bool:
-  """Whether the run of `workdir` last read its data from another path; the data may still be the same."""
+  """Whether the run of `workdir` last read its data from another path; the data may be the same."""
   stored = epath.Path(workdir) / 'config.json'
   if not stored.exists():
     return False
@@ -191,10 +191,9 @@ def data_path_changed(workdir: str, config: Config) -> bool:
 
 
 def check_data(workdir: str, config: Config, source: Source, named: str | None = None) -> None:
-  """Refuses to continue the run of `workdir` on other data than it began with; changes nothing.
+  """Raises WorkdirError if the run of `workdir` started with other data; changes nothing.
 
-  `named` is what --workdir would have to be, by default `workdir`. Raises WorkdirError, which says how to start another
-  run and how to continue this one.
+  `named` is the value of --workdir in the message, by default `workdir`.
   """
   before, now = _stored_data(workdir), _data_summary(source)
   if before in (None, now):
@@ -202,9 +201,9 @@ def check_data(workdir: str, config: Config, source: Source, named: str | None =
   named = named or workdir
   path = f' at {config.data.path}' if config.data.path else ''
   raise WorkdirError(
-      f'{workdir}: holds a run on other data ({before["images"]:,} images with checksum {before["checksum"]}) than '
-      f'{config.data.name}{path} ({now["images"]:,} images with checksum {now["checksum"]}); set --workdir to another '
-      f'folder to start a new run, or set --workdir={named} to continue this one with the other data')
+      f'{workdir}: this run started with other data ({before["images"]:,} images with checksum {before["checksum"]}) '
+      f'than {config.data.name}{path} ({now["images"]:,} images with checksum {now["checksum"]}); set --workdir to '
+      f'another folder to start a new run, or set --workdir={named} to continue this one with the new data')
 
 
 def _data_summary(source: Source) -> dict[str, Any]:
@@ -212,7 +211,7 @@ def _data_summary(source: Source) -> dict[str, Any]:
 
 
 def _stored_data(workdir: str) -> dict[str, Any] | None:
-  """What data.json says of the data that the run of `workdir` began with; None if it says nothing."""
+  """The summary of the data that the run of `workdir` started with, from data.json; None if there is none."""
   try:
     before = json.loads((epath.Path(workdir) / 'data.json').read_text())
     return {name: before[name] for name in ('images', 'checksum')}
@@ -222,15 +221,15 @@ def _stored_data(workdir: str) -> dict[str, Any] | None:
 
 def describe_data(
     workdir: str, config: Config, source: Source, is_resumed: bool, log: Callable[[str], None]) -> None:
-  """Writes data.json (what the run sees) and data.png (its first images); says so if a resumed run sees other data."""
+  """Writes data.json (a summary of the data) and data.png (its first images); reports a resumed run with other data."""
   found = _data_summary(source)
   path = epath.Path(workdir) / 'data.json'
   before = _stored_data(workdir)
   if before == found:
     return
   if before and is_resumed:
-    log(f'The data are not those that this run began with: {before["images"]:,} images (checksum '
-        f'{before["checksum"]}) then, {found["images"]:,} ({found["checksum"]}) now. It continues with these.')
+    log(f'This run started with other data: {before["images"]:,} images (checksum {before["checksum"]}), now '
+        f'{found["images"]:,} ({found["checksum"]}). It continues with the new data.')
     return
   count = config.train.num_samples if config.data.is_points else 64
   seen = pipeline.preview(source, config.data, config.seed, count)

@@ -1,4 +1,4 @@
-"""What is due after a step: a progress line, a sample grid, a checkpoint, an evaluation."""
+"""Which actions are due after a step: progress line, sample grid, checkpoint, evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ddgan_jax.config import TrainConfig
 
 
 class Due(NamedTuple):
-  """What is due after one step."""
+  """The actions that are due after one step."""
 
   log: bool
   sample: bool
@@ -18,22 +18,22 @@ class Due(NamedTuple):
 
   @property
   def pause(self) -> bool:
-    """Whether training pauses: the steps in flight finish first, and the time is not counted as training."""
+    """Whether training pauses: steps in flight finish first, and the pause does not count as training time."""
     return self.sample or self.save or self.evaluate
 
 
 class Cadence:
-  """Says what is due after each step of a run; everything that is on is due after the last step.
+  """Decides which actions are due after each step; after the last step, all enabled actions are.
 
   Args:
-    train: uses `num_steps` and the `_every` fields; `eval_every` 0 never evaluates.
+    train: uses `num_steps` and the `*_every` fields; `eval_every=0` disables evaluation.
   """
 
   def __init__(self, train: TrainConfig):
     self._train = train
 
   def after(self, step: int) -> Due:
-    """What is due when `step` steps are done."""
+    """The actions that are due when `step` steps are done."""
     train = self._train
     last = step == train.num_steps
     return Due(

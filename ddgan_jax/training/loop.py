@@ -1,6 +1,6 @@
-"""The training loop: data → joint step → progress, TensorBoard, sample grids, checkpoints. No arithmetic.
+"""The training loop: data → training step → progress, TensorBoard, sample grids, checkpoints. No arithmetic.
 
-The same call starts a run, resumes it, or says that it has finished.
+The same call starts a run, resumes it, or reports that it has finished.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ddgan_jax.training.session import Session
 def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = True) -> bool:
   """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
-  The workdir receives config.json, parameters.txt, data.png and data.json (what the run sees), checkpoints/,
-  TensorBoard events and samples/step_XXXXXXXX.png; with several processes from process 0.
+  Process 0 writes config.json, parameters.txt, data.png and data.json (the training data), checkpoints/, TensorBoard
+  events and samples/step_XXXXXXXX.png to the workdir.
 
   Args:
-    config: the run, checked.
-    workdir: its folder, made if needed; the same for all processes.
-    allow_other_data: whether a run of `workdir` may continue on other data than it began with.
+    config: the checked config.
+    workdir: the run's folder, created if needed; the same for all processes.
+    allow_other_data: whether the run may resume with other data than it started with.
 
   Returns:
     Whether the run has finished; False after a signal.
 
   Raises:
-    UserError: config, data, workdir or checkpoint cannot be used, or the losses are no longer finite; one sentence.
+    UserError: config, data, workdir or checkpoint cannot be used, or the losses are not finite.
   """
   session = Session(config, workdir, allow_other_data)
   if session.is_finished():
@@ -45,15 +45,15 @@ def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = Tr
     programs = StepPrograms(config, session.mesh)
     state = session.restore()
     step = 0 if state is None else int(state.step)
-    is_trained = step >= config.train.num_steps  # and only what comes after the last step is missing
+    is_trained = step >= config.train.num_steps  # only the last step's results may be missing
     session.listen_for_signals()
     if not is_trained:
-      session.note('Compiling the training step: seconds when cached, otherwise a minute or more.')
+      session.note('Compiling the training step: seconds if cached, otherwise a minute or more.')
       programs.start(programs.names(step))
     if state is None:
       state = programs.create_state()
     if not is_trained and programs.wait(step, session.stop) is None:
-      session.note(f'{session.stop.signal} before the first step: nothing to save.')
+      session.note(f'{session.stop.signal} before the first step: there is nothing to save.')
       return False
     session.start_reporting(step)
     results.start()
@@ -71,9 +71,9 @@ def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = Tr
 
 def train(
     session: Session, programs: StepPrograms, results: Results, meter: Meter, state: TrainState, step: int) -> int:
-  """Trains from `state`, after `step` steps, until the end or a signal; returns the last step, which is saved.
+  """Trains from `state` at `step` until the last step or a signal; saves and returns the step reached.
 
-  Raises Diverged if losses or parameters are not finite; the newest checkpoint is good then.
+  Raises Diverged if losses or parameters are not finite; the newest checkpoint is then still good.
   """
   num_steps, stop = session.config.train.num_steps, session.stop
   cadence = Cadence(session.config.train)
@@ -84,7 +84,7 @@ def train(
         with session.progress.waiting():
           batch = next(batches)
         program = programs.wait(step, stop)
-        if program is None:  # a signal while it is being compiled
+        if program is None:  # a signal came during compilation
           meter.drain()
           save(session, state, step)
           break
@@ -95,10 +95,10 @@ def train(
         step += programs.steps_per_call
         meter.add(step, metrics, program)
         due = cadence.after(step)
-        stopping = stop.should_stop()  # asked once: a signal that comes later is for the next step
+        stopping = stop.should_stop()  # called once: a later signal counts for the next step
         if stopping or due.pause:
-          meter.drain()  # also refuses to sample or save a state that is no longer finite
-          # Saved first: what goes wrong in sampling or measuring must not take the steps with it.
+          meter.drain()  # raises Diverged before a state that is not finite is sampled or saved
+          # Save first, so that an error in sampling or evaluation loses no steps.
           if due.last:
             session.last_step.begin()
           if stopping or due.save or due.evaluate:
@@ -118,7 +118,7 @@ def train(
 
 
 def save(session: Session, state: TrainState, step: int) -> None:
-  """Saves the state after `step`. Raises Diverged if it is not finite."""
+  """Saves the state at `step`. Raises Diverged if it is not finite."""
   try:
     session.checkpoints.save(state)
   except NotFiniteError as error:
@@ -126,8 +126,8 @@ def save(session: Session, state: TrainState, step: int) -> None:
 
 
 def save_after_error(session: Session, meter: Meter, state: TrainState) -> None:
-  """Saves the completed steps, if that is possible, when something else has failed."""
-  if jax.process_count() == 1:  # the others would not save with this one
+  """Saves the completed steps after another error, if possible."""
+  if jax.process_count() == 1:  # a save needs all processes
     with contextlib.suppress(Exception):
       meter.drain()
       session.checkpoints.save(state)
@@ -135,7 +135,7 @@ def save_after_error(session: Session, meter: Meter, state: TrainState) -> None:
 
 
 def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Diverged) -> tuple[TrainState, int]:
-  """The last good state and its step; the batches that led from there to `error` are skipped from now on.
+  """Restores the last good state and skips the batches between it and `error`; returns the state and its step.
 
   Raises UserError if `train.on_nonfinite` is `stop`, or after too many rollbacks to this step.
   """
@@ -144,7 +144,7 @@ def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Div
     checkpoints.wait()
     last = checkpoints.latest_step()
     kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is step {last:,}'
-    raise UserError(f'{error}; {kept}; {ADVICE}, or train.on_nonfinite=rollback') from None
+    raise UserError(f'{error}; {kept}; {ADVICE}, or set train.on_nonfinite=rollback') from None
   state = checkpoints.restore_newest(session.abstract_state, session.note)
   step = 0 if state is None else int(state.step)
   session.note(session.skipped.roll_back(step, error, write=session.is_main))

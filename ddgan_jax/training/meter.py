@@ -1,4 +1,4 @@
-"""Follows the steps in flight: bounds how many there are, checks their metrics, reports them."""
+"""Tracks steps in flight: bounds their number, checks their metrics and reports them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ddgan_jax.training.cadence import Cadence
 from ddgan_jax.training.programs import Program, StepPrograms
 from ddgan_jax.training.rollback import Diverged
 
-# Steps that the host may be ahead of the devices: enough to hide the host, few enough to bound memory.
+# Steps that the host may dispatch ahead: enough to hide host time, few enough to bound memory.
 _IN_FLIGHT = 2
 
 
 class Meter:
-  """A queue of dispatched steps; a step that leaves it is checked, averaged and reported.
+  """A queue of dispatched steps; the metrics of finished steps are checked, averaged and reported.
 
-  The first step of a process is waited for, and reported with the time since the start and the program's cost.
+  The meter waits for the first step of a process and reports the time since the start and the program's cost.
 
   Args:
     config: the run; uses `train`.
-    programs: whose steps are reported.
-    progress: gets a line every `log_every` steps, with means since the last line.
-    writer: gets the same means as scalars.
+    programs: the step programs.
+    progress: receives a line every `log_every` steps, with means since the last line.
+    writer: receives the same means as scalars.
     started: `time.perf_counter()` at the start of the process.
   """
 
@@ -42,22 +42,22 @@ class Meter:
     self._writer = writer
     self._started = started
     self._in_flight: collections.deque[tuple[int, Metrics, Program]] = collections.deque()
-    self._window: list[tuple[int, Metrics]] = []  # since the last line
+    self._window: list[tuple[int, Metrics]] = []  # since the last progress line
 
   def add(self, step: int, metrics: Metrics, program: Program) -> None:
-    """Adds a dispatched call of `program`, after which `step` steps are done; waits while too many are in flight.
+    """Adds a dispatched call of `program` that ends at `step`; waits while too many calls are in flight.
 
-    Raises Diverged if metrics of an earlier step are not finite.
+    Raises Diverged if the metrics of an earlier step are not finite.
     """
     self._in_flight.append((step, metrics, program))
     self.drain(_IN_FLIGHT if self._progress.started else 0)
 
-  def drain(self, most: int = 0) -> None:
-    """Waits until at most `most` calls are in flight, and reports those whose turn it is.
+  def drain(self, max_in_flight: int = 0) -> None:
+    """Waits until at most `max_in_flight` calls are in flight, and reports the finished steps that are due.
 
-    Raises Diverged if metrics are not finite; checked at every report, and for all steps if `most` is 0.
+    Raises Diverged if metrics are not finite, checked at every report and, if `max_in_flight` is 0, for all steps.
     """
-    while len(self._in_flight) > most:
+    while len(self._in_flight) > max_in_flight:
       step, metrics, program = self._in_flight.popleft()
       jax.block_until_ready(metrics)
       self._window += self._programs.unstack_metrics(metrics, step)
@@ -69,11 +69,11 @@ class Meter:
         shown = self._progress.report(step, {name: means[name] for name in ('loss_d', 'loss_g') if name in means})
         self._writer.scalars(step, means | shown)
         self._window.clear()
-    if most == 0:
+    if max_in_flight == 0:
       finite_means(self._window)
 
   def reset(self) -> None:
-    """Forgets all steps that have not been reported: the run continues from another state."""
+    """Drops all steps that have not been reported, after a rollback."""
     self._in_flight.clear()
     self._window.clear()
 
@@ -90,10 +90,10 @@ def finite_means(window: list[tuple[int, Metrics]]) -> dict[str, float]:
   """The mean of each metric over the steps that have it.
 
   Args:
-    window: (step, its metrics as scalars), oldest first; R1 steps have a metric more.
+    window: (step, scalar metrics), oldest first; only R1 steps have the penalty.
 
   Raises:
-    Diverged: names the metrics that are not finite at the first such step.
+    Diverged: metrics are not finite; it names those of the first such step.
   """
   fetched = jax.device_get(window)
   for step, metrics in fetched:

@@ -1,4 +1,4 @@
-"""The compiled programs of a run: a step without R1, one with it, or `train.steps_per_call` steps in one."""
+"""The compiled programs of a run: a training step without R1, one with R1, or `train.steps_per_call` steps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ddgan_jax.parallel import compilation, consensus, sharding
 from ddgan_jax.train_state import TrainState
 
 PLAIN, R1, CALL = 'plain', 'r1', 'call'
-_POLL_SECONDS = 0.2  # between two looks for a signal
-_barrier_ids = itertools.count()  # each is a barrier with a name of its own
+_POLL_SECONDS = 0.2  # between checks for a signal
+_barrier_ids = itertools.count()  # makes the names of barriers unique
 
 
 @dataclasses.dataclass(eq=False)
 class Program:
-  """A compiled program; its first call waits until all processes have theirs.
+  """A compiled program; its first call waits until all processes have compiled theirs.
 
   Attributes:
-    compiled: what is called.
-    trace_seconds: how long tracing took.
-    compile_seconds: how long compiling took; little when it came from the persistent cache.
+    compiled: the compiled function.
+    trace_seconds: time to trace.
+    compile_seconds: time to compile, or to load from the persistent cache.
   """
 
   compiled: Any
@@ -48,17 +48,17 @@ class Program:
 
 
 class StepPrograms:
-  """Traces the training programs of a run, compiles them in the background, and hands out the one for a step.
+  """Traces the training programs of a run, compiles them in the background, and returns the program for a step.
 
-  They are `plain` and `r1`, a step without and with the R1 penalty, of which a run may need only one; or `call`, of
-  `train.steps_per_call` steps, which decides by itself which of them have R1. Each is called as
-  `program(state, *batch) -> (state, metrics)`, donates the state, and takes its batch as `batches` yields it.
+  The programs are `plain` and `r1`, one step without and with the R1 penalty (a run may need only one of them), or
+  `call`, `train.steps_per_call` steps that add R1 when it is due. Each is called as
+  `program(state, *batch) -> (state, metrics)`, donates the state, and takes a batch from `batches`.
 
   Attributes:
     config, mesh: the run and its devices.
-    steps_per_call: how many steps a program takes.
-    penalty: the objective's, and when it is due.
-    abstract_state, abstract_batch: shapes, dtypes and shardings of the state, and of a batch, by name.
+    steps_per_call: number of steps per program.
+    penalty: the objective's gradient penalty.
+    abstract_state, abstract_batch: shapes, dtypes and shardings of the state and of a batch (by name).
   """
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh):
@@ -71,13 +71,13 @@ class StepPrograms:
     self._futures: dict[str, concurrent.futures.Future[Program]] = {}
 
   def name(self, step: int) -> str:
-    """The program that takes the step from state.step == `step`, alone or as the first of a call."""
+    """The name of the program for state.step == `step`."""
     if self.steps_per_call > 1:
       return CALL
     return R1 if self.penalty.is_due(step) else PLAIN
 
   def names(self, step: int = 0) -> tuple[str, ...]:
-    """The programs that a run needs from `step` on, that of `step` itself first."""
+    """The names of the programs for a run from `step` on, that of `step` first."""
     if self.steps_per_call > 1:
       return (CALL,)
     return tuple(R1 if r1 else PLAIN for r1 in self.penalty.variants(step))
@@ -91,30 +91,29 @@ class StepPrograms:
     return step_fn.lower(self.abstract_state, *self.abstract_batch.values())
 
   def start(self, names: Iterable[str]) -> None:
-    """Begins to compile programs; returns when all are traced.
+    """Traces programs one after the other and starts compiling each in the background as soon as it is traced.
 
-    They are traced one after the other, because tracing holds the interpreter, and compiled side by side, each as soon
-    as it is traced.
+    Tracing holds the GIL; compilation does not.
     """
     for name in names:
       if name not in self._futures:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         lowered = self.lower(name)
-        self._futures[name] = compilation.run_in_background(_compile, lowered, time.perf_counter() - begun)
+        self._futures[name] = compilation.run_in_background(_compile, lowered, time.perf_counter() - start)
 
   def wait(self, step: int, stop: consensus.Stop) -> Program | None:
-    """The program for a step, which was started, once it is compiled; None if a signal came first."""
+    """Waits for the program of a step, after `start`; returns None if a signal came first."""
     return wait_for(self._futures[self.name(step)], stop)
 
   def create_state(self) -> TrainState:
-    """The state at step 0, on the devices of the mesh."""
+    """Creates the state at step 0 on the mesh."""
     shardings = sharding.tree_shardings(self.abstract_state)
     return jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=shardings)()
 
   def batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[list[jax.Array]]:
-    """The global batches of `ranges`, each [first, last), on the devices, as the programs take them; to be closed.
+    """Yields the global batches of `ranges`, each [first, last), on the devices, as arguments of the programs.
 
-    `steps_per_call` divides how many there are.
+    `steps_per_call` must divide their number. Close the iterator after use.
     """
     on_host = self._host_batches(source, ranges)
     stacked = self.steps_per_call > 1
@@ -126,7 +125,7 @@ class StepPrograms:
         yield [batch[name] for name in self.abstract_batch]
 
   def unstack_metrics(self, metrics: Metrics, step: int) -> list[tuple[int, Metrics]]:
-    """The metrics of a call that ended with `step` steps done, as (step, its metrics) of each."""
+    """Splits the metrics of a call that ended at `step` into one (step, metrics) per step."""
     if self.steps_per_call == 1:
       return [(step, metrics)]
     return train_step.unstack_metrics(jax.device_get(metrics), step, self.penalty)
@@ -138,7 +137,7 @@ class StepPrograms:
 
 
 def wait_for(future: concurrent.futures.Future, stop: consensus.Stop) -> Any:
-  """The future's result, or None once a signal has come."""
+  """Waits for the future's result; returns None if a signal came first."""
   while not stop.signal:
     if future.done():
       return future.result()
@@ -147,6 +146,6 @@ def wait_for(future: concurrent.futures.Future, stop: consensus.Stop) -> Any:
 
 
 def _compile(lowered: jax.stages.Lowered, trace_seconds: float) -> Program:
-  begun = time.perf_counter()
+  start = time.perf_counter()
   compiled = lowered.compile()
-  return Program(compiled, trace_seconds, time.perf_counter() - begun)
+  return Program(compiled, trace_seconds, time.perf_counter() - start)

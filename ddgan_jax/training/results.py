@@ -1,4 +1,4 @@
-"""What a run makes of a saved state: its sample grid, and its evaluation."""
+"""The results of a saved state: its sample grid and its evaluation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ddgan_jax.training.session import Session
 
 
 class Results:
-  """Writes sample grids and measures states, as `train` and `eval` of the config say.
+  """Writes sample grids and evaluates states, as set by `train` and `eval` of the config.
 
-  `session` is open; its data are the reference. Raises UserError if the evaluation lacks something.
+  `session` is open; its data are the reference. Raises UserError if the evaluation cannot run.
   """
 
   def __init__(self, session: Session):
@@ -37,16 +37,16 @@ class Results:
       self._images_of = image_sets.generated_images(config, config.seed, mesh)
 
   def start(self) -> None:
-    """Begins to compile the sampling program in the background."""
+    """Starts compiling the sampling program in the background."""
     session = self._session
     self._sample = compilation.run_in_background(
         lambda: Program(make_sample_fn(session.config, session.mesh, session.abstract_state.ema_params)))
 
   def write(self, state: TrainState, step: int, sample: bool, evaluate: bool) -> None:
-    """Shows a state that is saved, after `step` steps; what a signal interrupts is left out.
+    """Writes the results of the saved state at `step`; a signal skips those that are not finished.
 
-    `sample` writes its sample grid, once `start` has compiled the program; `evaluate` measures it, and records the
-    metrics in its checkpoint.
+    `sample` writes the sample grid, with the program of `start`; `evaluate` measures the state and stores the metrics
+    in its checkpoint.
     """
     if sample and (program := wait_for(self._sample, self._session.stop)):
       self._write_grid(program, state, step)
@@ -54,7 +54,7 @@ class Results:
       self._session.checkpoints.record_metrics(step, measured)
 
   def add_missing(self, state: TrainState, step: int) -> None:
-    """Shows what is still missing of the last step."""
+    """Writes the missing results of the last step."""
     missing = self._session.last_step.missing()
     self._session.note(f'All {step:,} steps are done; still missing: {missing_names(missing)}.')
     self.write(state, step, *missing)
@@ -69,7 +69,7 @@ class Results:
       session.writer.image(step, 'samples', grid)
 
   def _measure(self, state: TrainState, step: int) -> dict[str, float] | None:
-    """The metrics by name; None if a signal came first, which several processes heed only after it."""
+    """The metrics by name; None if a signal came first (ignored during evaluation with several processes)."""
     images = self._images_of(state.ema_params, f'step {step:,}')
     rows = functools.partial(_rows_unless_stopped, images.rows, self._session.stop)
     try:
@@ -83,10 +83,10 @@ class Results:
 
 
 def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -> Callable[[Any], jax.Array]:
-  """Compiles EMA parameters → [train.num_samples, H, W, C] uint8, the same noise every time, so that grids compare.
+  """Compiles EMA parameters → [train.num_samples, H, W, C] uint8 images, with the same noise every time.
 
-  Points stay float32. A conditional run shows one row per class. Where drawing the noise of all steps for all images
-  would take too much memory, the images are those of `ddgan_jax.sample` for the run's seed, sampled a few at a time.
+  Points stay float32. The grid of a conditional run has one row per class. If the noise of all images does not fit in
+  memory, the images are those of `ddgan sample` for the run's seed, sampled in batches.
   """
   label, _ = _grid_labels(config)
   shape, latent_dim = config.image_shape, config.generator.nz
@@ -94,25 +94,25 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
   def sample(ema_params):
     ema_params = sharding.gather(ema_params, mesh)
     generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
-    most = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
-    if config.train.num_samples <= most:
+    max_batch_size = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
+    if config.train.num_samples <= max_batch_size:
       images = sampling.sample(
           jax.random.key(config.seed), generator_fn, schedule, (config.train.num_samples, *shape), latent_dim)
     else:
 
-      def part(indices, label=None):
+      def sample_batch(indices, label=None):
         generator_fn, _ = train_state.make_sampler(config, ema_params, label=label)
         return sampling.sample_each(config.seed, indices, generator_fn, schedule, shape, latent_dim)
 
       rows = [np.arange(config.train.num_samples, dtype=np.int32), *([] if label is None else [label])]
-      images = sampling.map_in_batches(part, most, *rows)
+      images = sampling.map_in_batches(sample_batch, max_batch_size, *rows)
     return images if config.data.is_points else sampling.to_uint8(images)
 
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
 
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
-  """The labels of a grid, and its columns."""
+  """The labels of the sample grid, and its number of columns."""
   if not config.generator.num_classes:
     return None, None
   return labels.grid_labels(config.generator, config.train.num_samples)
@@ -120,7 +120,7 @@ def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:
 
 def _rows_unless_stopped(
     rows: Callable[[int, int], np.ndarray], stop: consensus.Stop, first: int, count: int) -> np.ndarray:
-  """`rows(first, count)`; raises InterruptedError once a signal has come."""
+  """Calls `rows(first, count)`; raises InterruptedError after a signal."""
   if stop.signal:
     raise InterruptedError
   return rows(first, count)

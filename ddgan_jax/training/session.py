@@ -1,4 +1,4 @@
-"""Everything that a training run checks before it begins, opens, and closes at its end."""
+"""The resources of a training run: checked before it starts, opened, and closed at its end."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.training.rollback import SkippedBatches
 
-# Fields that may differ between the processes of a run: where each machine keeps its data.
+# Fields that may differ between processes: paths on each machine.
 _PER_PROCESS_FIELDS = ('data.path', 'data.data_dir', 'data.cache_dir', 'data.num_workers')
 
 
 class Session:
   """A training run's workdir, data, progress line, events, checkpoints and signals.
 
-  `Session(...)` checks and changes nothing. `with session:` locks the workdir and loads the data; whatever has been
-  opened since is closed at its end, in reverse order. With several processes all call every method.
+  `Session(...)` only checks. `with session:` locks the workdir and loads the data, and at its end closes everything
+  that was opened, in reverse order. With several processes, all of them call every method.
 
   Attributes:
-    config: the run, checked.
-    workdir: its folder, made if needed; the same for all processes.
-    started: `time.perf_counter()` when the session was made.
+    config: the checked config.
+    workdir: the run's folder, created if needed; the same for all processes.
+    started: `time.perf_counter()` when the session was created.
     is_main: whether this is process 0, which writes.
-    mesh: all devices.
+    mesh: the mesh of all devices.
     abstract_state: shapes, dtypes and shardings of the state.
-    checkpoints: of the workdir.
-    last_step: whether the last step's sample grid and evaluation are still missing.
+    checkpoints: the checkpoints of the workdir.
+    last_step: tracks whether results of the last step are missing.
     progress: the progress line.
-    source: the data; from `with session:` on.
-    skipped: which batches the run skips; from `restore` on.
-    stop: the signals; from `listen` on.
-    writer, profile: TensorBoard's events and profile; from `start_reporting` on.
+    source: the data; set by `with session:`.
+    skipped: the skipped batches; set by `restore`.
+    stop: the signal handler; set by `listen_for_signals`.
+    writer, profile: TensorBoard events and profile; set by `start_reporting`.
 
   Raises:
-    UserError: config, workdir or data cannot be used, or differ between processes; or the data are not those that the
-      run began with, and `allow_other_data` is False; one sentence.
+    UserError: config, workdir or data cannot be used or differ between processes, or the run started with other data
+      and `allow_other_data` is False.
   """
 
   def __init__(self, config: Config, workdir: str, allow_other_data: bool = True):
@@ -71,15 +71,15 @@ class Session:
     self._must_check_data = consensus.broadcast_from_main(
         not allow_other_data and self.checkpoints.latest_step() is not None)
     if self._must_check_data and consensus.broadcast_from_main(workdir_lib.data_path_changed(workdir, config)):
-      self._load_data()  # even a finished run may be one on other data
+      self._load_data()  # needed even if the run has finished, which may be with other data
 
   def is_finished(self) -> bool:
-    """Whether nothing is left to do, which is then said."""
+    """Whether the run and its results are complete; if so, prints that."""
     finished = self._finished_step()
     if finished is None or any(self.last_step.missing()):
       return False
     self.note(f'{self.workdir} has finished its {finished:,} steps{self._last_grid(finished)}. '
-              'To train longer set --config.train.num_steps; to start a new run choose another --workdir.')
+              'To train longer, set --config.train.num_steps; to start a new run, use another --workdir.')
     return True
 
   def __enter__(self) -> Session:
@@ -107,16 +107,15 @@ class Session:
     self.progress.note(text)
 
   def restore(self) -> TrainState | None:
-    """The newest good state, or None in a new run; then the workdir describes the run and its data.
+    """Restores the newest good state (None in a new run), and writes the run's description to the workdir.
 
-    Raises:
-      UserError: the state cannot be used.
+    Raises UserError if the checkpoint cannot be used.
     """
     state = self.checkpoints.restore_newest(self.abstract_state, self.note)
     several = self.config.train.steps_per_call
     if state is not None and int(state.step) % several:
-      raise UserError(f'train.steps_per_call: found {several}, but the run resumes from step {int(state.step):,}, '
-                      'which must be a multiple of it; use 1')
+      raise UserError(f'train.steps_per_call is {several}; use 1, or a divisor of {int(state.step):,}, the step from '
+                      'which the run resumes')
     self.skipped = SkippedBatches(self.workdir, self.note)
     if self.is_main:
       workdir_lib.write_description(self.workdir, self.config, self.abstract_state)
@@ -124,33 +123,33 @@ class Session:
     return state
 
   def listen_for_signals(self) -> None:
-    """From now on a signal is a request to save and leave."""
+    """From now on, a signal is a request to save and stop."""
     self.stop = self._exits.enter_context(consensus.Stop())
 
   def start_reporting(self, first_step: int) -> None:
-    """Opens TensorBoard's event file and plans the profile of a run that trains from `first_step` on.
+    """Opens the TensorBoard event file and schedules the profile of a run that trains from `first_step` on.
 
-    Not earlier than the first program is compiled: TensorFlow's import would take its processor time.
+    Call it after the first program is compiled: the import of TensorFlow would slow down the compilation.
     """
     train, several = self.config.train, self.config.train.steps_per_call
     self.writer = tensorboard.EventWriter(self.workdir, self.is_main)
     self._exits.callback(self.writer.close)
     self.writer.hparams(config_lib.flatten(self.config))
-    warm = max(10, self.config.optim.lazy_reg + 1)  # by then both steps are compiled and have run
+    warmup = max(10, self.config.optim.lazy_reg + 1)  # by then both programs have run
     self.profile = tensorboard.Profile(
-        self.workdir, first_step + _round_up(warm, several), _round_up(train.profile_steps, several),
+        self.workdir, first_step + _round_up(warmup, several), _round_up(train.profile_steps, several),
         self.is_main)
     self._exits.callback(self.profile.close)
 
   def finish(self, step: int) -> bool:
-    """Says how the run ended after `step`, which is saved; returns whether it has finished."""
+    """Reports how the run ended at `step`, which is saved; returns whether it has finished."""
     self.writer.flush(self.note)
     if step < self.config.train.num_steps:
       self.note(f'{self.stop.signal}: saved step {step:,} in {self.workdir}; the same command resumes from there.')
       return False
     if any(missing := self.last_step.missing()):
-      self.note(f'{self.stop.signal}: saved the last step, {step:,}, in {self.workdir}; the same command adds what is '
-                f'missing: {workdir_lib.missing_names(missing)}.')
+      self.note(f'{self.stop.signal}: saved the last step, {step:,}, in {self.workdir}; the same command adds '
+                f'{workdir_lib.missing_names(missing)}.')
       return False
     self.last_step.end()
     self.note(f'Finished {step:,} steps in {self.workdir}{self._last_grid(step)}.')
@@ -161,7 +160,7 @@ class Session:
     exits.enter_context(workdir_lib.locked(self.workdir))
 
   def _load_data(self) -> None:
-    """Loads the data, the same on all processes; what one of them cannot do ends all."""
+    """Loads and compares the data; an error on one process is raised on all."""
     source, error = None, ''
     try:
       source = sources.load_source(self.config.data, self.note)
@@ -178,7 +177,7 @@ class Session:
     self.source = source
 
   def _finished_step(self) -> int | None:
-    """The step of the last checkpoint, if the run ends there and it is good."""
+    """The step of the last checkpoint if it is the run's last step and good, otherwise None."""
     num_steps, latest = self.config.train.num_steps, self.checkpoints.latest_step()
     if consensus.broadcast_from_main(-1 if latest is None else latest) < num_steps:
       return None
@@ -191,7 +190,7 @@ class Session:
 
 
 def _digest(config: Config) -> str:
-  """What all processes must agree on."""
+  """A digest of the config fields that all processes share."""
   shared = {name: value for name, value in config_lib.flatten(config).items() if name not in _PER_PROCESS_FIELDS}
   return 'digest ' + hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 

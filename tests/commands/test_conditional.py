@@ -257,9 +257,9 @@ def digits_config(**generator):
 
 
 @pytest.mark.parametrize('known, message', [
-    (None, 'generator.num_classes: found 10, but some has no labels; use 0'),
-    ([0, 11], 'generator.num_classes: found 10, but the labels of some go to 11; use 12'),
-    ([-1, 3], r'generator.num_classes: found 10, but some images of some have no label \(-1 in its place\)'),
+    (None, 'generator.num_classes is 10, but some has no labels; use 0'),
+    ([0, 11], 'generator.num_classes is 10, but the largest label of some is 11; use 12'),
+    ([-1, 3], r'generator.num_classes is 10, but some images of some have no label \(their label is -1\)'),
 ])
 def test_data_that_are_refused(known, message):
   source = sources.ArraySource(np.zeros((2, 8, 8, 1), np.uint8), known and np.array(known), 'some')
@@ -273,20 +273,20 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
   config = digits_config()
   config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, name='npz', path=str(tmp_path / 'x.npz'), cache_dir=str(tmp_path)))
-  with pytest.raises(config_lib.UserError, match='generator.num_classes: found 10, but .*x.npz has no labels'):
+  with pytest.raises(config_lib.UserError, match='generator.num_classes is 10, but .*x.npz has no labels'):
     loop.train_and_evaluate(config, str(tmp_path / 'run'))
   assert 'Compiling' not in capsys.readouterr().out and not (tmp_path / 'run' / 'config.json').exists()
 
 
 @pytest.mark.parametrize('asked, fields, message', [
-    (10, {}, r'label: found 10, but the labels of this run are 0 … 9'),
-    (-2, {}, r'label: found -2, but the labels of this run are 0 … 9'),
-    (np.array([3, 12]), {}, r'label: found 12, but the labels of this run are 0 … 9'),
-    (1.0, {}, 'label: found 1.0, must be an integer or an array of integers'),
-    (3, {'num_classes': 0}, r'label: found 3, but this run was trained without labels \(generator.num_classes=0\)'),
-    (340, {'num_classes': 4, 'stack': 3}, r'label: found 340, but .* are 100a \+ 10b \+ c with a, b and c in 0 … 3'),
-    (None, {'label_dropout': 0.0}, r'label: found none, but .* only \(generator.label_dropout=0\); use a label: 0 … 9'),
-    ([3, -1], {'label_dropout': 0.0}, r'label: found -1, but this run was trained with labels only'),
+    (10, {}, r'label is 10; use a label of this run, 0 … 9'),
+    (-2, {}, r'label is -2; use a label of this run, 0 … 9'),
+    (np.array([3, 12]), {}, r'label is 12; use a label of this run, 0 … 9'),
+    (1.0, {}, 'label is 1.0; use an integer or an array of integers'),
+    (3, {'num_classes': 0}, r'label is 3; omit it, .* trained without labels \(generator.num_classes=0\)'),
+    (340, {'num_classes': 4, 'stack': 3}, r'label is 340; use .*, 100a \+ 10b \+ c with a, b and c in 0 … 3'),
+    (None, {'label_dropout': 0.0}, r'label is none; use a label, 0 … 9, because .* generator.label_dropout=0'),
+    ([3, -1], {'label_dropout': 0.0}, r'label is -1; use a label, 0 … 9'),
 ], ids=str)
 def test_labels_that_cannot_be_asked_for(asked, fields, message):
   with pytest.raises(ConfigError, match=message):
@@ -297,15 +297,15 @@ def test_labels_from_the_command_line():
   config = dataclasses.replace(U_NET, num_classes=10)
   assert list(labels.parse('3', config)) == [3] and list(labels.parse('3,1,4', config)) == [3, 1, 4]
   assert list(labels.parse('all', config)) == list(range(10)) and labels.parse('none', config) is None
-  with pytest.raises(ConfigError, match=r"--label: found none, but .*; use 'all' or a label: 0 … 9"):
+  with pytest.raises(ConfigError, match=r"--label is none; use 'all' or a label, 0 … 9"):
     labels.parse('none', dataclasses.replace(config, label_dropout=0.0))
   for text in ('three', '-1', '3,', '', '3,none'):
-    with pytest.raises(ConfigError, match=f"--label: found '{text}', must be a label such as 3, some of them as 3,1,"):
+    with pytest.raises(ConfigError, match=f"--label is '{text}'; use a label such as 3, several such as 3,1,"):
       labels.parse(text, config)
-  with pytest.raises(ConfigError, match='--label: found 12, but'):
+  with pytest.raises(ConfigError, match='--label is 12; use'):
     labels.parse('3,12', config)
   for text in ('3', 'all'):
-    with pytest.raises(ConfigError, match=r'--label: .*this run was trained without labels'):
+    with pytest.raises(ConfigError, match=r'--label .*the run was trained without labels'):
       labels.parse(text, U_NET)
 
 
@@ -443,14 +443,14 @@ def always_labelled(config=None):
 
 def test_a_run_that_was_never_without_a_label_needs_one():
   run = always_labelled()
-  untrained = r'label: found none, but this run was trained with labels only \(generator.label_dropout=0\)'
+  untrained = r'label is none; use a label, .* generator.label_dropout=0'
   x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
   with pytest.raises(ConfigError, match=untrained):
     run.generator_fn(x, np.zeros(2, np.int32), z)
   with pytest.raises(ConfigError, match=untrained):
     image_output.generate(run, 2, seed=0)
   for asked in (np.array([3, -1]), np.array([3, 12])):
-    with pytest.raises(ConfigError, match=f'label: found {asked[1]}, but'):
+    with pytest.raises(ConfigError, match=f'label is {asked[1]}; use'):
       image_output.generate(run, 2, seed=0, label=asked)
   assert image_output.generate(run, 2, seed=0, label=np.array([3])).std() > 10
 
@@ -483,17 +483,17 @@ def test_commands_ask_for_a_label_before_they_load_the_run(name, arguments, othe
   (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # and no checkpoint
   main = {'sample': sample, 'export': export, 'edit': edit}[name].main
   assert run_command(main, '--workdir', tmp_path, *arguments, cwd=tmp_path) == (
-      2, '', 'Error: --label: found none, but this run was trained with labels only (generator.label_dropout=0); use '
-      f'{others}a label: 0 … 9\n')
+      2, '', f'Error: --label is none; use {others}a label, 0 … 9, because the run was trained with '
+      'generator.label_dropout=0\n')
 
 
 def test_the_command(finished, tmp_path):
   said = succeed(sample.main, '--workdir', finished, '--label', '7,2', '--num', '5', '--out', tmp_path / 'x.npz')
-  assert said == f'5 images of step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
+  assert said == f'5 images from step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
   with np.load(tmp_path / 'x.npz') as file:
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)
   assert np.abs(images - image_output.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
   result = run_command(sample.main, '--workdir', finished, '--label', '10', '--out', tmp_path / 'y.npz')
-  assert result == (2, '', 'Error: --label: found 10, but the labels of this run are 0 … 9\n')
+  assert result == (2, '', 'Error: --label is 10; use a label of this run, 0 … 9\n')
   assert not (tmp_path / 'y.npz').exists()

@@ -80,7 +80,7 @@ def test_a_generator_comes_in_and_samples(official):
   assert relative_error(out, nhwc(arrays['out'])) < 1e-4
   images = image_output.generate(run, 2, seed=0)
   assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 10
-  assert 'The file holds no discriminator' in official[2] and 'diffusion.num_timesteps=4' in official[2]
+  assert 'The file has no discriminator' in official[2] and 'diffusion.num_timesteps=4' in official[2]
 
 
 def test_a_generator_goes_out_bit_equal_and_in_again(official, tmp_path):

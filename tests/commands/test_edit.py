@@ -131,14 +131,14 @@ def test_pictures(folder):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ('--image=x.png', '--mask: missing, --task inpaint needs --image and --mask'),
+    ('--image=x.png', '--mask is missing; --task inpaint requires --image and --mask'),
     ('--image=nowhere.png --mask=mask.png', "--image: no such file 'nowhere.png'"),
-    ('--image=x.png --mask=wide.png', '--mask: wide.png is 8x9, must be 8x8'),
-    ('--image=x.png --mask=black.png', '--mask: black.png is black everywhere, so there is nothing to fill in'),
+    ('--image=x.png --mask=wide.png', '--mask: wide.png is 8x9; use 8x8'),
+    ('--image=x.png --mask=black.png', '--mask: black.png is all black; use white'),
     ('--image=large.png --mask=mask.png', '--image: large.png is 24x16, which data.resize='),
-    ('--task=stroke --image=x.png --level=3', '--level: found 3, must be from 1 to the T = 2 of the run'),
-    ('--task=superres --image=x.png', '--image: x.png is 8x8, must be square and smaller than the 8x8 of the run'),
-    ('--task=stroke --image=x.png --mask=mask.png', '--mask: is for --task inpaint, found --task stroke'),
+    ('--task=stroke --image=x.png --level=3', '--level is 3; use 1 … 2 (T)'),
+    ('--task=superres --image=x.png', '--image: x.png is 8x8; use a square image smaller than 8x8'),
+    ('--task=stroke --image=x.png --mask=mask.png', '--mask does not apply to --task stroke; use it with'),
 ], ids=lambda value: value if value.startswith('--image') or value.startswith('--task') else '')
 def test_refused_in_one_sentence(folder, flags, message):
   result = run_edit(folder, *flags.split())

@@ -84,7 +84,7 @@ def test_other_conditions_have_another_file(trained):
     (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),
     (['--metrics', 'fid', '--inception', 'setup.py'], 'setup.py has the SHA-256 checksum'),
     (['--metrics', 'fid', '--reference', 'nowhere.npz'], 'nowhere.npz'),
-    (['--images', 'x'], '--workdir and --images: give one of --workdir, --images and --statistics'),
+    (['--images', 'x'], '--workdir and --images: use one of --workdir, --images and --statistics'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_refused_in_one_sentence(trained, flags, message):
   result = run_command(evaluate.main, '--workdir', trained[0], *flags, cwd=ROOT)

@@ -148,7 +148,7 @@ def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeyp
   run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
 
   def exported(most):
-    monkeypatch.setattr(sampling, '_MOST_NOISE', most * 30 * (8 * 8 + 4))
+    monkeypatch.setattr(sampling, '_MAX_NOISE', most * 30 * (8 * 8 + 4))
     return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
 
   def compiled(sample, indices):
@@ -178,7 +178,7 @@ def test_safetensors_hold_the_parameters_and_the_config(run, files):
   x, z = np.ones((1, 8, 8, 1), np.float32), np.ones((1, 4), np.float32)
   np.testing.assert_array_equal(
       jax.jit(loaded.generator_fn)(x, np.zeros(1, np.int32), z), jax.jit(run.generator_fn)(x, np.zeros(1, np.int32), z))
-  with pytest.raises(CheckpointError, match='holds step 7, not 6'):
+  with pytest.raises(CheckpointError, match='step is 6; use 7, the only step in'):
     ddgan_jax.load(files[1], step=6)
 
 
@@ -203,8 +203,8 @@ def test_other_safetensors_are_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--out FILE or --safetensors FILE: at least one must be given'),
-    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms: found gpu, must be some of cpu,cuda,tpu'),
+    ([], '--out and --safetensors: use at least one'),
+    (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
 def test_the_command_refuses_in_one_sentence(workdir, flags, message):
   result = run_command(export.main, '--workdir', workdir, *flags)

@@ -385,7 +385,7 @@ def test_local_trains_on_two_processes_of_four_devices(tmp_path):
        str(tmp_path / 'tiny.py'), '--workdir', str(tmp_path / 'run'), f'--config.data.data_dir={tmp_path / "data"}'],
       cwd=ROOT, capture_output=True, text=True, timeout=3000)
   assert result.returncode == 0, result.stdout + result.stderr
-  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 each.\n')
+  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 per process.\n')
   assert any(line.startswith('[0] Finished 3 steps') for line in result.stdout.splitlines())
   assert 'Traceback' not in result.stderr
   run = tmp_path / 'run'

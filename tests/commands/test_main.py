@@ -106,7 +106,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
   lines = result.stdout.splitlines()
   assert any(line.startswith('Compiling') for line in lines)
   assert sum(line.startswith('step ') for line in lines) == 200
-  assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
+  assert sum(line.startswith('Compiled the training step in') and 'MiB per device' in line for line in lines) == 1
   assert lines[-1] == (f'Finished 200 steps in {workdir}; its last sample grid is '
                        f'{workdir / "samples" / "step_00000200.png"}.')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
@@ -218,7 +218,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
   for out in ('some/array.npz', 'folder'):
     result = draw(workdir, '--num', '6', '--seed', '3', '--out', tmp_path / out)
     assert result.status == 0, result.err
-    assert result.out == f'6 images of step 200 of {workdir}, seed 3: {tmp_path / out}\n'
+    assert result.out == f'6 images from step 200 of {workdir}, seed 3: {tmp_path / out}\n'
   images = np.load(tmp_path / 'some' / 'array.npz')['images']
   assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
   np.testing.assert_array_equal(np.load(tmp_path / 'process.npz')['images'], images)
@@ -250,7 +250,7 @@ MISTAKES = {
     'attention': (['--config.generator.attn_resolutions=16,', '--config.generator.kind=ncsnpp'],
                   'Error: generator.attn_resolutions contains 16; use'),
     'rows': (['--config.data.batch_size=30'], 'Error: data.batch_size is 30; use a multiple of 4'),
-    'stray word': (['digits'], "Error: 'digits' is not understood: flags begin with --"),
+    'stray word': (['digits'], "Error: 'digits' is not a flag; flags start with --"),
 }
 
 
@@ -309,8 +309,8 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
   shutil.copytree(workdir / 'checkpoints' / '150', workdir / 'checkpoints' / '151')  # readable, but not step 151
   result = run_command(train.main, *command(workdir, '--config.train.num_steps=201'))
   assert result.status == 0, result.err
-  assert '200: its list of arrays cannot be read; going back to step 151.' in result.out
-  assert '151: holds step 150, so it was renamed or copied; going back to step 150.' in result.out
+  assert '200: its list of arrays cannot be read; using step 151 instead.' in result.out
+  assert '151: contains step 150, so it was renamed or copied; using step 150 instead.' in result.out
   assert 'Resumed at step 150' in result.out and 'Finished 201 steps' in result.out
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
       '151.damaged', '200', '200.damaged', '201']
@@ -336,13 +336,13 @@ def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path):
     refused = train_on('dogs', num_steps=num_steps)
     assert refused.status == 2 and files_of(tmp_path / 'runs') == before
     assert re.fullmatch(
-        r'Error: runs/tiny_images: holds a run on other data \(4 images with checksum \w{16}\) than folder at '
+        r'Error: runs/tiny_images: this run started with other data \(4 images with checksum \w{16}\) than folder at '
         r'dogs/images \(4 images with checksum \w{16}\); set --workdir to another folder to start a new run, or set '
-        r'--workdir=runs/tiny_images to continue this one with the other data\n', refused.err), refused.err
+        r'--workdir=runs/tiny_images to continue this one with the new data\n', refused.err), refused.err
   (tmp_path / 'cats').rename(tmp_path / 'felines')
   assert 'runs/tiny_images has finished its 2 steps' in train_on('felines').out  # the same data elsewhere
   continued = train_on('dogs', '--workdir=runs/tiny_images', num_steps=4)
-  assert continued.status == 0 and 'The data are not those that this run began with' in continued.out
+  assert continued.status == 0 and 'This run started with other data' in continued.out
 
 
 def test_a_workdir_that_cannot_be_written(command, tmp_path):

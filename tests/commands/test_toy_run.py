@@ -29,7 +29,7 @@ def test_points_from_command_to_picture(tmp_path):
     assert Image.open(workdir / picture).size == (600, 600)
 
   said = succeed(sample.main, '--workdir', workdir, '--num', 7, '--out', tmp_path / 'x.npz')
-  assert said.startswith('7 points of step 20 of')
+  assert said.startswith('7 points from step 20 of')
   points = np.load(tmp_path / 'x.npz')['images']
   assert points.shape == (7, 1, 1, 2) and points.dtype == np.float32
   assert len(np.unique(np.round(127.5 * points) / 127.5 - points)) > 10  # not quantised
@@ -59,7 +59,7 @@ def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path
   assert (long.schedule.num_timesteps, short.schedule.num_timesteps) == (100, 4)
   points = image_output.generate(short, 5, seed=0)
   assert points.shape == (5, 1, 1, 2) and np.abs(points).max() <= 5 and np.ptp(points) > 1e-3
-  with pytest.raises(ConfigError, match='num_timesteps: found 3, must divide the 100 steps'):
+  with pytest.raises(ConfigError, match='num_timesteps is 3; use a divisor of 100'):
     ddgan_jax.load(tmp_path, num_timesteps=3)
 
 
@@ -76,6 +76,6 @@ def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
     return sample_given_noise(generator_fn, schedule, x_T, z, noise)
 
   monkeypatch.setattr(sampling, 'sample_given_noise', counted)
-  monkeypatch.setattr(sampling, '_MOST_NOISE', 2 * 100 * (2 + config.generator.nz))
+  monkeypatch.setattr(sampling, '_MAX_NOISE', 2 * 100 * (2 + config.generator.nz))
   np.testing.assert_allclose(image_output.generate(loaded, 6, seed=0), at_once, atol=1e-6)
   assert batches == [2]  # traced once

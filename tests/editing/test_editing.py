@@ -143,7 +143,7 @@ def test_going_back_only_between_passes(pictures):
 
 def test_rows_of_noise_that_do_not_divide(pictures):
   _, x, mask = pictures
-  with pytest.raises(ValueError, match='found 3 rows, must be a multiple of T = 2'):
+  with pytest.raises(ValueError, match='has 3 rows; use a multiple of T = 2'):
     replacement.inpaint_given_noise(
         fake_generator, diffusion.make_schedule(2), x, mask, x, np.zeros((3, 4, 5)), *[np.zeros((3, *x.shape))] * 3)
 
@@ -197,7 +197,7 @@ def test_low_pass_is_pillows():
 
 def test_super_resolution_to_no_multiple():
   noise = np.zeros((2, 1, 5, 4, 1))
-  with pytest.raises(ValueError, match=r'found \(2, 2\), must divide the size \(5, 4\)'):
+  with pytest.raises(ValueError, match=r'has size \(2, 2\); use one that divides \(5, 4\)'):
     replacement.super_resolve_given_noise(
         fake_generator, diffusion.make_schedule(2), np.zeros((1, 2, 2, 1)), noise[0], np.zeros((2, 1, 3)), noise, noise)
 

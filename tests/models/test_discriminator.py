@@ -72,7 +72,7 @@ def test_stddev_groups_are_neighbours():
 
 def test_stddev_needs_whole_groups():
   assert minibatch_stddev(jnp.zeros((2, 1, 1, 1)), 4).shape == (2, 1, 1, 2)
-  with pytest.raises(ConfigError, match='found 6 rows, must be a multiple of discriminator.stddev_group=4'):
+  with pytest.raises(ConfigError, match='data.batch_size is 6; use a multiple of 4'):
     minibatch_stddev(jnp.zeros((6, 1, 1, 1)), 4)
 
 

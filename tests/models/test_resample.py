@@ -41,7 +41,7 @@ def test_against_scipy(kernel):
 def test_the_form_for_tpus_gives_the_same(function, kernel, monkeypatch):
   x = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype(np.float32)
   shifts = function(x, kernel)
-  monkeypatch.setattr(resample, '_filter', resample._by_conv)
+  monkeypatch.setattr(resample, '_filter', resample._filter_by_conv)
   np.testing.assert_allclose(function(x, kernel), shifts, atol=1e-6)
 
 

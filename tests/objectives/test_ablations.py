@@ -189,7 +189,7 @@ def test_respaced_schedule():
         getattr(short, field.name), getattr(schedule_of(4), field.name), rtol=2e-4, atol=1e-6, err_msg=field.name)
   np.testing.assert_allclose(short.sigma_bar[np.arange(4) + 1], long.sigma_bar[t_long + 1], rtol=1e-5)
   np.testing.assert_array_equal(diffusion.respace(long, 1)[1], [999])
-  with pytest.raises(ValueError, match='num_timesteps: found 3, must be a divisor of 1000'):
+  with pytest.raises(ValueError, match='num_timesteps is 3; use a divisor of 1000'):
     diffusion.respace(long, 3)
 
 
@@ -224,10 +224,10 @@ def test_gaussian_sampler_in_four_steps():
   expected = np.clip(long(x_tp1, np.array([249, 499, 749, 999]), np.zeros((4, 3), np.float32)), -bound, bound)
   np.testing.assert_allclose(generator_fn(x_tp1, np.arange(4), z), expected, rtol=1e-5)
   assert np.abs(expected).max() == bound and np.abs(expected).min() < bound
-  with pytest.raises(ConfigError, match='num_timesteps: found 7, must divide the 1000 steps'):
+  with pytest.raises(ConfigError, match='num_timesteps is 7; use a divisor of 1000'):
     train_state.make_sampler(config, params, 7)
   for other, natural in (('ddgan', 4), ('augmented_gan', 1)):
-    with pytest.raises(ConfigError, match=f"num_timesteps: found 2, but a run with method='{other}' .* the {natural} "):
+    with pytest.raises(ConfigError, match=f"num_timesteps is 2; use {natural}, .* method='{other}'"):
       train_state.make_sampler(toy_config(other), params, 2)
 
 

@@ -168,10 +168,10 @@ def test_what_has_no_discriminator_has_no_pairs():
 
 
 @pytest.mark.parametrize('method, num_timesteps, message', [
-    ('ddgan', 1, "num_timesteps: found 1, but a run with method='ddgan' samples in the 4 that it was trained for"),
-    ('augmented_gan', 4, "found 4, but a run with method='augmented_gan' samples in the 1 that it was trained for"),
-    ('gaussian', 3, 'num_timesteps: found 3, must divide the 4 steps of the training'),
-    ('gaussian', 0, 'num_timesteps: found 0, must divide the 4 steps of the training'),
+    ('ddgan', 1, "num_timesteps is 1; use 4, the only number of steps of a run with method='ddgan'"),
+    ('augmented_gan', 4, "num_timesteps is 4; use 1, the only number of steps of a run with method='augmented_gan'"),
+    ('gaussian', 3, 'num_timesteps is 3; use a divisor of 4'),
+    ('gaussian', 0, 'num_timesteps is 0; use a divisor of 4'),
 ])
 def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, message):
   objective = objectives.make(toy_config(method))

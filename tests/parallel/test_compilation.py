@@ -40,7 +40,7 @@ def plain_step(tiny_config):
 def test_a_training_step_leaves_convolutions_to_xla_and_nothing_else(plain_step, monkeypatch):
   ours = fused_by_ynnpack(plain_step())
   assert 'dot' in ours and 'convolution' not in ours
-  monkeypatch.setattr(compilation, 'options', lambda platform: {})
+  monkeypatch.setattr(compilation, 'compiler_options', lambda platform: {})
   by_default = fused_by_ynnpack(plain_step())
   assert 'convolution' in by_default
   assert sorted(ours) == sorted(kind for kind in by_default if kind != 'convolution')

@@ -66,16 +66,16 @@ def test_flags_win():
 
 HALF = {
     'no count': ({'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_PROCESS_ID': '1'},
-                 'JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID: needs JAX_NUM_PROCESSES as well'),
+                 'JAX_NUM_PROCESSES not set; set all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX'),
     'only a count': ({'JAX_NUM_PROCESSES': '2'},
-                     'JAX_NUM_PROCESSES: needs JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID as well'),
-    'an empty address': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': ''}, 'needs JAX_COORDINATOR_ADDRESS as well'),
+                     'JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID not set; set all of'),
+    'an empty address': ({**VARIABLES, 'JAX_COORDINATOR_ADDRESS': ''}, 'JAX_COORDINATOR_ADDRESS not set; set all of'),
     'index too large': ({**VARIABLES, 'JAX_PROCESS_ID': '2'},
-                        'JAX_PROCESS_ID: found 2, must be at least 0 and less than JAX_NUM_PROCESSES, which is 2'),
+                        'JAX_PROCESS_ID is 2; use at least 0 and less than JAX_NUM_PROCESSES, which is 2'),
     'JobSet index too large': (
         {'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_NUM_PROCESSES': '2', 'JOB_COMPLETION_INDEX': '5'},
-        'JOB_COMPLETION_INDEX: found 5, must be'),
-    'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, 'must be whole numbers (invalid literal'),
+        'JOB_COMPLETION_INDEX is 5; use'),
+    'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, "'two'; use integers for the last two"),
 }
 
 
@@ -87,12 +87,12 @@ def test_half_an_environment_gets_one_sentence(environ, message):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (('h:1', None, None), '--coordinator_address: needs --num_processes and --process_id as well'),
-    ((None, 2, None), '--num_processes: needs --coordinator_address and --process_id as well'),
-    ((None, None, 0), '--process_id: needs --coordinator_address and --num_processes as well'),
-    ((None, 1, 1), '--num_processes, --process_id: needs --coordinator_address as well'),
-    (('h:1', 2, 2), '--process_id: found 2, must be at least 0 and less than --num_processes, which is 2'),
-    (('h:1', 2, -1), '--process_id: found -1, must be'),
+    (('h:1', None, None), '--num_processes and --process_id not set; set all of'),
+    ((None, 2, None), '--coordinator_address and --process_id not set; set all of'),
+    ((None, None, 0), '--coordinator_address and --num_processes not set; set all of'),
+    ((None, 1, 1), '--coordinator_address not set; set all of'),
+    (('h:1', 2, 2), '--process_id is 2; use at least 0 and less than --num_processes, which is 2'),
+    (('h:1', 2, -1), '--process_id is -1; use'),
     (('h:1', 0, 0), 'less than --num_processes, which is 0'),
 ])
 def test_half_the_flags_get_one_sentence(flags, message):
@@ -160,13 +160,13 @@ def test_a_port_that_is_taken():
     other.bind(('', 0))
     other.listen()
     port = other.getsockname()[1]
-    with pytest.raises(DistributedError, match=f'process 0 cannot listen on port {port} .*Choose another port'):
+    with pytest.raises(DistributedError, match=f'process 0 cannot listen on port {port} .*use another port'):
       initialize(f'localhost:{port}', 2, 0)
 
 
 @pytest.mark.parametrize('address', ['h:port', 'h', 'h:0'])
 def test_an_address_without_a_port(address):
-  with pytest.raises(DistributedError, match=f"--coordinator_address: found '{address}', must be HOST:PORT"):
+  with pytest.raises(DistributedError, match=f"--coordinator_address is '{address}'; use HOST:PORT"):
     initialize(address, 2, 1)
 
 
@@ -207,7 +207,7 @@ def test_two_processes_find_each_other(tmp_path):
   processes = [start(port, 2, index, 300, printed[index]) for index in (0, 1)]
   outputs = [process.communicate(timeout=600) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
-  assert printed[0].read_text() == '2 processes with 8 cpu device(s), 4 each.\n0 2 4 8 21.0\n'
+  assert printed[0].read_text() == '2 processes with 8 cpu device(s), 4 per process.\n0 2 4 8 21.0\n'
   assert printed[1].read_text() == '1 2 4 8 21.0\n'
 
 
@@ -218,12 +218,13 @@ def test_a_process_that_waits_in_vain(index, tmp_path):
   _, errors = process.communicate(timeout=300)
   said = [line for line in errors.splitlines() if line.startswith('Error: ')]
   assert process.returncode == 2 and len(said) == 1, errors
-  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; were all of them' in said[0]
+  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; check that all' in said[0]
   assert 'Traceback' not in errors
 
 
 def test_the_command_takes_the_flags(tmp_path):
   assert run_command(
       train.main, '--config', 'digits', '--workdir', tmp_path / 'run', '--num_processes=2', '--process_id=0') == (
-          2, '', 'Error: --num_processes, --process_id: needs --coordinator_address as well (or none of the three)\n')
+          2, '', 'Error: --coordinator_address not set; set all of --coordinator_address, --num_processes, '
+          '--process_id, or none\n')
   assert not (tmp_path / 'run').exists()

@@ -120,7 +120,7 @@ def damage_digests(folder):
 @pytest.mark.parametrize('damage, message', [
     (damage_bits, '8: .*(digest differs|cannot be read)'),
     (damage_digests, '8: cannot be read'),
-    (damage_empty, "8: holds nothing and no 'state'"),
+    (damage_empty, "8: contains nothing but no 'state'"),
     (damage_truncate, '8: .*(digest differs|cannot be read)'),
     (damage_metadata, '8: .*cannot be read'),
 ])
@@ -133,7 +133,7 @@ def test_the_newest_good_one_is_taken(saved, state, quick_config, damage, messag
     ddgan_jax.load(saved, step=8)
   assert ddgan_jax.load(saved).step == 7
   said = capsys.readouterr().out
-  assert re.search(f'{folder.parent}/{message}', said) and 'going back to step 7.\n' in said
+  assert re.search(f'{folder.parent}/{message}', said) and 'using step 7 instead.\n' in said
   assert files_of(saved) == before
 
   checkpoints, said = Checkpoints(saved), []
@@ -158,7 +158,7 @@ def test_no_good_one_is_left(saved, quick_config):
   before = files_of(saved)
   for attempt in (lambda: ddgan_jax.load(saved), lambda: Checkpoints(saved).restore_newest(
       target(quick_config, jax.devices()[:1]), print)):
-    with pytest.raises(CheckpointError, match="8: holds nothing .*7: cannot be read .*no good checkpoint is left"):
+    with pytest.raises(CheckpointError, match="8: contains nothing .*7: cannot be read .*no good checkpoint is left"):
       attempt()
   assert files_of(saved) == before
 
@@ -257,7 +257,7 @@ def test_digests_do_not_depend_on_how_an_array_lies():
 def test_another_architecture_is_refused(saved, quick_config, tiny_config):
   wider = dataclasses.replace(
       quick_config, generator=dataclasses.replace(quick_config.generator, num_channels_dae=32))
-  with pytest.raises(CheckpointError, match=r'but the config asks for float32\['):
+  with pytest.raises(CheckpointError, match=r'but float32\[32\] with this config'):
     Checkpoints(saved).restore(target(wider, jax.devices()[:1]), 8)
   with pytest.raises(CheckpointError, match='has no .*conv_in'):
     Checkpoints(saved).restore(target(tiny_config, jax.devices()[:1]), 8)
@@ -266,10 +266,10 @@ def test_another_architecture_is_refused(saved, quick_config, tiny_config):
 def test_load_says_what_is_missing(tmp_path, saved):
   with pytest.raises(CheckpointError, match='has no config.json'):
     ddgan_jax.load(tmp_path / 'nowhere')
-  with pytest.raises(CheckpointError, match='nothing to load for step 3; its checkpoints are 7, 8'):
+  with pytest.raises(CheckpointError, match='has no checkpoint of step 3; use one of 7, 8'):
     ddgan_jax.load(saved, step=3)
   shutil.rmtree(saved / 'checkpoints')
-  with pytest.raises(CheckpointError, match='nothing to load; it has no checkpoint yet'):
+  with pytest.raises(CheckpointError, match='has no checkpoint yet'):
     ddgan_jax.load(saved)
 
 
@@ -285,5 +285,5 @@ def test_a_state_that_was_not_saved_there_is_refused(saved, quick_config):
   """Perfectly readable, which Orbax does not mind: only the digests tell."""
   shutil.rmtree(saved / 'checkpoints' / '8' / 'state')
   shutil.copytree(saved / 'checkpoints' / '7' / 'state', saved / 'checkpoints' / '8' / 'state')
-  with pytest.raises(CheckpointError, match=r'8: step is not what was saved \(its digest differs\)'):
+  with pytest.raises(CheckpointError, match=r'8: step has changed since it was saved \(its digest differs\)'):
     Checkpoints(saved).restore(target(quick_config, jax.devices()[:1]), 8)

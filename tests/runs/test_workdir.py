@@ -58,13 +58,13 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
     assert grid_path(run, 7) == run + '/samples/step_00000007.png'
     grids.save_png(grid_path(run, 7), np.zeros((4, 4, 3), np.uint8))
     sentence = SkippedBatches(run).roll_back(10, Diverged('loss_d', 14), write=True)
-  assert sentence == ('loss_d not finite at step 14: back to step 10, skipping global batches 10 to 13 '
+  assert sentence == ('loss_d not finite at step 14: rolled back to step 10, skipping global batches 10 to 13 '
                       f'(rollback 1 of 3 to this step; {run}/skipped.json).')
   assert SkippedBatches(run).batch(10) == 14
   (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir(parents=True)
-  checkpoints._set_aside(8, print)
+  checkpoints._rename_damaged(8, print)
   (bucket / 'runs' / 'tiny' / 'checkpoints' / '8').mkdir()
-  checkpoints._set_aside(8, print)
+  checkpoints._rename_damaged(8, print)
   assert sorted(str(path.relative_to(bucket)) for path in bucket.rglob('*') if not path.is_dir()) == [
       f'runs/tiny/{name}' for name in ('config.json', 'parameters.txt', 'samples/step_00000007.png', 'skipped.json')]
   assert sorted(path.name for path in bucket.glob('runs/tiny/checkpoints/*')) == ['8.damaged', '8.damaged2']

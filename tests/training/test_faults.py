@@ -158,7 +158,7 @@ def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
 
   evaluate(interrupted)
   said = run(tmp_path / 'run', eval_every=30)
-  assert 'SIGTERM: saved the last step, 30, in' in said and 'what is missing: its evaluation.' in said
+  assert 'SIGTERM: saved the last step, 30, in' in said and 'the same command adds its evaluation.' in said
   assert 'Finished' not in said and Checkpoints(tmp_path / 'run').metrics(30) == {}
   evaluate(lambda images: measured(fid=3.0))
   assert 'Finished 30 steps' in run(tmp_path / 'run', eval_every=30)
@@ -190,8 +190,8 @@ def test_a_rollback_skips_what_led_there(run, tmp_path, monkeypatch, quick_confi
   with pytest.raises(UserError, match=r'loss_d, .* not finite at step 14; the last good checkpoint is step 10; '):
     run(tmp_path / 'run')
   printed = run(tmp_path / 'run', on_nonfinite='rollback')
-  assert ('not finite at step 14: back to step 10, skipping global batches 10 to 13 (rollback 1 of 3 to this step; '
-          in printed)
+  assert ('not finite at step 14: rolled back to step 10, skipping global batches 10 to 13 (rollback 1 of 3 to this '
+          'step; ' in printed)
   assert 'Finished 30 steps' in printed
   cure()
   (tmp_path / 'clean').mkdir()
@@ -203,7 +203,7 @@ def test_a_rollback_skips_what_led_there(run, tmp_path, monkeypatch, quick_confi
 
 def test_rollbacks_without_progress_end(run, tmp_path, monkeypatch):
   poison(monkeypatch, lambda batch: batch >= 12)
-  with pytest.raises(UserError, match='not finite at step 11, again after 3 rollbacks to step 10, the last good one'):
+  with pytest.raises(UserError, match='not finite at step 11, again after 3 rollbacks to step 10; the data'):
     run(tmp_path / 'run', on_nonfinite='rollback')
   assert run.printed.count('back to step 10, skipping') == 3
   assert 'skipping global batches 14 to 14 (rollback 3 of 3' in run.printed
@@ -229,9 +229,9 @@ def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_
       save(self, state, *rest)
 
     monkeypatch.setattr(Checkpoints, 'save', fill_and_save)
-    with pytest.raises(UserError, match='no space left on the device; the last good checkpoint is step 10; free some'):
+    with pytest.raises(UserError, match='no space left on device; the last good checkpoint is step 10; free some'):
       run(disk / 'run')
-    with pytest.raises(UserError, match='no space left on the device; free some, or choose another --workdir'):
+    with pytest.raises(UserError, match='no space left on device; free some space, or use another --workdir'):
       run(disk / 'run')
     (disk / 'filler').unlink()
     monkeypatch.setattr(Checkpoints, 'save', save)
@@ -241,7 +241,7 @@ def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_
     assert not list((disk / 'run' / 'checkpoints').glob('*tmp*'))
 
     subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
-    with pytest.raises(UserError, match=r'run: cannot be written to \(Read-only file system\); choose another'):
+    with pytest.raises(UserError, match=r'run: cannot be written to \(Read-only file system\); use another'):
       run(disk / 'run', num_steps=40)
     assert 'has finished its 30 steps' in run(disk / 'run')
   finally:

@@ -53,7 +53,7 @@ def test_the_first_step_is_reported_at_once_with_the_cost_of_its_program():
   run = Run()
   run.add(1, loss_g=2.0)
   first, cost, line = run.lines
-  assert first.startswith('First step done 0.') and cost.startswith('The step was compiled in 1.5 s and takes ')
+  assert first.startswith('First step done 0.') and cost.startswith('Compiled the training step in 1.5 s; it needs ')
   assert line == 'step 1/12   loss_g 2.000' and run.writer.written[1]['loss_g'] == 2
   assert run.writer.written[1]['compile_seconds'] == 1.5
   run.add(2, loss_g=2.0)

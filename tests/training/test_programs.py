@@ -93,7 +93,7 @@ def test_what_goes_wrong_in_the_background_is_raised_by_who_waits(monkeypatch):
 
 def test_processes_meet_before_the_first_call_of_a_program_alone(monkeypatch):
   met = []
-  monkeypatch.setattr(consensus, 'meet', met.append)
+  monkeypatch.setattr(consensus, 'barrier', met.append)
   one, two = Program(lambda x: x + 1), Program(lambda x: x + 2)
   assert [one(0), one(1), two(0), one(2)] == [1, 2, 2, 3]
   assert len(met) == 2 and len(set(met)) == 2

@@ -89,7 +89,7 @@ def test_a_state_between_two_calls_is_refused(tmp_path):
     session.restore()
     session.checkpoints.save(state_after(config, 4))
   with Session(make_config(steps_per_call=3), str(tmp_path)) as session, \
-      pytest.raises(UserError, match='found 3, but the run resumes from step 4, which must be a multiple of it'):
+      pytest.raises(UserError, match='train.steps_per_call is 3; use 1, or a divisor of 4'):
     session.restore()
 
 
@@ -106,7 +106,7 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
     assert session.finish(12) is False
   said = capsys.readouterr().out
   assert f'SIGTERM: saved step 6 in {tmp_path}; the same command resumes from there.' in said
-  assert f'saved the last step, 12, in {tmp_path}; the same command adds what is missing: its sample grid.' in said
+  assert f'saved the last step, 12, in {tmp_path}; the same command adds its sample grid.' in said
 
   session = Session(config, str(tmp_path))
   assert not session.is_finished()

@@ -116,7 +116,7 @@ def test_a_step_between_calls_is_refused(tmp_path):
   several = [f'--config.train.{name}=12' for name in ('num_steps', 'log_every', 'checkpoint_every', 'sample_every')]
   result = run_command(
       train.main, '--workdir', tmp_path / 'run', '--config.train.steps_per_call=3', *several)
-  assert result.status == 2 and 'the run resumes from step 4, which must be a multiple of it' in result.err
+  assert result.status == 2 and 'use 1, or a divisor of 4, the step from which the run resumes' in result.err
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
