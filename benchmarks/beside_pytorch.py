@@ -1,12 +1,12 @@
-"""Speed beside a PyTorch implementation: `python benchmarks/beside_pytorch.py --reference FOLDER`.
+"""Compares speed with a PyTorch implementation: `python benchmarks/beside_pytorch.py --reference FOLDER`.
 
-FOLDER is a checkout of the original, https://github.com/NVlabs/denoising-diffusion-gan, or of something with the same
-modules; it is imported at run time. G's forward pass, sampling and the training step, at the sizes of `--config`, each
-side in a process of its own with `--threads` cores (or the GPU), taking turns, so that other work on the machine slows
-both. Ratios are those of medians; processor time, that of all threads, says the same on a busy machine. PyTorch runs
-eagerly, with its channels_last memory format, through torch.compile, and on a GPU also in TF32 and with bf16 autocast;
-the training step as published and without what it wastes (`Reference.training_step`). FID features: see
-`benchmarks/inception_speed.py`. PyTorch must be installed (`pip install -e '.[torch]'`).
+FOLDER is a checkout of the original, https://github.com/NVlabs/denoising-diffusion-gan, or of code with the same
+modules; it is imported at run time. Times G's forward pass, sampling and the training step at the sizes of `--config`.
+Each implementation runs in a separate process with `--threads` cores (or the GPU), taking turns, so that other load
+affects both. Ratios are those of medians; CPU time, summed over threads, is more reliable on a busy machine. PyTorch
+runs eagerly, with the channels_last memory format, with torch.compile, and on a GPU also in TF32 and with bf16
+autocast; its training step as published and without unused work (`Reference.training_step`). For FID features see
+`benchmarks/inception_speed.py`. Requires PyTorch (`pip install -e '.[torch]'`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS = 'ddgan_jax'
 
 
 def make_config(name: str, batch_size: int, dtype: str):
-  """The recipe `configs/NAME.py` with this batch and dtype."""
+  """The recipe `configs/NAME.py` with this batch size and dtype."""
   from ddgan_jax import config as config_lib
   from ddgan_jax.config import recipes
 
@@ -44,7 +44,7 @@ def make_config(name: str, batch_size: int, dtype: str):
 
 
 def weights(config) -> dict[str, np.ndarray]:
-  """The same weights of G for both sides, functions of the original's tensor names."""
+  """Weights of G for both implementations, by the original's tensor names."""
   from ddgan_jax import train_state
   from ddgan_jax.interop import pytorch
 
@@ -69,7 +69,7 @@ def inputs(config, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def our_run(task: str, variant: str, config):
-  """What is to be timed, returning numpy arrays or waiting for its end."""
+  """The function to time for ddgan_jax; it returns numpy arrays or waits for the devices."""
   import jax
   import jax.numpy as jnp
 
@@ -103,7 +103,7 @@ def our_run(task: str, variant: str, config):
 
 
 def torch_run(task: str, variant: str, config, reference: str, device: str, threads: int, use_kernels: bool):
-  """The same of PyTorch."""
+  """The function to time for PyTorch; see `our_run`."""
   import torch
 
   from benchmarks import torch_reference
@@ -139,7 +139,7 @@ def torch_run(task: str, variant: str, config, reference: str, device: str, thre
 
 
 def worker(task: str, row: str, out: str, args: argparse.Namespace) -> None:
-  """Computes once for each line on standard input, answers with the seconds; the first includes compiling."""
+  """Computes once per line on standard input and prints the seconds; the first call includes compilation."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
   side, _, variant = row.partition(' ')
@@ -156,7 +156,7 @@ def worker(task: str, row: str, out: str, args: argparse.Namespace) -> None:
 
 
 def rows_of(task: str, args: argparse.Namespace) -> list[str]:
-  """Ours first, then PyTorch's variants; of a step each as published and without what that wastes."""
+  """ddgan_jax first, then PyTorch's variants; each training step as published and without unused work."""
   ours = [f'{OURS} {dtype}' for dtype in args.dtypes]
   if not task.startswith('step'):
     return ours + [f'torch {variant}' for variant in args.variants]
@@ -164,7 +164,7 @@ def rows_of(task: str, args: argparse.Namespace) -> list[str]:
 
 
 def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
-  """Starts a process for each row, lets them take turns, prints their table."""
+  """Starts a process per row, lets them take turns, and prints their table."""
   with tempfile.TemporaryDirectory() as folder:
     outs = {row: os.path.join(folder, f'{i}.npy') for i, row in enumerate(rows)}
     settings = json.dumps(vars(args))
@@ -184,9 +184,9 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
         process.stdin.flush()
         answer = [float(x) for x in process.stdout.readline().split()]
         if not answer:
-          print(f'| {task} | {row} | failed, its message is above |', flush=True)
+          print(f'| {task} | {row} | failed, see the message above |', flush=True)
           failed.append(row)
-        elif k > 1:  # the first wait for the others to start, or warm up
+        elif k > 1:  # the first rounds wait for other processes to start, and warm up
           seconds[row].append(answer)
     for process in workers.values():
       process.communicate()
@@ -208,18 +208,18 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--reference', required=True, help='the checkout')
+  parser.add_argument('--reference', required=True, help='folder of the checkout')
   parser.add_argument('--config', default='cifar10', help='a recipe of configs/')
   parser.add_argument('--batch_size', type=int, default=8)
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--tasks', nargs='+', default=list(TASKS), choices=TASKS)
   parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
-  parser.add_argument('--variants', nargs='+', default=None, help='how PyTorch runs: words of eager, channels_last, '
-                      'compile, tf32, bf16, joined in quotes')
+  parser.add_argument('--variants', nargs='+', default=None, help='how PyTorch runs: eager, channels_last, compile, '
+                      'tf32, bf16, or combinations in quotes')
   parser.add_argument('--steps', nargs='+', default=['published', 'best'], choices=('published', 'best'))
   parser.add_argument('--dtypes', nargs='+', default=None, choices=('float32', 'bfloat16'))
-  parser.add_argument('--use_kernels', action='store_true', help="the reference's own CUDA operations, which need nvcc")
+  parser.add_argument('--use_kernels', action='store_true', help="use the reference's CUDA operations, which need nvcc")
   parser.add_argument('--worker', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
@@ -233,7 +233,7 @@ def main() -> None:
   args.dtypes = args.dtypes or (['bfloat16', 'float32'] if args.device == 'cuda' else ['float32'])
   print(f'{args.config}, batch {args.batch_size}, {args.threads} threads, {args.rounds} rounds; load '
         f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
-  print('| what | who | ms, median (fastest to slowest) | images/s | times as long as the first row | processor ms | '
+  print('| task | implementation | ms, median (fastest to slowest) | images/s | time relative to first row | CPU ms | '
         'times the first row | difference |\n|---|---|---|---|---|---|---|---|', flush=True)
   for task in args.tasks:
     measure(task, rows_of(task, args), args)

@@ -1,10 +1,10 @@
-"""bf16 beside f32: the error of the golden generators, and the same training steps in both.
+"""Compares bf16 with f32: the error of the golden generators, and the same training steps in both.
 
     python benchmarks/bfloat16.py [--config configs/digits.py] [--steps 200]
 
-The state is float32 in both; bf16 is the arithmetic of the networks (`parallel.dtype`). 200 steps of digits are far
-from a trained generator: what is compared is whether the two run alike. Samples are of the EMA, 2,000 images with the
-same noise; their classes are read by the judge of `digits_quality.py`.
+The state is float32 in both; `parallel.dtype` sets the dtype in which the networks compute. After 200 steps of digits
+the generator is far from trained, so this only compares the course of the training. 2,000 samples of the EMA with the
+same noise are classified by the classifier of `digits_quality.py`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def golden_errors(name: str) -> dict[str, float]:
 
 
 def train(config: config_lib.Config, num_steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Metrics of each step, and 2,000 samples of the EMA [n, 8, 8, 1] uint8."""
+  """Trains; returns the metrics of each step, and 2,000 samples of the EMA [n, 8, 8, 1] uint8."""
   mesh = sharding.make_mesh(jax.devices()[:1])
   state = jax.jit(lambda: train_state.create(config))()
   steps = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in penalties.r1(config.optim).variants(0)}

@@ -1,9 +1,8 @@
-"""What a compiled step sends over the interconnect: a list of its collectives. A library, for the tests, for
-`launch/compile_tpu.py` and for `benchmarks/memory.py`.
+"""Lists the collectives of a compiled step; a library for the tests, `launch/compile_tpu.py` and
+`benchmarks/memory.py`.
 
-Bytes are those of the whole result: what every participant ends an all-reduce or
-all-gather with, what each begins a reduce-scatter with. A ring moves 2 (n-1)/n times the bytes of an all-reduce over n
-devices through each link, and (n-1)/n times those of the others.
+Bytes are those of the unsharded array: the result of an all-reduce or all-gather, the operand of a reduce-scatter. A
+ring of n devices moves 2 (n-1)/n times the bytes of an all-reduce through each link, and (n-1)/n times those of others.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ class Collective:
 
   @property
   def bytes(self) -> int:
-    """Bytes of the whole: of the result, times the participants where each ends with one part."""
+    """Bytes of the unsharded array: of the result, times the participants if each gets one part."""
     size = sum(math.prod(shape) * _bits(dtype) // 8 for dtype, shape in self.arrays)
     return size * self.participants if self.kind == 'reduce-scatter' else size
 
   @property
   def wire_bytes(self) -> float:
-    """Bytes that leave each device in a ring."""
+    """Bytes that each device sends in a ring."""
     share = (self.participants - 1) / max(1, self.participants)
     return {'all-reduce': 2 * share, 'collective-permute': 1.0}.get(self.kind, share) * self.bytes
 
@@ -80,7 +79,7 @@ def _parse(match: re.Match, line: str, in_loop: bool) -> Collective:
   result, kind, start = match[1], match[2], match[3]
   arrays = [(dtype, tuple(int(n) for n in shape.split(',') if n)) for dtype, shape in _ARRAY.findall(result)]
   if start and kind != 'all-reduce':
-    # An asynchronous start gives (operands, results, ...), and only all-reduce-start the results alone.
+    # An asynchronous start returns (operands, results, ...); all-reduce-start returns only the results.
     arrays = arrays[1:2] if not result.startswith('((') else arrays[len(arrays) // 2:]
   source = re.search(r'op_name="([^"]*)"', line)
   return Collective(kind, tuple(arrays), _participants(line), in_loop, source[1] if source else '')
@@ -113,7 +112,7 @@ def _reachable(roots: set[str], calls: dict[str, set[str]]) -> set[str]:
 
 
 def table(found: Sequence[Collective], scalar: int = 64) -> str:
-  """One line a collective, those of at most `scalar` bytes in one line together."""
+  """One line per collective; those of at most `scalar` bytes share one line."""
   large = [c for c in found if c.bytes > scalar]
   lines = [
       f'{c.kind:20s} {c.bytes:13,d} bytes in {len(c.arrays):4d} arrays over {c.participants:3d} devices'

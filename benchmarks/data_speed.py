@@ -1,9 +1,9 @@
-"""Images per second and core from every source, and the memory that it takes: `python benchmarks/data_speed.py`.
+"""Images per second and core, and memory, for every data source: `python benchmarks/data_speed.py`.
 
-Makes its own data in a temporary folder (`--images` JPEGs of 256x256 that are like photographs in size, and 16 times as
-many images of 32x32), then runs each row on one core in a process of its own: the preparation (once per data set), and
-batches as training gets them, float32 in [-1, 1] (every epoch). Rates are images per second of processor time, so that
-other work on the machine disturbs them little. Prints a table in Markdown.
+Makes data in a temporary folder (`--images` JPEGs of 256x256, of the size of photographs, and 16 times as many images
+of 32x32), then measures each row on one core in a separate process: the preparation (once per data set), and the
+batches of training, float32 in [-1, 1] (every epoch). Rates are images per second of CPU time, so that other load
+hardly affects them. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 
 def make_data(folder: str, count: int) -> dict[str, dict]:
-  """Writes one set in each form; returns the fields of DataConfig of each row of the table."""
+  """Writes one data set in each format; returns the DataConfig fields of each row."""
   import lmdb
   from PIL import Image
 
   rng = np.random.default_rng(0)
   jpegs = []
   for _ in range(count):
-    # Smooth shapes and some noise, 20 to 30 kB at quality 90: what a photograph of this size takes.
+    # Smooth shapes and noise: 20 to 30 kB at quality 90, like a photograph of this size.
     coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
     noisy = np.clip(np.asarray(coarse) + rng.normal(0, 6, (256, 256, 3)), 0, 255).astype(np.uint8)
     file = io.BytesIO()
@@ -68,7 +68,7 @@ def make_data(folder: str, count: int) -> dict[str, dict]:
 
 
 def measure(fields: dict, how: str, seconds: float) -> dict:
-  """One row of the table, in this process and on one core; all rates are by the processor time of all its threads."""
+  """Measures one row in this process, on one core; rates use the CPU time of all threads."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   import tensorflow_datasets  # noqa: F401, so that its import is not part of the preparation.
@@ -93,13 +93,13 @@ def measure(fields: dict, how: str, seconds: float) -> dict:
     return image
 
   images.decode = timed
-  list(pipeline.batches(source, config, 0, 0, 2))  # imports, and the first look at the files
+  list(pipeline.batches(source, config, 0, 0, 2))  # imports, and opens the files
   steps, used = 2, 0.0
   while used < seconds:
     steps *= 2
     decoding.clear()
     start = time.process_time()
-    for _ in pipeline.batches(source, config, 0, 0, steps):  # to the end, so that nothing read ahead is left uncounted
+    for _ in pipeline.batches(source, config, 0, 0, steps):  # exhausted, so that all prefetching is counted
       pass
     used = time.process_time() - start
   return {**row, 'batches': steps * config.batch_size / used, 'decode_share': sum(decoding) / used,
@@ -108,8 +108,8 @@ def measure(fields: dict, how: str, seconds: float) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--images', type=int, default=1000, help='256x256 images to make')
-  parser.add_argument('--seconds', type=float, default=5, help='processor time of each row, at least')
+  parser.add_argument('--images', type=int, default=1000, help='number of 256x256 images')
+  parser.add_argument('--seconds', type=float, default=5, help='minimum CPU time per row')
   parser.add_argument('--row', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.row:
@@ -117,7 +117,7 @@ def main() -> None:
     return
   with tempfile.TemporaryDirectory() as folder:
     rows = make_data(folder, args.images)
-    print('| source | how | preparing, images/s | batches, images/s | of it decoding | peak memory |')
+    print('| source | access | preparing, images/s | batches, images/s | decoding share | peak memory |')
     print('|---|---|---|---|---|---|')
     for name, fields in rows.items():
       for how in ('in memory', 'mapped', 'decoded'):

@@ -1,11 +1,11 @@
-"""How good are generated 8x8 digits? Prints numbers for samples beside those of real digits that were held out.
+"""Measures the quality of generated 8x8 digits, compared to held-out real digits.
 
   python benchmarks/digits_quality.py --samples samples.npz             # uint8 'images' [n, 8, 8, 1]
   python benchmarks/digits_quality.py --samples samples.npz --stack 3   # uint8 'images' [n, 8, 8, 3]
 
-Real digits are those of scikit-learn; the training part is all images whose index % 6 is not 5. Squared distances
-are sums over the 64 pixels of one digit at the [-1, 1] scale. The judge is a support vector machine fitted to the
-training part. None of these numbers is an FID.
+Real digits are those of scikit-learn; images with index % 6 == 5 are held out, the others are for training. Squared
+distances are sums over the 64 pixels of a digit, scaled to [-1, 1]. The classifier is a support vector machine fitted
+to the training part. None of these metrics is an FID.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def kl_to_uniform(counts):
 
 
 def measure(images, train, held_out, judge, copy_threshold):
-  """Numbers of uint8 digits [n, 64], as a dict in the order of the table."""
+  """Metrics of uint8 digits [n, 64], as a dict in the order of the table."""
   probabilities = judge.predict_proba(to_float(images))
   counts = np.bincount(probabilities.argmax(1), minlength=10)
   distances = nearest(images, train)
@@ -88,7 +88,7 @@ def modes(stacks, judge):
 
 
 def print_table(samples, real, real_name):
-  """Two columns, generated beside real; `n` is the first row of each."""
+  """Prints two columns, generated and real; the first row is `n`."""
   row = '{:<44} {:>44} {:>40}'
   print(row.format('', 'samples', real_name))
   for (name, value), (_, other) in zip(samples.items(), real.items(), strict=True):
@@ -99,14 +99,14 @@ def print_table(samples, real, real_name):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--samples', required=True, help="npz with uint8 'images' [n, 8, 8, C]")
-  parser.add_argument('--stack', type=int, default=1, choices=(1, 3), help='3: every channel is a digit of its own')
+  parser.add_argument('--stack', type=int, default=1, choices=(1, 3), help='3 if every channel is a digit')
   args = parser.parse_args()
   with np.load(args.samples) as archive:
     images = archive['images']
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (8, 8, args.stack):
-    parser.error(f'images: found {images.dtype} {images.shape}, must be uint8 [n, 8, 8, {args.stack}]')
+    parser.error(f'images is {images.dtype} {images.shape}; use uint8 [n, 8, 8, {args.stack}]')
   if len(images) < 2:
-    parser.error(f'images: found {len(images)}, two or more are needed')
+    parser.error(f'the number of images is {len(images)}; use at least 2')
 
   train, held_out = real_digits()
   judge = fit_judge(*train)
@@ -121,7 +121,7 @@ def main():
   # Channel by channel, so that 'first n' rows are whole stacks.
   digits = stacks.transpose(0, 2, 1).reshape(-1, 64)
   real = measure(held_out[0], train[0], held_out[0], judge, copy_threshold)
-  real[list(real)[-1]] = nearest(held_out[0], train[0]).mean()  # not to themselves: to the training digits
+  real[list(real)[-1]] = nearest(held_out[0], train[0]).mean()  # to the training digits, not to themselves
   print_table(measure(digits, train[0], held_out[0], judge, copy_threshold), real, 'held-out digits')
 
 

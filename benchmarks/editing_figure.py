@@ -1,10 +1,10 @@
-"""What editing makes of digits, as a picture and in numbers.
+"""Editing of digits, as a picture and in numbers.
 
     python benchmarks/editing_figure.py --workdir runs/digits [--out benchmarks/editing.png] [--num 299]
 
-The picture has ten columns. Three rows of inpainting (a held-out digit, what is kept of it, eight results), three of
-strokes (a crude drawing, nine results), two of interpolation (ten frames), two of super-resolution (a digit shrunk to
-4x4, nine results). The numbers: `--num` held-out digits whose lower half is filled in, once each.
+The picture has ten columns: three rows of inpainting (a held-out digit, its kept part, eight results), three of strokes
+(a crude drawing, nine results), two of interpolation (ten frames), two of super-resolution (a digit shrunk to 4x4, nine
+results). The numbers are for the inpainted lower half of `--num` held-out digits, one result each.
 """
 
 from __future__ import annotations

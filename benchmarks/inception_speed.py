@@ -1,11 +1,10 @@
-"""FID features per second beside PyTorch running the same network: `python benchmarks/inception_speed.py`.
+"""FID features per second, compared to PyTorch with the same network: `python benchmarks/inception_speed.py`.
 
-Both compute pool3 and the logits of the same random uint8 images of 32x32 with the same random weights, in float32,
-each in a process of its own that may use the same `--threads` cores. They take turns, so that other work on the machine
-slows both; the table has medians over the rounds, and the ratio is that of the medians. Processor time, that of all
-threads, says the same on a busy machine. The last column is how far the features are from PyTorch's. PyTorch must be
-installed (`pip install -e '.[torch]'`); it runs the network as written, and with its channels_last memory format, which
-is often the faster on CPUs.
+Both compute pool3 and logits of the same random uint8 images of 32x32 with the same random weights, in float32, in
+separate processes on the same `--threads` cores. They take turns, so that other load affects both; the table has
+medians over the rounds and their ratio. CPU time, summed over threads, is more reliable on a busy machine. The last
+column is the difference between the features and PyTorch's. Requires PyTorch (`pip install -e '.[torch]'`), which runs
+the network as written, and with the channels_last memory format, which is often faster on CPUs.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ ROWS = {'ddgan_jax': 'ddgan_jax', 'torch': 'PyTorch', 'torch channels_last': 'Py
 
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
-  """Every tensor of the network, from the PyTorch version below."""
+  """Every tensor of the network, taken from the PyTorch version below."""
   return {name: tuple(tensor.shape) for name, tensor in torch_network().state_dict().items()}
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """Weights that keep the activations' size: functions of each tensor's name."""
+  """Weights that preserve the scale of activations, as functions of the tensor names."""
   tensors = {}
   for name, shape in shapes.items():
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
@@ -45,7 +44,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def torch_network():
-  """The FID Inception network in plain PyTorch, layer by layer as it is published, with nothing folded or joined."""
+  """The FID Inception network in plain PyTorch, layer by layer as published, without folding or merging."""
   import torch
   import torch.nn.functional as F
   from torch import nn
@@ -154,7 +153,7 @@ def torch_network():
 
 
 def worker(row: str, batch_size: int, threads: int, out: str) -> None:
-  """Computes once for each line on standard input, answers with the seconds; the first includes compiling."""
+  """Computes once per line on standard input and prints the seconds; the first call includes compilation."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
   images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
@@ -216,7 +215,7 @@ def main() -> None:
           process.stdin.write('\n')
           process.stdin.flush()
           answer = [float(x) for x in process.stdout.readline().split()]
-          if k > 1:  # the first wait for the others to start, or warm up
+          if k > 1:  # the first rounds wait for other processes to start, and warm up
             seconds[row].append(answer)
       for process in workers.values():
         process.communicate()

@@ -1,14 +1,13 @@
-"""Bytes of device memory that a training step needs, by the compiler's account, from shapes alone.
+"""Device memory of a training step by XLA's memory analysis, from shapes only.
 
     python benchmarks/memory.py [--only cifar10] [--largest]
 
-The step with R1, which needs the most, of the published networks: float32, bfloat16, rematerialised blocks, and the
-state and batch over 8 devices by `parallel.fsdp=8`. Compiles each for the CPU, one or two minutes each on one core, and
-runs nothing. Prints the rows of a table as they come.
+Compiles the step with R1, which needs most memory, of the published networks for the CPU (one or two minutes each on
+one core) without running it: float32, bfloat16, rematerialisation, and 8 devices with `parallel.fsdp=8`. Prints the
+rows of a table.
 
-`--largest` says instead how many rows fit into one device of 16, 40 and 80 GiB. Memory is close to a line in the batch
-size, which is drawn through the two sizes of the table; the batch that it predicts for 16 GiB is compiled as well, to
-see how good the prediction is.
+`--largest` prints how many rows fit on one device of 16, 40 and 80 GiB. Memory is nearly linear in the batch size, so
+this extrapolates from the two sizes of the table, and compiles the prediction for 16 GiB to check it.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ CAPACITIES = (16, 40, 80)
 
 
 def largest(only: str) -> None:
-  """Prints the largest batches of one device, for each way to compute that needs no second one."""
+  """Prints the largest batch sizes of one device, for each single-device variant."""
   capacities = ' | '.join(f'{gib} GiB' for gib in CAPACITIES)
-  print(f'| config | how | MiB | {capacities} | MiB of the first one, predicted | compiled |\n'
+  print(f'| config | options | MiB | {capacities} | MiB of the first, predicted | compiled |\n'
         f'|{"---|" * (5 + len(CAPACITIES))}', flush=True)
   for name, (few, many) in RUNS:
     if only not in ('', name):
@@ -57,7 +56,7 @@ def largest(only: str) -> None:
       fixed = of_many - many * row
       group = recipes.load(name).discriminator.stddev_group
       batches = [int((2**10 * gib - fixed) / row) // group * group for gib in CAPACITIES]
-      print(f'| {name} | {variant} | {fixed:,.0f} + {row:,.1f} a row | {" | ".join(map(str, batches))} | '
+      print(f'| {name} | {variant} | {fixed:,.0f} + {row:,.1f} per row | {" | ".join(map(str, batches))} | '
             f'{fixed + batches[0] * row:,.0f} | {_step_mib(name, batches[0], parallel):,.0f} |', flush=True)
 
 
@@ -74,13 +73,13 @@ def _step_mib(name: str, batch_size: int, parallel: dict[str, Any]) -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--only', default='', choices=('', *(name for name, *_ in RUNS)))
-  parser.add_argument('--largest', action='store_true', help='rows that fit into 16, 40 and 80 GiB')
+  parser.add_argument('--largest', action='store_true', help='print the rows that fit into 16, 40 and 80 GiB')
   args = parser.parse_args()
   only = args.only
   if args.largest:
     largest(only)
     return
-  print('| config | global batch | how | devices | state and batch, MiB | temporary, MiB | in all, MiB a device | '
+  print('| config | global batch | options | devices | state and batch, MiB | temporary, MiB | total, MiB per device | '
         'compiled in |\n|---|---|---|---|---|---|---|---|', flush=True)
   for name, batch_sizes in RUNS:
     if only not in ('', name):

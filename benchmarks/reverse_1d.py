@@ -1,9 +1,9 @@
-"""The true reverse distribution q(x_s | x_t) of a 1-D mixture of Gaussians, for small and large steps, exactly.
+"""The exact reverse distribution q(x_s | x_t) of a 1-D mixture of Gaussians, for small and large steps.
 
     python benchmarks/reverse_1d.py [--out benchmarks/reverse_1d.png]
 
-Why large denoising steps need more than a Gaussian (paper, section 3.1 and its figure of a 1-D example): the density on
-a grid, beside the Gaussian that fits it best. Takes seconds.
+Shows why large denoising steps need more than a Gaussian (paper, section 3.1 and its 1-D figure): plots the density on
+a grid and the best-fitting Gaussian. Takes seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from ddgan_jax import diffusion
 
-FINE = 1000  # steps of the finest grid of times
-# (s, t) in those steps, beginning with the smallest step; the step from 0 to 250 is the first of T = 4, that to 1000 of
-# T = 1.
+FINE = 1000  # time steps of the finest grid
+# (s, t) in these steps, smallest step first; 0 to 250 is the first step of T = 4, 0 to 1000 that of T = 1.
 PAIRS = ((249, 250), (200, 250), (100, 250), (0, 250), (0, 1000))
 
 
@@ -34,12 +33,12 @@ class Mixture:
   stds: np.ndarray
 
   def diffused(self, alpha_bar: float) -> Mixture:
-    """q(x) at the level at which x_0 has weight sqrt(alpha_bar): again a mixture."""
+    """q(x) at the level where x_0 has weight sqrt(alpha_bar), also a mixture."""
     return Mixture(
         self.weights, np.sqrt(alpha_bar) * self.means, np.sqrt(alpha_bar * self.stds**2 + 1 - alpha_bar))
 
   def density(self, x: np.ndarray) -> np.ndarray:
-    """[N] → [N]."""
+    """The density at x, [N] → [N]."""
     return gaussian(x[:, None], self.means, self.stds) @ self.weights
 
 
@@ -71,19 +70,19 @@ def reverse_density(
 
 
 def gaussian_fit(grid: np.ndarray, density: np.ndarray) -> np.ndarray:
-  """The Gaussian of the same mean and variance, which has the least KL(density, ·), on the grid: [N]."""
+  """The Gaussian of the same mean and variance, which minimises KL(density, ·), on the grid: [N]."""
   mass = density / density.sum()
   mean = mass @ grid
   return gaussian(grid, mean, np.sqrt(mass @ (grid - mean) ** 2))
 
 
 def total_variation(grid: np.ndarray, p: np.ndarray, q: np.ndarray) -> float:
-  """Half of the integral of |p - q|, from 0 (equal) to 1 (disjoint)."""
+  """Total variation distance, half the integral of |p - q|: 0 (equal) to 1 (disjoint)."""
   return float(0.5 * np.abs(p - q).sum() * (grid[1] - grid[0]))
 
 
 def alpha_bar(step: int) -> float:
-  """That of level `step` of `FINE`, of the default schedule."""
+  """alpha_bar of the default schedule at `step` of `FINE`."""
   return float(np.prod(1 - diffusion.make_schedule(FINE).beta[:step + 1].astype(np.float64)))
 
 
@@ -115,7 +114,7 @@ def main() -> None:
 
 
 def conditioned_on(t: int) -> float:
-  """The median of q(x_t), at which the modes of the data compete."""
+  """The median of q(x_t), where several modes of the data are likely."""
   grid = np.linspace(-5, 5, 100_001)
   cumulative = np.cumsum(DATA.diffused(alpha_bar(t)).density(grid))
   return float(grid[np.searchsorted(cumulative, 0.5 * cumulative[-1])])

@@ -1,12 +1,12 @@
-"""Scaling on paper: what 8 to 256 chips would lose to the gradients' all-reduce, and how many days a recipe takes.
+"""Estimates the scaling efficiency of 8 to 256 chips, and the days that a recipe takes.
 
     python benchmarks/scaling.py [--utilisation 0.31 0.45]
 
-Per step a chip computes `rows * operations / (peak * utilisation)` seconds, and takes part in what the compiled step
-sends (`benchmarks/collectives.py`): each gradient once, in float32. A ring of n moves 2 (n-1)/n times the bytes
-through each member's link; several H100 machines reduce inside first, then each GPU sends its eighth to its peers. The
-efficiency is compute / (compute + communication): nothing overlaps. Latency, stragglers and the input are left out.
-`--utilisation` takes what `python -m ddgan_jax.benchmark` says of a chip.
+Per step a chip computes for `rows * FLOPs / (peak * utilisation)` seconds, and all-reduces each gradient once in
+float32, as the compiled step does (`benchmarks/collectives.py`). A ring of n chips moves 2 (n-1)/n times the bytes
+through each link; several H100 machines reduce internally first, then each GPU sends its eighth to its peers.
+Efficiency is compute / (compute + communication), without overlap. Latency, stragglers and data loading are ignored.
+Set `--utilisation` to the result of `python -m ddgan_jax.benchmark`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ddgan_jax.config import recipes
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published figures: peak dense bf16 operations a second, and bytes a second that a chip can send.
+  """Published peak dense bf16 FLOP/s, and bytes per second that a chip can send.
 
   Attributes:
     inside: chips that the fast interconnect joins.
@@ -52,12 +52,11 @@ CHIPS = (
     Chip('TPU v4, all six links', 275e12, 300e9, 4096, 0),
     Chip('TPU v4, one link', 275e12, 50e9, 4096, 0),
 )
-# Of the bf16 peak: that of CIFAR-10's step on an H100 (benchmarks/gpu.md), taken for all; and one that was not reached.
+# Fractions of the bf16 peak: measured for CIFAR-10's step on an H100 (benchmarks/gpu.md), and one not reached.
 UTILISATIONS = (0.31, 0.45)
 NUM_CHIPS = (8, 16, 32, 64, 128, 256)
-# Operations per image of a step without R1, by ddgan_jax/benchmark/flops.py, multiply and add counted as 2; R1
-# steps compute more for the same bytes.
-# (config, operations)
+# (config, FLOPs per image of a step without R1, by ddgan_jax/benchmark/flops.py); R1 steps compute more for the same
+# bytes.
 RUNS = (('cifar10', 79.3e9), ('celebahq_256', 1767e9))
 # With R1, which is in one step of optim.lazy_reg; the networks of LSUN are those of CelebA-HQ.
 BUDGETS = (('cifar10', 79.3e9, 88.2e9), ('celebahq_256', 1767e9, 2221e9), ('lsun_church_256', 1767e9, 2221e9))
@@ -82,7 +81,7 @@ def _ring(members: int, size: float) -> float:
 
 
 def budget_table(utilisations: list[float]) -> None:
-  """Images a second, and days for the images that a recipe trains on, at each utilisation."""
+  """Prints images per second and days per recipe, at each utilisation."""
   cells = [f'images/s at {u:.0%} | days' for u in utilisations]
   print(f'| recipe | images | system | global batch | {" | ".join(cells)} |\n|{"---|" * (4 + 2 * len(utilisations))}')
   for name, plain, with_r1 in BUDGETS:
@@ -105,7 +104,7 @@ def budget_table(utilisations: list[float]) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--utilisation', type=float, nargs='+', default=list(UTILISATIONS),
-                      help='shares of the bf16 peak; the tables of efficiency take the last')
+                      help='fractions of the bf16 peak; the efficiency tables use the last')
   utilisations = parser.parse_args().utilisation
   budget_table(utilisations)
   for name, operations in RUNS:
@@ -113,7 +112,8 @@ def main() -> None:
     state = train_state.abstract_state(config, None)
     gradient_bytes = [4 * train_state.count_parameters(params) for params in (state.g_params, state.d_params)]
     batch, group = config.data.batch_size, config.discriminator.stddev_group
-    print(f'\n{name}: gradients of G {gradient_bytes[0] / 1e6:.1f} MB, of D {gradient_bytes[1] / 1e6:.1f} MB a step\n')
+    g_size, d_size = (f'{size / 1e6:.1f} MB' for size in gradient_bytes)
+    print(f'\n{name}: gradients of G {g_size}, of D {d_size} per step\n')
     rows_a_chip = batch // NUM_CHIPS[0]
     for title, rows_of in (
         (f'global batch {batch} (the recipe)', lambda n, batch=batch: batch / n),

@@ -1,8 +1,8 @@
-"""What each tactic of the training step and the sampler is worth, on and off: `python benchmarks/tactics.py`.
+"""Measures each optimisation of the training step and the sampler, on and off: `python benchmarks/tactics.py`.
 
-Each is a small program of its own, at sizes of the CIFAR-10 networks (or of a G of half the width and half the blocks,
-where it takes a whole one). Within a tactic the forms take turns; the table has medians over `--rounds`. The ratio is
-that of the clock to the first form. `--only fir norm` chooses.
+Each is a small program at the sizes of the CIFAR-10 networks (or, where a whole G is needed, with half the width and
+half the blocks). The variants of an optimisation take turns; the table has medians over `--rounds`. The ratio is that
+of wall time to the first variant. Select optimisations with `--only fir norm`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ddgan_jax.models import blocks, resample
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, convolution, sharding
 
-Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is what the others are compared to
+Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is the baseline
 KERNEL = (1.0, 3.0, 3.0, 1.0)
 _BY_DEFAULT = "jaxlib's defaults"
 _JAX_LAYOUTS = "JAX's layouts"
@@ -55,7 +55,7 @@ def small_config(batch_size: int) -> config_lib.Config:
 
 
 def with_gradient(forms: Forms) -> Forms:
-  """Each form, and its gradient with respect to the first argument."""
+  """Each variant, and its gradient with respect to the first argument."""
   backward = {
       f'{name}, with gradient': (jax.grad(lambda *args, f=function: jnp.square(f(*args)).sum()), args)
       for name, (function, args) in forms.items()}
@@ -63,7 +63,7 @@ def with_gradient(forms: Forms) -> Forms:
 
 
 def fir(batch: int) -> list[Forms]:
-  """Resampling as shifts and adds, as one depthwise convolution, as two products with banded matrices."""
+  """Resampling as shifted sums, as one depthwise convolution, or as two products with banded matrices."""
   up, down = (1, 2, 2, 1), (2, 1, 1, 1)  # stride, up, left, right
   up_shifts, down_shifts = (lambda x, size=size: resample._filter_by_shifts(x, KERNEL, *size) for size in (up, down))
   up_conv, down_conv = (lambda x, size=size: resample._filter_by_conv(x, KERNEL, *size) for size in (up, down))
@@ -83,7 +83,7 @@ def fir(batch: int) -> list[Forms]:
 
 
 def norm(batch: int) -> list[Forms]:
-  """AdaGN and SiLU: two passes over x and two multiply-adds, or one pass and one."""
+  """AdaGN and SiLU with two passes over x and two multiply-adds, or with one each."""
   x = normal(0, batch, 32, 32, 128)
   scale, shift = 1 + normal(1, batch, 128), normal(2, batch, 128)
 
@@ -99,14 +99,14 @@ def norm(batch: int) -> list[Forms]:
 
 
 def channels(batch: int) -> list[Forms]:
-  """A group's statistics for each of its channels: repeated, or by a product with ones, in AdaGN and SiLU."""
+  """Group statistics per channel in AdaGN and SiLU: repeated, or by a product with ones."""
   args = normal(0, batch, 32, 32, 128), normal(1, batch, 256), normal(2, 256, 256) / 16, normal(3, 256)
 
   def norm(to_channels, x, latent, kernel, bias):
     kept, blocks._to_channels = blocks._to_channels, to_channels
     try:
       style = jnp.split(latent @ kernel + bias, 2, axis=1)
-      return jax.nn.silu(blocks.normalise.__wrapped__(x, *style))  # the jitted one would be traced but once
+      return jax.nn.silu(blocks.normalise.__wrapped__(x, *style))  # the jitted one would only be traced once
     finally:
       blocks._to_channels = kept
 
@@ -116,7 +116,7 @@ def channels(batch: int) -> list[Forms]:
 
 
 def shortcut(batch: int) -> list[Forms]:
-  """1x1 convolution after the upsampling or before it."""
+  """1x1 convolution after or before the upsampling."""
   x, kernel = normal(0, batch, 16, 16, 256), normal(1, 256, 256) / 16
   up = lambda x: resample.fir_up(x, KERNEL)
   args = (x, kernel)
@@ -124,7 +124,7 @@ def shortcut(batch: int) -> list[Forms]:
 
 
 def attention(batch: int) -> list[Forms]:
-  """Attention over 16x16 places of 256 channels."""
+  """Attention over 16x16 positions with 256 channels."""
   q, k, v = (normal(i, batch, 256, 1, 256) for i in range(3))
 
   def einsum(q, k, v):
@@ -136,7 +136,7 @@ def attention(batch: int) -> list[Forms]:
 
 
 def tiny_maps(batch: int) -> list[Forms]:
-  """3x3 convolution of 256 channels at 4x4: as a convolution, as a product of patches."""
+  """3x3 convolution of 256 channels at 4x4, as a convolution or as a product of patches."""
   x, kernel = normal(0, batch, 4, 4, 256), normal(1, 3, 3, 256, 256) / 48
 
   def patches(x, k):
@@ -148,7 +148,7 @@ def tiny_maps(batch: int) -> list[Forms]:
 
 
 def convolutions(batch: int) -> list[Forms]:
-  """3x3 convolutions by jaxlib's defaults, which on CPUs is YNNPACK, and with the options of `compilation.jit`."""
+  """3x3 convolutions with jaxlib's defaults (YNNPACK on CPUs), and with the options of `compilation.jit`."""
 
   def kernel_gradient(x, g):
     kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
@@ -164,12 +164,12 @@ def convolutions(batch: int) -> list[Forms]:
 
 
 def loops(batch: int) -> list[Forms]:
-  """Gradients of a 3x3 convolution in a loop of two, as those of microbatches are, in JAX's layouts and in Eigen's."""
+  """Gradients of a 3x3 convolution in a loop of two, as with microbatches, in JAX's and in Eigen's layouts."""
   x, kernel = normal(0, 2, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
   forms = []
   for what, argument in (('kernel gradient', 1), ('input gradient', 0)):
 
-    def mapped(argument=argument):  # a function each, since JAX keeps what it has traced and lowered
+    def mapped(argument=argument):  # separate functions, because JAX caches traces
       gradient = jax.grad(lambda x, kernel: jnp.square(convolve(x, kernel)).sum(), argument)
       return lambda x, kernel: jax.lax.map(lambda one: gradient(one, kernel), x)
 
@@ -178,14 +178,14 @@ def loops(batch: int) -> list[Forms]:
 
 
 def layout(batch: int) -> list[Forms]:
-  """3x3 convolution of 128 channels at 32x32 with channels last and first."""
+  """3x3 convolution of 128 channels at 32x32, channels last and channels first."""
   x, kernel = normal(0, batch, 32, 32, 128), normal(1, 3, 3, 128, 128) / 34
   first = functools.partial(convolve, layouts=('NCHW', 'HWIO', 'NCHW'))
   return [{'NCHW': (first, (x.transpose(0, 3, 1, 2), kernel)), 'NHWC': (convolve, (x, kernel))}]
 
 
 def d_half(batch: int) -> list[Forms]:
-  """D's gradient: real and fake images in two calls or one; R1 by itself or sharing D's forward pass."""
+  """D's gradient: real and fake images in two calls or one; R1 separately or sharing D's forward pass."""
   config = small_config(batch)
   setup = train_step.make_setup(config)
   discriminator = setup.model.discriminator
@@ -218,7 +218,7 @@ def d_half(batch: int) -> list[Forms]:
 
 
 def wasted_gradient(batch: int) -> list[Forms]:
-  """D's half with the gradient for G that the original computes and throws away, and without."""
+  """D's half of the step with and without the gradient for G, which the original computes and discards."""
   config = small_config(batch)
   setup = train_step.make_setup(config)
   objective, model = setup.objective, setup.model
@@ -237,7 +237,7 @@ def wasted_gradient(batch: int) -> list[Forms]:
 
 
 def update(batch: int) -> list[Forms]:
-  """Adam and EMA of G: tensor by tensor, over one long vector, and with the tensors below 1,024 elements joined."""
+  """Adam and EMA of G: tensor by tensor, over one vector, or with tensors below 1,024 elements joined."""
   config = small_config(4)
   params = jax.jit(lambda: train_state.create(config).g_params)()
   grads = jax.tree.map(lambda leaf: 1e-3 * jnp.ones_like(leaf), params)
@@ -270,7 +270,7 @@ def update(batch: int) -> list[Forms]:
 
 
 def sampler(batch: int) -> list[Forms]:
-  """Four evaluations of G as a loop of the compiler and written out; and in bf16."""
+  """Four evaluations of G, unrolled or as a compiled loop; the loop also in bf16."""
   config = small_config(batch)
   params = jax.jit(lambda: train_state.create(config).g_params)()
   schedule = train_state.make_schedule(config)
@@ -293,7 +293,7 @@ def sampler(batch: int) -> list[Forms]:
 
 
 def calls(batch: int) -> list[Forms]:
-  """Ten steps of configs/digits.py, whose step is so short that dispatching might show, in ten programs or one."""
+  """Ten short steps of configs/digits.py, in ten programs or one, to show the cost of dispatch."""
   del batch
   config = config_lib.from_config_dict(recipes.load('digits'))
   config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=10))
@@ -301,7 +301,7 @@ def calls(batch: int) -> list[Forms]:
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (True, False)}
   steps_fn = train_step.make_steps_fn(config, mesh)
   images = normal(0, 10, config.data.batch_size, *config.image_shape)
-  copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # the steps are given their state to keep
+  copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # the steps donate their state
   state = jax.jit(lambda: train_state.create(config))()
 
   def one_by_one(state, images):
@@ -320,7 +320,7 @@ TACTICS = {function.__name__: function for function in (
 
 
 def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:
-  """The call to be timed, and the seconds that compiling took."""
+  """The function to time, and the seconds of its compilation."""
   if name in ('one step a call', 'ten'):
     return functools.partial(function, *args), float('nan')
   begun = time.perf_counter()
@@ -335,7 +335,7 @@ def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], A
 
 
 def difference(a: Any, b: Any) -> float:
-  """The largest difference between two trees, in units of the largest value."""
+  """The largest difference between two trees, relative to the largest value."""
   pairs = [(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
   if any(x.shape != y.shape for x, y in pairs):
     return float('nan')

@@ -1,11 +1,11 @@
-"""The same run on other devices and processes, by the real command: how far its losses and its end differ.
+"""Compares the same run on other numbers of devices and processes: its losses and its final parameters.
 
     python benchmarks/topologies.py --folder /tmp/topologies
 
-A small digits network trains on simulated CPU devices, each time spread in another way, and the largest relative
-difference of any of the first 30 steps' losses to those on one device is printed. Then 60 steps on 8 devices, and 60
-that move: about 20 on 8 devices, 20 on 2 processes of 2 (`parallel.fsdp=4`), 20 on one, each told to go by a SIGTERM.
-High learning rates and R1 in every step, so that there is something to disagree on.
+The real command trains a small digits network on simulated CPU devices in different topologies; prints the largest
+relative difference of the first 30 steps' losses to those on one device. Then it compares 60 steps on 8 devices with 60
+steps that move by SIGTERM and resume: about 20 on 8 devices, 20 on 2 processes of 2 (`parallel.fsdp=4`), and 20 on one.
+High learning rates and R1 at every step amplify differences.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LOSSES = ('loss_d', 'loss_g')
 
 
 def train(workdir: pathlib.Path, until: int, processes: int, devices: int, fields: dict) -> None:
-  """The real command on `processes` x `devices`, told to stop after step `until`; ends the script if it fails."""
+  """Runs the command on `processes` x `devices`, and stops it after step `until`; exits if it fails."""
   process = subprocess.Popen(
       [sys.executable, 'launch/local.py', '--processes', str(processes), '--devices', str(devices), '--',
        sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir),
@@ -64,7 +64,7 @@ def train(workdir: pathlib.Path, until: int, processes: int, devices: int, field
 
 
 def losses(workdir: pathlib.Path) -> np.ndarray:
-  """[steps, 2] float64 of the events; of a step that was done twice the later one."""
+  """Losses [steps, 2] float64 from the events; the later ones if a step was repeated."""
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
   from tensorboard.util import tensor_util
 

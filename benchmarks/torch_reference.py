@@ -1,8 +1,8 @@
-"""Runs a PyTorch implementation of DDGAN that somebody has downloaded: for `benchmarks/beside_pytorch.py`.
+"""Runs a downloaded PyTorch implementation of DDGAN, for `benchmarks/beside_pytorch.py`.
 
-Nothing of it is in this repository. Expected in its folder, as its authors published it: `score_sde.models` with
+This repository contains none of its code. Its folder must have, as published, `score_sde.models` with
 `ncsnpp_generator_adagn.NCSNpp(options)` and `discriminator.Discriminator_small`, `Discriminator_large`, and `EMA.EMA`.
-Its compiled CUDA operations are replaced by stand-ins written from their definition, unless `use_kernels`.
+Unless `use_kernels`, its CUDA operations are replaced by PyTorch code written from their definition.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def upfirdn2d(x, kernel, up=1, down=1, pad=(0, 0)):
     spread[:, :, :, 0, :, 0] = x
     x = spread.view(n, c, h * up, w * up)
   x = F.pad(x, (pad[0], pad[1], pad[0], pad[1]))
-  # One convolution for each channel is a third faster on a CPU than one over all channels laid out as rows.
+  # A depthwise convolution is a third faster on a CPU than one over all channels as rows.
   taps = kernel.flip(0, 1).to(x.dtype).expand(c, 1, -1, -1)
   return F.conv2d(x, taps, stride=down, groups=c)
 
@@ -119,13 +119,13 @@ class Reference:
     return x
 
   def training_step(self, batch_size: int, published: bool) -> Callable[[bool], None]:
-    """The joint step, a function of whether it has R1.
+    """Returns the joint training step, a function of whether it has R1.
 
     Args:
       batch_size: rows.
-      published: as its authors run it: in D's half a gradient for G is computed and thrown away, and one for x_t in
-        every step; Adam goes through the tensors one by one; the EMA is their class. Otherwise no needless gradient,
-        fused Adam, and an EMA over all tensors at once.
+      published: as published: D's half computes and discards a gradient for G, and one for x_t at every step; Adam and
+        the EMA process one tensor at a time. Otherwise no unused gradients, fused Adam, and an EMA over all tensors at
+        once.
     """
     optim, x_0 = self.config.optim, self.images(batch_size)
     g_params, d_params = list(self.generator.parameters()), list(self.discriminator.parameters())

@@ -1,9 +1,9 @@
-"""Which operations of a compiled program take its time: `python benchmarks/where_time_goes.py --config cifar10`.
+"""Time per kind of operation in a compiled program: `python benchmarks/where_time_goes.py --config cifar10`.
 
-Runs G's forward pass, or a training step (`--what plain`, `--what r1`), under JAX's profiler, and adds up what the
-trace says of each operation of the compiled program: convolutions, matrix products, reductions, all else. The longest
-ones are listed by the module that they come from. The sum is the time of the whole only where nothing runs side by
-side: on a CPU give it one core (`taskset -c 0`). For recipes without class labels.
+Profiles G's forward pass, or a training step (`--what plain`, `--what r1`), and sums the times of convolutions, matrix
+products, reductions and other operations. Also lists the longest operations with their modules. The sum equals the
+total time only if operations run sequentially, so use one core on a CPU (`taskset -c 0`). For recipes without class
+labels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = ')
 
 
 def program(config: config_lib.Config, what: str) -> tuple[Any, Callable[[], Any]]:
-  """The compiled program, and a call of it that waits for its end."""
+  """The compiled program, and a function that runs it and waits."""
   state = jax.jit(lambda: train_state.create(config))()
   batch = config.data.batch_size
   x = jax.random.normal(jax.random.key(0), (batch, *config.image_shape))
@@ -60,7 +60,7 @@ def program(config: config_lib.Config, what: str) -> tuple[Any, Callable[[], Any
 
 
 def microseconds(run: Callable[[], Any]) -> collections.Counter:
-  """Name of an operation of the compiled program → time in one run."""
+  """Operation name → microseconds in one run."""
   run()
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -76,7 +76,7 @@ def microseconds(run: Callable[[], Any]) -> collections.Counter:
 
 
 def instructions(hlo: str) -> dict[str, str]:
-  """Name of an instruction → its line, followed by the computation that it calls."""
+  """Instruction name → its HLO line, followed by the computation that it calls."""
   bodies: dict[str, list[str]] = {}
   current: list[str] = []
   for line in hlo.splitlines():
@@ -103,12 +103,12 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=8)
   parser.add_argument('--what', default='forward', choices=('forward', 'plain', 'r1'))
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
-  parser.add_argument('--longest', type=int, default=10, help='operations that are listed')
+  parser.add_argument('--longest', type=int, default=10, help='number of operations to list')
   args = parser.parse_args()
   compilation.use_persistent_cache()
   compiled, run = program(make_config(args.config, args.batch_size, args.dtype), args.what)
   lines = instructions(compiled.as_text())
-  # What holds others would count them twice.
+  # Operations that contain others would count these twice.
   times = collections.Counter({
       name: time for name, time in microseconds(run).items()
       if not re.search(r' (while|call|conditional)\(', lines.get(name, '').partition('\n')[0])})
@@ -123,10 +123,10 @@ def main() -> None:
     counts[kind] += 1
   print(f'{args.config}, batch {args.batch_size}, {args.what}, {args.dtype}, on {jax.devices()[0].device_kind}: '
         f'{1e-3 * total:,.1f} ms in all operations\n')
-  print('| operations | how many | ms | share |\n|---|---|---|---|')
+  print('| operations | count | ms | share |\n|---|---|---|---|')
   for kind, time in kinds.most_common():
     print(f'| {kind} | {counts[kind]} | {1e-3 * time:,.1f} | {time / total:.1%} |')
-  print('\n| the longest | kind | ms |\n|---|---|---|')
+  print('\n| longest operations | kind | ms |\n|---|---|---|')
   for name, time in times.most_common(args.longest):
     text = lines.get(name, '')
     source = re.search(r'op_name="([^"]*)"', text)

@@ -4,9 +4,9 @@
 
 Hardware and time: the authors trained 800 epochs on 8 V100 in about 180 hours; not yet measured here.
 Expected: FID 7.64 with 2 network evaluations (as published; their best checkpoint, at epoch 550).
-TFDS requires you to make `data256x256.tar` by the CelebA-HQ instructions and put it into its manual folder. An LMDB of
-raw 256x256 RGB, which is what the authors trained on, is read with
-`--config.data.name=lmdb --config.data.path=…/train.lmdb`, a folder of PNGs with `--config.data.name=folder`.
+TFDS needs `data256x256.tar`, made by the CelebA-HQ instructions, in its manual folder. Alternatively use an LMDB of raw
+256x256 RGB, as the authors did (`--config.data.name=lmdb --config.data.path=…/train.lmdb`), or a folder of PNGs
+(`--config.data.name=folder`).
 """
 
 import ml_collections

@@ -1,14 +1,14 @@
-"""Handwritten digits, 8x8 grey, T = 2: the built-in data set, trained on a laptop without a download.
+"""Handwritten digits, 8x8 grey, T = 2: the built-in data set, for training on a laptop without a download.
 
     ddgan train --config digits
 
 Hardware and time: 2 CPU cores, 9 to 12 minutes with compilation (8,000 steps of 32 images at 500 to 600 images/s,
-2026-11-26). Expected: all ten classes in the sample grid; 2,000 samples have a class histogram with KL 0.006 to uniform
-and a mean squared distance of 5.5 to the nearest training digit, where held-out digits have 0.009 (n = 299) and 4.6
+2026-11-26). Expected: all ten classes in the sample grid. The class histogram of 2,000 samples has KL 0.006 to uniform,
+and their mean squared distance to the nearest training digit is 5.5; held-out digits have 0.009 (n = 299) and 4.6
 (`benchmarks/digits_quality.py`).
 
-The discriminator's learning rate is 5 times the generator's: with equal rates its output becomes constant on images
-this small (benchmarks/digits_tuning.md).
+The learning rate of D is 5 times that of G, because with equal rates D's output becomes constant on images this small
+(benchmarks/digits_tuning.md).
 """
 
 import ml_collections

@@ -1,14 +1,14 @@
-"""Your own images, at 8, 16, 32, 64, 128 or 256 pixels (after the colon; 64 by default).
+"""Your own images at 8, 16, 32, 64, 128 or 256 pixels (after the colon; default 64).
 
     ddgan train --config folder:32 --config.data.path=photos
 
-`photos` is a directory tree of PNG, JPEG, WebP, … of any sizes; folders of classes become labels. Each image is resized
-to that size on its shorter side and cropped to the centre. Set `--config.data.name=zip` (or npz, lmdb) to read those
-instead of a directory.
+`photos` is a directory tree of PNG, JPEG, WebP, … of any size; class folders become labels. The shorter side of each
+image is resized to the given size and the centre is cropped. Set `--config.data.name` to zip, npz or lmdb for these
+formats.
 
-8 and 16 pixels train on a laptop (the network of `digits.py`); 32 and 64 use the CIFAR-10 recipe, 128 and 256 that
-of CelebA-HQ with T = 4; these need GPUs. Not a published recipe: with few images, check that the samples are not
-copies of them.
+8 and 16 pixels train on a laptop, with the network of `digits.py`. 32 and 64 use the CIFAR-10 recipe, 128 and 256 the
+CelebA-HQ recipe with T = 4; these need GPUs. Not a published recipe: with few images, check that the samples are not
+copies of the training images.
 """
 
 import ml_collections

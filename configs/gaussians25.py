@@ -3,13 +3,13 @@
     ddgan train --config gaussians25
 
 G and D are MLPs of three hidden layers of 512, batch 512, 50,000 steps, as in the paper; the R1 weight of 1.0 is ours.
-With `--config.diffusion.num_timesteps=1` it is the one-shot GAN, and with `--config.method=gaussian
---config.diffusion.num_timesteps=500` Gaussian diffusion.
+For the one-shot GAN add `--config.diffusion.num_timesteps=1`, for Gaussian diffusion `--config.method=gaussian
+--config.diffusion.num_timesteps=500`.
 
 Hardware and time: 5,000 steps in 6 minutes on one CPU core (2026-11-26); all 50,000 have not been run. After 5,000
-steps T = 4 has all 25 modes with 90% of 10,000 points in one, the one-shot GAN 6 modes (README, "Measuring"). With
-an R1 weight of 0.01, T = 4 had 16 modes after 4,000 steps; at 0.2, 24 after 2,000; at 1.0, 25 after 1,000. `ddgan
-evaluate --workdir runs/gaussians25` counts the modes of a run.
+steps T = 4 has all 25 modes, with 90% of 10,000 points in a mode; the one-shot GAN has 6 modes. With an R1 weight of
+0.01, T = 4 has 16 modes after 4,000 steps, with 0.2, 24 after 2,000, and with 1.0, 25 after 1,000. `ddgan evaluate
+--workdir runs/gaussians25` counts the modes of a run.
 """
 
 import ml_collections

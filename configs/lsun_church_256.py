@@ -5,8 +5,8 @@
 
 Hardware and time: the authors trained 500 epochs on 8 V100; not yet measured here.
 Expected: FID 5.25, recall 0.41 with 4 network evaluations (as published).
-The LMDB is read as LSUN publishes it; images are resized to 256 on their shorter side and centre-cropped, and kept in
-one file of 23 GiB in --config.data.cache_dir (--config.data.cache=none decodes each time instead).
+Reads the LMDB as published by LSUN. The shorter side of each image is resized to 256 and the centre is cropped; the
+results are stored in one file of 23 GiB in --config.data.cache_dir (not stored with --config.data.cache=none).
 """
 
 import ml_collections

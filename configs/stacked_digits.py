@@ -4,12 +4,12 @@
 
 A test of mode coverage that needs no download: label 100a + 10b + c.
 
-Hardware and time: about 2 hours for the 34,000 steps on one CPU core, 0.2 s each (2026-11-26; its first 17,202 steps
-had the learning rates of a run of 26,000). Modes found in 10,000 samples, and their KL to uniform: 849 and 0.83 after
-4,000 steps, 920 and 0.50 after 8,000, 978 and 0.32 after 12,000, 990 and 0.26 after 16,000, 996 and 0.21 after 24,000,
-992 and 0.196 at the end; of real stacks 1,000 and 0.05. KL has been between 0.185 and 0.196 since step 28,000. The
-classifier is confident (p ≥ 0.9) about 42% of the samples, and about 99% of real stacks. D with 12 instead of 24
-features, at 0.14 s a step, had 963 modes and a KL of 0.35 after 16,000 steps.
+Hardware and time: about 2 hours for 34,000 steps on one CPU core, 0.2 s per step (2026-11-26; the first 17,202 steps
+had the learning rates of a run of 26,000). Modes found in 10,000 samples, and KL to uniform: 849 and 0.83 after 4,000
+steps, 920 and 0.50 after 8,000, 978 and 0.32 after 12,000, 990 and 0.26 after 16,000, 996 and 0.21 after 24,000, 992
+and 0.196 at the end; real stacks: 1,000 and 0.05. KL is between 0.185 and 0.196 from step 28,000. The classifier is
+confident (p ≥ 0.9) about 42% of the samples, and about 99% of real stacks. D with 12 instead of 24 features takes 0.14
+s per step and has 963 modes and a KL of 0.35 after 16,000 steps.
 """
 
 import ml_collections

@@ -2,12 +2,12 @@
 
     ddgan train --config stacked_digits_gpu
 
-Hardware and time: 6.4 minutes for the 41,600 steps on one H100 with compiling and 8 measurements (2026-11-26, jax
-0.11.2; 8.0 ms a step). Modes found in 10,000 samples, and their KL to uniform: 738 and 1.27 after 5,200 steps, 952 and
-0.51 after 10,400, 995 and 0.23 after 15,600, 995 and 0.18 after 31,200, 998 and 0.144 after 36,400, 997 and 0.158 at
-the end; of real stacks 1,000 and 0.05. The checkpoint of step 36,400 is kept as the best by the Fréchet distance; with
+Hardware and time: 6.4 minutes for 41,600 steps on one H100, including compilation and 8 evaluations (2026-11-26, jax
+0.11.2; 8.0 ms per step). Modes found in 10,000 samples, and KL to uniform: 738 and 1.27 after 5,200 steps, 952 and 0.51
+after 10,400, 995 and 0.23 after 15,600, 995 and 0.18 after 31,200, 998 and 0.144 after 36,400, 997 and 0.158 at the
+end; real stacks: 1,000 and 0.05. Step 36,400 has the lowest Fréchet distance and is kept as the best checkpoint; with
 three other seeds its samples have 997 to 999 modes and a KL of 0.140 to 0.148. The classifier is confident (p ≥ 0.9)
-about 58% of them (99% of real stacks), and these alone cover 978 to 991 modes (benchmarks/gpu.md).
+about 58% of them (99% of real stacks), and these cover 978 to 991 modes (benchmarks/gpu.md).
 """
 
 import ml_collections

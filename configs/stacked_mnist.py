@@ -3,8 +3,8 @@
     ddgan train --config stacked_mnist
 
 Hardware and time: not yet measured here.
-Expected: 1,000 modes, KL 0.071 (as published: 120,000 stacks, 26,000 samples). The paper gives no recipe of
-its own for this set; this is the CIFAR-10 recipe without the flip. MNIST's 28x28 digits are centred on 32x32 black.
+Expected: 1,000 modes, KL 0.071 (as published: 120,000 stacks, 26,000 samples). The paper gives no recipe for this set,
+so this is the CIFAR-10 recipe without flips. MNIST's 28x28 digits are centred on a black 32x32 image.
 """
 
 import ml_collections

@@ -1,11 +1,11 @@
-"""Compiles the training step for a TPU slice without a TPU: does it compile, does it fit, what does it send?
+"""Compiles the training step for a TPU slice without a TPU, and prints its memory and collectives.
 
     pip install '.[tpu]'
     python launch/compile_tpu.py --config configs/cifar10.py --topology v5e:2x2 --config.parallel.dtype=bfloat16
 
-The TPU compiler of the libtpu wheel compiles for a topology that it only knows by name (`v5e:2x2`, `v5e:4x4`,
-`v4:2x2x1`, `v5p:2x2x1`, …). Prints compile time, bytes on each chip, the collectives and XLA's count of operations.
-Minutes on one core. `--variant plain` is the step without R1, `r1` the one with it.
+The TPU compiler of the libtpu wheel compiles for a topology given by name (`v5e:2x2`, `v5e:4x4`, `v4:2x2x1`,
+`v5p:2x2x1`, …). Prints compile time, bytes per chip, collectives and XLA's FLOP count. Takes minutes on one core.
+`--variant plain` is the step without R1, `r1` the step with it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 import sys
 import time
 
-# libtpu otherwise asks the metadata server of a TPU machine what it runs on.
+# Otherwise libtpu queries the metadata server of a TPU machine.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
 os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
 os.environ.setdefault('TPU_WORKER_ID', '0')
-os.environ['JAX_PLATFORMS'] = 'cpu'  # nothing runs; only the compiler is the TPU's
+os.environ['JAX_PLATFORMS'] = 'cpu'  # only compiles for the TPU
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
 from absl import app, flags
@@ -30,9 +30,9 @@ from benchmarks import collectives
 from ddgan_jax import config as config_lib
 from ddgan_jax.parallel import compilation, sharding
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The run.', lock_config=True)
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'The slice, as `get_topology_desc` names it.')
-_VARIANT = flags.DEFINE_enum('variant', 'plain', ['plain', 'r1'], 'Without or with the R1 penalty.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file of the run.', lock_config=True)
+_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'Name of the slice, as in `get_topology_desc`.')
+_VARIANT = flags.DEFINE_enum('variant', 'plain', ['plain', 'r1'], 'Step without (plain) or with (r1) the R1 penalty.')
 
 
 def main(argv: list[str]) -> None:
@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
   print(f'{config.data.name}, global batch {config.data.batch_size}, {config.parallel}, step {_VARIANT.value}, on '
         f'{len(devices)} x {devices[0].device_kind} ({_TOPOLOGY.value}): compiled in {seconds:.0f} s')
   memory, total = compiled.memory_analysis(), compilation.memory_bytes(compiled)[0]
-  print(f'bytes on each chip: {total:,} at the peak: {memory.argument_size_in_bytes:,} of '
+  print(f'bytes per chip: {total:,} at the peak: {memory.argument_size_in_bytes:,} of '
         f'state and images, {memory.temp_size_in_bytes:,} temporary, {memory.generated_code_size_in_bytes:,} of code')
-  print(f'operations on each chip by XLA\'s count: {compiled.cost_analysis()["flops"]:,.0f}')
+  print(f'FLOPs per chip by XLA\'s count: {compiled.cost_analysis()["flops"]:,.0f}')
   print(collectives.table(collectives.collectives(compiled.as_text())))
 
 

@@ -2,10 +2,10 @@
 
     python launch/kill_test.py --kills 100 --folder /tmp/kill_test
 
-The real command trains a tiny digits network twice: once uninterrupted, once under SIGKILL at random times (while it
-starts, in the middle of steps and of saves), restarted after each. The second run must resume each time from its newest
-complete checkpoint, print the same line as the first for every step, and end with the same bits in every array;
-otherwise the exit status is 1. 97 kills took 64 minutes on one core of a busy machine (2026-11-25).
+The real command trains a tiny digits network twice: once uninterrupted, and once killed by SIGKILL at random times
+(during start-up, steps and saves) and restarted. The second run must always resume from its newest complete checkpoint,
+print the same line as the first for every step, and end with bit-identical arrays; otherwise the exit status is 1. 97
+kills took 64 minutes on one core of a busy machine (2026-11-25).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEP = re.compile(r'^(step ([\d,]+)/\S+   loss_d \S+   loss_g \S+)')
 
 
 class Run:
-  """One start of the command; a thread reads what it prints."""
+  """One start of the command; a thread reads its output."""
 
   def __init__(self, workdir: pathlib.Path, arguments: argparse.Namespace):
     values = {**NETWORK, 'train.num_steps': arguments.steps, 'train.checkpoint_every': arguments.checkpoint_every}
@@ -48,7 +48,7 @@ class Run:
         [sys.executable, '-m', 'ddgan_jax.main', '--config', 'configs/digits.py', '--workdir', str(workdir),
          *(f'--config.{name}={value}' for name, value in values.items()), *arguments.flags],
         cwd=ROOT, env={**os.environ, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, pipesize=4096)  # small, so that it is never far ahead of what is read
+        text=True, pipesize=4096)  # small, so that the process is never far ahead of the reader
     self._reader = threading.Thread(target=self._read, daemon=True)
     self._reader.start()
 
@@ -69,7 +69,7 @@ class Run:
 
 
 def final_arrays(workdir: pathlib.Path, step: int) -> dict:
-  """Every array of the last checkpoint by its name, as numpy."""
+  """All arrays of a checkpoint by name, as numpy."""
   sys.path.insert(0, str(ROOT))
   import jax
   import numpy as np
@@ -91,46 +91,46 @@ def complete_steps(workdir: pathlib.Path) -> list[int]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--folder', type=pathlib.Path, required=True, help='for both runs; must not exist')
+  parser.add_argument('--folder', type=pathlib.Path, required=True, help='folder of both runs; must not exist')
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--steps', type=int, default=2_000)
   parser.add_argument('--checkpoint_every', type=int, default=10)
-  parser.add_argument('--most_minutes', type=float, default=120, help='after which it is left to finish')
+  parser.add_argument('--most_minutes', type=float, default=120, help='stop killing after this time')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--data_dir', default='')
-  parser.add_argument('flags', nargs='*', help='more flags of ddgan_jax.main, after --')
+  parser.add_argument('flags', nargs='*', help='additional flags of ddgan_jax.main, after --')
   arguments = parser.parse_args()
   if arguments.folder.exists():
     parser.error(f'--folder: {arguments.folder} exists; choose another one, or delete it')
   arguments.folder.mkdir(parents=True)
   chance = random.Random(arguments.seed)
 
-  peace = Run(arguments.folder / 'peace', arguments)
-  if peace.wait():
-    print(''.join(peace.text))
+  uninterrupted = Run(arguments.folder / 'uninterrupted', arguments)
+  if uninterrupted.wait():
+    print(''.join(uninterrupted.text))
     return 1
-  start_up = peace.first_step_at - peace.started
-  seconds = peace.last_step_at - peace.first_step_at
+  start_up = uninterrupted.first_step_at - uninterrupted.started
+  seconds = uninterrupted.last_step_at - uninterrupted.first_step_at
   print(f'Uninterrupted: {start_up:.1f} s to the first step, then {arguments.steps:,} steps in {seconds:.1f} s.',
         flush=True)
 
-  workdir = arguments.folder / 'war'
+  workdir = arguments.folder / 'killed'
   where: collections.Counter = collections.Counter()
-  mistakes: list[str] = []
+  failures: list[str] = []
   begun, done, repeated = time.monotonic(), 0, 0
   while True:
     kills = sum(where.values())
     before = max(complete_steps(workdir), default=0)
     run = Run(workdir, arguments)
     if kills < arguments.kills and time.monotonic() - begun < 60 * arguments.most_minutes:
-      # A third of the kills fall anywhere in the start-up, the others after the first step, so that the run lasts. The
-      # first is one of those, because until then only the start of the run in peace is known, which had to compile.
+      # A third of the kills are during start-up, the others after the first step, so that the run progresses. The first
+      # kill is after a step, because the start-up time is only known from the uninterrupted run, which had to compile.
       if kills and chance.random() < 1 / 3:
         delay = chance.uniform(0, start_up)
       else:
         while run.first_step_at is None and run.process.poll() is None:
           time.sleep(0.005)
-        # By steps, because a machine that does other things is not as fast as it was in peace; then within the step.
+        # Waits for a step, because the speed of a busy machine varies, and then for a random time within it.
         left = arguments.steps - before
         step = before + min(chance.uniform(0, 1.6 * left / (arguments.kills - kills)), 0.9 * left)
         while max(list(run.lines), default=0) < step and run.process.poll() is None:
@@ -141,19 +141,20 @@ def main() -> int:
       run.process.send_signal(signal.SIGKILL)
     status = run.wait()
     if run.first_step_at is not None:
-      start_up = min(start_up, run.first_step_at - run.started)  # the run in peace had to compile
+      start_up = min(start_up, run.first_step_at - run.started)  # the uninterrupted run had to compile
     if run.resumed is not None and run.resumed != before:
-      mistakes.append(f'start {kills}: step {before} was complete, but it resumed from {run.resumed}')
+      failures.append(f'start {kills}: step {before} was complete, but it resumed from {run.resumed}')
     if before and run.resumed is None and run.lines:
-      mistakes.append(f'start {kills}: step {before} was complete, but it began again')
-    wrong = [step for step, line in run.lines.items() if line != peace.lines[step]]
+      failures.append(f'start {kills}: step {before} was complete, but the run started over')
+    wrong = [step for step, line in run.lines.items() if line != uninterrupted.lines[step]]
     if wrong:
-      mistakes.append(f'start {kills}: step {wrong[0]} says {run.lines[wrong[0]]!r}, was {peace.lines[wrong[0]]!r}')
+      step = wrong[0]
+      failures.append(f'start {kills}: step {step} printed {run.lines[step]!r}, was {uninterrupted.lines[step]!r}')
     repeated += sum(step <= done for step in run.lines)
     done = max(done, *run.lines, 0) if run.lines else done
     after = max(complete_steps(workdir), default=0)
     if after < before:
-      mistakes.append(f'start {kills}: the newest checkpoint was {before}, then {after}')
+      failures.append(f'start {kills}: the newest checkpoint was {before}, then {after}')
     if status != -signal.SIGKILL:
       break
     torn = any(path.stat().st_mtime > run.started_at for path in workdir.glob('checkpoints/*tmp*'))
@@ -163,24 +164,24 @@ def main() -> int:
   kills = sum(where.values())
   if status:
     print(''.join(run.text))
-    mistakes.append(f'ended with status {status}')
+    failures.append(f'ended with status {status}')
   else:
     if kills < arguments.kills:
-      mistakes.append(f'finished after {kills} kills; give it more --steps or --most_minutes')
+      failures.append(f'finished after {kills} kills; increase --steps or --most_minutes')
     import numpy as np
 
-    expected, found = (final_arrays(arguments.folder / name, arguments.steps) for name in ('peace', 'war'))
+    expected, found = (final_arrays(arguments.folder / name, arguments.steps) for name in ('uninterrupted', 'killed'))
     differ = [name for name in expected if not np.array_equal(expected[name], found[name], equal_nan=True)]
     if differ or expected.keys() != found.keys():
-      mistakes.append(f'{len(differ)} of {len(expected)} arrays differ, the first {differ[:1]}')
+      failures.append(f'{len(differ)} of {len(expected)} arrays differ, the first {differ[:1]}')
     else:
       print(f'All {len(expected)} arrays of step {arguments.steps:,} are bit-identical '
             f'({sum(array.size for array in expected.values()):,} numbers).')
   print(f'{kills} kills in {time.monotonic() - begun:.0f} s: {dict(where)}. Steps done again: {repeated:,} in '
         f'{kills + 1} starts; at most {arguments.checkpoint_every} and those of a save under way each time.')
-  for mistake in mistakes:
-    print(f'WRONG: {mistake}')
-  return bool(mistakes)
+  for failure in failures:
+    print(f'FAILED: {failure}')
+  return bool(failures)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Several processes on this machine, as several hosts would be: to try a topology, or to give each GPU a process.
+"""Runs several processes on this machine like several hosts, to test a topology or to use one process per GPU.
 
   python launch/local.py --processes 2 --devices 4 -- python -m ddgan_jax.main --config configs/digits.py
   python launch/local.py --processes 4 --gpus 2 -- python -m ddgan_jax.main --config configs/cifar10.py
 
-`--devices M` simulates M CPU devices a process, `--gpus M` gives each process M GPUs of its own; without either each
-process uses what it finds. The processes meet at a free port, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID. Every line is headed by its process. SIGTERM and Ctrl-C are passed on to all. Exits with the status of
-the first process that fails, after the others have had `--grace` seconds to end; 0 when all end well.
+`--devices M` simulates M CPU devices per process, `--gpus M` assigns M GPUs to each process; without either, each
+process uses all devices. The processes connect through a free port, set by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
+and JAX_PROCESS_ID. Each output line begins with its process. SIGTERM and Ctrl-C are forwarded to all. Exits with the
+status of the first process that fails, after giving the others `--grace` seconds to exit, or with 0.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
       prog='launch/local.py', description=__doc__, usage='%(prog)s --processes N [--devices M | --gpus M] -- COMMAND …',
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--processes', type=int, required=True, help='how many')
-  parser.add_argument('--devices', type=int, help='simulated CPU devices of each')
-  parser.add_argument('--gpus', type=int, help='GPUs of each')
-  parser.add_argument('--grace', type=float, default=60, help='seconds for the others to end after one has failed')
+  parser.add_argument('--processes', type=int, required=True, help='number of processes')
+  parser.add_argument('--devices', type=int, help='simulated CPU devices per process')
+  parser.add_argument('--gpus', type=int, help='GPUs per process')
+  parser.add_argument('--grace', type=float, default=60, help='seconds for the others to exit after one has failed')
   options = parser.parse_args(own)
   if not command:
     parser.error('no command: put it after --')
   if shutil.which(command[0]) is None:
     parser.error(f'{command[0]!r}: no such command')
   if options.devices is not None and options.gpus is not None:
-    parser.error('--devices simulates CPU devices and --gpus takes real ones: give one of them')
+    parser.error('--devices and --gpus are both set; use only one of them')
   for name in ('processes', 'devices', 'gpus'):
     if getattr(options, name) is not None and getattr(options, name) < 1:
-      parser.error(f'--{name}: found {getattr(options, name)}, must be at least 1')
+      parser.error(f'--{name} is {getattr(options, name)}; use at least 1')
   try:
     environments = make_environments(options.processes, options.devices, options.gpus, os.environ)
   except ValueError as error:
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def make_environments(processes: int, devices: int | None, gpus: int | None, base) -> list[dict[str, str]]:
-  """One environment a process. Raises ValueError if CUDA_VISIBLE_DEVICES lists too few GPUs."""
+  """One environment per process. Raises ValueError if CUDA_VISIBLE_DEVICES lists too few GPUs."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
@@ -75,13 +75,13 @@ def make_environments(processes: int, devices: int | None, gpus: int | None, bas
 
 
 def run(command: list[str], environments: list[dict[str, str]], grace: float) -> int:
-  """Starts all, waits for all; the status of the first that failed, as a shell would give it."""
+  """Starts all processes and waits; returns the status of the first that failed, as a shell would."""
   processes: list[subprocess.Popen] = []
-  events: queue.Queue = queue.Queue()  # the index of a process that has ended
-  early: list[int] = []  # signals that came while they were being started
+  events: queue.Queue = queue.Queue()  # indices of processes that have exited
+  early: list[int] = []  # signals received while processes were starting
   started = False
 
-  def pass_on(number, frame):
+  def forward(number, frame):
     del frame
     number = signal.SIGTERM if number == signal.SIGHUP else number
     if started:
@@ -89,11 +89,11 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
     else:
       early.append(number)
 
-  before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+  before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
   readers = []
   try:
     for i, environment in enumerate(environments):
-      # A session of its own, or the terminal's Ctrl-C would reach it twice.
+      # A new session, or the process would receive the terminal's Ctrl-C twice.
       process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  text=True, errors='replace', start_new_session=True)
       processes.append(process)
@@ -110,7 +110,7 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
         i = events.get(timeout=0.5 if deadline is None else max(0.0, min(0.5, deadline - time.monotonic())))
       except queue.Empty:
         if deadline is not None and time.monotonic() >= deadline:
-          log(f'ending those that still run after {grace:g} s')
+          log(f'killing processes that still run after {grace:g} s')
           send(processes, signal.SIGKILL)
           deadline = float('inf')
         continue
@@ -119,7 +119,7 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
       if code and not status:
         status = code if code > 0 else 128 - code
         name = f'status {code}' if code > 0 else signal.Signals(-code).name
-        log(f'process {i} ended with {name}' + ('; the others are told to end' if running else ''))
+        log(f'process {i} ended with {name}' + ('; stopping the others' if running else ''))
         send(processes, signal.SIGTERM)
         deadline = time.monotonic() + grace
     for reader in readers:
@@ -133,24 +133,24 @@ def run(command: list[str], environments: list[dict[str, str]], grace: float) ->
 
 def send(processes: list[subprocess.Popen], number: int) -> None:
   for process in processes:
-    if number == signal.SIGKILL:  # with all that it has started
+    if number == signal.SIGKILL:  # with all its children
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     else:
-      process.send_signal(number)  # does nothing once it has ended
+      process.send_signal(number)  # does nothing after it has exited
 
 
-# Says of each connection of simulated devices that it stands, amid another's line at times.
+# Gloo logs every connection of simulated devices, sometimes within another line.
 GLOO = re.compile(r'\[Gloo\] Rank \d+ is connected to \d+ peer ranks\. '
                   r'Expected number of connected peer ranks is : \d+\n')
 
 
 def copy(stream, target, prefix: str) -> None:
-  """Lines with a prefix, without Gloo's."""
+  """Copies lines with a prefix, without Gloo's."""
   started = ''
   for line in itertools.chain(stream, ['']):
-    started, removed = GLOO.subn('', started + line)  # joined: one of its lines may stand within another
-    if started and not removed:  # else the rest of what Gloo interrupted follows
+    started, removed = GLOO.subn('', started + line)  # joined, because one of its lines may be within another
+    if started and not removed:  # otherwise the rest of the interrupted line follows
       target.write(prefix + started.removesuffix('\n') + '\n')  # one write, so that lines do not mix
       target.flush()
       started = ''

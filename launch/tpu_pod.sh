@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, from nothing to its end, through pre-emptions.
+# A run on a Cloud TPU slice: creates the slice, installs, runs, resumes after pre-emptions, and deletes the slice.
 #
 #   export NAME=ddgan ZONE=us-west4-a TYPE=v5litepod-16
 #   launch/tpu_pod.sh all -- python -m ddgan_jax.main --config configs/cifar10.py --workdir gs://BUCKET/cifar10
 #
-# create    requests the slice (queued resource; SPOT=1: a spot one) and waits until it is there
-# install   puts the code on all workers (SOURCE=git URL, otherwise a copy of this folder) and installs it
-# run -- …  starts the command on all workers and leaves it running
+# create    requests the slice (a queued resource; SPOT=1 for spot capacity) and waits until it is active
+# install   copies the code to all workers (SOURCE=git URL, otherwise this folder) and installs it
+# run -- …  starts the command on all workers in the background
 # logs      follows worker 0 until the run ends; exits with the run's status
 # resume -- … after a pre-emption: requests the slice again and runs the same command, which resumes from its workdir
-# delete    gives the slice back
+# delete    deletes the slice
 # all -- …  create, install, run, logs, resume as often as needed, and delete when the run has succeeded
 #
-# Prints each gcloud command before it runs it; --dry-run only prints. Also read: PROJECT, RUNTIME (the VM's image),
-# PYTHON (default 3.12), POLL (seconds between looks at the queue, default 30).
+# Prints each gcloud command before it runs it; --dry-run only prints. Other variables: PROJECT, RUNTIME (the VM's image),
+# PYTHON (default 3.12), POLL (seconds between polls of the queue, default 30).
 set -euo pipefail
 
 fail() { echo "Error: $*" >&2; exit 2; }
@@ -23,19 +23,19 @@ DRY_RUN=
 verb=${1:-}
 case "$verb" in
   create | install | run | logs | resume | delete | all) shift ;;
-  *) fail "'$verb' is not understood: say [--dry-run] create, install, run, logs, resume, delete or all" ;;
+  *) fail "'$verb' is not a command; use [--dry-run] create, install, run, logs, resume, delete or all" ;;
 esac
 [ "${1:-}" = -- ] && shift
 case "$verb" in
   run | resume | all) [ $# -gt 0 ] || fail "$verb: no command; put it after --" ;;
-  *) [ $# -eq 0 ] || fail "$verb: takes no command, but found '$1'" ;;
+  *) [ $# -eq 0 ] || fail "$verb: takes no command, but got '$1'" ;;
 esac
 command=("$@")
-[ -n "${NAME:-}" ] || fail 'NAME is not set: export the name that the TPU is to have, such as NAME=ddgan'
-[ -n "${ZONE:-}" ] || fail 'ZONE is not set: export the zone that has the TPUs, such as ZONE=us-west4-a'
+[ -n "${NAME:-}" ] || fail 'NAME is not set; export a name for the TPU, such as NAME=ddgan'
+[ -n "${ZONE:-}" ] || fail 'ZONE is not set; export a zone with TPUs, such as ZONE=us-west4-a'
 case "$verb" in
   create | resume | all)
-    [ -n "${TYPE:-}" ] || fail 'TYPE is not set: export the slice to request, such as TYPE=v5litepod-16' ;;
+    [ -n "${TYPE:-}" ] || fail 'TYPE is not set; export the type of the slice, such as TYPE=v5litepod-16' ;;
 esac
 case "${TYPE:-}" in
   v5litepod-*) image=v2-alpha-tpuv5-lite ;;
@@ -51,7 +51,7 @@ tpus() {
   local word line='+ gcloud compute tpus'
   for word in "$@"; do
     case "$word" in
-      *[!a-zA-Z0-9_./:=,@%+-]*) line+=" '${word//\'/$quote}'" ;; # to be read, and pasted
+      *[!a-zA-Z0-9_./:=,@%+-]*) line+=" '${word//\'/$quote}'" ;; # quoted, so that the line can be pasted
       *) line+=" $word" ;;
     esac
   done
@@ -70,20 +70,20 @@ create() {
   while now=$(state); do
     case "$now" in
       ACTIVE | '') return ;; # empty: a dry run
-      FAILED | SUSPENDED | SUSPENDING | DELETING) fail "the request for $NAME is $now; '$0 delete' takes it away" ;;
+      FAILED | SUSPENDED | SUSPENDING | DELETING) fail "the request for $NAME is $now; remove it with '$0 delete'" ;;
     esac
     sleep "${POLL:-30}"
   done
   fail "the state of $NAME cannot be read"
 }
 
-# What is to be packed of the folder it is called in: what git would, or else all but environments and runs.
+# Lists the files to pack in the current folder: those of git, or else all but environments and runs.
 files() {
   git ls-files -z -co --exclude-standard 2>/dev/null ||
     find . -type d \( -name '.?*' -o -name __pycache__ -o -name venv -o -path ./runs \) -prune -o -type f -print0
 }
 
-# The images' own Python may be older than 3.11, so uv brings one.
+# The image's Python may be older than 3.11, so uv installs one.
 install() {
   local unpack="rm -rf ~/ddgan_jax && mkdir ~/ddgan_jax && tar -xzf ~/ddgan_jax.tar.gz -C ~/ddgan_jax"
   if [ -n "${SOURCE:-}" ]; then
@@ -92,7 +92,7 @@ install() {
     local archive root
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     archive=${TMPDIR:-/tmp}/ddgan_jax.tar.gz
-    # Files by name: tar fails when a folder that it packs changes, as one does where something is running.
+    # Files by name, because tar fails if a folder changes while it is packed.
     [ -n "$DRY_RUN" ] || (cd "$root" && files | tar -czf "$archive" --null -T -)
     tpus tpu-vm scp "$archive" "$NAME:ddgan_jax.tar.gz" "${where[@]}" --worker=all
   fi
@@ -104,16 +104,16 @@ install() {
 run() {
   local quoted inner
   quoted=$(printf ' %q' "${command[@]}")
-  # A VM that is taken away sends TERM to all: the run saves and ends with 0, but has not come to its end.
+  # A pre-empted VM sends TERM to all processes: the run saves and exits with 0, but is not finished.
   inner="trap stopped=143 TERM; . .venv/bin/activate;$quoted; status=\$?; echo \${stopped:-\$status} > ~/run.status"
-  # Detached, or it would end with the connection. A second run beside a living one would fight for the chips.
-  on_workers all "if kill -0 \$(cat ~/run.pid 2>/dev/null) 2>/dev/null; then echo 'still running: see logs' >&2; exit 3; fi; \
+  # Detached, or it would end with the connection. A second run would compete for the chips.
+  on_workers all "if kill -0 \$(cat ~/run.pid 2>/dev/null) 2>/dev/null; then echo 'already running; see logs' >&2; exit 3; fi; \
 rm -f ~/run.status; cd ~/ddgan_jax || exit; \
 setsid nohup bash -c $(printf %q "$inner") > ~/run.log 2>&1 < /dev/null & echo \$! > ~/run.pid"
 }
 
 logs() {
-  # 143, stopped by a signal, where a restarted machine has no status.
+  # A restarted machine has no status file: 143, stopped by a signal.
   on_workers 0 "tail -n +1 -F --pid=\$(cat ~/run.pid) ~/run.log; exit \$(cat ~/run.status || echo 143)"
 }
 
@@ -139,10 +139,10 @@ all() {
     now=$(state) || { sleep "${POLL:-30}"; continue; }
     if [ "$now" = ACTIVE ] || [ -n "$DRY_RUN" ]; then
       [ "$status" -ne 0 ] || break
-      # ssh's own: the connection has dropped, and the run may go on, or its machine is just being taken away.
+      # 255 is from ssh: the connection was lost, and the run may continue, or its machine is being pre-empted.
       [ "$status" -ne 255 ] || { sleep "${POLL:-30}"; continue; }
-      # A new slice would not fix a run that failed by itself; this one is kept to be looked at.
-      [ "$status" -eq 143 ] || fail "the run ended with status $status; $NAME is kept: see '$0 logs', then '$0 delete'"
+      # A new slice would not fix a failed run; the slice is kept for inspection.
+      [ "$status" -eq 143 ] || fail "the run ended with status $status; $NAME is kept; see '$0 logs', then '$0 delete'"
     fi
     resume
   done

@@ -1,1 +1,1 @@
-"""How fast a config compiles, trains, samples and reads its data on this machine."""
+"""Measures how fast a config compiles, trains, samples and reads data on this machine."""

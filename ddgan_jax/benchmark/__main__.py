@@ -1,13 +1,12 @@
-"""Measure how fast a run would be on this machine: `ddgan benchmark --config cifar10 [--out b.json]`.
+"""Measure the speed of a config on this machine: `ddgan benchmark --config cifar10 [--out b.json]`.
 
-Compile time (with an empty and a filled persistent cache), training with and without R1 and in the mixture of
-`optim.lazy_reg`, sampling, memory, and the share of time that the training loop would wait for data. For training and
-sampling also operations per second, and their share of the device's published peak. Prints tables; `--out` writes
-JSON; `--profile DIR` leaves a trace for TensorBoard's profiler. Uses all devices, and no data set unless
-`--data=real`.
+Measures compile time (with an empty and a filled persistent cache), training steps with R1, without it and averaged
+over `optim.lazy_reg`, sampling, memory, and the fraction of time for which the training loop waits for data; for
+training and sampling also FLOP/s and utilisation relative to the device's published peak. Prints tables; `--out` writes
+JSON; `--profile DIR` writes a trace for TensorBoard's profiler. Uses all devices, and no data set unless `--data=real`.
 
-`--config.data.batch_size=64`, `--config.parallel.dtype=bfloat16` and so on change the run, `--what=train,memory`
-chooses. Each time is a median over `--repeats` rounds in which all programs take turns.
+Change the run with `--config.data.batch_size=64`, `--config.parallel.dtype=bfloat16` and so on; select measurements
+with `--what=train,memory`. Each time is a median over `--repeats` rounds, in which all programs take turns.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(define: options.Definer) -> None:
   define.config()
-  define.string('out', None, 'A .json file for all numbers.')
-  define.string('profile', None, 'A folder for a trace of a few training steps.')
-  define.list('what', list(_WHAT), f'Some of {", ".join(_WHAT)}.')
-  define.enum('data', 'synthetic', ['synthetic', 'real'], "Random images, or those of the config's data.")
+  define.string('out', None, 'Write all numbers to this .json file.')
+  define.string('profile', None, 'Write a trace of a few training steps to this folder.')
+  define.list('what', list(_WHAT), f'What to measure: some of {", ".join(_WHAT)}.')
+  define.enum('data', 'synthetic', ['synthetic', 'real'], "Random images, or the config's data.")
   define.integer('repeats', 5, 'Rounds of measurements.', lower_bound=1)
-  define.float('seconds', 0.5, 'Shortest duration of a measurement.', lower_bound=0)
+  define.float('seconds', 0.5, 'Minimum duration of a measurement.', lower_bound=0)
   define.integer(
-      'data_steps', 20, 'Training steps in which waiting for data is measured.', lower_bound=1)
-  define.list('sample_batches', ['1', '16', '100'], 'Batch sizes of sampling.')
+      'data_steps', 20, 'Number of training steps for the data measurement.', lower_bound=1)
+  define.list('sample_batches', ['1', '16', '100'], 'Batch sizes for sampling.')
   define.processes()
 
 
@@ -49,7 +48,7 @@ def _benchmark(args: types.SimpleNamespace) -> None:
   config = config_lib.from_config_dict(args.config.fields)
   what, sample_batches = _check_flags(args)
   options.join_processes(args)
-  # After the flags are checked: these take seconds to import.
+  # After the flags are checked, because these take seconds to import.
   import jax
 
   from ddgan_jax.benchmark import performance, tables
@@ -78,8 +77,8 @@ def _benchmark(args: types.SimpleNamespace) -> None:
     log('\n'.join(tables.speed_table('training step', report['train'])), flush=True)
   if 'data' in what:
     report['data'] = performance.measure_data_wait(programs, source, args.data_steps)
-    log('\nThe loop with {source}: {images_per_second:,.2f} images/s over {steps} steps, {data_wait:.1%} of the time '
-        'waiting for data'.format(**report['data']), flush=True)
+    log('\nTraining loop with {source}: {images_per_second:,.2f} images/s over {steps} steps, {data_wait:.1%} of the '
+        'time waiting for data'.format(**report['data']), flush=True)
   if 'sample' in what:
     report['sample'] = performance.measure_sampling(programs, sample_batches, args.repeats, args.seconds)
     log('\n'.join(tables.speed_table('sampling, one device', report['sample'])), flush=True)
@@ -89,7 +88,7 @@ def _benchmark(args: types.SimpleNamespace) -> None:
   report['load'] = os.getloadavg()[0]
   if args.profile:
     performance.write_profile(programs, source, args.profile)
-    log(f'\nThe trace is in {args.profile}: tensorboard --logdir {args.profile}')
+    log(f'\nTrace: {args.profile} (open with tensorboard --logdir {args.profile})')
   if args.out and processes.is_main():
     with open(args.out, 'w') as file:
       json.dump(report, file, indent=2)
@@ -99,14 +98,14 @@ def _benchmark(args: types.SimpleNamespace) -> None:
 def _check_flags(args: types.SimpleNamespace) -> tuple[list[str], tuple[int, ...]]:
   for name in args.what:
     if name not in _WHAT:
-      raise ConfigError(f'--what: found {name!r}, must be some of {", ".join(_WHAT)}')
+      raise ConfigError(f'--what contains {name!r}; use some of {", ".join(_WHAT)}')
   if not args.what:
-    raise ConfigError(f'--what: is empty, must be some of {", ".join(_WHAT)}')
+    raise ConfigError(f'--what is empty; use some of {", ".join(_WHAT)}')
   sizes = args.sample_batches
   if not all(size.isdecimal() and int(size) for size in sizes):
-    raise ConfigError(f'--sample_batches: found {",".join(sizes)!r}, must be positive whole numbers, such as 1,16,100')
+    raise ConfigError(f'--sample_batches is {",".join(sizes)!r}; use positive integers, such as 1,16,100')
   if args.out and not args.out.endswith('.json'):
-    raise ConfigError(f'--out: found {args.out!r}, must end in .json')
+    raise ConfigError(f'--out is {args.out!r}; use a name that ends in .json')
   folder = os.path.dirname(args.out or '') or '.'
   if not os.access(folder, os.W_OK):
     raise ConfigError(f'--out: the folder {folder!r} does not exist or cannot be written to')

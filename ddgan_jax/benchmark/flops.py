@@ -1,8 +1,8 @@
-"""How many operations a function asks for, counted from the shapes of its jaxpr.
+"""Counts the FLOPs of a function from the shapes in its jaxpr.
 
-The convolutions and matrix products are counted, a multiply and an add as two operations; element-wise work, norms and
-softmax are not, as is usual for the utilisation of matrix units. XLA's own count of a compiled program
-(`cost_analysis`) includes those, leaves out the products with a convolution's padding, and passes a loop once.
+Only convolutions and matrix products are counted, a multiply-add as two FLOPs, as is usual for the utilisation of
+matrix units; element-wise operations, norms and softmax are not. XLA's count for a compiled program (`cost_analysis`)
+includes those, excludes products with a convolution's padding, and counts the body of a loop once.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ddgan_jax.models import labels
 
 
 def count(function: Callable, *args: Any) -> int:
-  """Operations of one call; the arguments may be `jax.ShapeDtypeStruct`s. Of alternatives (`lax.cond`), the fewest."""
+  """FLOPs of one call; arguments may be `jax.ShapeDtypeStruct`s. `lax.cond` counts as its cheapest branch."""
   return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 @functools.lru_cache(maxsize=8)
 def step_flops(config: Config, with_r1: bool) -> float:
-  """Operations per image of a training step: what the method asks for, without the work that `remat` repeats."""
+  """FLOPs per image of a training step, as the method requires, without the recomputation of `remat`."""
   config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, remat=False, accumulation=1))
   setup = train_step.make_setup(config)
   rows = config.discriminator.stddev_group
@@ -42,7 +42,7 @@ def step_flops(config: Config, with_r1: bool) -> float:
 
 @functools.lru_cache(maxsize=8)
 def sample_flops(config: Config) -> float:
-  """Operations per image of sampling: as many evaluations of G as the objective takes by default."""
+  """FLOPs per image of sampling, with the objective's default number of evaluations of G."""
   params = train_state.abstract_state(config, None).ema_params
   label = labels.timing_label(config.generator)
   _, schedule = train_state.make_sampler(config, params, label=label)
@@ -76,7 +76,7 @@ def _conv_flops(equation: Any) -> int:
   _, kernel = equation.invars
   _, in_channels, *space = equation.params['dimension_numbers'].rhs_spec
   sums = math.prod(kernel.aval.shape[axis] for axis in (in_channels, *space))
-  # A dilated input is mostly zeros, which nobody need multiply with.
+  # A dilated input is mostly zeros, whose products are not needed.
   return 2 * equation.outvars[0].aval.size * sums // math.prod(equation.params['lhs_dilation'])
 
 

@@ -1,11 +1,11 @@
-"""What a device can do at most: published peaks, by the name that JAX gives the device."""
+"""Published peak FLOP/s of devices, by JAX's device kind."""
 
 from __future__ import annotations
 
-# Dense operations a second of one JAX device, multiply and add counted as two: in bfloat16 (None for a V100 and a T4,
-# whose matrix units are for float16), and in float32 as JAX multiplies it by default: TF32 where a GPU has it, one bf16
-# pass on a TPU. From NVIDIA's data sheets, without sparsity, and cloud.google.com/tpu/docs. A device of TPU v2 or v3 is
-# one of the two cores of a chip. The first name that the device's kind contains counts, so the longer ones come first.
+# Dense FLOP/s of one JAX device; a multiply-add is two. Left: bfloat16 (None for V100 and T4, whose matrix units only
+# support float16). Right: float32 with JAX's default precision, which is TF32 on GPUs that have it and one bf16 pass on
+# TPUs. From NVIDIA's data sheets, without sparsity, and cloud.google.com/tpu/docs. A device of TPU v2 or v3 is one of a
+# chip's two cores. The first name contained in the device kind is used, so longer names come first.
 PEAKS = {
     'B200': (2250e12, 1125e12),
     'H200': (989e12, 494e12),
@@ -33,7 +33,7 @@ PEAKS = {
 
 
 def peak(device_kind: str) -> dict[str, float | None]:
-  """Operations a second by dtype of a device such as 'NVIDIA H100 80GB HBM3'; empty for one that is not in PEAKS."""
+  """Peak FLOP/s by dtype of a device kind such as 'NVIDIA H100 80GB HBM3'; empty if it is not in PEAKS."""
   words = device_kind.replace('-', ' ').split()
   for name, found in PEAKS.items():
     wanted = name.replace('-', ' ').split()

@@ -1,4 +1,4 @@
-"""What a run costs on this machine: compiling, training, sampling, memory, waiting for data."""
+"""Measures compilation, training, sampling, memory and data loading of a run on this machine."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _CACHE_FLAGS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_t
 
 
 def random_images(config: Config, count: int = 2048) -> sources.Source:
-  """Random uint8 images of a config's size, grey where it stacks them."""
+  """Random uint8 images of a config's size; grey if the config stacks them."""
   height, width, channels = config.image_shape
   shape = (count, height, width, 1 if config.data.stack == 3 else channels)
   return sources.ArraySource(np.random.default_rng(0).integers(0, 256, shape, np.uint8), name='random images')
 
 
 class Programs(StepPrograms):
-  """The training programs of a run, and its sampler at any batch size, each compiled when it is first asked for.
+  """The training programs of a run, and its sampler at any batch size, each compiled on first use.
 
   A sampler is called `sample_<batch size>`; it runs on the first device as `program(ema_params, seed) -> images`.
 
   Attributes:
-    compile_times: what `measure_compile_time` has found, by the program's name.
+    compile_times: results of `measure_compile_time`, by program name.
   """
 
   def __init__(self, config: Config):
@@ -46,12 +46,12 @@ class Programs(StepPrograms):
 
   @property
   def steps(self) -> tuple[str, ...]:
-    """Names of the training programs: `plain` and `r1`, or one of them; or `call`, of `train.steps_per_call` steps."""
+    """Names of the training programs: `plain` and/or `r1`, or `call` for `train.steps_per_call` steps."""
     return tuple(sorted(self.names()))
 
   @property
   def r1_share(self) -> float:
-    """The share of steps that have R1."""
+    """The fraction of steps with R1."""
     return 1 / self.penalty.interval if self.penalty.gamma else 0.0
 
   def __getitem__(self, name: str) -> Program:
@@ -59,14 +59,14 @@ class Programs(StepPrograms):
     return self._futures[name].result()
 
   def compile(self, names: Iterable[str]) -> None:
-    """Compiles those programs that are not yet, side by side."""
+    """Compiles the programs that are not compiled yet, in parallel."""
     names = list(names)
     self.start(names)
     for name in names:
       self._futures[name].result()
 
   def measure_compile_time(self, name: str) -> None:
-    """Compiles a program with an empty persistent cache, and again from that cache; keeps it for the other numbers."""
+    """Times compilation with an empty persistent cache and from that cache; keeps the program for later use."""
     times = self.compile_times[name] = {}
     with _empty_cache():
       for warmth in ('cold', 'warm'):
@@ -76,7 +76,7 @@ class Programs(StepPrograms):
         jax.clear_caches()
 
   def lower(self, name: str) -> jax.stages.Lowered:
-    """Traces a training program or a sampler."""
+    """Lowers a training program or a sampler."""
     if not name.startswith('sample_'):
       return super().lower(name)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -92,7 +92,7 @@ def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.
 
 @contextlib.contextmanager
 def _empty_cache() -> Iterator[None]:
-  """A persistent compilation cache in a folder of its own, for everything that is compiled inside."""
+  """Uses an empty persistent compilation cache in a temporary folder."""
   before = {name: getattr(jax.config, name) for name in _CACHE_FLAGS}
   with tempfile.TemporaryDirectory() as folder:
     for name, value in zip(_CACHE_FLAGS, (folder, 0.0), strict=True):
@@ -107,7 +107,7 @@ def _empty_cache() -> Iterator[None]:
 
 
 class _Training:
-  """Runs programs one after the other on the first batch, each on the state that the one before it left."""
+  """Runs training programs on the first batch; each continues from the state of the previous call."""
 
   def __init__(self, programs: Programs, source: sources.Source):
     self._programs = programs
@@ -123,9 +123,9 @@ class _Training:
 def measure_training(
     programs: Programs, source: sources.Source, rounds: int, min_seconds: float
 ) -> dict[str, Any]:
-  """Speed of each kind of step, and of their mixture with R1 in one step of `lazy_reg`; images stay on the devices.
+  """Measures the speed of each kind of step, and their average with R1 once in `lazy_reg` steps, without data loading.
 
-  Times of a `call` are those of one of its steps.
+  Times of a `call` are per step.
   """
   config = programs.config
   training = _Training(programs, source)
@@ -145,7 +145,7 @@ def measure_training(
 
 
 def speed(config: Config, seconds: float, per_image: float) -> dict[str, Any]:
-  """What a step of so many seconds and operations per image is worth; utilisation is None where no peak is known."""
+  """Throughput of a step from its seconds and FLOPs per image; utilisation is None if the peak is unknown."""
   devices = jax.device_count()
   per_second = per_image * config.data.batch_size / seconds / devices
   return {
@@ -159,10 +159,10 @@ def _utilisation(config: Config, per_second: float) -> float | None:
 
 
 def measure_data_wait(programs: Programs, source: sources.Source, num_steps: int) -> dict[str, Any]:
-  """The training loop's speed with its data: read, flipped, converted and copied to the devices as a run does it.
+  """Measures the training loop with its data pipeline, from reading to the copy to the devices.
 
   Returns:
-    `images_per_second`, and `data_wait`, the fraction of the time in which the loop waited for a batch.
+    `source`, `steps`, `images_per_second`, and `data_wait`, the fraction of time spent waiting for a batch.
   """
   config = programs.config
   state = programs.create_state()
@@ -174,7 +174,7 @@ def measure_data_wait(programs: Programs, source: sources.Source, num_steps: int
       batch = next(batches)
       waited += time.perf_counter() - before
       state, metrics = programs[programs.name(step)](state, *batch)
-      if step == 0:  # by now the pipeline runs
+      if step == 0:  # the pipeline has started
         jax.block_until_ready(metrics)
         waited, begun = 0.0, time.perf_counter()
     jax.block_until_ready(metrics)
@@ -186,7 +186,7 @@ def measure_data_wait(programs: Programs, source: sources.Source, num_steps: int
 def measure_sampling(
     programs: Programs, batch_sizes: tuple[int, ...], rounds: int, min_seconds: float
 ) -> dict[str, dict[str, Any]]:
-  """Images per second and latency of the whole sampler, noise included, on one device; one entry a batch size."""
+  """Images per second and latency of the sampler, including its noise, on one device; one entry per batch size."""
   config = programs.config
   here = jax.local_devices()[0]
   ema_params = jax.device_put(jax.jit(lambda: train_state.create(config).ema_params)(), here)
@@ -202,7 +202,7 @@ def measure_sampling(
 
 
 def measure_memory(programs: Programs) -> dict[str, Any]:
-  """MiB on each device: of each step by the compiler's account, and the most in use so far where the device counts."""
+  """MiB per device: of each step by XLA's memory analysis, and the peak in use, or None if the backend reports none."""
   found: dict[str, Any] = {}
   for name in programs.steps:
     total, temporary = compilation.memory_bytes(programs[name].compiled)
@@ -213,7 +213,7 @@ def measure_memory(programs: Programs) -> dict[str, Any]:
 
 
 def write_profile(programs: Programs, source: sources.Source, folder: str, num_steps: int = 3) -> None:
-  """Leaves a trace of a few steps of each kind in `folder`, for TensorBoard's profiler."""
+  """Writes a trace of a few steps of each kind to `folder`, for TensorBoard's profiler."""
   training = _Training(programs, source)
   for traced in (False, True):
     with jax.profiler.trace(folder) if traced else contextlib.nullcontext():
@@ -224,13 +224,13 @@ def write_profile(programs: Programs, source: sources.Source, folder: str, num_s
 
 
 def device_info() -> dict[str, Any]:
-  """Platform, kind and number of the devices, and their published peaks."""
+  """Platform, kind, number and published peak of the devices."""
   device = jax.devices()[0]
   return {'platform': device.platform, 'kind': device.device_kind, 'devices': jax.device_count(),
           'peak': peak_flops.peak(device.device_kind)}
 
 
 def first_batch(programs: StepPrograms, source: sources.Source) -> list[jax.Array]:
-  """The first batch of a run, as its programs take it."""
+  """The first batch of a run, as arguments of its programs."""
   with contextlib.closing(programs.batches(source, [(0, programs.steps_per_call)])) as batches:
     return next(batches)

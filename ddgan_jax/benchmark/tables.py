@@ -1,4 +1,4 @@
-"""The tables of a benchmark, line by line."""
+"""Formats the tables of a benchmark, line by line."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from ddgan_jax.config import Config
 
 
 def heading(config: Config, report: dict[str, Any]) -> Iterator[str]:
-  """What was measured, on what, and the peak of that."""
+  """The config, the hardware, and its published peak."""
   device = report['device']
   peak = device['peak'].get(config.parallel.dtype)
   yield (f'{config.data.name} {config.data.image_size}x{config.data.image_size}, global batch '
          f'{config.data.batch_size}, {config.parallel.dtype}, on {device["devices"]} {device["kind"]} '
          f'({device["platform"]}), jax {report["jax"]}, {report["date"]}')
   if peak is None:
-    yield (f'There is no published peak of {device["kind"]!r} in {config.parallel.dtype}, and so no utilisation '
-           '(ddgan_jax/benchmark/peak_flops.py has a table).')
+    yield (f'No published peak of {device["kind"]!r} in {config.parallel.dtype}, so utilisation is unknown '
+           '(the peaks are in ddgan_jax/benchmark/peak_flops.py).')
   else:
-    yield f'Published peak of a device: {peak / 1e12:,.1f} TFLOP/s.'
+    yield f'Published peak per device: {peak / 1e12:,.1f} TFLOP/s.'
 
 
 def compile_table(times: dict[str, dict[str, float]]) -> Iterator[str]:
-  """`Programs.compile_times`."""
-  yield '\n| program | traced, s | compiled, s | from the cache, s |\n|---|---|---|---|'
+  """Table of `Programs.compile_times`."""
+  yield '\n| program | trace, s | compile, s | compile from cache, s |\n|---|---|---|---|'
   for name, row in times.items():
     yield (f'| {name} | {row["cold_trace_seconds"]:.1f} | {row["cold_seconds"]:.1f} | {row["warm_seconds"]:.1f} |')
 
 
 def speed_table(title: str, found: dict[str, dict[str, Any]]) -> Iterator[str]:
-  """What `measure_training` or `measure_sampling` found."""
-  yield f'\n| {title} | ms, median (fastest to slowest) | images/s | GFLOP/s a device | utilisation |'
+  """Table of `measure_training` or `measure_sampling`."""
+  yield f'\n| {title} | ms, median (fastest to slowest) | images/s | GFLOP/s per device | utilisation |'
   yield '|---|---|---|---|---|'
   for name, row in found.items():
     spread = f' ({1e3 * row["fastest"]:,.1f} to {1e3 * row["slowest"]:,.1f})' if 'fastest' in row else ''
@@ -41,10 +41,10 @@ def speed_table(title: str, found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def memory_lines(memory: dict[str, Any]) -> Iterator[str]:
-  """What `measure_memory` found."""
-  yield '\n| memory of a device | in all, MiB | temporary, MiB |\n|---|---|---|'
+  """Table of `measure_memory`."""
+  yield '\n| memory per device | total, MiB | temporary, MiB |\n|---|---|---|'
   for name, row in memory.items():
     if isinstance(row, dict):
-      yield f'| step {name}, by the compiler\'s account | {row["step_mib"]:,.0f} | {row["temporary_mib"]:,.0f} |'
+      yield f'| step {name}, XLA\'s memory analysis | {row["step_mib"]:,.0f} | {row["temporary_mib"]:,.0f} |'
   peak = memory['device_peak_mib']
-  yield f'| in use at most | {"unknown: this backend does not count" if peak is None else f"{peak:,.0f}"} | |'
+  yield f'| peak in use | {"not reported by this backend" if peak is None else f"{peak:,.0f}"} | |'

@@ -1,4 +1,4 @@
-"""Times that can be compared: calls that take turns, so that other work on the machine slows all of them alike."""
+"""Comparable timings: the functions take turns, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class Timing:
   """Seconds of one call, measured several times.
 
   Attributes:
-    seconds: one a round; each is the mean over `calls` calls that were dispatched one after the other.
-    processor_seconds: what the host's processors spent on a call meanwhile, all threads together; on a CPU that is busy
-      with other work as well it varies less.
-    calls: how many those were.
+    seconds: one value per round, the mean over `calls` calls that were dispatched one after the other.
+    processor_seconds: host CPU time per call, summed over threads; on a busy CPU it varies less than `seconds`.
+    calls: number of calls per round.
   """
 
   seconds: tuple[float, ...]
@@ -35,11 +34,11 @@ class Timing:
     return statistics.median(self.seconds)
 
   def divided(self, by: int) -> Timing:
-    """The times of one of `by` equal parts of a call."""
+    """The timing of one of `by` equal parts of a call."""
     return Timing(*(tuple(x / by for x in values) for values in (self.seconds, self.processor_seconds)), self.calls)
 
   def summary(self) -> dict[str, float | int]:
-    """For JSON: median, fastest and slowest in seconds, median of processor seconds, rounds and calls a round."""
+    """For JSON: median, fastest and slowest seconds, median CPU seconds, rounds, and calls per round."""
     return {
         'seconds': self.median, 'fastest': min(self.seconds), 'slowest': max(self.seconds),
         'processor_seconds': statistics.median(self.processor_seconds), 'rounds': len(self.seconds),
@@ -52,13 +51,13 @@ def time_interleaved(
   """Times each of `runs`, one after the other in every round.
 
   Args:
-    runs: functions without arguments; what they return is waited for (`jax.block_until_ready`).
-    rounds: how many measurements of each.
-    min_seconds: a measurement is of so many calls that it takes about that long; the wait is only for the last one,
-      as in training, so that dispatching hides behind computing.
+    runs: functions without arguments; `jax.block_until_ready` waits for their results.
+    rounds: number of measurements per function.
+    min_seconds: a measurement makes as many calls as take about this long, and waits only for the last, as in training,
+      so that dispatch overlaps computation.
 
   Returns:
-    A Timing for each name. Two calls of each come before and are not counted: the first may compile.
+    A Timing for each name, after two warm-up calls, of which the first may compile.
   """
   calls = {}
   for name, run in runs.items():
@@ -72,7 +71,7 @@ def time_interleaved(
 
 
 def _seconds(run: Callable[[], Any], calls: int) -> tuple[float, float]:
-  """Seconds and processor seconds of one call."""
+  """Mean seconds and CPU seconds per call."""
   begun, begun_processor = time.perf_counter(), time.process_time()
   for _ in range(calls):
     result = run()

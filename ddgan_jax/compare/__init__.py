@@ -1,1 +1,1 @@
-"""Trains methods and numbers of steps on the same data, and compares them."""
+"""Trains and compares methods on the same data."""

@@ -1,11 +1,11 @@
 """Compare methods (the trilemma): `ddgan compare --config stacked_digits [--workdir DIR] [--quick]`.
 
-Trains, on the data of one config, with its network and its number of steps: a one-shot GAN (T = 1), Gaussian diffusion
-(L2 on the noise, T = 1000, sampled in 1,000 steps and in 4), Denoising Diffusion GANs with T = 2, 4, 8, and one with
-T = 4 and no latent. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
+Trains, with the data, network and number of steps of one config: a one-shot GAN (T = 1), Gaussian diffusion (L2 on the
+noise, T = 1000, sampled in 1,000 steps and in 4), and Denoising Diffusion GANs with T = 2, 4, 8, and with T = 4 without
+the latent z. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
 
-Every training is a run of its own in the workdir; the same command resumes. The EMA averages over at most a tenth of
-the steps; with few steps it would otherwise still hold the initial weights.
+Each training is a separate run in the workdir; the same command resumes. The EMA averages over at most a tenth of the
+steps, because in a short run it would otherwise still contain the initial weights.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define_flags(define: options.Definer) -> None:
   define.config('A recipe of data, network and budget')
   define.string(
-      'workdir', None, 'The output folder; by default runs/compare_<recipe>, with --quick runs/compare_<recipe>_quick.')
-  define.list('methods', None, 'Which methods; by default all, with --quick three.')
-  define.integer('num', 10_000, 'Samples to measure of each.', lower_bound=2)
-  define.boolean('quick', False, 'A smoke test: at most 3,000 steps and 1,000 samples each, by default of gan, ddpm '
+      'workdir', None, 'Output folder; default runs/compare_<recipe>, with --quick runs/compare_<recipe>_quick.')
+  define.list('methods', None, 'Methods to compare; default all, with --quick three.')
+  define.integer('num', 10_000, 'Number of samples per method.', lower_bound=2)
+  define.boolean('quick', False, 'Smoke test: at most 3,000 steps and 1,000 samples per method; by default gan, ddpm '
                  'and ddgan_4.')
-  define.boolean('force', False, 'Measure fewer than 10,000 samples; marked as biased.')
-  define.integer('repeats', 3, 'Rounds of timing, in which the methods take turns.', lower_bound=1)
+  define.boolean('force', False, 'Allow fewer than 10,000 samples; the table marks them as biased.')
+  define.integer('repeats', 3, 'Rounds of timing; each round times every method.', lower_bound=1)
 
 
 def _compare(args: types.SimpleNamespace) -> None:
   base = config_lib.from_config_dict(args.config.fields)
-  # After the config is checked: these take seconds to import.
+  # After the config is checked, because these take seconds to import.
   from ddgan_jax.compare import comparison, measurement
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import evaluator
@@ -60,23 +60,23 @@ def _compare(args: types.SimpleNamespace) -> None:
   workdir = args.workdir
   is_default = workdir is None
   if is_default:
-    # A quick run is not what a long one begins with: its learning rates have ended.
+    # A separate folder, because the learning rates of a quick run have decayed and a long run must not resume it.
     quick = '_quick' if args.quick else ''
     workdir = os.path.join('runs', f'compare_{args.config.name}{quick}')
 
   app.configure()
   mesh = sharding.make_mesh()
   source = sources.load_source(base.data)
-  evaluate = evaluator.make_data_evaluator(base, source, mesh)  # what is missing is missed now
+  evaluate = evaluator.make_data_evaluator(base, source, mesh)  # fails before training if weights or labels are missing
   for name, config in configs.items():
     decay = config.optim.ema_decay
     print(f'--- {comparison.METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'
-          f'{f", ema_decay {decay:.4g} for so few" if decay != base.optim.ema_decay else ""}', flush=True)
+          f'{f", ema_decay {decay:.4g}" if decay != base.optim.ema_decay else ""}', flush=True)
     folder = os.path.join(workdir, name)
     if is_default and Checkpoints(folder).latest_step() is not None:
       workdir_lib.check_data(folder, config, source, workdir)
     if not loop.train_and_evaluate(config, folder):
-      print('Stopped; the same command resumes from there.', flush=True)
+      print('Stopped; the same command resumes.', flush=True)
       return
   rows = measurement.measure(evaluate, base, names, workdir, mesh, source.checksum)
   measurement.time_samplers(rows, args.repeats)

@@ -1,4 +1,4 @@
-"""What `compare` compares, and its table and figures."""
+"""The methods of `compare`, its table and figures."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ddgan_jax.reporting.plotting import LIMIT
 _QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
 _COVERAGE = ('modes', 'recall', 'coverage')
 _NAMES = {
-    'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'share of points in a mode', 'kid': 'KID',
-    'certain': 'share read with certainty', 'precision': 'precision', 'modes': 'modes found',
-    'modes_certain': 'modes found with certainty', 'mode_kl': 'KL to uniform', 'recall': 'recall',
+    'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'fraction of points in a mode', 'kid': 'KID',
+    'certain': 'fraction with p ≥ 0.9', 'precision': 'precision', 'modes': 'modes found',
+    'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL to uniform', 'recall': 'recall',
     'coverage': 'coverage'}
 
 
 class Method(NamedTuple):
-  """One training and the ways to sample from it.
+  """One training, and the numbers of steps in which it samples.
 
   Attributes:
-    title: in the table.
-    fields: of the config, that make it this method.
-    num_timesteps: numbers of steps to sample in; None is that of the training.
+    title: its name in the table.
+    fields: config fields that define the method.
+    num_timesteps: numbers of sampling steps; None is that of the training.
   """
 
   title: str
@@ -49,9 +49,10 @@ METHODS = {
 
 
 def method_config(base: Config, method: Method, num_steps: int) -> Config:
-  """`base` with the fields of a method, for `num_steps`, without measuring in between.
+  """`base` with the fields of a method, for `num_steps`, without evaluation during training.
 
-  The EMA reaches back a tenth of the steps at most: a short run's would otherwise hold the first weights still.
+  The EMA averages over at most a tenth of the steps, because in a short run it would otherwise contain the initial
+  weights.
   """
   nested = config_lib.to_dict(base)
   nested['optim']['ema_decay'] = min(nested['optim']['ema_decay'], max(0.0, 1 - 10 / num_steps))
@@ -62,40 +63,40 @@ def method_config(base: Config, method: Method, num_steps: int) -> Config:
 
 
 def select_methods(names: Sequence[str] | None) -> list[str]:
-  """The methods of that name, by default all. Raises ConfigError for one that there is not."""
+  """The named methods, by default all. Raises ConfigError for an unknown name."""
   for name in names or ():
     if name not in METHODS:
-      raise ConfigError(f'--methods: found {name!r}, must be some of {", ".join(METHODS)}')
+      raise ConfigError(f'--methods contains {name!r}; use some of {", ".join(METHODS)}')
   return list(names or METHODS)
 
 
 def check_metrics(config: Config) -> None:
-  """Raises ConfigError unless something that is measured stands for quality, and something for coverage."""
+  """Raises ConfigError unless one metric measures quality and one measures coverage."""
   for what, names in (('quality', ('fid', 'kid', 'modes')), ('coverage', ('modes', 'pr', 'dc'))):
     if not set(names) & set(config.eval.metrics):
-      raise ConfigError(f'eval.metrics: found {config.eval.metrics}, must have {", ".join(names[:-1])} or {names[-1]} '
-                        f'for {what}; --config.eval.metrics=fid,pr for example')
+      raise ConfigError(f'eval.metrics is {config.eval.metrics}; add {", ".join(names[:-1])} or {names[-1]} for '
+                        f'{what}, for example --config.eval.metrics=fid,pr')
 
 
 def sampler_name(row: dict[str, Any]) -> str:
-  """What a sampler is called: its training and its evaluations."""
+  """The name of a sampler: its method and number of evaluations."""
   return f'{row["title"]}, {row["evaluations"]:,}'
 
 
 def _first_measured(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-  """The first of `names` that the reports measure."""
+  """The first of `names` among the metrics of the reports."""
   return next(name for name in names if name in rows[0]['metrics'])
 
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
-  """Markdown: one line a sampler (rows as `measurement` makes them), with its training and the conditions above it."""
+  """A Markdown table: one line per sampler (rows of `measurement.measure`), below the conditions."""
   quality, n = _first_measured(_QUALITY, rows), rows[0]['n']
   others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
   head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]
   lines = [
-      f'{config.data.name}: {num_steps:,} steps of {config.data.batch_size} each, n = {n:,} samples'
+      f'{config.data.name}: {num_steps:,} steps, batch size {config.data.batch_size}, n = {n:,} samples'
       f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}; seconds are medians of one compiled call.', '',
       f'| method | network evaluations | {" | ".join(head)} | seconds per 100 |', '|---' * (len(names) + 3) + '|']
   for row in rows:
@@ -105,12 +106,12 @@ def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str
   of_data = [rows[0]['metrics'][name].get('of_reference') for name in names]
   if any(value is not None for value in of_data):
     shown = ['' if value is None else f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in of_data]
-    lines.append(f'| the data themselves | | {" | ".join(shown)} | |')
+    lines.append(f'| real data | | {" | ".join(shown)} | |')
   return '\n'.join(lines)
 
 
 def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
-  """Quality against sampling time, each point with its modes: the trilemma's three corners in one picture, as PNG."""
+  """Plots quality against sampling time, coloured by coverage (the three corners of the trilemma), as PNG."""
   from matplotlib.figure import Figure
 
   quality, coverage_name = _first_measured(_QUALITY, rows), _first_measured(_COVERAGE, rows)
@@ -120,7 +121,7 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
   seconds = [row['seconds'] for row in rows]
   coverage = [row['metrics'][coverage_name]['value'] for row in rows]
   points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
-  brackets = ' (in brackets: with certainty)' if 'modes_certain' in rows[0]['metrics'] else ''
+  brackets = ' (in brackets: p ≥ 0.9)' if 'modes_certain' in rows[0]['metrics'] else ''
   figure.colorbar(points, label=_NAMES[coverage_name] + brackets)
   axes.set_xscale('log')
   if quality != 'in_mode' and min(values) > 0 and max(values) > 20 * min(values):
@@ -145,7 +146,7 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
 
 
 def _separate_labels(figure: Any, texts: Sequence[Any]) -> None:
-  """Moves each annotation up until it covers none of those below, and fixes the layout, which would follow them."""
+  """Moves each annotation up until it overlaps none below it; freezes the layout, which would follow them."""
   figure.draw_without_rendering()
   figure.set_layout_engine('none')
   placed = []
@@ -157,7 +158,7 @@ def _separate_labels(figure: Any, texts: Sequence[Any]) -> None:
 
 
 def plot_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
-  """Samples of each method, one row (or one scatter picture) each under its name, as PNG."""
+  """Plots samples as PNG, one row (or one scatter plot) per method."""
   from matplotlib.figure import Figure
 
   is_points = rows[0]['samples'].shape[1:] == (1, 1, 2)
@@ -170,7 +171,7 @@ def plot_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes.scatter(x, y, s=3, alpha=0.5, linewidths=0)
       axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect='equal', xticks=[], yticks=[])
       modes, in_mode = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
-      axes.set_title(f'{sampler_name(row)}\n{modes} modes, {in_mode:.0%} of the points in one', fontsize=9)
+      axes.set_title(f'{sampler_name(row)}\n{modes} modes, {in_mode:.0%} of points near one', fontsize=9)
   else:
     figure = Figure(figsize=(9, 0.75 * len(rows)), dpi=110, layout='constrained')
     for i, row in enumerate(rows):
@@ -181,4 +182,4 @@ def plot_samples(rows: Sequence[dict[str, Any]], path: str) -> None:
       axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap='gray', vmin=0, vmax=255)
       axes.set(xticks=[], yticks=[])
       axes.set_ylabel(sampler_name(row), rotation=0, ha='right', va='center', fontsize=8)
-  figure.savefig(path, bbox_inches='tight')  # or long names are cut off
+  figure.savefig(path, bbox_inches='tight')  # tight, or long names are cut off

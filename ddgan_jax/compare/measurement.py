@@ -1,4 +1,4 @@
-"""Measures and times what `compare` has trained, and writes its files."""
+"""Measures and times the samplers of `compare`, and writes its files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.utils import files
 
 _NUM_TIMED = 100  # images, as in the paper's table
-_NUM_POINTS = 2_000  # of a scatter picture
-_REPORT_VERSION = 3  # raised when the same samples would give another report
-_MIN_SECONDS = 1.0  # seconds of a turn, or one call if that takes longer
+_NUM_POINTS = 2_000  # in a scatter plot
+_REPORT_VERSION = 3  # increased when the same samples would give another report
+_MIN_SECONDS = 1.0  # per sampler and round, at least one call
 
 
 def measure(
     evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any, checksum: str
 ) -> list[dict[str, Any]]:
-  """One row per sampler: its run, title, evaluations, and its report, which is kept beside the run.
+  """Returns one row per sampler: its run, title, evaluations, and report, which is cached in the run's folder.
 
-  `evaluate` is images → report, with the data as reference; `base.eval` says what it measures; `names` are some of
-  `METHODS`. A report on data of another `checksum` is not used again.
+  `evaluate` maps images to a report, with the data as reference and the metrics of `base.eval`; `names` are keys of
+  `METHODS`. A cached report on data of another `checksum` is ignored.
   """
   num = base.eval.num
   rows = []
@@ -47,14 +47,14 @@ def measure(
       report = _read_report(path)
       asked = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
       if report is None or report.get('asked') != asked:
-        print(f'Sampling {num:,} of {METHODS[name].title} in {evaluations} evaluations.', flush=True)
+        print(f'{METHODS[name].title}: drawing {num:,} samples with {evaluations} evaluations.', flush=True)
         images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
         report = evaluate(images(run.params, name)) | {'asked': asked}
         try:
           with files.atomic_write(path) as file:
             file.write(json.dumps(report, indent=2))
         except OSError as error:
-          print(f'{path}: cannot be written ({error.strerror or error}); measured again next time.', flush=True)
+          print(f'{path} cannot be written ({error.strerror or error}); the next call measures again.', flush=True)
       rows.append({
           'name': name, 'title': METHODS[name].title, 'evaluations': evaluations, 'run': run,
           'num_timesteps': num_timesteps, **report})
@@ -70,9 +70,9 @@ def _read_report(path: str) -> dict[str, Any] | None:
 
 
 def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
-  """Puts into each row `samples`, and `seconds`, the median of the compiled call that makes a hundred; in turns.
+  """Adds `samples` to each row, and `seconds`, the median time of a compiled call for 100 samples.
 
-  So a machine that is busy at times is so for all of them, and short calls are timed as long as others.
+  The samplers take turns, so that other load on the machine affects all of them, and each is timed equally long.
   """
   def make(config, num_timesteps):
     def sample(params, first):
@@ -99,7 +99,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
     generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
     num = _NUM_POINTS if is_points else _NUM_TIMED
     label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.is_required(generator) else None
-    if is_points or label is not None:  # whose timed samples are too few, or all of one label
+    if is_points or label is not None:  # the timed samples are too few, or have one label
       row['samples'] = image_output.generate(row['run'], num, seed=0, batch_size=num, label=label)
 
 
@@ -114,4 +114,4 @@ def write(rows: list[dict[str, Any]], workdir: str, base: Config, num_steps: int
     json.dump(plain, file, indent=2)
   comparison.plot_quality(rows, os.path.join(workdir, 'trilemma.png'))
   comparison.plot_samples(rows, os.path.join(workdir, 'samples.png'))
-  print(f'In {workdir}: table.md, comparison.json, trilemma.png, samples.png')
+  print(f'Wrote table.md, comparison.json, trilemma.png and samples.png in {workdir}.')

@@ -286,7 +286,7 @@ class ParallelConfig(_Section):
     fsdp: number of devices that share one copy of the parameters, both optimizer states and the EMA; 1 replicates
       them. The batch is sharded over all devices in any case.
     accumulation: number of microbatches per device, processed one after the other: less memory, more time.
-    remat: rematerialize each residual block in the backward pass: less memory, more time.
+    remat: rematerialise each residual block in the backward pass: less memory, more time.
   """
 
   dtype: str = choice('float32', 'bfloat16')

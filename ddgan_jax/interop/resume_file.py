@@ -36,7 +36,7 @@ _TRAINING_OPTIONS = {
 
 
 def state_from_generator(state_dict: Mapping[str, np.ndarray], config: Config) -> TrainState:
-  """A state at step 0 with the given generator as G and EMA; D and both Adam states are newly initialized.
+  """A state at step 0 with the given generator as G and EMA; D and both Adam states are newly initialised.
 
   Args:
     state_dict: the original's tensors, as in `netG_<epoch>.pth`.

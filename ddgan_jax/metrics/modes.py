@@ -139,7 +139,7 @@ def count_modes(labels: np.ndarray, num_modes: int) -> tuple[int, float]:
 
 
 def summary(labels: np.ndarray, certain: np.ndarray, num_modes: int) -> dict[str, float]:
-  """Summarizes `mode` and `certain` [n] of `classify`.
+  """Summarises `mode` and `certain` [n] of `classify`.
 
   Returns:
     `modes` and `mode_kl` of all predictions; `certain`, the fraction of confident predictions; and `modes_certain`, the

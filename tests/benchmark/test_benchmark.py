@@ -152,9 +152,9 @@ def test_command(tmp_path):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (('--what', 'train,speed'), "--what: found 'speed', must be some of compile"),
-    (('--sample_batches', '1,x'), "--sample_batches: found '1,x', must be positive whole numbers"),
-    (('--out', 'b.txt'), "--out: found 'b.txt', must end in .json"),
+    (('--what', 'train,speed'), "--what contains 'speed'; use some of compile"),
+    (('--sample_batches', '1,x'), "--sample_batches is '1,x'; use positive integers"),
+    (('--out', 'b.txt'), "--out is 'b.txt'; use a name that ends in .json"),
     (('--out', 'nowhere/b.json'), "--out: the folder 'nowhere' does not exist"),
     (('--config.data.batch_size=20',), 'data.batch_size is 20; use a multiple of 8'),
 ])

@@ -59,13 +59,13 @@ def rows(shape):
 def test_table(base):
   text = comparison.table(rows((8, 8, 3)), base, 70)
   assert text.splitlines() == [
-      'digits: 70 steps of 32 each, n = 2,000 samples (fewer than 10,000: biased); seconds are medians of one compiled '
-      'call.', '',
+      'digits: 70 steps, batch size 32, n = 2,000 samples (fewer than 10,000: biased); seconds are medians of one '
+      'compiled call.', '',
       '| method | network evaluations | FD (classifier) | modes found of 1,000 | KL to uniform | seconds per 100 |',
       '|---|---|---|---|---|---|',
       '| DDGAN | 4 | 3.25 | 1,000 | 0.5 | 0.21 |',
       '| Gaussian diffusion | 1,000 | 3.25 | 1 | 0.5 | 80.5 |',
-      '| the data themselves | |  | 998 | 0.25 | |']
+      '| real data | |  | 998 | 0.25 | |']
 
 
 @pytest.mark.parametrize('shape', [(8, 8, 1), (8, 8, 3), (1, 1, 2)])
@@ -102,11 +102,11 @@ def test_names_in_the_figure_keep_apart():
 
 
 def test_what_cannot_be_compared_is_refused():
-  with pytest.raises(ConfigError, match="--methods: found 'vae', must be some of gan, ddpm, ddgan_2"):
+  with pytest.raises(ConfigError, match="--methods contains 'vae'; use some of gan, ddpm, ddgan_2"):
     comparison.select_methods(['gan', 'vae'])
   for metrics, message in ((('is', 'pr'), 'fid, kid or modes for quality'), (('fid',), 'modes, pr or dc for coverage')):
     config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': metrics}})
-    with pytest.raises(ConfigError, match=rf'eval.metrics: found \({metrics[0]!r}.*\), must have {message}'):
+    with pytest.raises(ConfigError, match=rf'eval.metrics is \({metrics[0]!r}.*\); add {message}'):
       comparison.check_metrics(config)
   assert comparison.select_methods(None) == list(comparison.METHODS)
 

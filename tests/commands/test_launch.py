@@ -146,7 +146,7 @@ def test_run_starts_the_command_as_it_was_typed(bench, tmp_path):
   # While that process lives, another is refused.
   (worker / 'run.pid').write_text(f'{os.getpid()}\n')
   status, error, _ = bench('tpu_pod.sh', 'run', '--', 'true', **POD, RUN_HOME=str(worker))
-  assert status == 3 and 'still running' in error
+  assert status == 3 and 'already running' in error
 
 
 def test_logs_follow_and_give_the_status_of_the_run(bench):
@@ -212,13 +212,13 @@ def test_dry_run_prints_and_runs_nothing(bench, tmp_path, verb):
 
 
 @pytest.mark.parametrize('arguments, variables, message', [
-    (['create'], {'ZONE': 'z', 'TYPE': 't'}, 'NAME is not set: export the name'),
-    (['delete'], {'NAME': 'n'}, 'ZONE is not set: export the zone'),
-    (['create'], {'NAME': 'n', 'ZONE': 'z'}, 'TYPE is not set: export the slice to request'),
+    (['create'], {'ZONE': 'z', 'TYPE': 't'}, 'NAME is not set; export a name'),
+    (['delete'], {'NAME': 'n'}, 'ZONE is not set; export a zone'),
+    (['create'], {'NAME': 'n', 'ZONE': 'z'}, 'TYPE is not set; export the type of the slice'),
     (['run'], POD, 'run: no command; put it after --'),
-    (['delete', '--', 'x'], POD, "delete: takes no command, but found 'x'"),
-    (['begin'], POD, "'begin' is not understood: say [--dry-run] create, install"),
-    ([], POD, "'' is not understood"),
+    (['delete', '--', 'x'], POD, "delete: takes no command, but got 'x'"),
+    (['begin'], POD, "'begin' is not a command; use [--dry-run] create, install"),
+    ([], POD, "'' is not a command"),
 ])
 def test_a_mistake_is_one_sentence(bench, arguments, variables, message):
   status, error, calls = bench('tpu_pod.sh', *arguments, **variables)
@@ -256,9 +256,9 @@ def test_slurm_near_the_time_limit_saves_and_queues_again(bench, venv, tmp_path,
 
 def test_slurm_mistakes(bench, venv, tmp_path):
   for arguments, variables, message in (
-      (['--config', 'c.py'], {}, 'not inside a SLURM job: submit this file with sbatch'),
-      ([], venv, 'no arguments: give those of ddgan_jax.main'),
-      (['--config', 'c.py'], {**venv, 'VENV': 'nowhere'}, "VENV: 'nowhere' is not a virtual environment")):
+      (['--config', 'c.py'], {}, 'not in a SLURM job; submit this file with sbatch'),
+      ([], venv, 'no arguments; use those of ddgan_jax.main'),
+      (['--config', 'c.py'], {**venv, 'VENV': 'nowhere'}, "VENV is 'nowhere'; use a virtual environment")):
     status, error, calls = bench('slurm.sbatch', *arguments, **variables)
     assert status == 2 and error.startswith(f'Error: {message}') and error.count('\n') == 1 and calls == []
 
@@ -331,8 +331,8 @@ def test_local_gives_the_first_bad_status_and_ends_the_others(tmp_path):
              'sys.exit(9)')
   result = local('--processes', '3', '--grace', '1', '--', sys.executable, '-c', program, str(tmp_path / 'deaf'))
   assert result.returncode == 9
-  assert 'process 1 ended with status 9; the others are told to end' in result.stderr
-  assert 'ending those that still run after 1 s' in result.stderr
+  assert 'process 1 ended with status 9; stopping the others' in result.stderr
+  assert 'killing processes that still run after 1 s' in result.stderr
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -364,9 +364,9 @@ def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--processes', '2'], 'no command: put it after --'),
-    (['--processes', '0', '--', 'true'], '--processes: found 0, must be at least 1'),
+    (['--processes', '0', '--', 'true'], '--processes is 0; use at least 1'),
     (['--processes', '2', '--', 'no-such-command'], "'no-such-command': no such command"),
-    (['--processes', '2', '--gpus', '1', '--devices', '1', '--', 'true'], 'give one of them'),
+    (['--processes', '2', '--gpus', '1', '--devices', '1', '--', 'true'], 'use only one of them'),
     (['--processes', '2', '--gpus', '2', '--', 'true'], 'need 4 GPUs, but CUDA_VISIBLE_DEVICES lists 3'),
 ])
 def test_local_mistakes(arguments, message):

@@ -285,9 +285,9 @@ def test_images_that_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('metrics, reference, message', [
-    (('fid',), None, 'fid: needs a reference; give --workdir, --config or --reference'),
+    (('fid',), None, 'fid: no reference; set --workdir, --config or --reference'),
     (('fid', 'kid'), 'statistics', '^kid: file only has a mean and a covariance; use images'),
-    (('modes',), 'images', 'modes: needs labelled data to know them by'),
+    (('modes',), 'images', 'modes: no labelled data; set --workdir or --config'),
     (('sfid',), 'images', "metrics is 'sfid'; use one of 'fid', 'is', 'kid'"),
 ])
 def test_metrics_that_cannot_be_had(metrics, reference, message):
