@@ -310,9 +310,9 @@ def test_labels_from_the_command_line():
 
 
 def test_the_original_knows_no_labels():
-  with pytest.raises(pytorch.InteropError, match='generator.num_classes: found 10, but the original has no generator'):
+  with pytest.raises(pytorch.InteropError, match='num_classes is 10; use 0, because the generator of the original'):
     pytorch.generator_params({}, dataclasses.replace(U_NET, num_classes=10))
-  with pytest.raises(pytorch.InteropError, match='the original has no discriminator conditioned on labels'):
+  with pytest.raises(pytorch.InteropError, match='the discriminator of the original is not conditioned'):
     pytorch.discriminator_params({}, DiscriminatorConfig(num_classes=10))
 
 

@@ -132,7 +132,7 @@ def test_pictures(folder):
 
 @pytest.mark.parametrize('flags, message', [
     ('--image=x.png', '--mask is missing; --task inpaint requires --image and --mask'),
-    ('--image=nowhere.png --mask=mask.png', "--image: no such file 'nowhere.png'"),
+    ('--image=nowhere.png --mask=mask.png', "--image is 'nowhere.png', which does not exist"),
     ('--image=x.png --mask=wide.png', '--mask: wide.png is 8x9; use 8x8'),
     ('--image=x.png --mask=black.png', '--mask: black.png is all black; use white'),
     ('--image=large.png --mask=mask.png', '--image: large.png is 24x16, which data.resize='),

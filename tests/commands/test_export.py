@@ -82,7 +82,7 @@ def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, file
        '--seed', str(seed), '--batch_size', '3'],
       cwd=tmp_path, env={**ENVIRONMENT, 'PYTHONPATH': ''}, check=True, timeout=600)
   found = np.load(tmp_path / 'x.npz')['images']
-  monkeypatch.setattr(compilation, 'options', lambda platform: {})
+  monkeypatch.setattr(compilation, 'compiler_options', lambda platform: {})
   expected = image_output.generate(run, 5, seed, batch_size=3)
   assert found.dtype == np.uint8 and found.shape == (5, 8, 8, 1) and expected.std() > 10
   np.testing.assert_array_equal(found, expected)
@@ -203,7 +203,7 @@ def test_other_safetensors_are_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--out and --safetensors: use at least one'),
+    ([], '--out and --safetensors: use at least one of them'),
     (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
 def test_the_command_refuses_in_one_sentence(workdir, flags, message):
