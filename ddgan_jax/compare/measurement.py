@@ -45,11 +45,11 @@ def measure(
       evaluations = run.schedule.num_timesteps
       path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
       report = _read_report(path)
-      asked = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
-      if report is None or report.get('asked') != asked:
+      conditions = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
+      if report is None or report.get('asked') != conditions:
         print(f'{METHODS[name].title}: drawing {num:,} samples with {evaluations} evaluations.', flush=True)
         images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
-        report = evaluate(images(run.params, name)) | {'asked': asked}
+        report = evaluate(images(run.params, name)) | {'asked': conditions}
         try:
           with files.atomic_write(path) as file:
             file.write(json.dumps(report, indent=2))
