@@ -55,7 +55,8 @@ def digits_classifier(tmp_path_factory):
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import modes
 
-  with filelock.FileLock(tmp_path_factory.getbasetemp().parent / 'classifier.lock'), pytest.MonkeyPatch.context() as patch:
+  lock = filelock.FileLock(tmp_path_factory.getbasetemp().parent / 'classifier.lock')
+  with lock, pytest.MonkeyPatch.context() as patch:
     patch.setattr(modes, '_STEPS', 300)
     source = sources.load_source(DataConfig(image_size=8, num_channels=1))
     return modes.load_judge(source, say=lambda text: None), source

@@ -11,7 +11,7 @@ import pathlib
 class Writer:
 
   def __init__(self, workdir):
-    self._file = open(pathlib.Path(workdir) / f'events.out.tfevents.{os.getpid()}', 'a')
+    self._file = open(pathlib.Path(workdir) / f'events.out.tfevents.{os.getpid()}', 'a')  # noqa: SIM115
 
   def write_scalars(self, step, scalars):
     print(json.dumps({'step': step} | {name: float(value) for name, value in scalars.items()}), file=self._file)
