@@ -1,4 +1,4 @@
-"""The launch scripts: the exact commands that they give to stand-ins of gcloud and srun; test_processes.py has a run."""
+"""The launch scripts: the exact commands given to stand-ins of gcloud and srun. test_processes.py has a run."""
 
 import os
 import pathlib

@@ -70,7 +70,7 @@ def interrupt(arguments, at, number, env=ENVIRONMENT):
   lines = []
   for line in iter(process.stdout.readline, b''):
     lines.append(line.decode())
-    if at in line:
+    if at in lines[-1]:
       process.send_signal(number)
       break
   else:
