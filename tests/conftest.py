@@ -16,8 +16,13 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is most of what the tests do
 
+import gc
+
+import filelock
 import jax
 import pytest
+
+gc.set_threshold(100_000, 20, 100)  # traced programs are many small objects that live long
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -26,6 +31,9 @@ def forget_programs():
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and maps.read_text().count('\n') > 15_000:
+    from tests.support import programs
+
+    programs.compiled.clear()
     jax.clear_caches()
 
 
@@ -38,6 +46,20 @@ def data_dir(tmp_path_factory):
   path = str(tmp_path_factory.mktemp('tfds'))
   sources.load_source(DataConfig(image_size=8, num_channels=1, data_dir=path))
   return path
+
+
+@pytest.fixture(scope='session')
+def digits_classifier(tmp_path_factory):
+  """In a third of the usual steps, once for all workers and commands, which find it in the cache; and its data."""
+  from ddgan_jax.config import DataConfig
+  from ddgan_jax.data import sources
+  from ddgan_jax.metrics import modes
+
+  lock = filelock.FileLock(tmp_path_factory.getbasetemp().parent / 'classifier.lock')
+  with lock, pytest.MonkeyPatch.context() as patch:
+    patch.setattr(modes, '_STEPS', 300)
+    source = sources.load_source(DataConfig(image_size=8, num_channels=1))
+    return modes.load_judge(source, say=lambda text: None), source
 
 
 @pytest.fixture(scope='session')

@@ -20,7 +20,7 @@ from ddgan_jax.cli import app, ddgan, options
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import recipes
 from tests import support
-from tests.support import ROOT
+from tests.support import ROOT, programs
 from tests.support.commands import run_command, succeed
 
 MODULES = {
@@ -35,6 +35,13 @@ def config_file(tmp_path_factory):
   fields['train'] |= {'num_steps': 50, 'checkpoint_every': 2, 'sample_every': 50}
   path.write_text(support.config_text(fields))
   return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shared_programs():
+  with pytest.MonkeyPatch.context() as patch:
+    programs.share(patch)
+    yield
 
 
 @pytest.fixture(scope='module')

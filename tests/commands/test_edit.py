@@ -28,14 +28,14 @@ ENVIRONMENT = command_environment()
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory, tiny_config):
+def folder(tmp_path_factory, quick_config):
   """A workdir `run` with random parameters, and pictures."""
   folder = tmp_path_factory.mktemp('edit')
-  state = jax.jit(lambda: train_state.create(tiny_config))()
+  state = jax.jit(lambda: train_state.create(quick_config))()
   rng = np.random.default_rng(0)
   fill = lambda leaf: (rng.standard_normal(leaf.shape) / np.sqrt(max(1, np.prod(leaf.shape[:-1])))).astype(np.float32)
   (folder / 'run').mkdir()
-  (folder / 'run/config.json').write_text(config_lib.to_json(tiny_config))
+  (folder / 'run/config.json').write_text(config_lib.to_json(quick_config))
   checkpoints = Checkpoints(folder / 'run')
   checkpoints.save(state.replace(step=state.step + 7, ema_params=jax.tree.map(fill, state.ema_params)))
   checkpoints.close()

@@ -9,37 +9,28 @@ import pytest
 
 from ddgan_jax import evaluate
 from ddgan_jax import main as train
-from tests.support import ROOT, command_environment, config_text, tiny_config_dict
+from tests.support import ROOT, command_environment, config_text, quick_config_dict, scalars
 from tests.support.commands import run_command, succeed
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """A workdir, and what was printed, of a run with a U-Net that measures itself three times."""
+def trained(tmp_path_factory, digits_classifier):
+  """A workdir, and what was printed, of a run that measures itself three times."""
   folder = tmp_path_factory.mktemp('evaluate')
-  (folder / 'tiny.py').write_text(config_text(tiny_config_dict()))
+  (folder / 'tiny.py').write_text(config_text(quick_config_dict()))
   fields = {
-      'discriminator.kind': 'tiny', 'optim.lazy_reg': 1,  # one program, and not the largest
+      'optim.lazy_reg': 1,  # one program
       'train.num_steps': 30, 'train.eval_every': 10, 'train.checkpoint_every': 1000, 'train.keep_checkpoints': 1,
       'eval.metrics': 'modes', 'eval.num': 100, 'eval.batch_size': 50, 'eval.force': True}
   said = succeed(
       train.main, '--config', folder / 'tiny.py', '--workdir', folder / 'run',
-      *(f'--config.{name}={value}' for name, value in fields.items()), events=True)
+      *(f'--config.{name}={value}' for name, value in fields.items()), events=scalars.Writer)
   return folder / 'run', said
-
-
-def logged(workdir, tag):
-  """{step: value} of a scalar in TensorBoard's events."""
-  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-  from tensorboard.util import tensor_util
-
-  events = EventAccumulator(str(workdir), size_guidance={'tensors': 0}).Reload()
-  return {event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
 
 
 def test_training_measures_and_keeps_the_best(trained):
   workdir, printed = trained
-  found = logged(workdir, 'eval/fd_classifier')
+  found = scalars.read(workdir, 'eval/fd_classifier')
   assert list(found) == [10, 20, 30] and all(value > 0 for value in found.values())
   assert printed.count('Fréchet distance, not FID') == 3 and 'step 20: n = 100; reference digits, n = 1,498' in printed
   kept = {int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()}
@@ -55,7 +46,7 @@ def test_the_same_from_two_processes(trained, tmp_path):
   command = [sys.executable, 'launch/local.py', '--processes', '2', '--devices', '4', '--', sys.executable, '-m',
              'ddgan_jax.evaluate', *flags, '--out', tmp_path / 'together.json']
   together = subprocess.run(
-      list(map(str, command)), cwd=ROOT, env=command_environment(tensorflow=False), capture_output=True, text=True,
+      list(map(str, command)), cwd=ROOT, env=command_environment(), capture_output=True, text=True,
       timeout=600)
   assert together.returncode == 0, together.stdout + together.stderr
   one, two = (json.loads((tmp_path / f'{name}.json').read_text()) for name in ('alone', 'together'))

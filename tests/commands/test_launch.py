@@ -1,4 +1,4 @@
-"""The launch scripts: the exact commands that they give to stand-ins of gcloud and srun, and a run on two processes."""
+"""The launch scripts: the exact commands given to stand-ins of gcloud and srun. test_processes.py has a run."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.support import ROOT, config_text, quick_config_dict
+from tests.support import ROOT
 
 LOCAL = [sys.executable, str(ROOT / 'launch' / 'local.py')]
 
@@ -372,23 +372,3 @@ def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
 def test_local_mistakes(arguments, message):
   result = local(*arguments, CUDA_VISIBLE_DEVICES='0,1,2')
   assert result.returncode == 2 and message in result.stderr
-
-
-def test_local_trains_on_two_processes_of_four_devices(tmp_path):
-  """The real command: one set of checkpoints, pictures and events, and losses that all processes agree on."""
-  fields = quick_config_dict()
-  fields['optim']['r1_gamma'] = 0.0  # one program to compile instead of two
-  fields['train'].update(num_steps=3, checkpoint_every=3)
-  (tmp_path / 'tiny.py').write_text(config_text(fields))
-  result = subprocess.run(
-      [*LOCAL, '--processes', '2', '--devices', '4', '--', sys.executable, '-m', 'ddgan_jax.main', '--config',
-       str(tmp_path / 'tiny.py'), '--workdir', str(tmp_path / 'run'), f'--config.data.data_dir={tmp_path / "data"}'],
-      cwd=ROOT, capture_output=True, text=True, timeout=3000)
-  assert result.returncode == 0, result.stdout + result.stderr
-  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 per process.\n')
-  assert any(line.startswith('[0] Finished 3 steps') for line in result.stdout.splitlines())
-  assert 'Traceback' not in result.stderr
-  run = tmp_path / 'run'
-  assert [path.name for path in (run / 'checkpoints').iterdir()] == ['3']
-  assert len(list(run.glob('events.out.tfevents.*'))) == 1
-  assert (run / 'samples' / 'step_00000003.png').exists()

@@ -17,16 +17,18 @@ from ddgan_jax import main as train
 from ddgan_jax import sample
 from ddgan_jax.cli import image_output
 from tests import support
-from tests.support import ROOT, quick_config_dict
+from tests.support import ROOT, programs, quick_config_dict
 from tests.support.commands import run_command
 
-QUICK_CONFIG = support.config_text(quick_config_dict())
+CADENCE = {'num_steps': 120, 'sample_every': 60, 'checkpoint_every': 30}
 
 
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory):
   path = tmp_path_factory.mktemp('configs') / 'tiny.py'
-  path.write_text(QUICK_CONFIG)
+  fields = quick_config_dict()
+  fields['train'].update(CADENCE)
+  path.write_text(support.config_text(fields))
   return path
 
 
@@ -36,8 +38,9 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def command(config_file, data_dir):
-  """The arguments of a training run in a workdir."""
+def command(config_file, data_dir, monkeypatch):
+  """The arguments of a training run in a workdir; in this process runs share their programs."""
+  programs.share(monkeypatch)
 
   def make(workdir, *flags, config=config_file):
     return ['--config', str(config), '--workdir', str(workdir), f'--config.data.data_dir={data_dir}', *flags]
@@ -46,7 +49,7 @@ def command(config_file, data_dir):
 
 
 # `finished` alone is asked for its events.
-ENVIRONMENT = support.command_environment(tensorflow=False)
+ENVIRONMENT = support.command_environment()
 
 
 def start(arguments, env=ENVIRONMENT):
@@ -59,20 +62,20 @@ def start(arguments, env=ENVIRONMENT):
 def interrupt(arguments, at, number, env=ENVIRONMENT):
   """Starts a run, sends it a signal when a line of its output contains `at`, returns (status, output).
 
-  Its pipe is so small that it waits after some 100 lines that nobody has read, however slow this process may be.
+  Its pipe is so small that it waits after some 50 lines that nobody has read, however slow this process may be.
   """
   process = subprocess.Popen(
       [sys.executable, '-m', 'ddgan_jax.main', *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True, pipesize=4096)
+      stderr=subprocess.STDOUT, bufsize=0, pipesize=4096)
   lines = []
-  for line in process.stdout:
-    lines.append(line)
-    if at in line:
+  for line in iter(process.stdout.readline, b''):
+    lines.append(line.decode())
+    if at in lines[-1]:
       process.send_signal(number)
       break
   else:
     pytest.fail(f'{at!r} never came:\n{"".join(lines)}')
-  lines.append(process.stdout.read())
+  lines.append(process.stdout.read().decode())
   return process.wait(), ''.join(lines)
 
 
@@ -88,27 +91,27 @@ def restored_state(workdir, step):
 
 @pytest.fixture(scope='module')
 def finished(config_file, data_dir, tmp_path_factory):
-  """A run of 200 steps without interruption, and what it printed."""
+  """A run of 120 steps without interruption, and what it printed."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
   result = start(['--config', str(config_file), '--workdir', str(workdir), f'--config.data.data_dir={data_dir}'],
-                 env=support.command_environment())
+                 env=support.command_environment(events='tensorflow'))
   assert result.returncode == 0, result.stderr
   return workdir, result
 
 
 def test_a_run_leaves_everything_in_its_workdir(finished):
   workdir, result = finished
-  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['150', '200']
-  assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000100.png', 'step_00000200.png']
-  assert Image.open(workdir / 'samples' / 'step_00000200.png').size == (102, 102)
+  assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['120', '90']
+  assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000060.png', 'step_00000120.png']
+  assert Image.open(workdir / 'samples' / 'step_00000120.png').size == (102, 102)
   assert 'dense_0/kernel' in (workdir / 'parameters.txt').read_text()
   assert ddgan_jax.load(workdir).config.data.batch_size == 32
   lines = result.stdout.splitlines()
   assert any(line.startswith('Compiling') for line in lines)
-  assert sum(line.startswith('step ') for line in lines) == 200
-  assert sum(line.startswith('Compiled the training step in') and 'MiB per device' in line for line in lines) == 1
-  assert lines[-1] == (f'Finished 200 steps in {workdir}; its last sample grid is '
-                       f'{workdir / "samples" / "step_00000200.png"}.')
+  assert sum(line.startswith('step ') for line in lines) == 120
+  assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
+  assert lines[-1] == (f'Finished 120 steps in {workdir}; its last sample grid is '
+                       f'{workdir / "samples" / "step_00000120.png"}.')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
 
 
@@ -129,15 +132,15 @@ def test_tensorboard_events_read_back(finished):
 
   for tag in ('loss_d', 'loss_d_real', 'loss_d_fake', 'loss_g', 'grad_norm_d', 'grad_norm_g', 'logits_real',
               'logits_fake', 'lr_d', 'lr_g'):
-    assert steps(tag) == list(range(1, 201)), tag
+    assert steps(tag) == list(range(1, 121)), tag
     assert np.isfinite(values(tag)).all(), tag
-  assert steps('r1_penalty') == list(range(1, 201, 4))
-  assert steps('images_per_second') == steps('data_wait') and set(steps('data_wait')) <= set(range(2, 201))
+  assert steps('r1_penalty') == list(range(1, 121, 4))
+  assert steps('images_per_second') == steps('data_wait') and set(steps('data_wait')) <= set(range(2, 121))
   assert all(0 <= fraction <= 1 for fraction in values('data_wait'))
   assert steps('compile_seconds') == steps('step_memory_mib') == [1] and values('step_memory_mib')[0] > 0.02
   rates = values('lr_g')
   assert rates[0] == pytest.approx(1.6e-4) and all(b < a for a, b in zip(rates, rates[1:], strict=False))
-  assert steps('samples') == [100, 200]
+  assert steps('samples') == [60, 120]
   width, height, png = events.Tensors('samples')[-1].tensor_proto.string_val[:3]
   assert (int(width), int(height)) == (102, 102) and png.startswith(b'\x89PNG')
   assert '_hparams_/session_start_info' in events.summary_metadata or '_hparams_/session_start_info' in tags
@@ -147,37 +150,25 @@ def test_the_same_command_says_that_it_has_finished(finished, command):
   workdir, _ = finished
   result = run_command(train.main, *command(workdir))
   assert result.status == 0
-  assert result.out.startswith(f'{workdir} has finished its 200 steps; its last sample grid is')
+  assert result.out.startswith(f'{workdir} has finished its 120 steps; its last sample grid is')
   assert result.out.count('\n') == 1
 
 
-def test_killed_and_resumed_is_bit_identical(finished, command, tmp_path):
-  """SIGKILL between two checkpoints, then the same command; test_faults.py has more of them."""
-  status, output = interrupt(command(tmp_path / 'run'), 'step 70/', signal.SIGKILL)
-  assert status == -signal.SIGKILL and 'Finished' not in output
+def test_stopped_and_killed_and_resumed_is_bit_identical(finished, command, tmp_path):
+  """SIGTERM, which saves, then SIGKILL between two checkpoints; test_faults.py has more of them."""
+  status, output = interrupt(command(tmp_path / 'run'), 'step 4/', signal.SIGTERM)
+  stopped = checkpoint_step(tmp_path / 'run')
+  assert status == 0 and 4 <= stopped < 120 and f'SIGTERM: saved step {stopped} in' in output, output
+  status, output = interrupt(command(tmp_path / 'run'), f'step {stopped + 3}/', signal.SIGKILL)
+  assert status == -signal.SIGKILL and f'Resumed at step {stopped}' in output and 'Finished' not in output
   result = start(command(tmp_path / 'run'))
   assert result.returncode == 0, result.stderr
-  assert 'Finished 200 steps' in result.stdout
-  expected, found = restored_state(finished[0], 200), restored_state(tmp_path / 'run', 200)
+  assert 'Finished 120 steps' in result.stdout
+  expected, found = restored_state(finished[0], 120), restored_state(tmp_path / 'run', 120)
   for name in ('g_params', 'd_params', 'ema_params', 'g_opt_state', 'd_opt_state', 'step'):
     jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(expected, name))
-  assert (tmp_path / 'run' / 'samples' / 'step_00000200.png').read_bytes() == (
-      finished[0] / 'samples' / 'step_00000200.png').read_bytes()
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_saves_and_resumes(finished, command, tmp_path, number):
-  status, output = interrupt(command(tmp_path / 'run'), 'step 20/', number)
-  assert status == 0, output
-  stopped = checkpoint_step(tmp_path / 'run')
-  assert f'{signal.Signals(number).name}: saved step {stopped} in' in output
-  assert 20 <= stopped < 200
-  if number == signal.SIGINT:
-    return
-  result = start(command(tmp_path / 'run'))
-  assert f'Resumed at step {stopped}' in result.stdout
-  jax.tree.map(np.testing.assert_array_equal, restored_state(tmp_path / 'run', 200).ema_params,
-               restored_state(finished[0], 200).ema_params)
+  assert (tmp_path / 'run' / 'samples' / 'step_00000120.png').read_bytes() == (
+      finished[0] / 'samples' / 'step_00000120.png').read_bytes()
 
 
 def checkpoint_step(workdir):
@@ -186,25 +177,24 @@ def checkpoint_step(workdir):
   return Checkpoints(workdir).latest_step()
 
 
-def test_told_to_stop_while_compiling_leaves_at_once(command, tmp_path):
+def test_interrupted_while_compiling_leaves_at_once(command, tmp_path):
   # Another learning rate, so that the program is not in the cache.
   arguments = command(tmp_path / 'run', f'--config.optim.lr_g={1e-4 + time.time() % 1e-5}')
-  status, output = interrupt(arguments, 'Compiling', signal.SIGTERM)
+  status, output = interrupt(arguments, 'Compiling', signal.SIGINT)
   assert status == 0 and 'First step done' not in output, output
-  assert 'SIGTERM before the first step: nothing to save.' in output
+  assert 'SIGINT before the first step: nothing to save.' in output
 
 
 def test_on_eight_devices(finished, command, tmp_path):
-  """The whole command on eight simulated devices, stopped after 20 steps: the same losses."""
-  env = support.command_environment(8, tensorflow=False)
-  status, output = interrupt(command(tmp_path / 'run'), 'step 20/', signal.SIGTERM, env)
-  assert status == 0 and 'on 8 cpu device(s)' in output, output
+  """The whole command on eight simulated devices, stopped by Ctrl-C after 10 steps: the same losses."""
+  status, output = interrupt(command(tmp_path / 'run'), 'step 10/', signal.SIGINT, support.command_environment(8))
+  assert status == 0 and 'on 8 cpu device(s)' in output and 'SIGINT: saved step ' in output, output
 
   def losses(text):
     return [line.split()[3:6:2] for line in text.splitlines() if line.startswith('step ')]
 
   np.testing.assert_allclose(
-      np.array(losses(output)[:20], float), np.array(losses(finished[1].stdout)[:20], float), atol=2e-3)
+      np.array(losses(output)[:10], float), np.array(losses(finished[1].stdout)[:10], float), atol=2e-3)
 
 
 def draw(workdir, *flags):
@@ -218,7 +208,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
   for out in ('some/array.npz', 'folder'):
     result = draw(workdir, '--num', '6', '--seed', '3', '--out', tmp_path / out)
     assert result.status == 0, result.err
-    assert result.out == f'6 images from step 200 of {workdir}, seed 3: {tmp_path / out}\n'
+    assert result.out == f'6 images of step 120 of {workdir}, seed 3: {tmp_path / out}\n'
   images = np.load(tmp_path / 'some' / 'array.npz')['images']
   assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
   np.testing.assert_array_equal(np.load(tmp_path / 'process.npz')['images'], images)
@@ -303,21 +293,22 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
 
   workdir = tmp_path / 'run'
   shutil.copytree(finished[0], workdir)
-  for file in (workdir / 'checkpoints' / '200' / 'state').rglob('*'):
+  for file in (workdir / 'checkpoints' / '120' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')
-  shutil.copytree(workdir / 'checkpoints' / '150', workdir / 'checkpoints' / '151')  # readable, but not step 151
-  result = run_command(train.main, *command(workdir, '--config.train.num_steps=201'))
+  shutil.copytree(workdir / 'checkpoints' / '90', workdir / 'checkpoints' / '91')  # readable, but not step 91
+  result = run_command(train.main, *command(workdir, '--config.train.num_steps=121'))
   assert result.status == 0, result.err
-  assert '200: its list of arrays cannot be read; using step 151 instead.' in result.out
-  assert '151: contains step 150, so it was renamed or copied; using step 150 instead.' in result.out
-  assert 'Resumed at step 150' in result.out and 'Finished 201 steps' in result.out
+  assert '120: its list of arrays cannot be read; going back to step 91.' in result.out
+  assert '91: holds step 90, so it was renamed or copied; going back to step 90.' in result.out
+  assert 'Resumed at step 90' in result.out and 'Finished 121 steps' in result.out
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
-      '151.damaged', '200', '200.damaged', '201']
+      '120', '120.damaged', '121', '91.damaged']
 
 
-def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path):
+def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path, monkeypatch):
   """cats/images and dogs/images have the same default workdir: the second is refused, unless it is named."""
+  programs.share(monkeypatch)
   rng = np.random.default_rng(0)
   for animal in ('cats', 'dogs'):
     (tmp_path / animal / 'images').mkdir(parents=True)

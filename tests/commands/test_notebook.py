@@ -43,7 +43,8 @@ def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, data_dir):
   for name in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS'):  # compiled as users' programs are
     monkeypatch.delenv(name, raising=False)
   quick = quick_config_dict(data_dir=data_dir)
-  quick['train'].update(num_steps=20, sample_every=10)
+  quick['train'].update(num_steps=4, sample_every=2)
+  quick['optim']['lazy_reg'] = 1  # one program of the training instead of two
   for name in ('attn_resolutions', 'ch_mult'):  # an empty tuple cannot be said in a flag; the recipe's own fit together
     quick['generator'].pop(name)
   cell = parameters_of(notebook)

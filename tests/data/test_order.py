@@ -13,6 +13,7 @@ from ddgan_jax.config import DataConfig
 from ddgan_jax.data import pipeline, sources
 from tests.support import ROOT, xla_flags
 
+RANGES = ((0, 2), (1000, 1001))
 STEPS = (0, 1, 1000)
 N = 37
 
@@ -38,13 +39,14 @@ def main(index, count, port, out, steps, fields):
     config = DataConfig(**{**fields, **change})
     source = sources.load_source(config)
     assert source.decodes == decodes
-    for step in steps:
-      host = pipeline.batches(source, config, 7, step, step + 1, index, count)
-      batch, = pipeline.device_batches(host, sharding.batch_sharding(sharding.make_mesh()))
-      for name, array in batch.items():
-        assert array.shape[0] == config.batch_size
-        for shard in array.addressable_shards:
-          arrays[f'{num_workers} {step} {name} {shard.index[0].start or 0}'] = np.asarray(shard.data)
+    for first, last in steps:
+      host = pipeline.batches(source, config, 7, first, last, index, count)
+      batches = pipeline.device_batches(host, sharding.by_rows(sharding.make_mesh()))
+      for step, batch in zip(range(first, last), batches, strict=True):
+        for name, array in batch.items():
+          assert array.shape[0] == config.batch_size
+          for shard in array.addressable_shards:
+            arrays[f'{num_workers} {step} {name} {shard.index[0].start or 0}'] = np.asarray(shard.data)
   np.savez(out, **arrays)
 
 if __name__ == '__main__':
@@ -64,7 +66,7 @@ def run(folder, config, count):
   outs = [folder / f'{count}_{index}.npz' for index in range(count)]
   processes = [
       subprocess.Popen([sys.executable, str(folder / 'process.py'), str(index), str(count), str(port), str(out),
-                        repr((STEPS, dataclasses.asdict(config)))], env=env) for index, out in enumerate(outs)]
+                        repr((RANGES, dataclasses.asdict(config)))], env=env) for index, out in enumerate(outs)]
   assert [process.wait(timeout=300) for process in processes] == [0] * count
   shards = {}
   for out in outs:

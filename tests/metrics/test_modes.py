@@ -15,9 +15,8 @@ DIGITS = DataConfig(image_size=8, num_channels=1)
 
 
 @pytest.fixture(scope='module')
-def classifier():
-  source = sources.load_source(DIGITS)
-  return modes.load_classifier(source, log=lambda text: None), source
+def judge(digits_classifier):
+  return digits_classifier
 
 
 def test_reads_digits_that_it_has_never_seen(classifier):

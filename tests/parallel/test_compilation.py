@@ -1,5 +1,6 @@
 """With which options programs are compiled."""
 
+import dataclasses
 import os
 import re
 
@@ -27,11 +28,13 @@ def fused_by_ynnpack(compiled) -> list[str]:
 
 
 @pytest.fixture
-def plain_step(tiny_config):
+def plain_step(tiny_config, quick_config):
+  """Of perceptrons as G and convolutions as D."""
   def compiled():
+    config = dataclasses.replace(tiny_config, generator=quick_config.generator)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    return train_step.make_step_fn(tiny_config, mesh, False).lower(
-        train_state.abstract_state(tiny_config, None), *train_step.abstract_batch(tiny_config, mesh).values()).compile()
+    return train_step.make_step_fn(config, mesh, False).lower(
+        train_state.abstract(config, None), *train_step.inputs(config, mesh).values()).compile()
 
   return compiled
 

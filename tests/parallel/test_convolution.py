@@ -59,6 +59,7 @@ def test_so_have_those_of_a_step():
   """Microbatches are a loop, inside the step's shard_map, and R1 of several steps a conditional."""
   fields = tiny_config_dict(image_size=32)  # so that no map is smaller than its kernel
   fields['train'].update(steps_per_call=2, log_every=2)
+  fields['generator'].update(kind='mlp')  # the convolutions are D's
   config = config_lib.from_config_dict({**fields, 'parallel': {'accumulation': 2}})
   mesh = sharding.make_mesh(jax.devices()[:2])
   program = train_step.make_steps_fn(config, mesh).lower(

@@ -50,7 +50,7 @@ def lively_state(config):
 
 
 @functools.cache
-def run(num_devices, *, num_steps=12, **parallel):
+def run(num_devices, *, num_steps=6, **parallel):
   """The losses [num_steps, 4] of a run and its last state."""
   config = run_config(**parallel)
   mesh, step = compiled_step(config, num_devices)
@@ -66,9 +66,9 @@ def run(num_devices, *, num_steps=12, **parallel):
 
 
 @pytest.mark.parametrize('parallel, num_steps', [
-    ({}, 12),
-    ({'fsdp': 4}, 12),
-    ({'accumulation': 4, 'remat': True}, 5),  # on a CPU each of these takes about twenty times as long
+    ({}, 6),
+    ({'fsdp': 4}, 6),
+    ({'accumulation': 4, 'remat': True}, 4),  # on a CPU each of these takes about twenty times as long
 ], ids=str)
 def test_the_same_losses(parallel, num_steps):
   expected, _ = run(1)
@@ -84,8 +84,8 @@ def device_bytes(state, device):
 
 
 def test_fsdp_state_is_in_parts():
-  _, whole = run(8, num_steps=12)
-  _, parts = run(8, num_steps=12, fsdp=4)
+  _, whole = run(8, num_steps=6)
+  _, parts = run(8, num_steps=6, fsdp=4)
   for device in jax.devices():
     assert device_bytes(parts, device) < 0.35 * device_bytes(whole, device)  # a quarter, and the small arrays
   kernel = parts.ema_params['middle_block_0']['conv_0']['kernel']
@@ -94,9 +94,9 @@ def test_fsdp_state_is_in_parts():
   assert parts.g_params['conv_in']['bias'].sharding.is_fully_replicated
 
 
-def test_fsdp_samples(tiny_config):
+def test_fsdp_samples(quick_config):
   """The sample grid of a state in parts is that of a whole one."""
-  config = dataclasses.replace(tiny_config, train=dataclasses.replace(tiny_config.train, num_samples=8))
+  config = dataclasses.replace(quick_config, train=dataclasses.replace(quick_config.train, num_samples=8))
   params = lively_state(config).ema_params
   images = []
   for fsdp in (1, 8):
@@ -108,9 +108,9 @@ def test_fsdp_samples(tiny_config):
 
 
 @pytest.mark.parametrize('with_r1', [False, True])
-def test_data_parallel_communicates_gradients_once(tiny_config, with_r1):
+def test_data_parallel_communicates_gradients_once(quick_config, with_r1):
   """An all-reduce of each network's gradient, scalars, and nothing else; compiled with the tests' fewer passes."""
-  config = run_config() if with_r1 else tiny_config
+  config = run_config() if with_r1 else quick_config
   _, step = compiled_step(config, 8, with_r1)
   state = train_state.abstract_state(config, None)
   found = collectives(step.as_text())

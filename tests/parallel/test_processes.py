@@ -17,38 +17,42 @@ from ddgan_jax import train_state
 from ddgan_jax.runs import workdir as workdir_lib
 from ddgan_jax.runs.checkpoints import Checkpoints
 from tests import support
-from tests.support import ROOT
+from tests.support import ROOT, scalars
 
-STEPS = 60
+STEPS = 40
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
-def start(tmp_path_factory):
-  """Starts the command in `processes` processes of `devices` devices each; returns [(process, its output)].
-
-  Only with `events` does it write losses that can be read back.
-  """
+def command(tmp_path_factory):
+  """The command line of a run, and its flags."""
   folder = tmp_path_factory.mktemp('processes')
   (folder / 'tiny.py').write_text(support.config_text(support.quick_config_dict()))
+  return lambda workdir, *flags: [
+      sys.executable, '-m', 'ddgan_jax.main', '--config', str(folder / 'tiny.py'), '--workdir', str(workdir),
+      f'--config.data.data_dir={folder / "data"}', f'--config.train.num_steps={STEPS}', *flags]
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts a command line in `processes` processes of `devices` devices each; returns [(process, its output)]."""
   started = []
 
-  def start(workdir, processes, devices, *flags, own=None, events=False):
-    with socket.socket() as probe:
-      probe.bind(('localhost', 0))
-      port = probe.getsockname()[1]
+  def start(command, processes, devices, together='--coordinator_address={} --num_processes={} --process_id={}'):
+    address = f'localhost:{free_port()}'
     group = []
     for index in range(processes):
-      together = [] if processes == 1 else [
-          f'--coordinator_address=localhost:{port}', f'--num_processes={processes}', f'--process_id={index}']
-      output = folder / f'{len(started)}.txt'
+      own = together.format(address, processes, index).split() if processes > 1 else []
+      output = tmp_path / f'{len(started)}.txt'
       with output.open('w') as file:
         group.append((subprocess.Popen(
-            [sys.executable, '-m', 'ddgan_jax.main', '--config', str(folder / 'tiny.py'), '--workdir',
-             str(workdir[index] if isinstance(workdir, list) else workdir),
-             f'--config.data.data_dir={folder / "data"}', f'--config.train.num_steps={STEPS}', *flags, *together,
-             *(own or {}).get(index, ())],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            env=support.command_environment(devices, tensorflow=events)), output))
+            [*command, *own], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            env=support.command_environment(devices, events='scalars')), output))
       started.append(group[-1][0])
     return group
 
@@ -72,15 +76,10 @@ def wait_for(group, text, timeout=900):
     time.sleep(0.02)
 
 
-def losses(workdir):
-  """[steps, 2] of the events; of a step that was done twice the later one."""
-  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-  from tensorboard.util import tensor_util
-
-  events = EventAccumulator(str(workdir), size_guidance={'tensors': 0}).Reload()
-  found = [{event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
-           for tag in ('loss_d', 'loss_g')]
-  return {step: np.array([found[0][step], found[1][step]]) for step in found[0]}
+def losses(workdir, steps):
+  """[steps, 2] of the events."""
+  of_d, of_g = (scalars.read(workdir, name) for name in ('loss_d', 'loss_g'))
+  return np.array([(of_d[step], of_g[step]) for step in steps])
 
 
 def parameters(workdir):
@@ -91,111 +90,126 @@ def parameters(workdir):
 
 
 @pytest.fixture(scope='module')
-def never_moved(start, tmp_path_factory):
-  """The workdir of one process with 8 devices, with checkpoints 10, 20, …, 60."""
+def never_moved(command, tmp_path_factory):
+  """The workdir of one process with 8 devices, with checkpoints 10, 20, 30 and 40."""
   workdir = tmp_path_factory.mktemp('runs') / 'eight'
-  statuses, outputs = finish(start(
-      workdir, 1, 8, '--config.train.checkpoint_every=10', '--config.train.keep_checkpoints=9',
-      events=True))
-  assert statuses == [0], outputs
+  subprocess.run(
+      command(workdir, '--config.train.checkpoint_every=10', '--config.train.keep_checkpoints=9'), cwd=ROOT, check=True,
+      env=support.command_environment(8, events='scalars'), timeout=900)
   return workdir
 
 
-def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, start, tmp_path):
+@pytest.mark.usefixtures('digits_classifier')
+def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, command, tmp_path):
+  """Started by launch/local.py; measured on the way, which keeps the best checkpoint."""
   flags = ('eval_every=20', 'checkpoint_every=10', 'keep_checkpoints=1')
   evaluation = ('metrics=modes', 'num=64', 'batch_size=64', 'force=True')
-  statuses, outputs = finish(start(
-      tmp_path / 'run', 2, 4, *(f'--config.train.{flag}' for flag in flags),
-      *(f'--config.eval.{flag}' for flag in evaluation), events=True))
-  assert statuses == [0, 0], outputs
-  checkpoints = Checkpoints(tmp_path / 'run')
+  run = tmp_path / 'run'
+  result = subprocess.run(
+      [sys.executable, 'launch/local.py', '--processes', '2', '--devices', '4', '--',
+       *command(run, *(f'--config.train.{flag}' for flag in flags), *(f'--config.eval.{flag}' for flag in evaluation))],
+      cwd=ROOT, env=support.command_environment(events='scalars'), capture_output=True, text=True, timeout=900)
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 each.\n')
+  outputs = [re.sub(rf'^\[{i}\] ', '', ''.join(re.findall(rf'^\[{i}\].*\n', result.stdout, re.MULTILINE)),
+                    flags=re.MULTILINE) for i in range(2)]
+  checkpoints = Checkpoints(run)
   distances = {step: float(value) for step, value in re.findall(
       r'step (\d+): n = 64;(?:.*\n)*?  Fréchet distance, not FID +([\d.]+)', outputs[0])}
-  assert [*distances] == ['20', '40', '60'] and '20: n = 64' not in outputs[1]
-  assert {*map(str, checkpoints.steps())} == {'60', min(distances, key=distances.get)}
-  expected, found = losses(never_moved), losses(tmp_path / 'run')
-  assert sorted(found) == list(range(1, STEPS + 1))
-  np.testing.assert_allclose([found[s] for s in range(1, 31)], [expected[s] for s in range(1, 31)], rtol=1e-4)
-  np.testing.assert_allclose(parameters(tmp_path / 'run'), parameters(never_moved), atol=1e-3)
+  assert [*distances] == ['20', '40'] and '20: n = 64' not in outputs[1]
+  assert {*map(str, checkpoints.steps())} == {'40', min(distances, key=distances.get)}
+  assert sorted(scalars.read(run, 'loss_d')) == list(range(1, STEPS + 1))
+  np.testing.assert_allclose(losses(run, range(1, 31)), losses(never_moved, range(1, 31)), rtol=1e-4)
+  np.testing.assert_allclose(parameters(run), parameters(never_moved), atol=1e-3)
   # Process 0 alone writes and talks.
-  assert len(list((tmp_path / 'run').glob('events.out.tfevents.*'))) == 1
-  assert 'Finished 60 steps' in outputs[0] and 'step ' not in outputs[1]
+  assert len(list(run.glob('events.out.tfevents.*'))) == 1 and 'Traceback' not in result.stderr
+  assert (run / 'samples' / 'step_00000040.png').exists()
+  assert 'Finished 40 steps' in outputs[0] and 'step ' not in outputs[1]
 
 
-def test_moved_from_eight_devices_to_two_processes_and_to_one_device(never_moved, start, tmp_path):
-  """And told to stop in between, by a SIGTERM to one of the two: both save the same step and end well."""
+def test_a_run_moves_to_other_devices_and_is_stopped_and_killed_on_the_way(never_moved, command, start, tmp_path):
+  """Of eight devices, of two processes that share the state, and of one device: the losses of a run left alone."""
   workdir = tmp_path / 'run'
   (workdir / 'checkpoints').mkdir(parents=True)
   shutil.copy(never_moved / 'config.json', workdir)
-  shutil.copytree(never_moved / 'checkpoints' / '10', workdir / 'checkpoints' / '10')
-  shutil.copytree(never_moved / 'checkpoints' / '20', workdir / 'checkpoints' / '20')
+  for step in ('10', '20'):
+    shutil.copytree(never_moved / 'checkpoints' / step, workdir / 'checkpoints' / step)
   for file in (workdir / 'checkpoints' / '20' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')
+  in_parts = command(workdir, '--config.train.checkpoint_every=1', '--config.parallel.fsdp=4')
 
-  # Slow enough to be stopped on the way; the state in parts that lie in both processes.
-  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1', '--config.parallel.fsdp=4', events=True)
-  wait_for(group, 'step 15/')
+  # A signal to one of two processes: both save the same step and end well.
+  group = start(in_parts, 2, 2)
+  wait_for(group, 'step 12/')
   group[1][0].send_signal(signal.SIGTERM)
   statuses, outputs = finish(group)
   assert statuses == [0, 0], outputs
   assert '20: its list of arrays cannot be read; using step 10 instead.' in outputs[0]
   assert 'Resumed at step 10' in outputs[0]
   stopped = Checkpoints(workdir).latest_step()
-  assert 15 <= stopped < STEPS and f'SIGTERM: saved step {stopped} in' in outputs[0]
+  assert 12 <= stopped < 25 and f'SIGTERM: saved step {stopped} in' in outputs[0]
 
-  statuses, outputs = finish(start(workdir, 1, 1, events=True))
-  assert statuses == [0] and f'Resumed at step {stopped}' in outputs[0], outputs
-  expected, found = losses(never_moved), losses(workdir)
-  np.testing.assert_allclose([found[s] for s in range(11, 31)], [expected[s] for s in range(11, 31)], rtol=1e-4)
-  np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)
-
-
-def test_stopped_before_the_first_step(never_moved, start, tmp_path):
-  """A run that goes on and is pre-empted while it compiles leaves after the step that it can take."""
-  workdir = tmp_path / 'run'
-  shutil.copytree(never_moved, workdir, ignore=shutil.ignore_patterns('20', '30', '40', '50', '60', 'events*'))
-  group = start(workdir, 2, 1)
+  # While it compiles: it leaves after the step that it can take.
+  group = start(in_parts, 2, 2)
   wait_for(group, 'Compiling')
   group[1][0].send_signal(signal.SIGTERM)
   statuses, outputs = finish(group)
   assert statuses == [0, 0], outputs
-  stopped = Checkpoints(workdir).latest_step()
-  assert 10 < stopped < 20 and f'SIGTERM: saved step {stopped} in' in outputs[0], outputs
+  begun, stopped = stopped, Checkpoints(workdir).latest_step()
+  assert begun < stopped < begun + 10 and f'SIGTERM: saved step {stopped} in' in outputs[0], outputs
 
-
-def test_a_second_run_is_refused_on_all_processes(start, tmp_path):
-  (tmp_path / 'run').mkdir()
-  with workdir_lib.locked(str(tmp_path / 'run')):
-    statuses, outputs = finish(start(tmp_path / 'run', 2, 1))
-  assert statuses == [2, 2] and 'another run is using it (process ' in outputs[0], outputs
-
-
-def test_a_workdir_that_is_not_shared_is_refused(start, tmp_path):
-  """Each process has a folder of its own under the same name, as hosts with local disks have."""
-  links = []
-  for index in range(2):
-    (tmp_path / f'host{index}').mkdir()
-    links.append(tmp_path / f'host{index}' / 'run')
-  statuses, outputs = finish(start(links, 2, 1))
-  assert statuses == [2, 2] and 'process 1 does not see what process 0 writes there' in outputs[0], outputs
-
-
-def test_different_configs_are_refused(start, tmp_path):
-  statuses, outputs = finish(start(tmp_path / 'run', 2, 1, own={1: ['--config.seed=1']}))
-  assert statuses == [2, 2] and 'the config differs between processes' in outputs[0], outputs
-
-
-def test_one_of_two_processes_is_killed(never_moved, start, tmp_path):
-  """The other one ends too, with an error, and the same command goes on."""
-  workdir = tmp_path / 'run'
-  shutil.copytree(never_moved, workdir, ignore=shutil.ignore_patterns('30', '40', '50', '60', 'events*'))
-  group = start(workdir, 2, 2, '--config.train.checkpoint_every=1')
-  wait_for(group, 'step 25/')
+  # One is killed: the other one notices, after a while, and ends with an error. Meanwhile a copy goes on.
+  group = start(in_parts, 2, 2)
+  wait_for(group, f'step {stopped + 2}/')
   group[1][0].kill()
+  time.sleep(2)  # for what is being saved
+  latest = Checkpoints(workdir).latest_step()
+  assert stopped < latest < STEPS
+  shutil.copytree(workdir, tmp_path / 'copy', ignore=shutil.ignore_patterns('*tmp*'))
+  statuses, outputs = finish(start(command(tmp_path / 'copy'), 1, 1))
+  assert statuses == [0] and f'Resumed at step {latest}' in outputs[0], outputs
   statuses, outputs = finish(group)
   assert statuses[0] != 0 and statuses[1] == -signal.SIGKILL, outputs
-  latest = Checkpoints(workdir).latest_step()
-  statuses, outputs = finish(start(workdir, 1, 1))
-  assert statuses == [0] and f'Resumed at step {latest}' in outputs[0], outputs
+  workdir = tmp_path / 'copy'
+  # All but the last ones of the killed process.
+  steps = sorted(set(range(11, 31)) & set(scalars.read(workdir, 'loss_d')))
+  assert len(steps) > 10
+  np.testing.assert_allclose(losses(workdir, steps), losses(never_moved, steps), rtol=1e-4)
   np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)
+
+
+# Each process tries three runs, and would end with status 2 at each.
+REFUSED = """
+import dataclasses, os, sys
+from ddgan_jax import config as config_lib
+from ddgan_jax.config import UserError
+from ddgan_jax.parallel import processes
+from ddgan_jax.training import loop
+from tests.support import quick_config_dict
+
+index, folder = int(sys.argv[3]), sys.argv[1]
+processes.initialize(sys.argv[2], 2, index)
+config = config_lib.from_config_dict(quick_config_dict())
+for seed, workdir in ((0, 'locked'), (0, f'host{index}/run'), (index, 'run')):
+  try:
+    loop.train_and_evaluate(dataclasses.replace(config, seed=seed), os.path.join(folder, workdir))
+  except UserError as error:
+    print(f'refused: {error}', flush=True)
+"""
+
+
+def test_a_run_is_refused_on_all_processes(start, tmp_path):
+  """One that another process uses; one whose folder is not shared, as on hosts with local disks; and two configs."""
+  for name in ('locked', 'host0', 'host1'):
+    (tmp_path / name).mkdir()
+  with workdir_lib.locked(str(tmp_path / 'locked')):
+    statuses, outputs = finish(start([sys.executable, '-c', REFUSED, str(tmp_path)], 2, 1, together='{0} {2}'))
+  assert statuses == [0, 0], outputs
+  for output in outputs:
+    refused = re.findall('^refused: .*', output, re.MULTILINE)
+    assert len(refused) == 3, output
+    for said, expected in zip(refused, ('another run is using it (process ',
+                                        'process 1 does not see what process 0 writes there',
+                                        'the config must be the same on all processes')):
+      assert expected in said

@@ -79,7 +79,8 @@ def quick_config_dict(**data):
   """The same run with multilayer perceptrons, which compile four times as fast: for what is not about the networks."""
   fields = tiny_config_dict(**data)
   return {**fields, 'generator': {**fields['generator'], 'kind': 'mlp', 'num_channels_dae': 16},
-          'discriminator': {**fields['discriminator'], 'kind': 'mlp', 'ngf': 16}}
+          'discriminator': {**fields['discriminator'], 'kind': 'mlp', 'ngf': 16},
+          'train': {**fields['train'], 'num_steps': 40, 'sample_every': 20, 'checkpoint_every': 10}}
 
 
 def config_text(fields):
@@ -97,12 +98,16 @@ def get_config():
 '''
 
 
-def command_environment(num_devices=1, tensorflow=True):
-  """The environment of a command: its simulated devices; without TensorFlow it writes no events and starts sooner."""
+def command_environment(num_devices=1, events='none'):
+  """The environment of a command: its simulated devices, and how it writes events.
+
+  Events are 'none', as where TensorFlow is not installed; 'scalars', for `scalars.read`; or 'tensorflow'. Commands
+  start sooner without TensorFlow.
+  """
   environment = {**os.environ, 'XLA_FLAGS': xla_flags(num_devices), 'PYTHONUNBUFFERED': '1'}
-  if not tensorflow:
-    stub = str(pathlib.Path(__file__).parent / 'without_tensorflow')
-    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [stub, os.environ.get('PYTHONPATH')]))
+  if events != 'tensorflow':
+    stub = pathlib.Path(__file__).parent / {'none': 'without_tensorflow', 'scalars': 'scalars_only'}[events]
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(stub), os.environ.get('PYTHONPATH')]))
   return environment
 
 

@@ -25,7 +25,7 @@ class Result(NamedTuple):
   err: str
 
 
-def run_command(main, *args, cwd=None, devices=1, events=False) -> Result:
+def run_command(main, *args, cwd=None, devices=1, events=None) -> Result:
   """Calls a command's `main` with these arguments.
 
   Args:
@@ -33,14 +33,13 @@ def run_command(main, *args, cwd=None, devices=1, events=False) -> Result:
     *args: the command line, as anything that `str` turns into its words.
     cwd: the folder that it is called in.
     devices: how many of this process's devices it sees, as on a machine that has no more.
-    events: whether a run writes TensorBoard's events, for which TensorFlow is imported, slowly.
+    events: opens a run's event writer, such as `scalars.Writer`; by default a run writes no events.
   """
   out, err = io.StringIO(), io.StringIO()
   with contextlib.ExitStack() as exits:
     if cwd is not None:
       exits.enter_context(contextlib.chdir(cwd))
-    if not events:
-      exits.enter_context(mock.patch.object(tensorboard, '_open_writer', lambda workdir: None))
+    exits.enter_context(mock.patch.object(tensorboard, '_open_writer', events or (lambda workdir: None)))
     seen = jax.devices()[:devices]
     for name, value in (('devices', seen), ('local_devices', seen), ('device_count', len(seen)),
                         ('local_device_count', len(seen))):

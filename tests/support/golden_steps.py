@@ -17,10 +17,16 @@ from tests.support import generator_config, golden, nhwc, state_dict
 FOREVER = 10**9  # the original steps its cosine once an epoch, so these four steps have constant learning rates
 
 
+@functools.cache
+def golden_steps():
+  """Compiled once in a process."""
+  return GoldenSteps()
+
+
 class GoldenSteps:
   """Takes the steps of `train_step.npz`, two of them with R1."""
 
-  def __init__(self, accumulation=1, remat=False):
+  def __init__(self):
     self.arrays, self.options = golden('train_step.npz')
     options = self.options
     self.g_config = generator_config(options)
@@ -32,9 +38,9 @@ class GoldenSteps:
     schedule = diffusion.make_schedule(
         options['num_timesteps'], beta_min=options['beta_min'], beta_max=options['beta_max'])
     model = objectives.Model(
-        models.Generator(self.g_config, remat=remat), models.Discriminator(self.d_config, remat=remat), schedule)
+        models.Generator(self.g_config), models.Discriminator(self.d_config), schedule)
     setup = train_step.Setup(
-        objectives.Ddgan(penalties.r1(self.optim)), model, self.optim, FOREVER, accumulation=accumulation)
+        objectives.Ddgan(penalties.r1(self.optim)), model, self.optim, FOREVER)
     self._step = compilation.jit(functools.partial(train_step.train_step, setup=setup), static_argnames='with_r1')
     # The original groups strided rows for the minibatch stddev, this project neighbouring ones.
     self._order = np.arange(options['batch']).reshape(4, -1).T.ravel()

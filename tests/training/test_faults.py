@@ -24,7 +24,7 @@ from ddgan_jax.reporting import tensorboard
 from ddgan_jax.runs import workdir
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.training import loop, results
-from tests.support import ROOT, command_environment
+from tests.support import ROOT, command_environment, programs
 
 
 @pytest.fixture(scope='module')
@@ -39,6 +39,7 @@ def run(quick_config, data_dir, capsys, monkeypatch):
   alone = sharding.make_mesh(jax.devices()[:1])
   monkeypatch.setattr(sharding, 'make_mesh', lambda **_: alone)
   monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
+  programs.share(monkeypatch)
 
   def run(workdir, **fields):
     fields = {'num_steps': 30, 'checkpoint_every': 10, 'log_every': 5, 'sample_every': 1000, **fields}
@@ -294,9 +295,9 @@ def test_the_lock_dies_with_its_process(tmp_path):
 def test_killed_at_random(tmp_path, data_dir):
   """The short form of what launch/kill_test.py does a hundred times."""
   result = subprocess.run(
-      [sys.executable, 'launch/kill_test.py', '--kills', '2', '--steps', '600', '--checkpoint_every', '50', '--folder',
+      [sys.executable, 'launch/kill_test.py', '--kills', '2', '--steps', '200', '--checkpoint_every', '20', '--folder',
        str(tmp_path / 'runs'), '--data_dir', str(data_dir), '--', '--config.generator.kind=mlp',
        '--config.discriminator.kind=mlp'],
-      cwd=ROOT, capture_output=True, text=True, env=command_environment(tensorflow=False))
+      cwd=ROOT, capture_output=True, text=True, env=command_environment())
   assert result.returncode == 0, result.stdout + result.stderr
-  assert 'arrays of step 600 are bit-identical' in result.stdout and '\n2 kills in ' in result.stdout
+  assert 'arrays of step 200 are bit-identical' in result.stdout and '\n2 kills in ' in result.stdout
