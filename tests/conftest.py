@@ -59,7 +59,7 @@ def digits_classifier(tmp_path_factory):
   with lock, pytest.MonkeyPatch.context() as patch:
     patch.setattr(modes, '_STEPS', 300)
     source = sources.load_source(DataConfig(image_size=8, num_channels=1))
-    return modes.load_judge(source, say=lambda text: None), source
+    return modes.load_classifier(source, log=lambda text: None), source
 
 
 @pytest.fixture(scope='session')

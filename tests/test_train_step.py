@@ -9,7 +9,7 @@ import pytest
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state, train_step
-from ddgan_jax.benchmark import operations
+from ddgan_jax.benchmark import flops
 from ddgan_jax.config import OptimConfig
 from ddgan_jax.interop import pytorch
 from ddgan_jax.objectives import penalties
@@ -43,7 +43,7 @@ def test_golden_steps():
       np.testing.assert_allclose(first, expected[2:len(found)], rtol=0, atol=atol, err_msg=name)
 
 
-def flops(function, *args):
+def compiled_flops(function, *args):
   return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
 
@@ -63,15 +63,15 @@ def test_computes_nothing_that_it_throws_away():
   state = jax.eval_shape(lambda: train_state.create(config))
   x = jax.ShapeDtypeStruct((32, 32, 32, 1), jnp.float32)
   t, z = jax.ShapeDtypeStruct((32,), jnp.int32), jax.ShapeDtypeStruct((32, 4), jnp.float32)
-  g = flops(lambda p, x, t, z: generator.apply({'params': p}, x, t, z), state.g_params, x, t, z)
-  d = flops(lambda p, x, t: discriminator.apply({'params': p}, x, t, x), state.d_params, x, t)
+  g = compiled_flops(lambda p, x, t, z: generator.apply({'params': p}, x, t, z), state.g_params, x, t, z)
+  d = compiled_flops(lambda p, x, t: discriminator.apply({'params': p}, x, t, x), state.d_params, x, t)
   mesh = sharding.make_mesh(jax.devices()[:1])
   step = train_step.make_step_fn(config, mesh, with_r1=False).lower(state, x).compile().cost_analysis()['flops']
   assert 0.8 * (4 * g + 8 * d) < step < 4 * g + 8 * d + g
-  count = operations.of_step(config, False)
+  count = flops.step_flops(config, False)
   assert count == pytest.approx(step / 32, rel=0.05)
   # R1 that shares D's forward pass adds three of D's: forward over reverse would be four, a separate one five.
-  assert operations.of_step(config, True) > count
+  assert flops.step_flops(config, True) > count
 
 
 def test_initial_state_is_a_function_of_the_seed(quick_config):

@@ -97,7 +97,7 @@ def test_main_trains_on_from_a_generator_alone(tmp_path):
   fields['train']['num_steps'] = 2
   config, file, workdir = write_config(tmp_path, **fields), tmp_path / 'netG.pth', tmp_path / 'run'
   parsed = config_lib.from_config_dict(fields)
-  params = filled(train_state.abstract(parsed, None).g_params)
+  params = filled(train_state.abstract_state(parsed, None).g_params)
   torch_writer.write_checkpoint(file, pytorch.generator_state_dict(params, parsed.generator))
   succeed(convert.main, '--from_pytorch', file, '--config', config, '--workdir', workdir)
   printed = succeed(train.main, '--config', config, '--workdir', workdir)

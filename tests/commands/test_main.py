@@ -109,7 +109,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
   lines = result.stdout.splitlines()
   assert any(line.startswith('Compiling') for line in lines)
   assert sum(line.startswith('step ') for line in lines) == 120
-  assert sum(line.startswith('The step was compiled in') and 'MiB on each device' in line for line in lines) == 1
+  assert sum(line.startswith('Compiled the training step in') and 'MiB per device' in line for line in lines) == 1
   assert lines[-1] == (f'Finished 120 steps in {workdir}; its last sample grid is '
                        f'{workdir / "samples" / "step_00000120.png"}.')
   assert 'Traceback' not in result.stderr and 'WARNING' not in result.stderr
@@ -208,7 +208,7 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
   for out in ('some/array.npz', 'folder'):
     result = draw(workdir, '--num', '6', '--seed', '3', '--out', tmp_path / out)
     assert result.status == 0, result.err
-    assert result.out == f'6 images of step 120 of {workdir}, seed 3: {tmp_path / out}\n'
+    assert result.out == f'6 images from step 120 of {workdir}, seed 3: {tmp_path / out}\n'
   images = np.load(tmp_path / 'some' / 'array.npz')['images']
   assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
   np.testing.assert_array_equal(np.load(tmp_path / 'process.npz')['images'], images)
@@ -299,8 +299,8 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
   shutil.copytree(workdir / 'checkpoints' / '90', workdir / 'checkpoints' / '91')  # readable, but not step 91
   result = run_command(train.main, *command(workdir, '--config.train.num_steps=121'))
   assert result.status == 0, result.err
-  assert '120: its list of arrays cannot be read; going back to step 91.' in result.out
-  assert '91: holds step 90, so it was renamed or copied; going back to step 90.' in result.out
+  assert '120: its list of arrays cannot be read; using step 91 instead.' in result.out
+  assert '91: contains step 90, so it was renamed or copied; using step 90 instead.' in result.out
   assert 'Resumed at step 90' in result.out and 'Finished 121 steps' in result.out
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == [
       '120', '120.damaged', '121', '91.damaged']

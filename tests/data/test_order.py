@@ -41,7 +41,7 @@ def main(index, count, port, out, steps, fields):
     assert source.decodes == decodes
     for first, last in steps:
       host = pipeline.batches(source, config, 7, first, last, index, count)
-      batches = pipeline.device_batches(host, sharding.by_rows(sharding.make_mesh()))
+      batches = pipeline.device_batches(host, sharding.batch_sharding(sharding.make_mesh()))
       for step, batch in zip(range(first, last), batches, strict=True):
         for name, array in batch.items():
           assert array.shape[0] == config.batch_size

@@ -15,7 +15,7 @@ DIGITS = DataConfig(image_size=8, num_channels=1)
 
 
 @pytest.fixture(scope='module')
-def judge(digits_classifier):
+def classifier(digits_classifier):
   return digits_classifier
 
 

@@ -34,7 +34,7 @@ def plain_step(tiny_config, quick_config):
     config = dataclasses.replace(tiny_config, generator=quick_config.generator)
     mesh = sharding.make_mesh(jax.devices()[:1])
     return train_step.make_step_fn(config, mesh, False).lower(
-        train_state.abstract(config, None), *train_step.inputs(config, mesh).values()).compile()
+        train_state.abstract_state(config, None), *train_step.abstract_batch(config, mesh).values()).compile()
 
   return compiled
 

@@ -110,7 +110,7 @@ def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, co
        *command(run, *(f'--config.train.{flag}' for flag in flags), *(f'--config.eval.{flag}' for flag in evaluation))],
       cwd=ROOT, env=support.command_environment(events='scalars'), capture_output=True, text=True, timeout=900)
   assert result.returncode == 0, result.stdout + result.stderr
-  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 each.\n')
+  assert result.stdout.startswith('[0] 2 processes with 8 cpu device(s), 4 per process.\n')
   outputs = [re.sub(rf'^\[{i}\] ', '', ''.join(re.findall(rf'^\[{i}\].*\n', result.stdout, re.MULTILINE)),
                     flags=re.MULTILINE) for i in range(2)]
   checkpoints = Checkpoints(run)
@@ -211,5 +211,5 @@ def test_a_run_is_refused_on_all_processes(start, tmp_path):
     assert len(refused) == 3, output
     for said, expected in zip(refused, ('another run is using it (process ',
                                         'process 1 does not see what process 0 writes there',
-                                        'the config must be the same on all processes')):
+                                        'the config differs between processes')):
       assert expected in said

@@ -25,7 +25,7 @@ def share(monkeypatch):
     return types.SimpleNamespace(compile=compile_once)
 
   def shared_state(self):
-    shardings = sharding.of_tree(self.abstract_state)
+    shardings = sharding.tree_shardings(self.abstract_state)
     return _once(
         ('state', *_networks(self.config), self.config.seed, self.mesh),
         lambda: jax.jit(lambda: train_state.create(self.config, self.mesh), out_shardings=shardings))()
