@@ -50,14 +50,14 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def digits_classifier(tmp_path_factory):
-  """In a third of the usual steps, once for all workers and commands, which find it in the cache; and its data."""
+  """In fewer steps than usual, once for all workers and commands, which find it in the cache; and its data."""
   from ddgan_jax.config import DataConfig
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import modes
 
   lock = filelock.FileLock(tmp_path_factory.getbasetemp().parent / 'classifier.lock')
   with lock, pytest.MonkeyPatch.context() as patch:
-    patch.setattr(modes, '_STEPS', 300)
+    patch.setattr(modes, '_STEPS', 600)
     source = sources.load_source(DataConfig(image_size=8, num_channels=1))
     return modes.load_classifier(source, log=lambda text: None), source
 

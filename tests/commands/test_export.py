@@ -233,7 +233,7 @@ def test_samples_have_gradients():
   gradient = jax.jit(jax.grad(score))(noise)
   assert all(np.abs(leaf).max() > 0 for leaf in gradient[:2])
   along = sum(float((a * b).sum()) for a, b in zip(gradient, direction))
-  step = 1e-2
+  step = 1e-3
   ahead, behind = (
       score(tuple(a + sign * step * b for a, b in zip(noise, direction))) for sign in (1, -1))
   assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)
