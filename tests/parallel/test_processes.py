@@ -79,7 +79,7 @@ def losses(workdir):
 
   events = EventAccumulator(str(workdir), size_guidance={'tensors': 0}).Reload()
   found = [{event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
-           for tag in ('loss_d', 'loss_g')]
+           for tag in ('loss/d', 'loss/g')]
   return {step: np.array([found[0][step], found[1][step]]) for step in found[0]}
 
 
