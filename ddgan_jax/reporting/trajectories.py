@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from ddgan_jax.reporting import grids, plotting
+from ddgan_jax.reporting import grids
+from ddgan_jax.reporting.canvas import Canvas
 from ddgan_jax.utils import files
 
 _STRIP_LEVELS = 5  # of x_t in a strip: with a prediction between each two, nine columns
 _MOST_FRAMES = 50
-_DPI = 100
 _PREDICTION, _NOISY = '#1f77b4', '#888888'  # colours of the frames
 
 
@@ -72,7 +72,7 @@ def draw_strip(steps: Steps) -> np.ndarray:
   pitch, arrows = large + 0.1, len(levels) - 1
   width = left + large * (arrows + 1) + (small + 2 * gap) * arrows + 0.15
   width, left = (7.0, left + (7.0 - width) / 2) if width < 7.0 else (width, left)
-  figure = _Figure(width, top + rows * pitch + bottom)
+  figure = Canvas(width, top + rows * pitch + bottom)
   figure.text(0.5 * width, 0.12, steps.title, size=11, weight='bold')
   x = left
   for place, i in enumerate(levels):
@@ -108,7 +108,7 @@ def draw_frames(steps: Steps) -> list[np.ndarray]:
   width, frames = 2 * side + 3 * margin, []
   for i in _spread(steps.num_timesteps, _MOST_FRAMES):
     last = i == steps.num_timesteps
-    figure = _Figure(width, top + side + 0.45)
+    figure = Canvas(width, top + side + 0.45)
     figure.text(0.5 * width, 0.12, steps.title, size=11, weight='bold')
     note = ' (noise)' if not i else ' (samples)' if last else ''
     figure.text(margin + side / 2, 0.47, f'$x_{{{steps.num_timesteps - i}}}${note}', size=12)
@@ -142,49 +142,3 @@ def _item(batch: np.ndarray, row: int, steps: Steps) -> np.ndarray:
 
 def _all(batch: np.ndarray, steps: Steps) -> np.ndarray:
   return batch.reshape(-1, 2) if steps.is_points else grids.make_grid(batch)
-
-
-class _Figure:
-  """A canvas on which places and sizes are inches from the top left."""
-
-  def __init__(self, width: float, height: float):
-    # Slow to import, as in `plotting`.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    self._figure = Figure(figsize=(width, height), dpi=_DPI)
-    self._canvas = FigureCanvasAgg(self._figure)
-    self._width, self._height = width, height
-
-  def text(self, x: float, y: float, text: str, **options: Any) -> None:
-    """Text whose upper edge is at y, centred at x."""
-    self._figure.text(x / self._width, 1 - y / self._height, text, **{'ha': 'center', 'va': 'top', **options})
-
-  def panel(self, values: np.ndarray, x: float, y: float, side: float, color: str) -> None:
-    """An image [H, W, C] uint8 or points [n, 2] in a square with a coloured frame."""
-    axes = self._figure.add_axes(
-        (x / self._width, 1 - (y + side) / self._height, side / self._width, side / self._height))
-    if values.ndim == 2:
-      axes.scatter(*values.T, s=1.5, alpha=0.5, linewidths=0, color='black')
-      axes.set(xlim=(-plotting.LIMIT, plotting.LIMIT), ylim=(-plotting.LIMIT, plotting.LIMIT))
-    else:
-      image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
-      pixels = round(side * _DPI)
-      axes.imshow(image.resize((pixels, pixels), Image.Resampling.BICUBIC), cmap='gray', vmin=0, vmax=255,
-                  interpolation='nearest', aspect='auto')
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-      spine.set(color=color, linewidth=1.5)
-
-  def arrow(self, x_from: float, x_to: float, y: float) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    ends = [(x / self._width, 1 - y / self._height) for x in (x_from + 0.04, x_to - 0.04)]
-    self._figure.add_artist(FancyArrowPatch(
-        *ends, transform=self._figure.transFigure, arrowstyle='-|>', mutation_scale=9, shrinkA=0, shrinkB=0,
-        color='black', linewidth=0.8))
-
-  def pixels(self) -> np.ndarray:
-    """[H, W, 3] uint8."""
-    self._canvas.draw()
-    return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()

@@ -35,9 +35,9 @@ def test_a_strip_of_a_thousand_steps_is_thinned(monkeypatch):
   """Five x_t with the predictions made from them; RGB, with names; of an animation at most 51 frames."""
   x_t = np.linspace(0, 250, 1001).astype(np.uint8).reshape(-1, 1, 1, 1, 1) * np.ones((2, 8, 8, 3), np.uint8)
   heads, shown = [], []
-  panel = trajectories._Figure.panel
-  monkeypatch.setattr(trajectories._Figure, 'text', lambda self, x, y, text, **options: heads.append(text))
-  monkeypatch.setattr(trajectories._Figure, 'panel',
+  panel = trajectories.Canvas.panel
+  monkeypatch.setattr(trajectories.Canvas, 'text', lambda self, x, y, text, **options: heads.append(text))
+  monkeypatch.setattr(trajectories.Canvas, 'panel',
                       lambda self, values, *place: shown.append(int(values.max())) or panel(self, values, *place))
   steps = trajectories.Steps(x_t, x_t[1:], 'title', names=('class 3', 'class 1'))
   strip = trajectories.draw_strip(steps)
