@@ -123,7 +123,7 @@ def draw_frames(steps: Steps) -> list[np.ndarray]:
 
 def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
   """Writes [H, W, 3] uint8 frames as an endless animation of about five seconds that rests on the last frame."""
-  first, *others = (Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames)
+  first, *others = (Image.fromarray(frame).quantize(32, dither=Image.Dither.NONE) for frame in frames)
   duration = [min(900, max(60, 4000 // len(frames)))] * len(others) + [2500]
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
