@@ -1,4 +1,4 @@
-"""What a run draws, and the files that pictures go to; for all commands that make some."""
+"""Samples of a run, and the files that commands write pictures to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def generate(
     [num, H, W, C] uint8; of points float32 [num, 1, 1, 2].
 
   Raises:
-    ConfigError: the run knows no such label, or needs one.
+    ConfigError: the run has no such label, or requires one.
   """
   if label is not None:
     labels.check_asked(label, run.config.generator)
