@@ -44,7 +44,7 @@ TOPOLOGIES = (
     ('8 devices, accumulation 4', 1, 8, {'parallel.accumulation': 4}),
 )
 MOVES = ((20, 1, 8, {}), (40, 2, 2, {'parallel.fsdp': 4}), (60, 1, 1, {}))
-LOSSES = ('loss_d', 'loss_g')
+LOSSES = ('loss/d', 'loss/g')
 
 
 def train(workdir: pathlib.Path, until: int, processes: int, devices: int, fields: dict) -> None:

@@ -67,6 +67,34 @@ def test_the_key_decides():
   assert np.abs(draw(0) - draw(1)).max() > 0.1
 
 
+@pytest.mark.parametrize('draw', ['key', 'each'])
+def test_a_trajectory_ends_in_the_samples_and_each_step_is_a_posterior_draw(draw, tiny_config):
+  generator_fn, schedule = train_state.make_sampler(tiny_config, jax.jit(train_state.create, static_argnums=0)(
+      tiny_config).ema_params)
+  if draw == 'key':
+    key, shape = jax.random.key(1), (3, 8, 8, 1)
+    sample, trajectory, arguments = sampling.sample, sampling.trajectory, (key, generator_fn, schedule, shape, 4)
+    x_T, z, noise = sampling.draw_noise(key, shape, 2, 4)
+  else:
+    sample, trajectory = sampling.sample_each, sampling.trajectory_each
+    arguments = (0, np.array([5, 2, 7], np.int32), generator_fn, schedule, (8, 8, 1), 4)
+    rows = [sampling.draw_noise(jax.random.fold_in(jax.random.key(0), i), (8, 8, 1), 2, 4) for i in (5, 2, 7)]
+    x_T, z, noise = (np.stack(part, axis) for part, axis in zip(zip(*rows), (0, 1, 1)))
+  steps = jax.jit(lambda: trajectory(*arguments))()
+  assert steps.x_t.shape == (3, 3, 8, 8, 1) and steps.predictions.shape == (2, 3, 8, 8, 1)
+  images = jax.jit(lambda: sample(*arguments))()
+  if draw == 'key':
+    np.testing.assert_array_equal(steps.x_t[-1], images)  # bit for bit
+  np.testing.assert_allclose(steps.x_t[-1], images, atol=1e-6)
+  np.testing.assert_allclose(steps.x_t[0], x_T, atol=1e-6)
+  for i, level in enumerate((1, 0)):
+    t = np.full(3, level, np.int32)
+    np.testing.assert_allclose(steps.predictions[i], generator_fn(steps.x_t[i], t, z[i]), atol=1e-5)
+    np.testing.assert_allclose(
+        steps.x_t[i + 1],
+        diffusion.sample_posterior(schedule, steps.predictions[i], steps.x_t[i], t, noise[i]), atol=1e-5)
+
+
 def test_to_uint8():
   images = np.array([-1.5, -1.0, -1 + 0.6 / 127.5, 0.0, 1.0, 1.5], np.float32)
   np.testing.assert_array_equal(sampling.to_uint8(images), np.array([0, 0, 1, 128, 255, 255], np.uint8))

@@ -1,4 +1,4 @@
-"""Pictures: image grids, scatter plots of points, PNG files."""
+"""Image grids, and PNG files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 from ddgan_jax.reporting import plotting
 from ddgan_jax.utils import checks, files
 
-_CELL = 48  # small images are enlarged to about this many pixels
+_CELL = 48  # pixels; smaller images are enlarged to about this
 
 
 def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   """Tiles images row by row into one picture, with a gap between them.
 
-  Images smaller than 48 pixels are enlarged by a whole factor (bicubic).
+  Images smaller than 48 pixels are enlarged by an integer factor (bicubic).
 
   Args:
-    images: [n, H, W, C] uint8, of NumPy or JAX, C is 1 or 3.
+    images: [n, H, W, C] uint8, NumPy or JAX; C is 1 or 3.
     columns: images per row; by default about the square root of n.
 
   Returns:
@@ -52,15 +52,15 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> np.ndarray:
-  """The picture of a batch, [H', W', C] uint8: a grid of uint8 images, or float32 points as a scatter with a title."""
+  """Draws a batch as [H', W', C] uint8: uint8 images as a grid, float32 points as a scatter plot with a title."""
   return make_grid(images, columns) if images.dtype == np.uint8 else plotting.draw(images.reshape(-1, 2), title)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-  """Writes [H, W, C] uint8 as a PNG, whole or not at all; makes the folder.
+  """Writes [H, W, C] uint8 as a PNG atomically; creates the folder.
 
   Raises:
-    ValueError, TypeError: not uint8, or another number of channels than 1 or 3.
+    ValueError, TypeError: the image is not uint8, or C is not 1 or 3.
   """
   checks.uint8('image', image, 'H W C')
   _check_channels('image', image.shape)

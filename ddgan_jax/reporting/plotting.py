@@ -1,23 +1,23 @@
-"""Points in the plane as a picture."""
+"""Scatter plots of points in the plane."""
 
 from __future__ import annotations
 
 import numpy as np
 
-LIMIT = 5.2  # beyond the outer centres, at 4
+LIMIT = 5.2  # of both axes; the outer modes are at 4
 
 
 def draw(points: np.ndarray, title: str) -> np.ndarray:
-  """Draws points; those outside of the frame are counted in the title.
+  """Draws points; the title counts those outside the frame.
 
   Args:
     points: [n, 2].
-    title: above the picture.
+    title: text above the plot.
 
   Returns:
     [600, 600, 3] uint8.
   """
-  # Slow to import, and only runs on points need it. Without pyplot there is no global state and no display.
+  # Imported here because it is slow and few runs need it. Without pyplot there is no global state and no display.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 class Progress:
   """One line per report: step, losses, images per second, time left.
 
-  On a terminal the line is rewritten in place; in a file each report is a line of its own.
+  On a terminal the line is rewritten in place; in a file each report is a separate line.
 
   Args:
-    num_steps: where the run ends.
+    num_steps: the last step of the run.
     batch_size: images per step.
-    stream: where to print, by default standard output.
-    quiet: print nothing, on all processes but the first.
+    stream: where to print; by default standard output.
+    quiet: print nothing; set on all processes but the first.
   """
 
   def __init__(self, num_steps: int, batch_size: int, stream=None, quiet: bool = False):
@@ -37,13 +37,13 @@ class Progress:
     return self._last is not None
 
   def start(self, step: int) -> None:
-    """Begins to measure speed at `step`: after compilation, and again after every pause, which is left out of it."""
+    """Starts measuring speed at `step`: after compilation, and after every pause, so that neither counts."""
     self._last = (step, time.perf_counter())
     self._waited = 0.0
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Counts the time inside as waiting for data."""
+    """Counts the time in the block as waiting for data."""
     begun = time.perf_counter()
     yield
     self._waited += time.perf_counter() - begun
@@ -52,8 +52,8 @@ class Progress:
     """Prints the line for `step`.
 
     Returns:
-      Since the last report or start: `images_per_second`, and `data_wait`, the fraction of the time in which the loop
-      waited for the next batch (shown in the line above 10%). Empty before the first start.
+      `images_per_second` and `data_wait`, the fraction of the time in which the loop waited for a batch (printed if
+      above 10%), both since the last report or start; empty before the first start.
     """
     now = time.perf_counter()
     measured = {}
@@ -78,7 +78,7 @@ class Progress:
     return measured
 
   def note(self, text: str) -> None:
-    """Prints a line of its own, below the progress line if that is being rewritten."""
+    """Prints a separate line, below the progress line if that is being rewritten."""
     if not self._quiet:
       print(f'\n{text}' if self._width else text, file=self._stream, flush=True)
       self._width = 0

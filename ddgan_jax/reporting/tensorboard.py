@@ -1,9 +1,10 @@
-"""TensorBoard: events written by CLU, and traces for its profiler."""
+"""TensorBoard: scalars and images written by CLU, one HParams session per run, and traces for its profiler."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,42 +12,62 @@ import jax
 import numpy as np
 from etils import epath
 
+from ddgan_jax.utils import files
+
+# TensorBoard groups its charts by what stands before the slash.
+_TAGS = {
+    'loss_d': 'loss/d', 'loss_d_real': 'loss/d_real', 'loss_d_fake': 'loss/d_fake', 'loss_g': 'loss/g',
+    'r1_penalty': 'loss/r1', 'r2_penalty': 'loss/r2', 'regression': 'loss/regression',
+    'logits_real': 'logits/real', 'logits_fake': 'logits/fake', 'grad_norm_d': 'grad_norm/d',
+    'grad_norm_g': 'grad_norm/g', 'lr_d': 'lr/d', 'lr_g': 'lr/g',
+    'images_per_second': 'speed/images_per_second', 'data_wait': 'speed/data_wait',
+    'compile_seconds': 'speed/compile_seconds', 'step_memory_mib': 'memory/step_mib',
+    'device_peak_mib': 'memory/device_peak_mib'}
+# Read before all other events of a workdir, whose names have the time in this place.
+_HPARAMS_FILE = 'events.out.tfevents.0.hparams'
+
+
+def tag(name: str) -> str:
+  """The TensorBoard tag of a metric: `loss_d` is `loss/d`; a name that is already grouped, `eval/fid`, stays."""
+  return _TAGS.get(name, name)
+
 
 class EventWriter:
-  """Scalars, images and hyper-parameters for TensorBoard, written by a thread of its own.
+  """Writes scalars, images and hyperparameters for TensorBoard from a background thread.
 
-  CLU's writer needs TensorFlow, which takes seconds to import: that happens in the thread too, while the run compiles.
-  Without TensorFlow, or unless `is_main`, nothing is written. Where events cannot be written the run continues without
-  them, and says so once.
+  CLU's writer needs TensorFlow, which takes seconds to import; the thread imports it while the run compiles. Without
+  TensorFlow, or unless `is_main`, nothing is written. If events cannot be written, the run continues without them and
+  says so once.
   """
 
   def __init__(self, workdir: str, is_main: bool = True):
+    self._workdir = workdir
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._writer = self._thread.submit(_open_writer, workdir) if is_main else None
     self._error: Exception | None = None
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
-    """Writes a flat table; tuples as text, since TensorBoard knows numbers, booleans and strings."""
-    table = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in hparams.items()}
-    self._submit(lambda writer: writer.write_hparams(table))
+    """Writes the run's HParams session, in place of the one that an earlier start of the run has written."""
+    self._submit(lambda writer: _write_hparams(self._workdir, hparams))
 
   def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Writes `scalars` at `step`."""
-    self._submit(lambda writer: writer.write_scalars(step, scalars))
+    """Writes metrics, by the names of the training step, under their `tag`."""
+    tagged = {tag(name): value for name, value in scalars.items()}
+    self._submit(lambda writer: writer.write_scalars(step, tagged))
 
   def image(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes one [H, W, C] uint8 picture at `step`."""
     self._submit(lambda writer: writer.write_images(step, {name: image[None]}))
 
   def flush(self, log: Callable[[str], None] = print) -> None:
-    """Returns when everything is on disk, or `log` has got a sentence on why it is not."""
+    """Waits until everything is on disk; if it cannot be written, passes `log` a sentence that says why."""
     self._submit(lambda writer: writer.flush()).result()
     if self._error is not None:
       reason = str(self._error).strip().partition('\n')[0][:200] or type(self._error).__name__
       log(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
 
   def close(self) -> None:
-    """Closes the file and ends the thread."""
+    """Closes the file and stops the thread."""
     self._submit(lambda writer: writer.close())
     self._thread.shutdown()
 
@@ -57,27 +78,51 @@ class EventWriter:
     try:
       if self._writer and (writer := self._writer.result()):
         write(writer)
-    except Exception as error:  # TensorFlow has its own kinds
+    except Exception as error:  # TensorFlow raises errors of its own
       self._error = self._error or error
 
 
 def _open_writer(workdir: str):
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # or TensorFlow announces them on standard error
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # otherwise TensorFlow announces oneDNN on standard error
   try:
     import tensorflow as tf
     from clu import metric_writers
   except ImportError as error:
     print(f'No TensorBoard events will be written: {error.name} is not installed.', flush=True)
     return None
-  tf.config.set_visible_devices([], 'GPU')  # or it would take the memory that JAX needs
+  tf.config.set_visible_devices([], 'GPU')  # otherwise TensorFlow takes the memory that JAX needs
   return metric_writers.create_default_writer(workdir, asynchronous=False)
+
+
+def _write_hparams(workdir: str, hparams: Mapping[str, Any]) -> None:
+  """Replaces the workdir's HParams session.
+
+  TensorBoard shows one session per folder, and of several in one folder the first that it reads, so a resumed run would
+  show the fields of its first start. A file of its own can be replaced; its name makes it the first.
+  """
+  from tensorboard.compat.proto import event_pb2
+  from tensorboard.plugins.hparams import api
+  from tensorboard.summary.writer.record_writer import RecordWriter
+
+  summary = api.hparams_pb({name: _readable(value) for name, value in hparams.items()}, trial_id=workdir)
+  with files.atomic_write(os.path.join(workdir, _HPARAMS_FILE), 'wb') as file:
+    writer = RecordWriter(file)
+    for content in ({'file_version': 'brain.Event:2'}, {'summary': summary}):
+      writer.write(event_pb2.Event(wall_time=time.time(), **content).SerializeToString())
+
+
+def _readable(value: Any) -> bool | int | float | str:
+  """TensorBoard knows numbers, booleans and strings: (1, 2, 2) is written as '1,2,2'."""
+  if isinstance(value, tuple | list):
+    return ','.join(map(str, value))
+  return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class Profile:
   """A trace of `num_steps` steps for TensorBoard's profiler, in `<workdir>/profile`, once in a workdir.
 
-  Only the process that `is_main` writes; the others stop at the same steps, so that all do the same.
+  Only the process that `is_main` writes; the others pause at the same steps, so that all run the same programs.
   """
 
   def __init__(self, workdir: str, first_step: int, num_steps: int, is_main: bool = True):
@@ -87,11 +132,11 @@ class Profile:
     self._open = False
 
   def is_due(self, step: int) -> bool:
-    """Whether `switch` is to be called before the step that starts from `step`, with none in flight."""
+    """Whether to call `switch` before the step that starts from `step`, with no step in flight."""
     return step in self._bounds
 
   def switch(self, log: Callable[[str], None] = print) -> None:
-    """Starts the trace, or ends it and says where it is."""
+    """Starts the trace, or ends it and reports where it is."""
     if self._open:
       self.close()
       log(f'The profile is in {self._folder}; TensorBoard shows it.')
@@ -100,7 +145,7 @@ class Profile:
       self._open = True
 
   def close(self) -> None:
-    """Ends a trace that is still open, at the end of a run."""
+    """Ends a trace that is still open at the end of a run."""
     if self._open:
       self._open = False
       self._bounds = []

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from ddgan_jax.reporting import grids, plotting
+from ddgan_jax.reporting import grids
+from ddgan_jax.reporting.canvas import Canvas
 from ddgan_jax.utils import files
 
 _STRIP_LEVELS = 5  # of x_t in a strip: with a prediction between each two, nine columns
 _MOST_FRAMES = 50
-_DPI = 100
-_SMALL = 64  # images of fewer pixels are enlarged smoothly, as in `grids`
 _PREDICTION, _NOISY = '#1f77b4', '#888888'  # colours of the frames
 
 
@@ -63,16 +62,17 @@ class Steps(NamedTuple):
 def draw_strip(steps: Steps) -> np.ndarray:
   """A row for each image, or one row for a cloud of points: x_T, G(x_T, T-1, z), x_{T-1}, …, x_0 as [H', W', 3] uint8.
 
-  With T > 4 only five x_t are drawn, and the arrows between them say how many steps they stand for.
+  With T > 4 only five x_t are drawn, and the heads say how many steps lie between them.
   """
   levels = _spread(steps.num_timesteps, _STRIP_LEVELS - 1)
   rows = 1 if steps.is_points else steps.x_t.shape[1]
-  large, small, gap = (1.45, 1.2, 0.3) if steps.is_points else (1.0, 0.82, 0.3)
-  left, top, bottom = 0.85 if steps.names else 0.15, 0.95, 0.45
+  large, small, gap = (1.15, 0.85, 0.22) if steps.is_points else (0.84, 0.7, 0.25)
+  left, bottom = 0.85 if steps.names else 0.15, 0.4
+  top = 0.95 if len(levels) > steps.num_timesteps else 1.1
   pitch, arrows = large + 0.1, len(levels) - 1
   width = left + large * (arrows + 1) + (small + 2 * gap) * arrows + 0.15
   width, left = (7.0, left + (7.0 - width) / 2) if width < 7.0 else (width, left)
-  figure = _Figure(width, top + rows * pitch + bottom)
+  figure = Canvas(width, top + rows * pitch + bottom)
   figure.text(0.5 * width, 0.12, steps.title, size=11, weight='bold')
   x = left
   for place, i in enumerate(levels):
@@ -94,7 +94,7 @@ def draw_strip(steps: Steps) -> np.ndarray:
       figure.arrow(x, x + gap, center)
       figure.arrow(x + gap + small, x + small + 2 * gap, center)
     if skipped > 1:
-      figure.text(x + 1.5 * gap + small, 0.62, f'{skipped:,}\nsteps', size=7)
+      figure.text(x + gap + small / 2, 0.88, f'first of {skipped:,} steps', size=8)
     x += small + 2 * gap
   for row, name in enumerate(steps.names):
     figure.text(left - 0.1, top + row * pitch + large / 2 - 0.09, name, size=10, ha='right')
@@ -104,17 +104,17 @@ def draw_strip(steps: Steps) -> np.ndarray:
 
 def draw_frames(steps: Steps) -> list[np.ndarray]:
   """One picture [H', W', 3] uint8 for each x_t, beside what G predicts from it; of many steps at most 51."""
-  side, margin, top = 3.0, 0.2, 0.95
+  side, margin, top = 3.0, 0.2, 0.8
   width, frames = 2 * side + 3 * margin, []
   for i in _spread(steps.num_timesteps, _MOST_FRAMES):
     last = i == steps.num_timesteps
-    figure = _Figure(width, top + side + 0.45)
+    figure = Canvas(width, top + side + 0.45)
     figure.text(0.5 * width, 0.12, steps.title, size=11, weight='bold')
     note = ' (noise)' if not i else ' (samples)' if last else ''
-    figure.text(margin + side / 2, 0.6, f'$x_{{{steps.num_timesteps - i}}}${note}', size=12)
+    figure.text(margin + side / 2, 0.47, f'$x_{{{steps.num_timesteps - i}}}${note}', size=12)
     figure.panel(_all(steps.x_t[i], steps), margin, top, side, _NOISY)
     k = min(i, steps.num_timesteps - 1)
-    figure.text(2 * margin + 1.5 * side, 0.6, steps.head(k), size=12)
+    figure.text(2 * margin + 1.5 * side, 0.47, steps.head(k), size=12)
     figure.panel(_all(steps.predictions[k], steps), 2 * margin + side, top, side, _PREDICTION)
     figure.text(0.5 * width, top + side + 0.12, steps.explanation(), size=9)
     frames.append(figure.pixels())
@@ -123,7 +123,7 @@ def draw_frames(steps: Steps) -> list[np.ndarray]:
 
 def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
   """Writes [H, W, 3] uint8 frames as an endless animation of about five seconds that rests on the last frame."""
-  first, *others = (Image.fromarray(frame) for frame in frames)
+  first, *others = (Image.fromarray(frame).quantize(32, dither=Image.Dither.NONE) for frame in frames)
   duration = [min(900, max(60, 4000 // len(frames)))] * len(others) + [2500]
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,48 +142,3 @@ def _item(batch: np.ndarray, row: int, steps: Steps) -> np.ndarray:
 
 def _all(batch: np.ndarray, steps: Steps) -> np.ndarray:
   return batch.reshape(-1, 2) if steps.is_points else grids.make_grid(batch)
-
-
-class _Figure:
-  """A canvas on which places and sizes are inches from the top left."""
-
-  def __init__(self, width: float, height: float):
-    # Slow to import, as in `plotting`.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    self._figure = Figure(figsize=(width, height), dpi=_DPI)
-    self._canvas = FigureCanvasAgg(self._figure)
-    self._width, self._height = width, height
-
-  def text(self, x: float, y: float, text: str, **options: Any) -> None:
-    """Text whose upper edge is at y, centred at x."""
-    self._figure.text(x / self._width, 1 - y / self._height, text, **{'ha': 'center', 'va': 'top', **options})
-
-  def panel(self, values: np.ndarray, x: float, y: float, side: float, color: str) -> None:
-    """An image [H, W, C] uint8 or points [n, 2] in a square with a coloured frame."""
-    axes = self._figure.add_axes(
-        (x / self._width, 1 - (y + side) / self._height, side / self._width, side / self._height))
-    if values.ndim == 2:
-      axes.scatter(*values.T, s=1.5, alpha=0.5, linewidths=0, color='black')
-      axes.set(xlim=(-plotting.LIMIT, plotting.LIMIT), ylim=(-plotting.LIMIT, plotting.LIMIT))
-    else:
-      smooth = 'bicubic' if max(values.shape) < _SMALL else 'antialiased'
-      axes.imshow(values[..., 0] if values.shape[-1] == 1 else values, cmap='gray', vmin=0, vmax=255,
-                  interpolation=smooth, aspect='auto')
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-      spine.set(color=color, linewidth=1.5)
-
-  def arrow(self, x_from: float, x_to: float, y: float) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    ends = [(x / self._width, 1 - y / self._height) for x in (x_from + 0.04, x_to - 0.04)]
-    self._figure.add_artist(FancyArrowPatch(
-        *ends, transform=self._figure.transFigure, arrowstyle='-|>', mutation_scale=9, shrinkA=0, shrinkB=0,
-        color='black', linewidth=0.8))
-
-  def pixels(self) -> np.ndarray:
-    """[H, W, 3] uint8."""
-    self._canvas.draw()
-    return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()

@@ -20,6 +20,7 @@ from ddgan_jax.cli import app, ddgan, options
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import recipes
 from tests import support
+from tests.reporting.test_reporting import hparams_of
 from tests.support import ROOT, programs
 from tests.support.commands import run_command, succeed
 
@@ -145,6 +146,22 @@ def test_a_workdir_alone_resumes_its_run(begun, tmp_path):
   assert 'Resumed at step 4' in out and 'Finished 6 steps' in out
   stored['train']['num_steps'] = 6
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == stored
+
+
+def test_tensorboard_shows_a_resumed_run_as_one_session_with_its_present_fields(config_file, tmp_path):
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  for num_steps in (2, 4):
+    succeed(train.main, '--config', config_file, '--workdir', tmp_path / 'run', '--config.train.log_every=1',
+            f'--config.train.num_steps={num_steps}', events=True)
+    group, fields = hparams_of(tmp_path / 'run')
+    assert group == str(tmp_path / 'run') and fields['train.num_steps'] == num_steps
+  assert fields['generator.ch_mult'] == '1' and fields['eval.metrics'] == ','.join(ddgan_jax.load_config(
+      tmp_path / 'run').eval.metrics)
+  events = EventAccumulator(str(tmp_path / 'run')).Reload()
+  assert [event.step for event in events.Tensors('loss/d')] == [1, 2, 3, 4]
+  groups = {tag.partition('/')[0] for tag in events.Tags()['tensors']} - {'_hparams_'}
+  assert groups == {'grad_norm', 'logits', 'loss', 'lr', 'memory', 'samples', 'speed'}
 
 
 def test_overrides_of_the_first_start_that_are_left_out_stay(begun, config_file):

@@ -499,6 +499,9 @@ def test_the_command(finished, tmp_path):
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)
   assert np.abs(images - image_output.generate(ddgan_jax.load(finished), 5, 0, label=np.array([7, 2]))).max() <= 1
+  steps = image_output.denoise(ddgan_jax.load(finished), 5, 0, np.array([7, 2]))
+  assert steps.names == ['class 7', 'class 2', 'class 7', 'class 2', 'class 7']
+  assert np.abs(images - steps.x_t[-1]).max() <= 1
   result = run_command(sample.main, '--workdir', finished, '--label', '10', '--out', tmp_path / 'y.npz')
   assert result == (2, '', 'Error: --label is 10; use a label of this run, 0 … 9\n')
   assert not (tmp_path / 'y.npz').exists()

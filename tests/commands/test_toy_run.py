@@ -38,6 +38,10 @@ def test_points_from_command_to_picture(tmp_path):
 
   image_output.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
+  said = succeed(sample.main, '--workdir', workdir, '--trajectory', '--out', tmp_path / 'strip.png')
+  assert said.startswith('2000 points of step 20 of')
+  width, height = Image.open(tmp_path / 'strip.png').size
+  assert width > 3 * height  # one row
   result = run_command(sample.main, '--workdir', workdir, '--out', tmp_path / 'folder')
   assert result.status == 2 and 'but points go to a .png' in result.err
 
@@ -59,6 +63,9 @@ def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path
   assert (long.schedule.num_timesteps, short.schedule.num_timesteps) == (100, 4)
   points = image_output.generate(short, 5, seed=0)
   assert points.shape == (5, 1, 1, 2) and np.abs(points).max() <= 5 and np.ptp(points) > 1e-3
+  steps = image_output.denoise(short, 5, seed=0)
+  np.testing.assert_allclose(steps.x_t[-1], points, atol=1e-5)
+  assert len(steps.x_t) == 5 and not steps.has_latent and 'z' not in steps.head(0)
   with pytest.raises(ConfigError, match='num_timesteps is 3; use a divisor of 100'):
     ddgan_jax.load(tmp_path, num_timesteps=3)
 

@@ -78,7 +78,7 @@ def wait_for(group, text, timeout=900):
 
 def losses(workdir, steps):
   """[steps, 2] of the events."""
-  of_d, of_g = (scalars.read(workdir, name) for name in ('loss_d', 'loss_g'))
+  of_d, of_g = (scalars.read(workdir, name) for name in ('loss/d', 'loss/g'))
   return np.array([(of_d[step], of_g[step]) for step in steps])
 
 
@@ -118,7 +118,7 @@ def test_two_processes_with_four_devices_each_are_one_with_eight(never_moved, co
       r'step (\d+): n = 64;(?:.*\n)*?  Fréchet distance, not FID +([\d.]+)', outputs[0])}
   assert [*distances] == ['20', '40'] and '20: n = 64' not in outputs[1]
   assert {*map(str, checkpoints.steps())} == {'40', min(distances, key=distances.get)}
-  assert sorted(scalars.read(run, 'loss_d')) == list(range(1, STEPS + 1))
+  assert sorted(scalars.read(run, 'loss/d')) == list(range(1, STEPS + 1))
   np.testing.assert_allclose(losses(run, range(1, 31)), losses(never_moved, range(1, 31)), rtol=1e-4)
   np.testing.assert_allclose(parameters(run), parameters(never_moved), atol=1e-3)
   # Process 0 alone writes and talks.
@@ -173,7 +173,7 @@ def test_a_run_moves_to_other_devices_and_is_stopped_and_killed_on_the_way(never
   assert statuses[0] != 0 and statuses[1] == -signal.SIGKILL, outputs
   workdir = tmp_path / 'copy'
   # All but the last ones of the killed process.
-  steps = sorted(set(range(11, 31)) & set(scalars.read(workdir, 'loss_d')))
+  steps = sorted(set(range(11, 31)) & set(scalars.read(workdir, 'loss/d')))
   assert len(steps) > 10
   np.testing.assert_allclose(losses(workdir, steps), losses(never_moved, steps), rtol=1e-4)
   np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddgan_jax.reporting import grids, tensorboard
+from ddgan_jax.reporting import grids, tensorboard, trajectories
 from ddgan_jax.reporting.progress import Progress
 
 
@@ -29,6 +29,24 @@ def test_png_round_trip(tmp_path):
     read = np.asarray(Image.open(tmp_path / 'new' / 'x.png')).reshape(9, 7, channels)
     np.testing.assert_array_equal(read, image)
   assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.png']
+
+
+def test_a_strip_of_a_thousand_steps_is_thinned(monkeypatch):
+  """Five x_t with the predictions made from them; RGB, with names; of an animation at most 51 frames."""
+  x_t = np.linspace(0, 250, 1001).astype(np.uint8).reshape(-1, 1, 1, 1, 1) * np.ones((2, 8, 8, 3), np.uint8)
+  heads, shown = [], []
+  panel = trajectories.Canvas.panel
+  monkeypatch.setattr(trajectories.Canvas, 'text', lambda self, x, y, text, **options: heads.append(text))
+  monkeypatch.setattr(trajectories.Canvas, 'panel',
+                      lambda self, values, *place: shown.append(int(values.max())) or panel(self, values, *place))
+  steps = trajectories.Steps(x_t, x_t[1:], 'title', names=('class 3', 'class 1'))
+  strip = trajectories.draw_strip(steps)
+  assert strip.shape[1:] == (1000, 3) and strip.dtype == np.uint8
+  assert shown[::2] == [0, 0, 62, 62, 125, 125, 187, 187, 250] == shown[1::2]
+  for head in ('$x_{1000}$', '$G(x_{1000}, t=999, z)$', '$G(x_{250}, t=249, z)$', '$x_{0}$', 'class 3'):
+    assert heads.count(head) == 1
+  assert heads.count('first of 250 steps') == 4
+  assert len(trajectories.draw_frames(steps)) == 51
 
 
 class Terminal(io.StringIO):
@@ -90,3 +108,42 @@ def test_a_profile_is_taken_once_and_closed_at_the_end(tmp_path):
   again = tensorboard.Profile(tmp_path, first_step=3, num_steps=5)
   assert not any(again.is_due(step) for step in range(20))
   assert not any(tensorboard.Profile(tmp_path / 'other', 3, 0).is_due(step) for step in range(20))
+
+
+def hparams_of(folder):
+  """What the HParams plug-in reads: its sessions' groups and fields, from all event files in TensorBoard's order."""
+  from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+  from tensorboard.plugins.hparams import metadata
+
+  events = EventAccumulator(str(folder)).Reload()
+  content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+  session = metadata.parse_session_start_info_plugin_data(content)
+  fields = {name: getattr(value, value.WhichOneof('kind')) for name, value in session.hparams.items()}
+  return session.group_name, fields
+
+
+def test_a_resumed_run_has_one_session_with_its_present_fields(tmp_path):
+  """Also where the events of an earlier version, or another writer, hold a session with the old fields."""
+  fields = {'optim.lr_g': 0.5, 'generator.ch_mult': (1, 2, 2), 'generator.fir': True, 'data.name': 'digits',
+            'generator.attn_resolutions': (), 'optim.r2_gamma': None}
+  for start, rate in enumerate((0.5, 0.25)):
+    writer = tensorboard.EventWriter(str(tmp_path))
+    if not start:
+      writer._submit(lambda writer: writer.write_hparams({'optim.lr_g': 7.0}))
+    writer.hparams({**fields, 'optim.lr_g': rate})
+    writer.scalars(10 * start, {'loss_d': 1.0, 'loss_d_real': 0.5, 'r1_penalty': 0.25, 'lr_g': rate, 'eval/fid': 3.0})
+    said = []
+    writer.flush(said.append)
+    writer.close()
+    assert not said
+    group, found = hparams_of(tmp_path)
+    assert group == str(tmp_path) and found == {
+        'optim.lr_g': rate, 'generator.ch_mult': '1,2,2', 'generator.fir': True, 'data.name': 'digits',
+        'generator.attn_resolutions': '', 'optim.r2_gamma': 'None'}
+
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  events = EventAccumulator(str(tmp_path)).Reload()
+  tags = {tag for tag in events.Tags()['tensors'] if not tag.startswith('_hparams_/')}
+  assert tags == {'loss/d', 'loss/d_real', 'loss/r1', 'lr/g', 'eval/fid'}
+  assert [event.step for event in events.Tensors('loss/d')] == [0, 10]
