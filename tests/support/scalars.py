@@ -35,6 +35,7 @@ def create_default_writer(workdir, asynchronous=False):
 
 def read(workdir, name):
   """{step: value} of a scalar; of a step that was done twice the later value."""
-  rows = [json.loads(line) for path in sorted(pathlib.Path(workdir).glob('events.out.tfevents.*'), key=os.path.getmtime)
+  paths = pathlib.Path(workdir).glob('events.out.tfevents.*[0-9]')  # not the HParams session
+  rows = [json.loads(line) for path in sorted(paths, key=os.path.getmtime)
           for line in path.read_text().splitlines()]
   return {row['step']: row[name] for row in rows if name in row}
