@@ -50,7 +50,7 @@ def sample_given_noise(
 
   For t = T-1 … 0: x_0_pred = G(x_{t+1}, t, z), x_t ~ q(x_t | x_{t+1}, x_0_pred).
 
-  With only L < T rows of z and of noise, x_T stands for an x_L, and sampling goes on from there: t = L-1 … 0.
+  With only L < T rows of z and of noise, x_T is taken as an x_L, and sampling starts there: t = L-1 … 0.
 
   Args:
     generator_fn: (x_tp1 [B, H, W, C], t [B] int32, z [B, nz]) → x_0_pred [B, H, W, C].

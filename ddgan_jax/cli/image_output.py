@@ -103,7 +103,7 @@ def save(
 
   Float32 points go to a scatter picture with a title (.png), or an array. With labels [k], of which image i has number
   i mod k, a grid has a column for each of them, and an array has `labels` [n] beside it. What the images were made
-  from, `inputs` [m, H, W, C] uint8, begins the grid, is another array, or lies in the folder as input_0.png, ….
+  from, `inputs` [m, H, W, C] uint8, begins the grid, is another array, or goes to the folder as input_0.png, ….
   """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png' and inputs is not None:
