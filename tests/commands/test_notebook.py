@@ -3,7 +3,6 @@
 import base64
 import re
 import sys
-import tomllib
 
 import nbclient
 import nbformat
@@ -58,12 +57,6 @@ def test_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch, data_dir):
   assert len(pictures_of(notebook)) >= 5  # two sample grids, classes, the strip, the edit
   made = {path.name for path in (tmp_path / 'run').iterdir()}
   assert {'conditional.png', 'strip.png', 'inpainted.png'} <= made
-
-
-def test_it_clones_the_repository_of_the_package(notebook):
-  [address] = re.findall(r"^REPOSITORY = '(.+?)'", parameters_of(notebook).source, re.MULTILINE)
-  with open(ROOT / 'pyproject.toml', 'rb') as file:
-    assert tomllib.load(file)['project']['urls']['Repository'] == address
 
 
 def test_committed_as_executed(notebook):
