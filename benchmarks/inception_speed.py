@@ -198,8 +198,8 @@ def main() -> None:
   if args.worker:
     worker(*json.loads(args.worker))
     return
-  print('| batch | network | images/s | seconds a batch, median (fastest to slowest) | ratio to PyTorch | '
-        'processor seconds a batch | ratio to PyTorch | difference |')
+  print('| batch | network | images/s | seconds per batch, median (fastest to slowest) | ratio to PyTorch | '
+        'CPU seconds per batch | ratio to PyTorch | difference |')
   print('|---|---|---|---|---|---|---|---|')
   for batch_size in args.batch_sizes:
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ class Chip:
 
   Attributes:
     inside: chips that the fast interconnect joins.
-    beyond: bytes a second of a chip to other groups of `inside` chips.
+    beyond: bytes per second from a chip to other groups of `inside` chips.
   """
 
   name: str
@@ -45,10 +45,10 @@ CHIPS = (
     # NVIDIA's data sheet of the H100 SXM: 989 TFLOP/s without sparsity, NVLink 900 GB/s counting both directions. DGX
     # H100: 8 GPUs, and a 400 Gb/s InfiniBand port for each.
     Chip('H100 SXM, NVLink and InfiniBand', 989e12, 450e9, 8, 50e9),
-    # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, interconnect 1,600 Gb/s a chip (four links), pods of 256 chips.
+    # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, interconnect 1,600 Gb/s per chip (four links), pods of 256 chips.
     Chip('TPU v5e, all four links', 197e12, 200e9, 256, 0),
     Chip('TPU v5e, one link', 197e12, 50e9, 256, 0),
-    # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 2,400 Gb/s a chip (six links), pods of 4,096 chips.
+    # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 2,400 Gb/s per chip (six links), pods of 4,096 chips.
     Chip('TPU v4, all six links', 275e12, 300e9, 4096, 0),
     Chip('TPU v4, one link', 275e12, 50e9, 4096, 0),
 )
@@ -117,7 +117,7 @@ def main() -> None:
     rows_a_chip = batch // NUM_CHIPS[0]
     for title, rows_of in (
         (f'global batch {batch} (the recipe)', lambda n, batch=batch: batch / n),
-        (f'{rows_a_chip} rows a chip', lambda n, rows=rows_a_chip: rows)):
+        (f'{rows_a_chip} rows per chip', lambda n, rows=rows_a_chip: rows)):
       print(f'| {title} | ' + ' | '.join(f'{n} chips' for n in NUM_CHIPS) + ' |\n|---|' + '---|' * len(NUM_CHIPS))
       for chip in CHIPS:
         shares = [efficiency(chip, n, rows_of(n), operations, sum(gradient_bytes), utilisations[-1]) for n in NUM_CHIPS]

@@ -113,7 +113,7 @@ def main() -> None:
       name: time for name, time in microseconds(run).items()
       if not re.search(r' (while|call|conditional)\(', lines.get(name, '').partition('\n')[0])})
   if not times:
-    sys.exit("The trace names no operation of the program; this backend's profiler does not say them.")
+    sys.exit("The trace names no operation of the program; this backend's profiler does not report them.")
   total = sum(times.values())
   kinds: collections.Counter = collections.Counter()
   counts: collections.Counter = collections.Counter()

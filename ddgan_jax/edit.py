@@ -76,7 +76,7 @@ def _edit(args: types.SimpleNamespace) -> None:
   image_output.check_out(args.out)
   config = ddgan_jax.load_config(args.workdir)
   if config.data.is_points:
-    raise ConfigError(f'{args.workdir}: is a run on points; use a run on images')
+    raise ConfigError(f'{args.workdir} is a run on points; use a run on images')
   labels.check_label(args.label, config.generator, '--label')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, label=args.label)

@@ -110,8 +110,8 @@ MISTAKES = {
     'grids.make_grid(X)': (
         TypeError, 'images is float32 [4, 8, 8, 1]; use uint8 [n, H, W, C], such as sampling.to_uint8(images)'),
     'grids.make_grid(BYTES[0])': (ValueError, 'images is uint8 [8, 8, 1]; use uint8 [n, H, W, C]'),
-    'grids.make_grid(np.zeros((4, 8, 8, 4), np.uint8))': (ValueError, 'images: found 4 channels, must be 1 or 3'),
-    'grids.make_grid(BYTES[:0])': (ValueError, 'images: found none, must be at least 1'),
+    'grids.make_grid(np.zeros((4, 8, 8, 4), np.uint8))': (ValueError, 'images has 4 channels; use 1 or 3'),
+    'grids.make_grid(BYTES[:0])': (ValueError, 'images is empty; use at least 1'),
     'grids.save_png("x.png", BYTES)': (ValueError, 'image is uint8 [4, 8, 8, 1]; use uint8 [H, W, C]'),
     'pytorch.generator_params("netG.pth", GeneratorConfig())': (
         TypeError, "state_dict is 'netG.pth'; use a dict of arrays (interop.torch_file.read_state_dict reads a "

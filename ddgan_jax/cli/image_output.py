@@ -53,7 +53,7 @@ def generate(
 
 
 def denoise(run: ddgan_jax.Run, num: int, seed: int, label: np.ndarray | None = None) -> trajectories.Steps:
-  """Samples like `generate`, with the same arguments, and returns every denoising step for a picture."""
+  """Returns all denoising steps of the images that `generate` samples with these arguments, for a picture."""
   config, num_timesteps = run.config, run.schedule.num_timesteps
   # The steps and the predictions each take as much memory as the noise.
   batch_size = min(num, sampling.max_batch_size(3 * num_timesteps, config.image_shape, config.generator.nz))

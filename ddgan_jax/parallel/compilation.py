@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import core  # no public API tells whether a trace is in progress
+from jax._src import core  # no public API shows whether a trace is in progress
 
 from ddgan_jax.parallel import convolution
 from ddgan_jax.utils import files
@@ -39,7 +39,7 @@ def jit(function: Callable, platform: str | None = None, **kwargs: Any) -> Calla
 
 
 class _Program:
-  """The result of `jit`: a program of its own at the top level, part of the outer program inside a trace."""
+  """The result of `jit`: a separate program at the top level, part of the outer program inside a trace."""
 
   def __init__(self, function: Callable, platform: str | None, kwargs: dict[str, Any]):
     functools.update_wrapper(self, function, updated=())

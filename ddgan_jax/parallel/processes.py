@@ -211,7 +211,7 @@ def _join(plan: Plan, timeout: int) -> None:
         heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT)
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    # Open MPI 5, for example, does not tell where process 0 runs.
+    # Open MPI 5, for example, does not expose the host of process 0.
     hint = '' if plan.method == 'deactivate' else f'; set {", ".join(_FLAGS)}'
     raise DistributedError(f'{plan.source}: the processes cannot connect to each other ({reason}){hint}') from error
   finally:

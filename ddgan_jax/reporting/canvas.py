@@ -33,16 +33,18 @@ class Canvas:
     self._figure.text(x / self._width, 1 - y / self._height, text, **{'ha': 'center', 'va': 'top', **options})
 
   def panel(self, values: np.ndarray, x: float, y: float, side: float, color: str = '#888888') -> None:
-    """An image [H, W, C] uint8, enlarged smoothly, or points [n, 2], in a square with a coloured frame."""
+    """An image [H, W, C] uint8, resized to fit a square, or points [n, 2] in a square; with a coloured frame."""
+    height, width = (side, side) if values.ndim == 2 else side * np.array(values.shape[:2]) / max(values.shape[:2])
+    left, top = x + (side - width) / 2, y + (side - height) / 2
     axes = self._figure.add_axes(
-        (x / self._width, 1 - (y + side) / self._height, side / self._width, side / self._height))
+        (left / self._width, 1 - (top + height) / self._height, width / self._width, height / self._height))
     if values.ndim == 2:
       axes.scatter(*values.T, s=1.5, alpha=0.5, linewidths=0, color='black')
       axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT))
     else:
       image = Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
-      pixels = round(side * DPI)
-      axes.imshow(image.resize((pixels, pixels), Image.Resampling.BICUBIC), cmap='gray', vmin=0, vmax=255,
+      pixels = round(width * DPI), round(height * DPI)
+      axes.imshow(image.resize(pixels, Image.Resampling.BICUBIC), cmap='gray', vmin=0, vmax=255,
                   interpolation='nearest', aspect='auto')
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

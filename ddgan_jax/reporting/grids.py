@@ -35,7 +35,7 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     checks.whole('columns', columns, 1)
   images = np.asarray(images)
   if not len(images):
-    raise ValueError('images: found none, must be at least 1')
+    raise ValueError('images is empty; use at least 1')
   count, height, width, channels = images.shape
   columns = columns or int(np.ceil(np.sqrt(count)))
   rows = -(-count // columns)
@@ -73,7 +73,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 def _check_channels(name: str, shape: tuple[int, ...]) -> None:
   if shape[-1] not in (1, 3):
-    raise ValueError(f'{name}: found {shape[-1]} channels, must be 1 or 3')
+    raise ValueError(f'{name} has {shape[-1]} channels; use 1 or 3')
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:

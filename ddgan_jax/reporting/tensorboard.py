@@ -14,7 +14,7 @@ from etils import epath
 
 from ddgan_jax.utils import files
 
-# TensorBoard groups its charts by what stands before the slash.
+# TensorBoard groups its charts by the part before the slash.
 _TAGS = {
     'loss_d': 'loss/d', 'loss_d_real': 'loss/d_real', 'loss_d_fake': 'loss/d_fake', 'loss_g': 'loss/g',
     'r1_penalty': 'loss/r1', 'r2_penalty': 'loss/r2', 'regression': 'loss/regression',
@@ -23,7 +23,7 @@ _TAGS = {
     'images_per_second': 'speed/images_per_second', 'data_wait': 'speed/data_wait',
     'compile_seconds': 'speed/compile_seconds', 'step_memory_mib': 'memory/step_mib',
     'device_peak_mib': 'memory/device_peak_mib'}
-# Read before all other events of a workdir, whose names have the time in this place.
+# Sorts before all other event files of a workdir, which have their time instead of the 0.
 _HPARAMS_FILE = 'events.out.tfevents.0.hparams'
 
 
@@ -47,11 +47,11 @@ class EventWriter:
     self._error: Exception | None = None
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
-    """Writes the run's HParams session, in place of the one that an earlier start of the run has written."""
+    """Writes the run's HParams session, replacing that of an earlier start."""
     self._submit(lambda writer: _write_hparams(self._workdir, hparams))
 
   def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Writes metrics, by the names of the training step, under their `tag`."""
+    """Writes metrics under their `tag`; keys are the names from the training step."""
     tagged = {tag(name): value for name, value in scalars.items()}
     self._submit(lambda writer: writer.write_scalars(step, tagged))
 
@@ -78,7 +78,7 @@ class EventWriter:
     try:
       if self._writer and (writer := self._writer.result()):
         write(writer)
-    except Exception as error:  # TensorFlow raises errors of its own
+    except Exception as error:  # TensorFlow has its own error types
       self._error = self._error or error
 
 
@@ -98,8 +98,8 @@ def _open_writer(workdir: str):
 def _write_hparams(workdir: str, hparams: Mapping[str, Any]) -> None:
   """Replaces the workdir's HParams session.
 
-  TensorBoard shows one session per folder, and of several in one folder the first that it reads, so a resumed run would
-  show the fields of its first start. A file of its own can be replaced; its name makes it the first.
+  TensorBoard shows one session per folder: the first that it reads. Event files are only appended to, so a resumed run
+  would show the fields of its first start. A separate file can be replaced; its name makes TensorBoard read it first.
   """
   from tensorboard.compat.proto import event_pb2
   from tensorboard.plugins.hparams import api
@@ -113,7 +113,7 @@ def _write_hparams(workdir: str, hparams: Mapping[str, Any]) -> None:
 
 
 def _readable(value: Any) -> bool | int | float | str:
-  """TensorBoard knows numbers, booleans and strings: (1, 2, 2) is written as '1,2,2'."""
+  """TensorBoard accepts numbers, booleans and strings: (1, 2, 2) is written as '1,2,2'."""
   if isinstance(value, tuple | list):
     return ','.join(map(str, value))
   return value if isinstance(value, bool | int | float | str) else str(value)

@@ -25,10 +25,10 @@ class Steps(NamedTuple):
   Attributes:
     x_t: [T+1, B, H, W, C] uint8, or [T+1, B, 1, 1, 2] float32 points; x_T first.
     predictions: [T, ...], what G returns for x_t[i], of the same kind.
-    title: above the picture.
+    title: text above the picture.
     has_latent: whether G takes a z.
     predicts_x_t: whether G returns x_{t-1} itself instead of x_0.
-    names: of the B rows, such as 'class 3'; by default none.
+    names: names of the B images, such as 'class 3'; by default none.
   """
 
   x_t: np.ndarray
@@ -55,14 +55,17 @@ class Steps(NamedTuple):
   def explanation(self) -> str:
     if self.predicts_x_t:
       return f'G denoises $x_t$ to $x_{{t-1}}${", from a latent $z$" if self.has_latent else ""}.'
-    return (f'G predicts the clean $x_0$ from $x_t${" and a latent $z$" if self.has_latent else ""}; '
+    inputs = '$x_t$ and a latent $z$' if self.has_latent else '$x_t$'
+    if self.num_timesteps == 1:
+      return f'G predicts the clean $x_0$ from {inputs.replace("x_t", "x_1")}, which is the sample.'
+    return (f'G predicts the clean $x_0$ from {inputs}; '
             r'then $x_{t-1} \sim q(x_{t-1} \mid x_t, x_0)$, which adds noise back.')
 
 
 def draw_strip(steps: Steps) -> np.ndarray:
   """A row for each image, or one row for a cloud of points: x_T, G(x_T, T-1, z), x_{T-1}, …, x_0 as [H', W', 3] uint8.
 
-  With T > 4 only five x_t are drawn, and the heads say how many steps lie between them.
+  With T > 4 only five x_t are drawn, and the heads show how many steps are between them.
   """
   levels = _spread(steps.num_timesteps, _STRIP_LEVELS - 1)
   rows = 1 if steps.is_points else steps.x_t.shape[1]
@@ -103,7 +106,7 @@ def draw_strip(steps: Steps) -> np.ndarray:
 
 
 def draw_frames(steps: Steps) -> list[np.ndarray]:
-  """One picture [H', W', 3] uint8 for each x_t, beside what G predicts from it; of many steps at most 51."""
+  """One picture [H', W', 3] uint8 for each x_t, beside what G predicts from it; at most 51 pictures."""
   side, margin, top = 3.0, 0.2, 0.8
   width, frames = 2 * side + 3 * margin, []
   for i in _spread(steps.num_timesteps, _MOST_FRAMES):
@@ -122,7 +125,7 @@ def draw_frames(steps: Steps) -> list[np.ndarray]:
 
 
 def save_gif(path: str | os.PathLike, frames: Sequence[np.ndarray]) -> None:
-  """Writes [H, W, 3] uint8 frames as an endless animation of about five seconds that rests on the last frame."""
+  """Writes [H, W, 3] uint8 frames as an endless animation of at most seven seconds, 2.5 of them on the last frame."""
   first, *others = (Image.fromarray(frame).quantize(32, dither=Image.Dither.NONE) for frame in frames)
   duration = [min(900, max(60, 4000 // len(frames)))] * len(others) + [2500]
   path = epath.Path(path)

@@ -118,7 +118,7 @@ def test_command(tmp_path):
   assert result.returncode == 0, result.stderr
   report = json.loads((tmp_path / 'b.json').read_text())
   assert report['device'] | {'peak': 0} == {'platform': 'cpu', 'kind': 'cpu', 'devices': 2, 'peak': 0}
-  assert "no published peak of 'cpu' in float32" in result.stdout and report['device']['peak'] == {}
+  assert "No published peak of 'cpu' in float32" in result.stdout and report['device']['peak'] == {}
   assert set(report['compile']) == {'plain', 'r1', 'sample_1', 'sample_4'}
   train, lazy_reg = report['train'], report['config']['optim']['lazy_reg']
   assert train['amortised']['seconds'] == pytest.approx(

@@ -435,7 +435,7 @@ def test_real_digits_are_what_they_are_called(finished, run_config):
     found.append(report['metrics']['label_accuracy']['value'])
   assert found[0] > 0.97 and found[1] < 0.03
   assert 'label accuracy' in evaluator.table(report) and 'held-out real images: 0.9' in evaluator.table(report)
-  with pytest.raises(ConfigError, match='label_accuracy: digits was not sampled by label; use a --workdir whose'):
+  with pytest.raises(ConfigError, match='label_accuracy: digits has no requested labels; use a --workdir with'):
     evaluate(image_sets.array_images(pictures, 'digits'))
 
 

@@ -311,7 +311,7 @@ def test_foreign_checkpoints_are_left_alone(command, tmp_path):
   (tmp_path / 'checkpoints' / '100' / 'model.pt').write_text('somebody else')
   before = files_of(tmp_path)
   result = run_command(train.main, *command(tmp_path))
-  assert result.status == 2 and 'has no config.json, so they are not of a run of ddgan_jax' in result.err
+  assert result.status == 2 and 'has no config.json, so they are not from a ddgan_jax run' in result.err
   assert files_of(tmp_path) == before
 
 

@@ -31,6 +31,15 @@ def test_png_round_trip(tmp_path):
   assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.png']
 
 
+def test_a_panel_keeps_the_shape_of_its_image():
+  """A grid of ten samples has four columns and three rows; in the square panel it is not stretched."""
+  canvas = trajectories.Canvas(2, 2)
+  canvas.panel(np.zeros((30, 60, 3), np.uint8), 0.5, 0.5, 1, color='black')
+  rows, columns = np.nonzero(canvas.pixels().max(axis=-1) < 128)
+  assert abs(np.ptp(columns) - 100) <= 3 and abs(np.ptp(rows) - 50) <= 3
+  assert abs(rows.mean() - 100) <= 2 and abs(columns.mean() - 100) <= 2
+
+
 def test_a_strip_of_a_thousand_steps_is_thinned(monkeypatch):
   """Five x_t with the predictions made from them; RGB, with names; of an animation at most 51 frames."""
   x_t = np.linspace(0, 250, 1001).astype(np.uint8).reshape(-1, 1, 1, 1, 1) * np.ones((2, 8, 8, 3), np.uint8)
