@@ -147,7 +147,7 @@ def test_a_mistake_gets_one_sentence_that_names_the_argument(call):
 
 
 def test_checks_need_no_values():
-  """Under jit, vmap and grad shapes and dtypes are checked, and values are not asked for."""
+  """Under jit, vmap and grad shapes and dtypes are checked, but not values."""
   q_sample = lambda x, t: diffusion.q_sample(SCHEDULE, x, t, X[0])
   expected = diffusion.q_sample(SCHEDULE, X, T + 2, X)
   np.testing.assert_allclose(jax.jit(q_sample)(X, T + 2), expected)

@@ -57,7 +57,7 @@ class Steps(NamedTuple):
       return f'G denoises $x_t$ to $x_{{t-1}}${", from a latent $z$" if self.has_latent else ""}.'
     inputs = '$x_t$ and a latent $z$' if self.has_latent else '$x_t$'
     if self.num_timesteps == 1:
-      return f'G predicts the clean $x_0$ from {inputs.replace("x_t", "x_1")}, which is the sample.'
+      return f'G maps {inputs.replace("x_t", "x_1")} to the clean $x_0$, the sample.'
     return (f'G predicts the clean $x_0$ from {inputs}; '
             r'then $x_{t-1} \sim q(x_{t-1} \mid x_t, x_0)$, which adds noise back.')
 

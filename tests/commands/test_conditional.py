@@ -1,4 +1,4 @@
-"""Class labels: in G, in D, withheld at random, asked for, measured; and every label that cannot be."""
+"""Class labels: in G, in D, dropped at random, requested, measured; and invalid labels."""
 
 import dataclasses
 import functools
@@ -76,9 +76,9 @@ def d_inputs(kind):
 def test_a_discriminator_without_classes_has_nothing_of_them(kind):
   config, pair = d_config(kind), d_inputs(kind)
   plain = shapes_of(d_module(config), *pair)
-  told = shapes_of(d_module(dataclasses.replace(config, num_classes=5)), *pair)
-  assert told.pop('label_embedding')['tables'].shape == (1, 6, plain['dense_out']['kernel'].size)
-  assert jax.tree.map(np.shape, told) == jax.tree.map(np.shape, plain)
+  conditional = shapes_of(d_module(dataclasses.replace(config, num_classes=5)), *pair)
+  assert conditional.pop('label_embedding')['tables'].shape == (1, 6, plain['dense_out']['kernel'].size)
+  assert jax.tree.map(np.shape, conditional) == jax.tree.map(np.shape, plain)
 
 
 @pytest.mark.parametrize('kind, stack, label, digits', [
@@ -104,15 +104,15 @@ def test_generator(config):
   """Without classes nothing of it is there; with them every label has an image of its own, and so has none."""
   inputs = g_inputs(config, 4)
   plain = shapes_of(g_module(config), *inputs)
-  told = dataclasses.replace(config, num_classes=5)
-  shapes = shapes_of(g_module(told), *inputs)
+  conditional = dataclasses.replace(config, num_classes=5)
+  shapes = shapes_of(g_module(conditional), *inputs)
   width = 32 if config.kind == 'mlp' else config.z_emb_dim
   assert shapes.pop('label_embedding')['tables'].shape == (config.stack, 6, width)
   if config.nz and config.kind == 'ncsnpp':
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, plain)
-  params = filled(shapes_of(g_module(told), *inputs), scale=1.0 if config.kind == 'mlp' else 0.3)
+  params = filled(shapes_of(g_module(conditional), *inputs), scale=1.0 if config.kind == 'mlp' else 0.3)
   one = [np.broadcast_to(array[:1], array.shape) for array in inputs]  # the same noise in every row
-  apply = jax.jit(g_module(told).apply)
+  apply = jax.jit(g_module(conditional).apply)
   label = np.array([-1, 2, 4, 2], np.int32) if config.stack == 1 else np.array([-1, 123, 321, 123], np.int32)
   images = np.asarray(apply({'params': params}, *one, label))
   np.testing.assert_array_equal(images[1], images[3])
@@ -163,7 +163,7 @@ def test_withheld_labels_do_not_depend_on_the_topology():
   np.testing.assert_allclose(found, expected, rtol=1e-4)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, others)
   for differently in (trained(1, 1, shift=1), trained(1, 1, label_dropout=0.25)):
-    assert np.abs(differently[0] - expected).max() > 1e-3  # labels matter, and which are withheld
+    assert np.abs(differently[0] - expected).max() > 1e-3  # labels matter, and which are dropped
 
 
 def moved_rows(tables, before):
@@ -173,7 +173,7 @@ def moved_rows(tables, before):
 @pytest.mark.parametrize('config', [
     conditional(), conditional('gaussian'), conditional('augmented_gan')], ids=lambda config: config.method)
 def test_only_the_labels_told_learn(config):
-  """A step moves the rows of the labels in the batch that are not withheld, and the last row for the others."""
+  """A step moves the rows of the labels in the batch that are not dropped, and the last row for the others."""
   draws = train_step.make_draws(jax.random.key(0), (16, 1, 1, 2), 4, 3)
   x_0, _ = points(config)
   label = np.array([3, 7] * 8, np.int32)
@@ -278,7 +278,7 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
   assert 'Compiling' not in capsys.readouterr().out and not (tmp_path / 'run' / 'config.json').exists()
 
 
-@pytest.mark.parametrize('asked, fields, message', [
+@pytest.mark.parametrize('requested, fields, message', [
     (10, {}, r'label is 10; use a label of this run, 0 … 9'),
     (-2, {}, r'label is -2; use a label of this run, 0 … 9'),
     (np.array([3, 12]), {}, r'label is 12; use a label of this run, 0 … 9'),
@@ -288,9 +288,9 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
     (None, {'label_dropout': 0.0}, r'label is none; use a label, 0 … 9, because .* generator.label_dropout=0'),
     ([3, -1], {'label_dropout': 0.0}, r'label is -1; use a label, 0 … 9'),
 ], ids=str)
-def test_labels_that_cannot_be_asked_for(asked, fields, message):
+def test_labels_that_cannot_be_requested(requested, fields, message):
   with pytest.raises(ConfigError, match=message):
-    labels.check_label(asked, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
+    labels.check_label(requested, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
 
 
 def test_labels_from_the_command_line():
@@ -378,7 +378,7 @@ def lively(finished):
 
 
 def test_one_label_for_all_or_one_for_each(finished):
-  """Image i is a function of seed, i and its label, whatever is asked of the images beside it."""
+  """Image i is a function of seed, i and its label, independent of the other labels of the batch."""
   run = lively(finished)
   shape, nz = (3, *run.config.image_shape), run.config.generator.nz
 

@@ -32,7 +32,7 @@ SRUN = '''#!/usr/bin/env bash
 [ "${0##*/}" != scancel ] || touch "$WAIT.stop"
 [ "${0##*/}" = srun ] || exit 0
 [ -n "${WAIT:-}" ] || exit "${STATUS:-0}"
-trap 'echo KILLED >> "$RECORD"; exit 137' TERM  # srun kills its tasks when it is told to end
+trap 'echo KILLED >> "$RECORD"; exit 137' TERM  # srun kills its tasks when it receives TERM
 touch "$WAIT"
 while [ ! -e "$WAIT.stop" ]; do sleep 0.05; done
 '''
@@ -241,8 +241,8 @@ def test_slurm_runs_one_step_with_the_arguments(bench, venv):
 
 @pytest.mark.parametrize('number, requeued', [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_near_the_time_limit_saves_and_queues_again(bench, venv, tmp_path, number, requeued):
-  """USR1 is SLURM's warning: the tasks are told to save, never srun, and the job goes on later. With TERM, from scancel
-  or a pre-emption, SLURM tells the tasks itself."""
+  """USR1 is SLURM's warning: TERM goes to the tasks, never to srun, and the job resumes later. With TERM, from scancel
+  or a pre-emption, SLURM signals the tasks itself."""
   ready = tmp_path / 'ready'
   tell = f'while [ ! -e {ready} ]; do sleep 0.05; done; kill -{number.name[3:]} $PPID'
   if number == signal.SIGTERM:
@@ -264,7 +264,7 @@ def test_slurm_mistakes(bench, venv, tmp_path):
 
 
 def test_gke_is_a_job_set_of_one_slice(tmp_path):
-  """One pod a host, chips that fill the topology, and a run that was told to stop is not taken for a finished one."""
+  """One pod per host, chips that fill the topology; a run stopped by SIGTERM does not count as finished."""
   job_set = yaml.safe_load((ROOT / 'launch' / 'gke.yaml').read_text())
   assert job_set['kind'] == 'JobSet' and job_set['spec']['failurePolicy']['maxRestarts'] > 0
   [worker] = job_set['spec']['replicatedJobs']

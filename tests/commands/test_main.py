@@ -48,7 +48,7 @@ def command(config_file, data_dir, monkeypatch):
   return make
 
 
-# `finished` alone is asked for its events.
+# Only `finished` writes events.
 ENVIRONMENT = support.command_environment()
 
 
@@ -316,7 +316,7 @@ def test_foreign_checkpoints_are_left_alone(command, tmp_path):
 
 
 def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
-  """The run goes on from the one before, to the very state that it would have had."""
+  """The run resumes from the checkpoint before, and ends in the same state as an uninterrupted run."""
   import shutil
 
   workdir = tmp_path / 'run'

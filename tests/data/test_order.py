@@ -1,4 +1,4 @@
-"""The order of data is one, whoever asks: processes, devices and decoding workers change nothing of a global batch."""
+"""The order of data is fixed: processes, devices and decoding workers change nothing of a global batch."""
 
 import dataclasses
 import os

@@ -194,7 +194,7 @@ def test_respaced_schedule():
 
 
 def test_a_perfect_predictor_needs_no_small_steps():
-  """Of x_0: any number of steps returns it. Of the noise: the same, if it is asked at the right long level."""
+  """Of x_0: any number of steps returns it. Of the noise: the same, if G is called at the right long level."""
   long = schedule_of(1000)
   short, t_long = diffusion.respace(long, 4)
   x_0, = normal((3, 4, 4, 1))
@@ -212,7 +212,7 @@ def test_a_perfect_predictor_needs_no_small_steps():
 
 
 def test_gaussian_sampler_in_four_steps():
-  """make_sampler asks G at the long levels, gives it no latent, and clips."""
+  """make_sampler calls G at the long levels, gives it no latent, and clips."""
   config = toy_config('gaussian', 1000, prediction='noise')
   params = state_of(config).g_params
   generator, _ = train_state.make_networks(config)
@@ -232,7 +232,7 @@ def test_gaussian_sampler_in_four_steps():
 
 
 def test_augmentation_diffuses_what_comes_from_noise():
-  """D gets G(noise) and x_0, both at level t, and zeros for x_{t+1}; G is asked at the last level."""
+  """D gets G(noise) and x_0, both at level t, and zeros for x_{t+1}; G is called at the last level."""
   schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
   rows = objectives.Rows(

@@ -73,7 +73,7 @@ def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
   plain_jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda f, **kwargs: used.append(kwargs) or plain_jit(f, **kwargs))
   program = compilation.jit(lambda x: x + 1, donate_argnums=0)
-  assert used == [{'donate_argnums': 0}]  # nothing is asked of the backend yet
+  assert used == [{'donate_argnums': 0}]  # the backend is not queried yet
   x = jnp.ones(3)
   assert program(x)[0] == 2 and x.is_deleted()
   assert used[1:] == [{'donate_argnums': 0, 'compiler_options': expected}]

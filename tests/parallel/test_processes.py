@@ -159,7 +159,7 @@ def test_a_run_moves_to_other_devices_and_is_stopped_and_killed_on_the_way(never
   begun, stopped = stopped, Checkpoints(workdir).latest_step()
   assert begun < stopped < begun + 10 and f'SIGTERM: saved step {stopped} in' in outputs[0], outputs
 
-  # One is killed: the other one notices, after a while, and ends with an error. Meanwhile a copy goes on.
+  # One is killed: the other one notices, after a while, and ends with an error. Meanwhile a copy continues.
   group = start(in_parts, 2, 2)
   wait_for(group, f'step {stopped + 2}/')
   group[1][0].kill()

@@ -107,7 +107,7 @@ def damage_metadata(folder):
 
 
 def damage_bits(folder):
-  """Inverts the files where the arrays are, but for their beginnings; which lies in which is a matter of chance."""
+  """Inverts the files of the arrays except for their first bytes; Orbax does not fix which array is in which file."""
   for file in (folder / 'state').rglob('d/*'):
     data = file.read_bytes()
     file.write_bytes(data[:64] + bytes(255 - byte for byte in data[64:]))

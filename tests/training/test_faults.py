@@ -173,7 +173,7 @@ def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
 
 
 def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
-  """It is given up, the step is saved, and the same command goes on."""
+  """It is given up, the step is saved, and the same command resumes."""
   def measure(images):
     os.kill(os.getpid(), signal.SIGTERM)
     images.rows(0, 4)
@@ -212,7 +212,7 @@ def test_rollbacks_without_progress_end(run, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_config):
-  """A file system of 8 MiB that fills up before the second checkpoint; the first is good, and the run goes on."""
+  """A file system of 8 MiB that fills up before the second checkpoint; the first is good, and the run resumes."""
   disk = tmp_path / 'disk'
   disk.mkdir()
   if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)], capture_output=True).returncode:
@@ -237,8 +237,8 @@ def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_
     (disk / 'filler').unlink()
     monkeypatch.setattr(Checkpoints, 'save', save)
     assert 'Resumed at step 10' in run(disk / 'run')
-    run(tmp_path / 'peace')
-    assert_same_end(disk / 'run', tmp_path / 'peace', quick_config)
+    run(tmp_path / 'uninterrupted')
+    assert_same_end(disk / 'run', tmp_path / 'uninterrupted', quick_config)
     assert not list((disk / 'run' / 'checkpoints').glob('*tmp*'))
 
     subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
