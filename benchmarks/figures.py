@@ -74,7 +74,7 @@ def denoising(workdir: str, folder: pathlib.Path) -> None:
 def conditional(workdir: str, folder: pathlib.Path, rows: int = 6) -> None:
   """A column per class: two real images above generated ones."""
   run = ddgan_jax.load(workdir)
-  known = labels.every(run.config.generator)
+  known = labels.all_labels(run.config.generator)
   real, real_labels = real_images(run, 400)
   real = np.stack([real[real_labels == label][:2] for label in known], axis=1)
   generated = image_output.generate(run, rows * len(known), 0, label=known).reshape(rows, len(known), *real.shape[2:])
@@ -113,7 +113,7 @@ def milliseconds(seconds: float) -> str:
 def gaussians25(workdir: str, folder: pathlib.Path, num: int = 2000) -> None:
   """Scatter plots: the data, and each sampler with its share of points near a mode, evaluations and time."""
   real, _ = data_points.draw(num, seed=1)
-  of_real = point_metrics.modes_of_points(real)
+  of_real = point_metrics.count_point_modes(real)
   panels = [('Real data', '', f'{of_real.in_mode:.0%} near a mode, {of_real.found} of 25 modes', real, REAL)]
   for row in compared(workdir):
     run = ddgan_jax.load(pathlib.Path(workdir) / row['name'], None, row['evaluations'])
