@@ -163,9 +163,9 @@ def test_a_run_moves_to_other_devices_and_is_stopped_and_killed_on_the_way(never
   group = start(in_parts, 2, 2)
   wait_for(group, f'step {stopped + 3}/')  # one step is saved by then, and perhaps the next one
   group[1][0].kill()
-  latest = Checkpoints(workdir).latest_step()
-  assert stopped < latest < STEPS
   shutil.copytree(workdir, tmp_path / 'copy', ignore=shutil.ignore_patterns('*tmp*'))
+  latest = Checkpoints(tmp_path / 'copy').latest_step()
+  assert stopped < latest < STEPS
   statuses, outputs = finish(start(command(tmp_path / 'copy'), 1, 1))
   assert statuses == [0] and f'Resumed at step {latest}' in outputs[0], outputs
   statuses, outputs = finish(group)
