@@ -19,6 +19,7 @@ from ddgan_jax.benchmark import __main__ as benchmark
 from ddgan_jax.cli import app, ddgan, options
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import recipes
+from ddgan_jax.reporting import tensorboard
 from tests import support
 from tests.reporting.test_reporting import hparams_of
 from tests.support import ROOT, programs
@@ -153,7 +154,7 @@ def test_tensorboard_shows_a_resumed_run_as_one_session_with_its_present_fields(
 
   for num_steps in (2, 4):
     succeed(train.main, '--config', config_file, '--workdir', tmp_path / 'run', '--config.train.log_every=1',
-            f'--config.train.num_steps={num_steps}', events=True)
+            f'--config.train.num_steps={num_steps}', events=tensorboard._open_writer)
     group, fields = hparams_of(tmp_path / 'run')
     assert group == str(tmp_path / 'run') and fields['train.num_steps'] == num_steps
   assert fields['generator.ch_mult'] == '1' and fields['eval.metrics'] == ','.join(ddgan_jax.load_config(

@@ -116,7 +116,7 @@ def test_the_command(tmp_path):
   first, second = (
       succeed(compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
               '--force', *SMALL) for _ in range(2))
-  assert first.count('Sampling 50 of') == 2 and 'Sampling 50 of' not in second
+  assert first.count('drawing 50 samples') == 2 and 'drawing 50 samples' not in second
   assert 'has finished its 20 steps' in second
   found = json.loads((tmp_path / 'comparison.json').read_text())
   assert [(row['name'], row['evaluations'], row['n'], row['biased']) for row in found] == [
