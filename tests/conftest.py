@@ -1,16 +1,16 @@
-"""All tests: eight simulated devices, one compilation cache, one tiny run."""
+"""Set-up for all tests: eight simulated devices, a compilation cache, and tiny configs."""
 
 import os
 import pathlib
 
 from tests.support import quick_config_dict, tiny_config_dict, xla_flags
 
-# Before JAX is imported, here and in the commands that tests start.
+# Set before JAX is imported, here and in the commands that tests start.
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {xla_flags(8)}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'xla'))
-# Prepared data as well: tests share them, but not with the user's runs.
+# Tests share prepared data with each other, but not with the user's runs.
 os.environ['XDG_CACHE_HOME'] = str(pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'cache')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
@@ -22,12 +22,12 @@ import filelock
 import jax
 import pytest
 
-gc.set_threshold(100_000, 20, 100)  # traced programs are many small objects that live long
+gc.set_threshold(100_000, 20, 100)  # traced programs are many small, long-lived objects
 
 
 @pytest.fixture(autouse=True, scope='module')
-def forget_programs():
-  """Linux lets a process map 65,530 pieces of memory, and each compiled program takes hundreds: XLA would abort."""
+def clear_compiled_programs():
+  """Linux limits a process to 65,530 memory maps, and each compiled program takes hundreds: XLA would abort."""
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and maps.read_text().count('\n') > 15_000:
@@ -50,7 +50,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def digits_classifier(tmp_path_factory):
-  """In fewer steps than usual, once for all workers and commands, which find it in the cache; and its data."""
+  """(classifier, data): trained in fewer steps than usual, once for all workers and commands, which find it cached."""
   from ddgan_jax.config import DataConfig
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import modes

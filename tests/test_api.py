@@ -1,5 +1,5 @@
-"""The Python API: what a mistake gets, what a loaded run shows and samples, and what the modules list."""
-# The calls of the table are text, so that it can be printed.
+"""The Python API: errors, what a loaded run shows and samples, and the public names of modules."""
+# The calls in MISTAKES are strings, so that a failure prints them.
 # ruff: noqa: F401
 
 import dataclasses
@@ -35,7 +35,7 @@ CONFIG = config_lib.from_config_dict({**quick_config_dict(), 'diffusion': {'num_
 GENERATOR = models.MlpGenerator(CONFIG.generator)
 DISCRIMINATOR = models.MlpDiscriminator(CONFIG.discriminator)
 
-# A call, and the whole of what it raises.
+# A call, and the complete error that it raises.
 MISTAKES = {
     'diffusion.make_schedule(2.5)': (TypeError, 'num_timesteps is 2.5; use an integer'),
     'diffusion.make_schedule(0)': (ValueError, 'num_timesteps is 0; use at least 1'),
@@ -139,7 +139,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('call', MISTAKES)
-def test_a_mistake_gets_one_sentence_that_names_the_argument(call):
+def test_errors_are_one_sentence_that_names_the_argument(call):
   kind, sentence = MISTAKES[call]
   with pytest.raises(kind) as error:
     eval(call)
@@ -147,7 +147,7 @@ def test_a_mistake_gets_one_sentence_that_names_the_argument(call):
 
 
 def test_checks_need_no_values():
-  """Under jit, vmap and grad shapes and dtypes are checked, but not values."""
+  """Under jit, vmap and grad, shapes and dtypes are checked, and values are not needed."""
   q_sample = lambda x, t: diffusion.q_sample(SCHEDULE, x, t, X[0])
   expected = diffusion.q_sample(SCHEDULE, X, T + 2, X)
   np.testing.assert_allclose(jax.jit(q_sample)(X, T + 2), expected)
@@ -171,23 +171,23 @@ def test_checks_add_nothing_to_a_traced_program(monkeypatch):
   assert program() == checked
 
 
-def some_run(**generator):
-  """A run with weights that nothing has trained."""
+def untrained_run(**generator):
+  """A run with initial weights."""
   fields = quick_config_dict()
   config = config_lib.from_config_dict({**fields, 'generator': {**fields['generator'], **generator}})
   params = train_state.create(config).ema_params
   return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 7, params, workdir='runs/x')
 
 
-def test_a_run_shows_what_it_is_in_one_line():
-  text = repr(some_run())
+def test_the_repr_of_a_run_is_one_line():
+  text = repr(untrained_run())
   assert text == ("Run(workdir='runs/x', method='ddgan', T=2, image_shape=(8, 8, 1), step=7, "
-                  f'parameters={train_state.count_parameters(some_run().params):,})')
-  assert "label=3)" in repr(dataclasses.replace(some_run(num_classes=10), label=3))
+                  f'parameters={train_state.count_parameters(untrained_run().params):,})')
+  assert "label=3)" in repr(dataclasses.replace(untrained_run(num_classes=10), label=3))
 
 
-def test_a_run_samples_what_sampling_does_and_compiles_once(monkeypatch):
-  run = some_run()
+def test_run_sample_matches_sampling_and_compiles_once(monkeypatch):
+  run = untrained_run()
   traced = []
   sample = sampling.sample
   monkeypatch.setattr(sampling, 'sample', lambda *args: traced.append(args[3]) or sample(*args))
@@ -201,8 +201,8 @@ def test_a_run_samples_what_sampling_does_and_compiles_once(monkeypatch):
   assert np.abs(found[0] - found[1]).max() > 0.1
 
 
-def test_a_run_of_classes_samples_any_label_with_one_program(monkeypatch):
-  run = some_run(num_classes=10)
+def test_a_conditional_run_samples_any_label_with_one_program(monkeypatch):
+  run = untrained_run(num_classes=10)
   traced = []
   sample = sampling.sample
   monkeypatch.setattr(sampling, 'sample', lambda *args: traced.append(args[3]) or sample(*args))
@@ -223,7 +223,7 @@ def test_a_run_of_classes_samples_any_label_with_one_program(monkeypatch):
 
 def test_the_fields_of_a_run_cannot_be_set():
   with pytest.raises(dataclasses.FrozenInstanceError):
-    some_run().step = 8
+    untrained_run().step = 8
 
 
 @pytest.mark.parametrize('name', [
@@ -232,8 +232,8 @@ def test_the_fields_of_a_run_cannot_be_set():
         'interop', 'interop.pytorch', 'metrics', 'metrics.features.inception', 'metrics.features.vgg',
         'metrics.frechet', 'metrics.inception_score', 'metrics.kid', 'metrics.points', 'metrics.precision_recall',
         'models', 'sampling'))])
-def test_a_public_module_lists_what_is_its_own(name):
-  """In `dir` and `__all__`, and with a docstring each: no imported module or private name."""
+def test_public_modules_list_only_their_own_names(name):
+  """`dir` and `__all__` have no imported module or private name, and every function has a docstring."""
   module = importlib.import_module(name)
   assert set(module.__all__) <= set(dir(module))
   for each in set(dir(module)) - {'__version__'}:
@@ -247,7 +247,7 @@ def test_a_public_module_lists_what_is_its_own(name):
   assert own <= set(module.__all__)
 
 
-def test_the_package_says_that_it_is_typed():
+def test_the_package_is_typed():
   package = importlib.resources.files(ddgan_jax)
   assert (package / 'py.typed').is_file()
   hints = run_lib.Run.__annotations__

@@ -26,15 +26,15 @@ def test_golden_schedule(case):
   schedule = diffusion.make_schedule(
       options['num_timesteps'], options['schedule'], options['beta_min'], options['beta_max'])
   assert schedule.num_timesteps == options['num_timesteps']
-  for there, here in NAMES.items():
-    expected = arrays[f'{options["index"]}/{there}']
-    table = getattr(schedule, here)
+  for original_name, name in NAMES.items():
+    expected = arrays[f'{options["index"]}/{original_name}']
+    table = getattr(schedule, name)
     assert table.dtype == np.float32 and table.shape == expected.shape
-    np.testing.assert_allclose(table, expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=here)
+    np.testing.assert_allclose(table, expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name)
 
 
 def test_pair_has_the_marginal_of_its_noisier_level():
-  """x_{t+1} made from x_t is distributed as q(x_{t+1} | x_0): same mean, same variance."""
+  """x_{t+1}, drawn from x_t, has the mean and variance of q(x_{t+1} | x_0)."""
   schedule = diffusion.make_schedule(4)
   for t in range(4):
     mean = schedule.sqrt_alpha[t + 1] * schedule.sqrt_alpha_bar[t]
@@ -83,7 +83,7 @@ def test_each_row_has_its_own_t():
     np.testing.assert_array_equal(x_tp1[row], one_tp1)
 
 
-def test_refuses_what_has_no_meaning():
+def test_invalid_schedules_are_refused():
   with pytest.raises(ValueError, match='num_timesteps is 0'):
     diffusion.make_schedule(0)
   with pytest.raises(ValueError, match="kind is 'cosine'"):

@@ -18,13 +18,13 @@ from tests.support import GOLDEN, ROOT, command_environment, golden
 from tests.support.commands import succeed
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-# Lines that prepare a shell, or need a cluster or a bucket.
+# Lines that set up a shell, or need a cluster or a bucket.
 SKIPPED = ('python3 -m venv', '. .venv', 'pytest', 'tensorboard', 'export', 'gcloud', 'sbatch')
 SMALL = {
     'generator.kind': 'mlp', 'generator.num_channels_dae': 16, 'discriminator.kind': 'mlp', 'discriminator.ngf': 16,
     'data.batch_size': 8, 'optim.lazy_reg': 1, 'train.num_steps': 2, 'train.log_every': 1, 'train.sample_every': 2,
     'train.checkpoint_every': 2, 'train.eval_every': 0, 'train.num_samples': 4, 'eval.batch_size': 20}
-FEW = {
+FEW_IMAGES = {
     'sample': ['--num', 4], 'evaluate': ['--num', 20, '--batch_size', 20, '--force'],
     'edit': ['--num', 2], 'compare': ['--num', 20, '--force', '--repeats', 1],
     'benchmark': ['--repeats', 1, '--seconds', 0.01, '--what', 'sample', '--sample_batches', 1]}
@@ -41,7 +41,7 @@ def flags(fields):
 
 
 class Workspace:
-  """A folder with the files that the pages name, where each command runs with small settings."""
+  """A folder with the files that the pages name, in which commands run with small settings."""
 
   def __init__(self, folder):
     self.folder = folder
@@ -90,8 +90,8 @@ class Workspace:
 
   def ddgan(self, command, *words):
     words = list(words)
-    after = dict(itertools.pairwise(words))
-    recipe, name = after.get('--config', ''), after.get('--workdir', '').removeprefix('runs/')
+    flag_values = dict(itertools.pairwise(words))
+    recipe, name = flag_values.get('--config', ''), flag_values.get('--workdir', '').removeprefix('runs/')
     if name and command not in ('train', 'compare') and '--from_pytorch' not in words:
       self.ensure_run(name)
     fields = {}
@@ -103,8 +103,8 @@ class Workspace:
       _, options = golden('netG_tiny_io.npz')
       fields |= {f'generator.{field}': value for field, value in options.items() if field != 'image_size'}
       fields |= {'discriminator.ngf': 2, 'discriminator.t_emb_dim': 8}
-    few = ['--steps_per_epoch', 10] if '--resume_file' in words else FEW.get(command, [])
-    return succeed(ddgan.main, command, *words, *flags(fields), *few, cwd=self.folder)
+    few_images = ['--steps_per_epoch', 10] if '--resume_file' in words else FEW_IMAGES.get(command, [])
+    return succeed(ddgan.main, command, *words, *flags(fields), *few_images, cwd=self.folder)
 
   def ensure_run(self, name):
     if (self.folder / 'runs' / name).exists():
@@ -116,7 +116,7 @@ class Workspace:
 
 
 def split(words, separator):
-  """The words between separators."""
+  """The lists of words between separators."""
   return [list(part) for is_separator, part in itertools.groupby(words, separator.__eq__) if not is_separator]
 
 
@@ -153,7 +153,7 @@ def test_every_python_block_runs(workspace, page, monkeypatch):
     exec(compile(block, page.name, 'exec'), {})
 
 
-def test_every_link_leads_somewhere():
+def test_every_link_has_a_target():
   for page in PAGES:
     for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
       assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'

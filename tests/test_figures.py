@@ -1,4 +1,4 @@
-"""The pictures of benchmarks/figures.py, drawn from untrained runs: every script runs, and says what it shows."""
+"""The figures of benchmarks/figures.py, drawn from untrained runs: every script runs and labels its figure."""
 
 import json
 
@@ -23,8 +23,8 @@ def untrained(recipe, num_timesteps=None):
 
 
 @pytest.fixture
-def said(monkeypatch):
-  """The texts of a canvas, in order."""
+def canvas_texts(monkeypatch):
+  """The texts drawn on a canvas, in order."""
   texts, write = [], Canvas.text
   monkeypatch.setattr(
       Canvas, 'text', lambda self, x, y, text, **options: texts.append(text) or write(self, x, y, text, **options))
@@ -42,13 +42,13 @@ def comparison(tmp_path):
   return tmp_path
 
 
-def test_points_have_quality_evaluations_and_time_in_their_titles(monkeypatch, said, comparison):
+def test_titles_show_quality_evaluations_and_time(monkeypatch, canvas_texts, comparison):
   monkeypatch.setattr(ddgan_jax, 'load', lambda workdir, step, num_timesteps: untrained('gaussians25', num_timesteps))
   figures.main(['gaussians25', '--workdir', str(comparison), '--folder', str(comparison)])
   assert Image.open(comparison / 'gaussians25.png').width == 900
-  assert said[:3] == ['Real data', '', '99% near a mode, 25 of 25 modes']
-  assert said[3:6] == ['one-shot GAN', '1 evaluation, 0.8 ms', '61% near a mode, 12 of 25 modes']
-  assert '1,000 evaluations, 710 ms' in said and '4 evaluations, 4.1 ms' in said
+  assert canvas_texts[:3] == ['Real data', '', '99% near a mode, 25 of 25 modes']
+  assert canvas_texts[3:6] == ['one-shot GAN', '1 evaluation, 0.8 ms', '61% near a mode, 12 of 25 modes']
+  assert '1,000 evaluations, 710 ms' in canvas_texts and '4 evaluations, 4.1 ms' in canvas_texts
 
 
 def test_quality_against_time(comparison):
@@ -56,13 +56,13 @@ def test_quality_against_time(comparison):
   assert Image.open(comparison / 'quality_speed.png').width == 900
 
 
-def test_a_stack_is_taken_apart(monkeypatch, said, tmp_path):
+def test_a_stack_is_split_into_its_channels(monkeypatch, canvas_texts, tmp_path):
   run = untrained('stacked_digits')
   monkeypatch.setattr(ddgan_jax, 'load', lambda workdir: run)
   shown, panel = [], Canvas.panel
   monkeypatch.setattr(
       Canvas, 'panel', lambda self, values, *place: shown.append(values) or panel(self, values, *place))
   figures.main(['stacked', '--workdir', 'run', '--folder', str(tmp_path)])
-  assert Image.open(tmp_path / 'stacked_digits.png').width == 900 and {'R', 'G', 'B'} <= set(said)
+  assert Image.open(tmp_path / 'stacked_digits.png').width == 900 and {'R', 'G', 'B'} <= set(canvas_texts)
   assert np.ptp(shown[0].astype(int), axis=-1).max() > 100  # the data are stacks, too
   np.testing.assert_array_equal(np.concatenate(shown[3:], axis=-1), shown[2])

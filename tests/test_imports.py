@@ -1,4 +1,4 @@
-"""Importing the package changes nothing in the process: JAX, loggers, warnings, the environment, flags."""
+"""Importing the package changes nothing in the process: JAX, loggers, warnings, environment, flags."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import ROOT
 
-# What other packages do when they are imported is theirs, so the second process imports them first.
+# Imports of other packages may change the process, so the second process imports those packages first.
 PROGRAM = '''
 import importlib, json, logging, os, pkgutil, sys, warnings
 
@@ -75,7 +75,7 @@ def run(others):
 
 @pytest.fixture(scope='module')
 def imported():
-  """What importing every module changed, and the modules."""
+  """The changes made by importing every module, and the modules."""
   _, _, others = run([])
   changed, modules, _ = run(others)
   return changed, modules

@@ -1,4 +1,4 @@
-"""The exact reverse distribution against the closed form of a single Gaussian, and what large steps do to it."""
+"""The exact reverse distribution: against the closed form of a single Gaussian, and the effect of large steps."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ GRID = np.linspace(-6, 6, 120_001)
 
 @pytest.mark.parametrize('s, t', [(249, 250), (0, 250), (500, 1000)])
 def test_single_gaussian(s, t):
-  """x_0 ~ N(m, v): then (x_s, x_t) is jointly Gaussian, and conditioning is linear regression."""
+  """x_0 ~ N(m, v): (x_s, x_t) is jointly Gaussian, so conditioning is linear regression."""
   m, v, x_t = 0.4, 0.3**2, -0.7
   ab_s, ab_t = reverse_1d.alpha_bar(s), reverse_1d.alpha_bar(t)
   variance_s, variance_t = ab_s * v + 1 - ab_s, ab_t * v + 1 - ab_t
@@ -37,7 +37,7 @@ def test_larger_steps_are_less_gaussian():
 
 
 def test_reverse_steps_compose():
-  """Averaging q(x_s | x_t) over q(x_t) gives q(x_s) back."""
+  """Averaging q(x_s | x_t) over q(x_t) gives q(x_s)."""
   ab_s, ab_t = reverse_1d.alpha_bar(100), reverse_1d.alpha_bar(350)
   coarse = np.linspace(-4, 4, 801)
   weights = reverse_1d.DATA.diffused(ab_t).density(coarse) * (coarse[1] - coarse[0])

@@ -1,4 +1,4 @@
-"""The sampler against the original's numbers, and what a key determines."""
+"""The sampler against the original's numbers, and the images that a key determines."""
 
 import functools
 
@@ -60,7 +60,7 @@ def test_any_number_of_steps(num_timesteps):
   assert calls == [(6,)]  # traced once: the steps are a loop, not T copies
 
 
-def test_the_key_decides():
+def test_samples_are_a_function_of_the_key():
   schedule = diffusion.make_schedule(2)
   draw = lambda seed: sampling.sample(jax.random.key(seed), fake_generator, schedule, (2, 4, 4, 1), 3)
   np.testing.assert_array_equal(draw(0), draw(0))
@@ -68,7 +68,7 @@ def test_the_key_decides():
 
 
 @pytest.mark.parametrize('draw', ['key', 'each'])
-def test_a_trajectory_ends_in_the_samples_and_each_step_is_a_posterior_draw(draw, tiny_config):
+def test_a_trajectory_takes_posterior_steps_to_the_samples(draw, tiny_config):
   generator_fn, schedule = train_state.make_sampler(tiny_config, jax.jit(train_state.create, static_argnums=0)(
       tiny_config).ema_params)
   if draw == 'key':
@@ -102,8 +102,8 @@ def test_to_uint8():
   np.testing.assert_array_equal(sampling.to_uint8(exact / np.float32(127.5) - 1), exact)
 
 
-def test_many_images_in_parts(monkeypatch):
-  """In one program, as many together as their noise allows, each the image of its number."""
+def test_many_images_are_sampled_in_batches(monkeypatch):
+  """In one program, in batches as large as their noise allows; each image depends only on its index."""
   schedule, indices = diffusion.make_schedule(2), np.array([5, 0, 3, 8, 1])
   batches = []
 
@@ -127,7 +127,7 @@ def grid_config(num_timesteps, num_samples, **data):
 
 
 def test_the_grid_of_a_thousand_steps_fits_into_memory():
-  """256 images of 16x16: the noise of all their steps is 0.8 GB, of which a part has at most half a GiB.
+  """256 images of 16x16: the noise of all their steps is 0.8 GB, and that of one part at most half a GiB.
 
   XLA keeps up to four arrays of that size at a time.
   """
@@ -137,8 +137,8 @@ def test_the_grid_of_a_thousand_steps_fits_into_memory():
   assert compilation.memory_bytes(compiled)[1] < 2 * 2**30
 
 
-def test_a_grid_in_parts_has_the_images_of_the_run(monkeypatch):
-  """Those of `ddgan_jax.sample`, with the label that each place of the grid has."""
+def test_a_grid_sampled_in_parts_has_the_same_images(monkeypatch):
+  """The images of `ddgan_jax.sample`, with the label of each place in the grid."""
   config = grid_config(8, 23)
   mesh = sharding.make_mesh(jax.devices()[:1])
   abstract = train_state.abstract_state(config, sharding.replicated(mesh)).ema_params

@@ -1,4 +1,4 @@
-"""The joint step: golden steps, cost, devices."""
+"""The training step: golden steps, cost, draws and schedules."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from tests.support.golden_steps import golden_steps
 
 
 def test_golden_steps():
-  """Four steps, two of them with R1: every loss, and afterwards G, D and the EMA."""
+  """Four steps, two with R1: every loss, and then G, D and the EMA."""
   golden = golden_steps()
   state = golden.initial_state()
   for i in range(golden.options['steps']):
@@ -38,7 +38,7 @@ def test_golden_steps():
       first = tensor.ravel()[:8]
       found = np.array([tensor.sum(), np.linalg.norm(tensor), *first])
       np.testing.assert_allclose(found[:2], expected[:2], rtol=0, atol=1e-3 * max(abs(expected[:2])), err_msg=name)
-      # Four Adam steps move a value by about four learning rates: a twentieth of that would show a wrong update.
+      # Four Adam steps move a value by about four learning rates; a wrong update would differ by more than 5% of that.
       atol = 0.05 * options['steps'] * min(optim.lr_g, optim.lr_d)
       np.testing.assert_allclose(first, expected[2:len(found)], rtol=0, atol=atol, err_msg=name)
 
@@ -47,13 +47,12 @@ def compiled_flops(function, *args):
   return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
 
-def test_computes_nothing_that_it_throws_away():
+def test_a_step_computes_nothing_that_is_discarded():
   """D's half: one G forward, D forward and backward twice. G's half: G and D forward, backward through both.
 
-  With a backward pass of two forwards that is 4 G + 8 D, less the input gradients that nobody needs; one needless
-  backward pass through G would add 2 G. The benchmark's count agrees with XLA's: networks wide enough to have little
-  element-wise work, which XLA includes, and images so large that few taps of a convolution lie on the padding, which it
-  leaves out.
+  With a backward pass of two forwards that is 4 G + 8 D, less unused input gradients; one needless backward pass
+  through G would add 2 G. The benchmark's count agrees with XLA's if the networks are wide, because XLA includes
+  element-wise work, and the images large, because XLA leaves out the taps of a convolution that are on the padding.
   """
   fields = tiny_config_dict(image_size=32)
   fields['generator']['num_channels_dae'] = 64
@@ -70,7 +69,7 @@ def test_computes_nothing_that_it_throws_away():
   assert 0.8 * (4 * g + 8 * d) < step < 4 * g + 8 * d + g
   count = flops.step_flops(config, False)
   assert count == pytest.approx(step / 32, rel=0.05)
-  # R1 that shares D's forward pass adds three of D's: forward over reverse would be four, a separate one five.
+  # R1 that shares D's forward pass costs three of them; forward over reverse would cost four, a separate pass five.
   assert flops.step_flops(config, True) > count
 
 
@@ -82,7 +81,7 @@ def test_initial_state_is_a_function_of_the_seed(quick_config):
   jax.tree.map(np.testing.assert_array_equal, a.g_params, a.ema_params)
 
 
-def test_draws_cover_every_level_and_share_nothing():
+def test_draws_cover_every_level_and_are_independent():
   draws = train_step.make_draws(jax.random.key(0), (64, 4, 4, 1), num_timesteps=4, latent_dim=8)
   arrays = [
       leaf for half in draws for name, leaf in half._asdict().items()

@@ -1,4 +1,4 @@
-"""The benchmark: counts of operations, peaks, turns, and the command on a tiny run."""
+"""The benchmark: operation counts against hand counts and XLA, peak FLOPS, timing, and the command on a tiny run."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def test_counts_convolutions_products_and_loops():
   forward = 2 * (2 * 8 * 8 * 16) * (3 * 3 * 4)
   assert flops.count(convolution, x, kernel) == forward
   assert flops.count(lambda x, k: convolution(x, k, 2), x, kernel) == forward / 4
-  # Backward to both arguments costs two forwards, strided or not.
+  # The backward pass to both arguments costs twice the forward pass, strided or not.
   loss = lambda x, k, stride: (convolution(x, k, stride) ** 2).sum()
   for stride, share in ((1, 1), (2, 4)):
     gradient = lambda x, k, stride=stride: jax.grad(loss, argnums=(0, 1))(x, k, stride)
@@ -43,8 +43,8 @@ def test_counts_convolutions_products_and_loops():
   assert flops.count(looped, shape(5, 6), shape(6, 6)) == 3 * 2 * 5 * 6 * 6
 
 
-def test_operations_of_an_mlp_run():
-  """Every product of a run whose networks are matrix products alone, by hand: 4 G and 8 D, less what nobody needs."""
+def test_flops_of_an_mlp_run_match_a_hand_count():
+  """Networks of matrix products only, counted by hand: 4 G and 8 D per step, less the unused input gradients."""
   width, ngf, nz, emb, group = 16, 8, 4, 8, 4
   config = Config(
       data=DataConfig(name='gaussians25', image_size=1, num_channels=2, batch_size=8),
@@ -56,12 +56,12 @@ def test_operations_of_an_mlp_run():
   assert flops.sample_flops(config) == config.diffusion.num_timesteps * 2 * sum(kernels)
 
 
-def test_published_generator_has_the_known_count():
-  """G of CIFAR-10: 14.1 GFLOP by XLA's count of the compiled program, of which the products are nearly all."""
+def test_flops_of_the_published_cifar10_generator():
+  """G of CIFAR-10: XLA counts 14.1 GFLOP in the compiled program, nearly all of it in products."""
   assert flops.sample_flops(Config()) / 4 == pytest.approx(14.1e9, rel=0.03)
 
 
-def test_peaks_are_found_by_the_names_that_jax_gives():
+def test_peak_flops_by_device_kind():
   for kind, bfloat16, float32 in (
       ('NVIDIA H100 80GB HBM3', 989e12, 494e12), ('NVIDIA H100 PCIe', 756e12, 378e12),
       ('NVIDIA A100-SXM4-40GB', 312e12, 156e12), ('Tesla V100-SXM2-16GB', None, 15.7e12), ('NVIDIA L4', 121e12, 60e12),
@@ -72,34 +72,34 @@ def test_peaks_are_found_by_the_names_that_jax_gives():
     assert peak_flops.peak(kind) == {}
 
 
-def test_takes_turns():
+def test_timed_runs_are_interleaved():
   order = []
   runs = {name: lambda name=name: order.append(name) for name in 'ab'}
   timings = timing.time_interleaved(runs, rounds=3)
   assert order == list('aabb' + 'ab' * 3)
-  assert {name: len(found.seconds) for name, found in timings.items()} == {'a': 3, 'b': 3}
+  assert {name: len(times.seconds) for name, times in timings.items()} == {'a': 3, 'b': 3}
   assert timing.Timing((3.0, 1.0, 2.0)).median == 2.0
 
 
 @pytest.mark.parametrize('data, generator, channels', [
     ({}, {'num_classes': 10}, 1), ({'num_channels': 3, 'stack': 3}, {}, 3),
     ({'num_channels': 3, 'stack': 3}, {'num_classes': 10}, 3)])
-def test_programs_of_labels_and_stacks(data, generator, channels):
-  """What the step takes is what the pipeline of random images gives, alone and several to a call."""
+def test_programs_take_labels_and_stacked_images(data, generator, channels):
+  """The step's inputs match the pipeline's batches of random images, for one step and several steps per call."""
   fields = quick_config_dict(**data)
   fields['generator'].update(generator)
-  for several in (1, 2):
-    fields['train'].update(steps_per_call=several, log_every=2)
+  for steps_per_call in (1, 2):
+    fields['train'].update(steps_per_call=steps_per_call, log_every=2)
     config = config_lib.from_config_dict(fields)
     programs = performance.Programs(config)
     lowered = programs.lower(programs.steps[0])
     batch = performance.first_batch(programs, performance.random_images(config))
     image = (32, 8, 8, channels)
-    assert batch[0].shape == (image if several == 1 else (2, *image))
+    assert batch[0].shape == (image if steps_per_call == 1 else (2, *image))
     assert [(x.shape, x.dtype) for x in batch] == [(x.shape, x.dtype) for x in lowered.in_avals[0][1:]]
 
 
-def test_programs_compile_ahead(monkeypatch):
+def test_programs_are_compiled_ahead_of_use(monkeypatch):
   programs = performance.Programs(config_lib.from_config_dict(quick_config_dict()))
   lowered = []
   monkeypatch.setattr(programs, 'lower', lambda name: lowered.append(name) or jax.jit(lambda: len(name)).lower())
@@ -140,7 +140,7 @@ def test_command(tmp_path):
     (('--out', 'nowhere/b.json'), "--out: the folder 'nowhere' does not exist"),
     (('--config.data.batch_size=20',), 'data.batch_size is 20; use a multiple of 8'),
 ])
-def test_mistakes_are_one_sentence(tmp_path, arguments, message):
+def test_errors_are_one_sentence(tmp_path, arguments, message):
   (tmp_path / 'tiny.py').write_text(config_text(quick_config_dict()))
   result = run_command(benchmark.main, '--config', tmp_path / 'tiny.py', *arguments, devices=2)
   assert result.status == 2 and result.err.startswith(f'Error: {message}') and result.err.count('\n') == 1

@@ -1,7 +1,7 @@
-"""Sets of the TFDS catalogue, prepared for real from small archives in their original formats, and trained on.
+"""TFDS catalogue sets, prepared from small archives in their original formats, and trained on.
 
-The archives are placed as a user without a network would place them. TFDS checks their SHA-256, so that each test tells
-it the sum of its own archive.
+The archives are placed where a user without network access would put them. TFDS checks their SHA-256, so each test
+registers the checksum of its own archive.
 """
 
 import gzip
@@ -27,7 +27,7 @@ RNG = np.random.default_rng(0)
 
 
 def blobs(n, size, channels):
-  """[n, size, size, channels] uint8: coloured discs, so that a preview could be looked at."""
+  """Coloured discs, [n, size, size, channels] uint8, so that a preview can be checked by eye."""
   y, x = np.mgrid[:size, :size]
   images = np.empty((n, size, size, channels), np.uint8)
   for image in images:
@@ -115,7 +115,7 @@ def downsampled_imagenet():
 
 
 def check(source, config, images, labels):
-  """Whether a batch as large as the set holds these images and labels, in some order: TFDS shuffles on disk."""
+  """Checks that one batch of the whole set has these images and labels in any order (TFDS shuffles on disk)."""
   assert len(source) == len(images) == config.batch_size
   batch = pipeline.global_batch(source, config, 0, 0)
   pixels = np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
@@ -126,9 +126,9 @@ def check(source, config, images, labels):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-  """Puts a set's archives where TFDS looks for them, and tells it their sums."""
+  """Puts a set's archives where TFDS looks for them, and registers their checksums."""
   for name in ('http_proxy', 'https_proxy'):
-    monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody listens there
+    monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nothing listens there
 
   def place(name, files):
     from tensorflow_datasets.core.download import checksums
@@ -159,7 +159,7 @@ def place(tmp_path, monkeypatch):
     ('imagenet_resized/64x64', lambda: imagenet_resized(64, 2), 1000),
     ('downsampled_imagenet/32x32', downsampled_imagenet, None),
 ])
-def test_read_end_to_end(place, name, make, classes):
+def test_archives_are_read_end_to_end(place, name, make, classes):
   files, images, labels = make()
   size, channels = images.shape[2:]
   config = DataConfig(name=name, image_size=size, num_channels=channels, batch_size=len(images), **place(name, files))
@@ -176,8 +176,8 @@ def test_a_damaged_archive_is_refused(place, tmp_path):
     sources.load_source(DataConfig(name='cifar10', **fields))
 
 
-def test_a_prepared_copy_of_lsun(tmp_path, monkeypatch):
-  # TFDS reads LSUN's archives with a library that has no release any more, but what it wrote elsewhere is good here.
+def test_a_prepared_copy_of_lsun_is_read(tmp_path, monkeypatch):
+  # TFDS reads LSUN's archives with a library that is no longer released, but a copy prepared elsewhere can be read.
   images = np.stack([np.full((32, 32, 3), 28 * i, np.uint8) for i in range(10)])  # grey survives JPEG
   jpegs = [io.BytesIO(encoded(image, 'jpeg', quality=100)) for image in images]
   lsun_cls = tfds.builder_cls('lsun')
@@ -190,8 +190,8 @@ def test_a_prepared_copy_of_lsun(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'mnist', 'celeb_a_hq/256', 'imagenet_resized/64x64', 'svhn_cropped'])
-def test_any_name_with_images(name, tmp_path, monkeypatch):
-  # TFDS's mock gives examples of the right form, but neither a folder nor splits, and its batches take one example.
+def test_any_tfds_set_with_images_is_read(name, tmp_path, monkeypatch):
+  # TFDS's mock data have the right form, but neither a folder nor splits nor batched reads.
   monkeypatch.setattr(tfds_reader, 'is_prepared', lambda builder: True)
   open_records = tfds_reader._open_records
 
@@ -218,8 +218,8 @@ def test_any_name_with_images(name, tmp_path, monkeypatch):
   assert (labels is None) == (name == 'celeb_a_hq/256')
 
 
-# The published configs, from the original formats to training. Their networks, which take minutes to trace and compile,
-# are checked elsewhere: perceptrons stand for them here.
+# The published configs, from the original formats to training. Other tests check their networks, which take minutes to
+# trace and compile; MLPs replace them here.
 
 
 def lsun():
@@ -228,7 +228,7 @@ def lsun():
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'stacked_mnist', 'celebahq_256', 'lsun_church_256'])
-def test_published_configs_start(place, tmp_path, name):
+def test_published_configs_train_a_step(place, tmp_path, name):
   flags = {'train.num_steps': 1, 'train.num_samples': 4, 'data.batch_size': 4, 'generator.num_channels_dae': 4,
            'generator.kind': 'mlp', 'discriminator.kind': 'mlp', 'discriminator.ngf': 2, 'optim.lazy_reg': 1}
   if name == 'lsun_church_256':
@@ -246,10 +246,10 @@ def test_published_configs_start(place, tmp_path, name):
     fields = place(tfds_name, files)
     flags |= {f'data.{field}': value for field, value in fields.items()}
     sources.load_source(DataConfig(
-        name=tfds_name, image_size=images.shape[1], num_channels=images.shape[3], **fields))  # with this test's sums
-  said = succeed(
+        name=tfds_name, image_size=images.shape[1], num_channels=images.shape[3], **fields))  # this test's checksums
+  output = succeed(
       train.main, '--config', name, '--workdir', tmp_path / 'run',
       *(f'--config.{field}={value}' for field, value in flags.items()))
-  assert count in said and 'Finished 1 steps' in said.splitlines()[-1]
+  assert count in output and 'Finished 1 steps' in output.splitlines()[-1]
   data = np.asarray(Image.open(tmp_path / 'run' / 'data.png'))
   assert data.ndim == 3 and data.std() > 20

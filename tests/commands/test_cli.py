@@ -1,4 +1,4 @@
-"""What all commands share: called twice in one process, help, recipes by name, resuming, and the program `ddgan`."""
+"""What all commands share: several calls in one process, help, recipes by name, resuming, and the program `ddgan`."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import recipes
 from ddgan_jax.reporting import tensorboard
 from tests import support
-from tests.reporting.test_reporting import hparams_of
+from tests.reporting.test_reporting import read_hparams
 from tests.support import ROOT, programs
 from tests.support.commands import run_command, succeed
 
@@ -47,38 +47,38 @@ def shared_programs():
 
 
 @pytest.fixture(scope='module')
-def begun(config_file, tmp_path_factory):
-  """The workdir of a run that was started for 4 steps instead of the recipe's 50."""
+def started(config_file, tmp_path_factory):
+  """The workdir of a run that was started with 4 steps instead of the recipe's 50."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  said = succeed(train.main, '--config', config_file, '--workdir', workdir, '--config.train.num_steps=4',
+  output = succeed(train.main, '--config', config_file, '--workdir', workdir, '--config.train.num_steps=4',
                  '--config.optim.lr_g=3e-4')
-  assert 'Finished 4 steps' in said
+  assert 'Finished 4 steps' in output
   return workdir
 
 
-def test_two_commands_in_one_process_leave_it_as_it_was(begun, tmp_path):
-  """Neither absl's global flags nor the command line, the loggers, the signals or the folder change."""
+def test_commands_leave_the_process_unchanged(started, tmp_path):
+  """Unchanged: absl's global flags, the command line, loggers, signal handlers and the working directory."""
   import signal
 
-  def surroundings():
+  def process_state():
     return (set(flags.FLAGS), list(sys.argv), absl.logging.get_verbosity(), logging.root.level,
             list(logging.root.handlers), [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
             os.getcwd())
 
-  before = surroundings()
+  before = process_state()
   for seed in (0, 1):
-    succeed(sample.main, '--workdir', begun, '--num=2', f'--seed={seed}', '--out', tmp_path / f'{seed}.npz')
-  succeed(export.main, '--workdir', begun, '--safetensors', tmp_path / 'x.safetensors')
-  assert run_command(sample.main, '--workdir', begun, '--num=0').status == 2
-  assert 'has finished its 4 steps' in succeed(train.main, '--workdir', begun)
-  assert surroundings() == before
+    succeed(sample.main, '--workdir', started, '--num=2', f'--seed={seed}', '--out', tmp_path / f'{seed}.npz')
+  succeed(export.main, '--workdir', started, '--safetensors', tmp_path / 'x.safetensors')
+  assert run_command(sample.main, '--workdir', started, '--num=0').status == 2
+  assert 'has finished its 4 steps' in succeed(train.main, '--workdir', started)
+  assert process_state() == before
   images = [np.load(tmp_path / f'{seed}.npz')['images'] for seed in (0, 1)]
   assert (images[0] != images[1]).any()
 
 
 @pytest.mark.parametrize('name', MODULES)
 @pytest.mark.parametrize('flag', ['-h', '--help'])
-def test_help_is_the_docstring_and_the_flags_of_the_command(name, flag):
+def test_help_shows_the_docstring_and_the_flags(name, flag):
   module = MODULES[name]
   out = succeed(module.main, '--workdir=x', flag)
   assert out.startswith(module.__doc__.strip()) and f'`ddgan {name} ' in out.splitlines()[0] or name == 'convert'
@@ -89,7 +89,7 @@ def test_help_is_the_docstring_and_the_flags_of_the_command(name, flag):
 @pytest.mark.parametrize('name, flag', [
     ('sample', 'workdir'), ('export', 'workdir'), ('edit', 'workdir'), ('train', 'config'), ('prepare', 'config'),
     ('compare', 'config'), ('benchmark', 'config')])
-def test_a_required_flag_that_is_missing_is_named(name, flag):
+def test_a_missing_required_flag_is_named(name, flag):
   result = run_command(MODULES[name].main)
   assert result.status == 2 and result.err.startswith(f'Error: --{flag} is required') and result.err.count('\n') == 1
 
@@ -103,7 +103,7 @@ def test_a_required_flag_that_is_missing_is_named(name, flag):
     (['--config.train.num_steps=3'], '--config is required with --config.train.num_steps; use --config=RECIPE'),
     (['--workdir', 'nowhere'], '--config is required, because nowhere has no run to resume; the recipes are '),
 ])
-def test_a_mistake_gets_one_sentence(arguments, message, tmp_path):
+def test_errors_are_one_sentence(arguments, message, tmp_path):
   result = run_command(train.main, *arguments, cwd=tmp_path)
   assert result.status == 2 and message in result.err and result.err.count('\n') == 1, result.err
   assert not result.out and not list(tmp_path.iterdir())
@@ -114,11 +114,11 @@ def parsed(*argv):
 
 
 def test_a_recipe_is_found_by_name_path_and_argument(tmp_path, monkeypatch):
-  """From any folder, and its fields take overrides, wherever they stand on the command line."""
+  """From any folder; overrides of its fields may stand anywhere on the command line."""
   monkeypatch.chdir(tmp_path)
   assert 'digits' in recipes.names() and parsed('--config=digits').fields.data.name == 'digits'
-  by_name, by_path = (parsed('--config', f'{spec}:16') for spec in ('folder', ROOT / 'configs' / 'folder.py'))
-  assert by_name == by_path and by_name.name == 'folder' and by_name.fields.data.image_size == 16
+  named, at_path = (parsed('--config', f'{spec}:16') for spec in ('folder', ROOT / 'configs' / 'folder.py'))
+  assert named == at_path and named.name == 'folder' and named.fields.data.image_size == 16
   (tmp_path / 'mine.py').write_text('get_config = lambda: {"train": {"num_steps": 7}, "eval": {"metrics": ["is"]}}')
   recipe = parsed('--config.train.log_every', '3', '--noconfig.data.flip', '--config', 'mine.py')
   assert recipe.name == 'mine' and recipe.overrides == {'train.log_every': 3, 'data.flip': False}
@@ -126,17 +126,17 @@ def test_a_recipe_is_found_by_name_path_and_argument(tmp_path, monkeypatch):
   assert recipe.fields.eval.metrics == ('is',)
 
 
-def test_overrides_come_from_the_arguments_and_not_from_the_process(monkeypatch):
+def test_overrides_come_from_the_arguments_not_from_sys_argv(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['pytest', '--config.train.num_steps=3', '--config=cifar10'])
   recipe = parsed('--config=digits', '--config.seed=5')
   assert recipe.overrides == {'seed': 5} and recipe.fields.train.num_steps == 8000
 
 
-def test_a_workdir_alone_resumes_its_run(begun, tmp_path):
-  """With the run's own fields; those on the command line are checked like any others."""
+def test_a_workdir_alone_resumes_its_run(started, tmp_path):
+  """With the run's own fields; overrides on the command line are checked as usual."""
   import shutil
 
-  shutil.copytree(begun, tmp_path / 'run')
+  shutil.copytree(started, tmp_path / 'run')
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
   refused = run_command(train.main, '--workdir', tmp_path / 'run', '--config.optim.lr_g=1e-3')
   assert refused.status == 2 and 'optim.lr_g was 0.0003, is 0.001' in refused.err
@@ -149,13 +149,13 @@ def test_a_workdir_alone_resumes_its_run(begun, tmp_path):
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == stored
 
 
-def test_tensorboard_shows_a_resumed_run_as_one_session_with_its_present_fields(config_file, tmp_path):
+def test_tensorboard_shows_a_resumed_run_as_one_session(config_file, tmp_path):
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
   for num_steps in (2, 4):
     succeed(train.main, '--config', config_file, '--workdir', tmp_path / 'run', '--config.train.log_every=1',
             f'--config.train.num_steps={num_steps}', events=tensorboard._open_writer)
-    group, fields = hparams_of(tmp_path / 'run')
+    group, fields = read_hparams(tmp_path / 'run')
     assert group == str(tmp_path / 'run') and fields['train.num_steps'] == num_steps
   assert fields['generator.ch_mult'] == '1' and fields['eval.metrics'] == ','.join(ddgan_jax.load_config(
       tmp_path / 'run').eval.metrics)
@@ -165,16 +165,16 @@ def test_tensorboard_shows_a_resumed_run_as_one_session_with_its_present_fields(
   assert groups == {'grad_norm', 'logits', 'loss', 'lr', 'memory', 'samples', 'speed'}
 
 
-def test_overrides_of_the_first_start_that_are_left_out_stay(begun, config_file):
-  """Fields that may change keep the run's value, which is said; others are refused, and nothing is trained."""
-  kept = f'{begun} keeps train.num_steps=4 (the recipe has 50); set a field on the command line to change it.\n'
-  result = run_command(train.main, '--config', config_file, '--workdir', begun)
-  assert result.status == 2 and result.out == kept and 'optim.lr_g was 0.0003, is 0.00016' in result.err
-  out = succeed(train.main, '--config', config_file, '--workdir', begun, '--config.optim.lr_g=3e-4')
-  assert out.startswith(kept + f'{begun} has finished its 4 steps')
+def test_omitted_overrides_keep_the_values_of_the_run(started, config_file):
+  """Fields that may change keep the run's value, with a message; other fields are refused, and nothing is trained."""
+  message = f'{started} keeps train.num_steps=4 (the recipe has 50); set a field on the command line to change it.\n'
+  result = run_command(train.main, '--config', config_file, '--workdir', started)
+  assert result.status == 2 and result.out == message and 'optim.lr_g was 0.0003, is 0.00016' in result.err
+  out = succeed(train.main, '--config', config_file, '--workdir', started, '--config.optim.lr_g=3e-4')
+  assert out.startswith(message + f'{started} has finished its 4 steps')
 
 
-def test_a_run_without_a_checkpoint_begins_as_the_command_line_says(config_file, tmp_path):
+def test_without_a_checkpoint_the_config_is_that_of_the_command_line(config_file, tmp_path):
   stored = support.quick_config_dict()
   stored['train']['num_steps'] = 4
   (tmp_path / 'config.json').write_text(json.dumps(stored))
@@ -193,13 +193,13 @@ def test_ddgan_lists_its_commands():
   assert result == (2, '', 'Error: trian: no such command; did you mean train?\n')
 
 
-def test_ddgan_calls_the_command(begun, tmp_path):
+def test_ddgan_calls_the_command(started, tmp_path):
   for main, words in ((ddgan.main, ['sample']), (sample.main, [])):
-    succeed(main, *words, '--workdir', begun, '--num=2', '--out', tmp_path / f'{len(words)}.npz')
+    succeed(main, *words, '--workdir', started, '--num=2', '--out', tmp_path / f'{len(words)}.npz')
   np.testing.assert_array_equal(*(np.load(tmp_path / f'{i}.npz')['images'] for i in (0, 1)))
 
 
-def test_every_command_is_a_process_that_ends_with_its_status():
+def test_every_command_exits_with_its_status():
   """`python -m ddgan_jax.MODULE`, and `python -m ddgan_jax NAME`."""
   modules = [f'ddgan_jax.{module.removesuffix(".__main__")}' for module, _ in ddgan.COMMANDS.values()]
   lines = [*([module] for module in modules), ['ddgan_jax', 'compare']]
@@ -210,7 +210,7 @@ def test_every_command_is_a_process_that_ends_with_its_status():
     assert process.returncode == 2 and err == "Error: Unknown command line flag 'no_such_flag'\n", err
 
 
-def test_what_is_no_mistake_of_the_users_is_raised():
+def test_internal_errors_are_raised():
   def fail(args):
     raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""The trilemma: what each method is trained as, and the table and figures of what came out."""
+"""The comparison of methods: the config of each, and the table and figures of the results."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ def test_methods_share_data_network_and_budget(base):
       'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4}
   for config in configs.values():
     assert config.data == base.data and config.train.num_steps == 70
-    # An EMA of 0.9 reaches back 10 steps, more than a tenth of these 70.
+    # An EMA decay of 0.9 averages 10 steps, more than a tenth of these 70.
     assert config.optim.ema_decay == pytest.approx(1 - 10 / 70)
     assert dataclasses.replace(config.optim, ema_decay=base.optim.ema_decay) == base.optim
   assert comparison.method_config(base, comparison.METHODS['gan'], 100_000).optim == base.optim
@@ -39,7 +39,7 @@ def test_methods_share_data_network_and_budget(base):
       name: train_state.count_parameters(train_state.abstract_state(config, None).g_params)
       for name, config in configs.items()}
   assert len({size for name, size in sizes.items() if name != 'no_latent'}) == 1
-  assert sizes['no_latent'] < sizes['ddgan_4']  # by what reads z
+  assert sizes['no_latent'] < sizes['ddgan_4']  # no layers that read z
   assert configs['ddpm'].method == 'gaussian' and configs['ddpm'].generator.prediction == 'noise'
 
 
@@ -70,7 +70,7 @@ def test_table(base):
 
 @pytest.mark.parametrize('shape', [(8, 8, 1), (8, 8, 3), (1, 1, 2)])
 def test_figures(tmp_path, shape):
-  """Pictures with something in them."""
+  """No figure is blank."""
   comparison.plot_quality(rows(shape), str(tmp_path / 'trilemma.png'))
   comparison.plot_samples(rows(shape), str(tmp_path / 'samples.png'))
   for name in ('trilemma', 'samples'):
@@ -78,7 +78,7 @@ def test_figures(tmp_path, shape):
     assert min(picture.shape) > 100 and picture.std() > 10
 
 
-def test_samples_that_are_quantised_already_look_the_same(tmp_path):
+def test_quantised_samples_are_drawn_like_floats(tmp_path):
   floats = rows((8, 8, 1))
   comparison.plot_samples(floats, str(tmp_path / 'floats.png'))
   quantised = [{**row, 'samples': np.asarray(sampling.to_uint8(row['samples']))} for row in floats]
@@ -86,22 +86,22 @@ def test_samples_that_are_quantised_already_look_the_same(tmp_path):
   np.testing.assert_array_equal(*(np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('floats', 'quantised')))
 
 
-def test_names_in_the_figure_keep_apart():
+def test_figure_labels_do_not_overlap():
   figure = Figure(layout='constrained')
   axes = figure.add_subplot()
   points = [(0.5, 0.1), (0.5, 0.11), (0.51, 0.12), (0.5, 0.9)]
   axes.scatter(*np.transpose(points))
   texts = [axes.annotate('two\nlines', point, xytext=(6, 6), textcoords='offset points') for point in points]
   figure.draw_without_rendering()
-  apart = lambda: not any(
+  separate = lambda: not any(
       a.get_window_extent().overlaps(b.get_window_extent()) for a, b in itertools.combinations(texts, 2))
-  assert not apart()
+  assert not separate()
   comparison._separate_labels(figure, texts)
   figure.draw_without_rendering()
-  assert apart()
+  assert separate()
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_unknown_methods_and_missing_metrics_are_refused():
   with pytest.raises(ConfigError, match="--methods contains 'vae'; use some of gan, ddpm, ddgan_2"):
     comparison.select_methods(['gan', 'vae'])
   for metrics, message in ((('is', 'pr'), 'fid, kid or modes for quality'), (('fid',), 'modes, pr or dc for coverage')):
@@ -111,22 +111,22 @@ def test_what_cannot_be_compared_is_refused():
   assert comparison.select_methods(None) == list(comparison.METHODS)
 
 
-def test_the_command(tmp_path):
-  """Two methods on points, trained, measured, timed and drawn; again, nothing is trained or measured twice."""
+def test_compare_measures_each_method_once(tmp_path):
+  """Two methods on points, trained, measured, timed and drawn; a second call trains and measures nothing."""
   first, second = (
       succeed(compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
               '--force', *SMALL) for _ in range(2))
   assert first.count('drawing 50 samples') == 2 and 'drawing 50 samples' not in second
   assert 'has finished its 20 steps' in second
-  found = json.loads((tmp_path / 'comparison.json').read_text())
-  assert [(row['name'], row['evaluations'], row['n'], row['biased']) for row in found] == [
+  report = json.loads((tmp_path / 'comparison.json').read_text())
+  assert [(row['name'], row['evaluations'], row['n'], row['biased']) for row in report] == [
       ('gan', 1, 50, True), ('ddgan_2', 2, 50, True)]
-  assert all(0 < row['seconds'] < 60 and 0 <= row['metrics']['modes']['value'] <= 25 for row in found)
+  assert all(0 < row['seconds'] < 60 and 0 <= row['metrics']['modes']['value'] <= 25 for row in report)
   assert (tmp_path / 'table.md').read_text().strip() in second
   for name in ('trilemma.png', 'samples.png'):
     assert Image.open(tmp_path / name).size > (400, 200)
 
-  # On other data it is measured again, once.
+  # With other data, each is measured again, once.
   config = config_lib.from_json((tmp_path / 'gan' / 'config.json').read_text())
   config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num=50, force=True))
   measured = []

@@ -1,4 +1,4 @@
-"""Class labels: in G, in D, dropped at random, requested, measured; and invalid labels."""
+"""Class labels: in G and D, dropped at random, requested and measured; and every invalid label."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import sharding
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.training import loop, results
-from tests.objectives.test_ablations import filled, normal, state_of, toy_config
+from tests.objectives.test_ablations import normal, random_params, random_state, toy_config
 from tests.support import programs, quick_config_dict, tiny_config_dict
 from tests.support.commands import run_command, succeed
 
@@ -47,7 +47,7 @@ def g_inputs(config, batch):
   return x, np.zeros(batch, np.int32), z
 
 
-def shapes_of(module, *inputs):
+def param_shapes(module, *inputs):
   return jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
 
 
@@ -55,10 +55,10 @@ D_KINDS = {'small': 8, 'large': 64, 'tiny': 8, 'mlp': 1}
 
 
 @functools.cache
-def judged(kind, stack):
-  """A conditional D, its parameters, a pair, and the logits that it has without `label_embedding`."""
+def conditional_discriminator(kind, stack):
+  """A conditional D, its parameters, its inputs, and its logits without `label_embedding`."""
   config, pair = d_config(kind), d_inputs(kind)
-  params = filled(shapes_of(d_module(config), *pair), scale=1.0 if kind == 'mlp' else 0.3)
+  params = random_params(param_shapes(d_module(config), *pair), scale=1.0 if kind == 'mlp' else 0.3)
   logits = jax.jit(d_module(config).apply)({'params': params}, *pair)
   return d_module(dataclasses.replace(config, num_classes=5, stack=stack)), params, pair, np.asarray(logits)
 
@@ -73,10 +73,10 @@ def d_inputs(kind):
 
 
 @pytest.mark.parametrize('kind', D_KINDS)
-def test_a_discriminator_without_classes_has_nothing_of_them(kind):
+def test_without_classes_the_discriminator_has_no_label_parameters(kind):
   config, pair = d_config(kind), d_inputs(kind)
-  plain = shapes_of(d_module(config), *pair)
-  conditional = shapes_of(d_module(dataclasses.replace(config, num_classes=5)), *pair)
+  plain = param_shapes(d_module(config), *pair)
+  conditional = param_shapes(d_module(dataclasses.replace(config, num_classes=5)), *pair)
   assert conditional.pop('label_embedding')['tables'].shape == (1, 6, plain['dense_out']['kernel'].size)
   assert jax.tree.map(np.shape, conditional) == jax.tree.map(np.shape, plain)
 
@@ -85,9 +85,9 @@ def test_a_discriminator_without_classes_has_nothing_of_them(kind):
     ('tiny', 1, [0, 3, 4, -1], [[0], [3], [4], [5]]), ('mlp', 1, [0, 3, 4, -1], [[0], [3], [4], [5]]),
     ('mlp', 3, [0, 314, 440, -1], [[0, 0, 0], [3, 1, 4], [4, 4, 0], [5, 5, 5]]),
 ])
-def test_projection(kind, stack, label, digits):
-  """With V[y] = a[y] w, where <w, h> + b is the logit without a label, it is (1 + a[y]) <w, h> + b."""
-  module, params, pair, logits = judged(kind, stack)
+def test_projection_logits_have_a_closed_form(kind, stack, label, digits):
+  """If V[y] = a[y] w and the logit without a label is <w, h> + b, the logit is (1 + a[y]) <w, h> + b."""
+  module, params, pair, logits = conditional_discriminator(kind, stack)
   kernel, bias = params['dense_out']['kernel'][:, 0], params['dense_out']['bias']
   factors, = normal((stack, 6), seed=1)
   tables = {'label_embedding': {'tables': factors[..., None] * kernel}}
@@ -100,32 +100,32 @@ def test_projection(kind, stack, label, digits):
 @pytest.mark.parametrize('config', [
     U_NET, dataclasses.replace(U_NET, nz=0), MLP, dataclasses.replace(U_NET, stack=3, num_channels=3)],
     ids=['u-net', 'no latent', 'mlp', 'stack'])
-def test_generator(config):
-  """Without classes nothing of it is there; with them every label has an image of its own, and so has none."""
+def test_each_label_gives_a_different_image(config):
+  """Without classes G has no label parameters; with them each label, and no label, gives a different image."""
   inputs = g_inputs(config, 4)
-  plain = shapes_of(g_module(config), *inputs)
+  plain = param_shapes(g_module(config), *inputs)
   conditional = dataclasses.replace(config, num_classes=5)
-  shapes = shapes_of(g_module(conditional), *inputs)
+  shapes = param_shapes(g_module(conditional), *inputs)
   width = 32 if config.kind == 'mlp' else config.z_emb_dim
   assert shapes.pop('label_embedding')['tables'].shape == (config.stack, 6, width)
   if config.nz and config.kind == 'ncsnpp':
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, plain)
-  params = filled(shapes_of(g_module(conditional), *inputs), scale=1.0 if config.kind == 'mlp' else 0.3)
-  one = [np.broadcast_to(array[:1], array.shape) for array in inputs]  # the same noise in every row
+  params = random_params(param_shapes(g_module(conditional), *inputs), scale=1.0 if config.kind == 'mlp' else 0.3)
+  repeated = [np.broadcast_to(array[:1], array.shape) for array in inputs]  # the same noise in every row
   apply = jax.jit(g_module(conditional).apply)
   label = np.array([-1, 2, 4, 2], np.int32) if config.stack == 1 else np.array([-1, 123, 321, 123], np.int32)
-  images = np.asarray(apply({'params': params}, *one, label))
+  images = np.asarray(apply({'params': params}, *repeated, label))
   np.testing.assert_array_equal(images[1], images[3])
   for a, b in ((0, 1), (0, 2), (1, 2)):
     assert np.abs(images[a] - images[b]).max() > 1e-2
-  np.testing.assert_array_equal(apply({'params': params}, *one), np.broadcast_to(images[:1], images.shape))
-  # Names of classes carry no meaning: with the rows of the tables in another order, so are the labels.
-  order = np.array([4, 2, 0, 3, 1])  # row i now holds what order[i] meant
+  np.testing.assert_array_equal(apply({'params': params}, *repeated), np.broadcast_to(images[:1], images.shape))
+  # Class numbers carry no meaning: permuting the rows of the tables and the labels alike changes nothing.
+  order = np.array([4, 2, 0, 3, 1])  # row i now holds that of class order[i]
   tables = params['label_embedding']['tables'][:, [*order, 5]]
   renamed = labels.from_digits(np.argsort(order)[labels.digits(np.maximum(label, 0), config.stack)])
   renamed = np.where(label < 0, -1, renamed)
   np.testing.assert_allclose(
-      apply({'params': params | {'label_embedding': {'tables': tables}}}, *one, renamed.astype(np.int32)), images,
+      apply({'params': params | {'label_embedding': {'tables': tables}}}, *repeated, renamed.astype(np.int32)), images,
       atol=1e-6)
 
 
@@ -142,12 +142,12 @@ def points(config):
 
 @functools.cache
 def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
-  """The losses of four steps and the last G, of labels moved by `shift`."""
+  """The losses of four steps and the last G, with all labels shifted by `shift`."""
   config = conditional(accumulation=accumulation, label_dropout=label_dropout)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=64))
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   state = jax.device_put(
-      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+      random_state(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=True)
   x_0, label = points(config)
   losses = []
@@ -157,13 +157,13 @@ def trained(num_devices, accumulation, label_dropout=0.5, shift=0):
   return np.asarray(losses), jax.device_get(state.g_params)
 
 
-def test_withheld_labels_do_not_depend_on_the_topology():
+def test_dropped_labels_do_not_depend_on_the_topology():
   expected, params = trained(1, 1)
-  found, others = trained(8, accumulation=2)
+  found, other_params = trained(8, accumulation=2)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, others)
-  for differently in (trained(1, 1, shift=1), trained(1, 1, label_dropout=0.25)):
-    assert np.abs(differently[0] - expected).max() > 1e-3  # labels matter, and which are dropped
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, other_params)
+  for changed in (trained(1, 1, shift=1), trained(1, 1, label_dropout=0.25)):
+    assert np.abs(changed[0] - expected).max() > 1e-3  # labels matter, and which are dropped
 
 
 def moved_rows(tables, before):
@@ -172,22 +172,22 @@ def moved_rows(tables, before):
 
 @pytest.mark.parametrize('config', [
     conditional(), conditional('gaussian'), conditional('augmented_gan')], ids=lambda config: config.method)
-def test_only_the_labels_told_learn(config):
-  """A step moves the rows of the labels in the batch that are not dropped, and the last row for the others."""
+def test_only_rows_of_kept_labels_are_updated(config):
+  """A step updates the rows of the batch's kept labels, and the last row if a label is dropped."""
   draws = train_step.make_draws(jax.random.key(0), (16, 1, 1, 2), 4, 3)
   x_0, _ = points(config)
   label = np.array([3, 7] * 8, np.int32)
-  sevens = train_step.Draws(*(half._replace(keep_label=jnp.asarray(label == 7)) for half in draws))
-  before = state_of(config)
+  keep_sevens = train_step.Draws(*(half._replace(keep_label=jnp.asarray(label == 7)) for half in draws))
+  before = random_state(config)
   run = jax.jit(functools.partial(train_step.train_step, setup=train_step.make_setup(config), with_r1=False))
-  for given, expected in ((draws, [3, 7]), (sevens, [7, 25])):
-    after, _ = run(before, x_0, given, label)
+  for step_draws, expected in ((draws, [3, 7]), (keep_sevens, [7, 25])):
+    after, _ = run(before, x_0, step_draws, label)
     for name in ('g_params', 'd_params')[:1 if config.method == 'gaussian' else 2]:
       tables = getattr(before, name)['label_embedding']['tables']
       assert list(moved_rows(getattr(after, name)['label_embedding']['tables'], tables)) == expected, name
 
 
-def test_which_labels_are_withheld_is_a_draw():
+def test_labels_are_dropped_at_random():
   draws = train_step.make_draws(jax.random.key(0), (4000, 1, 1, 1), 4, 2, label_dropout=0.1)
   shares = [1 - np.mean(half.keep_label) for half in draws]
   assert all(0.08 < share < 0.12 for share in shares)
@@ -211,7 +211,7 @@ def test_labels_and_digits():
 
 
 @pytest.mark.parametrize('stack', [1, 3])
-def test_drawn_labels_are_uniform_and_those_of_their_images(stack):
+def test_drawn_labels_are_uniform_and_fixed_per_image(stack):
   config = GeneratorConfig(num_classes=5, stack=stack)
   drawn = np.asarray(labels.draw(0, np.arange(5000), config))
   np.testing.assert_array_equal(labels.draw(0, np.arange(100, 103), config), drawn[100:103])
@@ -223,19 +223,19 @@ def test_drawn_labels_are_uniform_and_those_of_their_images(stack):
 
 REFUSED = {
     'classes': ({'generator.num_classes': -1}, 'generator.num_classes is -1; use at least 0'),
-    'share': ({'generator.label_dropout': 1.0}, r'generator.label_dropout is 1.0; use a value in \[0, 1\)'),
+    'label dropout': ({'generator.label_dropout': 1.0}, r'generator.label_dropout is 1.0; use a value in \[0, 1\)'),
     'a table of triples': (
         {'generator.num_classes': 1000, 'data.stack': 3, 'data.num_channels': 3},
         r'generator.num_classes is 1000; use at most 10 with data.stack=3, where each image is one digit'),
-    'said twice': ({'discriminator.num_classes': 10},
-                   'discriminator.num_classes is set by generator.num_classes; use that'),
-    'nothing to ask for': ({'eval.metrics': ('label_accuracy',)},
-                           "eval.metrics contains 'label_accuracy'; use it with a generator.num_classes"),
+    'set twice': ({'discriminator.num_classes': 10},
+                  'discriminator.num_classes is set by generator.num_classes; use that'),
+    'no labels to request': ({'eval.metrics': ('label_accuracy',)},
+                             "eval.metrics contains 'label_accuracy'; use it with a generator.num_classes"),
 }
 
 
 @pytest.mark.parametrize('fields, message', REFUSED.values(), ids=REFUSED.keys())
-def test_configs_that_are_refused(fields, message):
+def test_invalid_configs_are_refused(fields, message):
   nested = tiny_config_dict()
   for name, value in fields.items():
     section, field = name.split('.')
@@ -261,14 +261,14 @@ def digits_config(**generator):
     ([0, 11], 'generator.num_classes is 10, but the largest label of some is 11; use 12'),
     ([-1, 3], r'generator.num_classes is 10, but some images of some have no label \(their label is -1\)'),
 ])
-def test_data_that_are_refused(known, message):
+def test_data_without_suitable_labels_are_refused(known, message):
   source = sources.ArraySource(np.zeros((2, 8, 8, 1), np.uint8), known and np.array(known), 'some')
   with pytest.raises(ConfigError, match=message):
     labels.check_data(digits_config(), source)
   labels.check_data(digits_config(num_classes=0), source)
 
 
-def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
+def test_unlabelled_data_are_refused_before_compilation(tmp_path, capsys):
   np.savez(tmp_path / 'x.npz', images=np.zeros((40, 8, 8, 1), np.uint8))
   config = digits_config()
   config = dataclasses.replace(
@@ -288,7 +288,7 @@ def test_wrong_data_are_refused_before_anything_compiles(tmp_path, capsys):
     (None, {'label_dropout': 0.0}, r'label is none; use a label, 0 … 9, because .* generator.label_dropout=0'),
     ([3, -1], {'label_dropout': 0.0}, r'label is -1; use a label, 0 … 9'),
 ], ids=str)
-def test_labels_that_cannot_be_requested(requested, fields, message):
+def test_invalid_labels_are_refused(requested, fields, message):
   with pytest.raises(ConfigError, match=message):
     labels.check_label(requested, dataclasses.replace(U_NET, **{'num_classes': 10, **fields}))
 
@@ -309,7 +309,7 @@ def test_labels_from_the_command_line():
       labels.parse(text, U_NET)
 
 
-def test_the_original_knows_no_labels():
+def test_conditional_networks_have_no_original_format():
   with pytest.raises(pytorch.InteropError, match='num_classes is 10; use 0, because the generator of the original'):
     pytorch.generator_params({}, dataclasses.replace(U_NET, num_classes=10))
   with pytest.raises(pytorch.InteropError, match='the discriminator of the original is not conditioned'):
@@ -317,10 +317,10 @@ def test_the_original_knows_no_labels():
 
 
 def test_label_accuracy():
-  """A classifier of six classes writes 3, 1, 4 as the mode 3 * 36 + 1 * 6 + 4."""
-  found = np.array([3 * 36 + 1 * 6 + 4, 5 * 36, 0, 1])
-  asked = np.array([314, 500, 5, 100])
-  assert modes.label_accuracy(found, asked, 6, 3) == {'label_accuracy': 0.5, 'digit_accuracy': 9 / 12}
+  """With six classes, the classifier encodes 3, 1, 4 as mode 3 * 36 + 1 * 6 + 4."""
+  predicted = np.array([3 * 36 + 1 * 6 + 4, 5 * 36, 0, 1])
+  requested = np.array([314, 500, 5, 100])
+  assert modes.label_accuracy(predicted, requested, 6, 3) == {'label_accuracy': 0.5, 'digit_accuracy': 9 / 12}
   assert modes.label_accuracy(np.array([3, 1, 4, 4]), np.array([3, 1, 4, 1]), 10, 1) == {'label_accuracy': 0.75}
 
 
@@ -344,7 +344,7 @@ def finished(run_config, tmp_path_factory, digits_classifier):
     yield workdir
 
 
-def test_resumed_is_uninterrupted(finished, run_config, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, run_config, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '20')
   loop.train_and_evaluate(run_config, str(tmp_path / 'run'))
@@ -364,22 +364,22 @@ def test_a_u_net_is_trained_with_labels(tmp_path, monkeypatch):
   config = digits_config()
   config = dataclasses.replace(config, train=dataclasses.replace(
       config.train, num_steps=1, checkpoint_every=1, sample_every=1, num_samples=23), optim=dataclasses.replace(
-          config.optim, r1_gamma=0.0))  # one program to compile, and the smaller one
+          config.optim, r1_gamma=0.0))  # one program to compile, the smaller one
   loop.train_and_evaluate(config, str(tmp_path))
   tables = ddgan_jax.load(tmp_path).params['label_embedding']['tables']
   assert ddgan_jax.load(tmp_path).step == 1 and tables.shape == (1, 11, 8) and np.isfinite(tables).all()
   assert Image.open(tmp_path / 'samples' / 'step_00000001.png').size == (102, 602)
 
 
-def lively(finished):
-  """A run as loaded, with parameters whose images differ."""
+def load_with_random_params(finished):
+  """The loaded run, with random parameters so that its images differ."""
   run = ddgan_jax.load(finished)
-  return dataclasses.replace(run, params=filled(run.params, scale=1.0))
+  return dataclasses.replace(run, params=random_params(run.params, scale=1.0))
 
 
-def test_one_label_for_all_or_one_for_each(finished):
-  """Image i is a function of seed, i and its label, independent of the other labels of the batch."""
-  run = lively(finished)
+def test_images_depend_only_on_seed_index_and_label(finished):
+  """Image i is a function of seed, i and its own label, whatever the labels of the other images."""
+  run = load_with_random_params(finished)
   shape, nz = (3, *run.config.image_shape), run.config.generator.nz
 
   def sample(label):
@@ -388,18 +388,18 @@ def test_one_label_for_all_or_one_for_each(finished):
 
   each = sample(np.array([4, -1, 7]))
   for i, label in enumerate((4, None, 7)):
-    alone = sample(label)
-    np.testing.assert_allclose(each[i], alone[i], atol=1e-5)
-    assert np.abs(each - alone).max() > 1e-2
-  in_turn = image_output.generate(run, 5, seed=3, batch_size=2, label=np.array([4, 7])).astype(int)
+    same_label = sample(label)
+    np.testing.assert_allclose(each[i], same_label[i], atol=1e-5)
+    assert np.abs(each - same_label).max() > 1e-2
+  cycled = image_output.generate(run, 5, seed=3, batch_size=2, label=np.array([4, 7])).astype(int)
   for i, label in enumerate((4, 7, 4, 7, 4)):
-    alone = image_output.generate(run, 5, seed=3, label=np.array([label])).astype(int)
-    assert np.abs(in_turn[i] - alone[i]).max() <= 1
+    same_label = image_output.generate(run, 5, seed=3, label=np.array([label])).astype(int)
+    assert np.abs(cycled[i] - same_label[i]).max() <= 1
 
 
-def test_a_label_of_an_exported_run(finished, tmp_path):
-  """Of safetensors as of a workdir: the generator of that label, and the same refusal."""
-  run = lively(finished)
+def test_an_exported_run_takes_labels(finished, tmp_path):
+  """Safetensors act like a workdir: the same generator for a label, and the same error."""
+  run = load_with_random_params(finished)
   file = tmp_path / 'ema.safetensors'
   safetensors_file.write(file, run.params, run.config, run.step)
   x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
@@ -411,57 +411,57 @@ def test_a_label_of_an_exported_run(finished, tmp_path):
     ddgan_jax.load(file, label=12)
 
 
-def test_samples_to_be_measured_have_the_labels_that_were_drawn(finished):
-  run = lively(finished)
+def test_measured_samples_have_the_drawn_labels(finished):
+  run = load_with_random_params(finished)
   mesh = sharding.make_mesh()
   images = image_sets.generated_images(run.config, 5, mesh)(run.params, 'run')
-  asked = images.requested_labels(16)
-  assert len(set(asked)) > 4
-  expected = image_output.generate(run, 16, seed=5, label=asked)
+  requested = images.requested_labels(16)
+  assert len(set(requested)) > 4
+  expected = image_output.generate(run, 16, seed=5, label=requested)
   assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
 
 
-def test_real_digits_are_what_they_are_called(finished, run_config):
-  """The metric on the data themselves: nearly 1 with their own labels, what chance gives with others."""
+def test_label_accuracy_of_real_digits(finished, run_config):
+  """Nearly 1 with their own labels, nearly 0 with other labels."""
   source = sources.load_source(run_config.data)
-  pictures, known = source.gather(np.arange(400))
+  pictures, true_labels = source.gather(np.arange(400))
   evaluate = evaluator.make_data_evaluator(
       dataclasses.replace(run_config, eval=dataclasses.replace(run_config.eval, num=400)), source, sharding.make_mesh(),
       log=lambda text: None)
-  found = []
-  for asked in (known, (known + 1) % 10):
-    images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, asked=asked: asked[:num])
+  accuracies = []
+  for label in (true_labels, (true_labels + 1) % 10):
+    images = image_sets.array_images(pictures, 'digits')._replace(requested_labels=lambda num, label=label: label[:num])
     report = evaluate(images)
-    found.append(report['metrics']['label_accuracy']['value'])
-  assert found[0] > 0.97 and found[1] < 0.03
+    accuracies.append(report['metrics']['label_accuracy']['value'])
+  assert accuracies[0] > 0.97 and accuracies[1] < 0.03
   assert 'label accuracy' in evaluator.table(report) and 'held-out real images: 0.9' in evaluator.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits has no requested labels; use a --workdir with'):
     evaluate(image_sets.array_images(pictures, 'digits'))
 
 
 def always_labelled(config=None):
-  """A run that was never trained without a label."""
+  """A run trained without label dropout."""
   config = config or quick_config(label_dropout=0.0)
-  params = filled(train_state.abstract_state(config, None).ema_params)
+  params = random_params(train_state.abstract_state(config, None).ema_params)
   return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
 
 
-def test_a_run_that_was_never_without_a_label_needs_one():
+def test_a_run_without_label_dropout_requires_a_label():
   run = always_labelled()
-  untrained = r'label is none; use a label, .* generator.label_dropout=0'
+  message = r'label is none; use a label, .* generator.label_dropout=0'
   x, z = normal((2, *run.config.image_shape), (2, run.config.generator.nz))
-  with pytest.raises(ConfigError, match=untrained):
+  with pytest.raises(ConfigError, match=message):
     run.generator_fn(x, np.zeros(2, np.int32), z)
-  with pytest.raises(ConfigError, match=untrained):
+  with pytest.raises(ConfigError, match=message):
     image_output.generate(run, 2, seed=0)
-  for asked in (np.array([3, -1]), np.array([3, 12])):
-    with pytest.raises(ConfigError, match=f'label is {asked[1]}; use'):
-      image_output.generate(run, 2, seed=0, label=asked)
+  for requested in (np.array([3, -1]), np.array([3, 12])):
+    with pytest.raises(ConfigError, match=f'label is {requested[1]}; use'):
+      image_output.generate(run, 2, seed=0, label=requested)
   assert image_output.generate(run, 2, seed=0, label=np.array([3])).std() > 10
 
 
-def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
-  """The grid of a training, the pictures of a comparison, and the programs of a benchmark."""
+def test_grids_comparisons_and_benchmarks_supply_labels(monkeypatch):
+  """The sample grid, the samples of a comparison and the programs of a benchmark, for a run that requires labels."""
   run = always_labelled()
   config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, num_samples=13))
   mesh = sharding.make_mesh(jax.devices()[:1])
@@ -484,17 +484,17 @@ def test_what_shows_or_times_a_run_that_needs_a_label_gives_it_one(monkeypatch):
 @pytest.mark.parametrize('name, arguments, others', [
     ('sample', ['--out', 'x.npz'], "'all' or "), ('export', ['--out', 'x.stablehlo'], ''),
     ('edit', ['--task', 'interpolate', '--out', 'x.npz'], '')])
-def test_commands_ask_for_a_label_before_they_load_the_run(name, arguments, others, tmp_path):
-  (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # and no checkpoint
+def test_commands_require_a_label_before_they_load_the_run(name, arguments, others, tmp_path):
+  (tmp_path / 'config.json').write_text(config_lib.to_json(quick_config(label_dropout=0.0)))  # but no checkpoint
   main = {'sample': sample, 'export': export, 'edit': edit}[name].main
   assert run_command(main, '--workdir', tmp_path, *arguments, cwd=tmp_path) == (
       2, '', f'Error: --label is none; use {others}a label, 0 … 9, because the run was trained with '
       'generator.label_dropout=0\n')
 
 
-def test_the_command(finished, tmp_path):
-  said = succeed(sample.main, '--workdir', finished, '--label', '7,2', '--num', '5', '--out', tmp_path / 'x.npz')
-  assert said == f'5 images from step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
+def test_sampling_with_labels(finished, tmp_path):
+  output = succeed(sample.main, '--workdir', finished, '--label', '7,2', '--num', '5', '--out', tmp_path / 'x.npz')
+  assert output == f'5 images from step 20 of {finished}, label 7,2, seed 0: {tmp_path / "x.npz"}\n'
   with np.load(tmp_path / 'x.npz') as file:
     assert list(file['labels']) == [7, 2, 7, 2, 7] and file['images'].shape == (5, 8, 8, 1)
     images = file['images'].astype(int)

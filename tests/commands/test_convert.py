@@ -1,4 +1,4 @@
-"""The original's files in and out: the command, a resumed run against the original's losses, and what is refused."""
+"""Conversion to and from the original's files: the command, a resumed run with the original's losses, and errors."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from ddgan_jax.interop import pytorch, resume_file, torch_file, torch_writer
 from ddgan_jax.interop.pytorch import InteropError
 from ddgan_jax.runs.checkpoints import Checkpoints
 from tests.models.test_generator import SMALL
-from tests.objectives.test_ablations import filled
+from tests.objectives.test_ablations import random_params
 from tests.support import (
   GOLDEN,
   generator_config,
@@ -50,7 +50,7 @@ def write_config(folder, **sections):
 
 @pytest.fixture(scope='module')
 def official(tmp_path_factory):
-  """(config file, workdir, what was printed) of netG_tiny.pth, made ready to be trained on other images."""
+  """(config file, workdir, output) of the converted netG_tiny.pth, ready for training on other images."""
   folder = tmp_path_factory.mktemp('official')
   images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
   np.savez(folder / 'images.npz', images=images)
@@ -65,7 +65,7 @@ def official(tmp_path_factory):
   return config, folder / 'run', printed
 
 
-def test_a_generator_comes_in_and_samples(official):
+def test_an_imported_generator_samples(official):
   arrays, _ = golden('netG_tiny_io.npz')
   run = ddgan_jax.load(official[1])
   assert run.step == 0
@@ -76,7 +76,7 @@ def test_a_generator_comes_in_and_samples(official):
   assert 'The file has no discriminator' in official[2] and 'diffusion.num_timesteps=4' in official[2]
 
 
-def test_a_generator_goes_out_bit_equal_and_in_again(official, tmp_path):
+def test_an_exported_generator_is_bit_identical(official, tmp_path):
   before = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
   succeed(convert.main, '--to_pytorch', tmp_path / 'netG.pth', '--workdir', official[1])
   after = torch_file.read_state_dict(tmp_path / 'netG.pth')
@@ -85,19 +85,19 @@ def test_a_generator_goes_out_bit_equal_and_in_again(official, tmp_path):
     assert after[name].dtype == np.float32
     np.testing.assert_array_equal(after[name], before[name], err_msg=name)
   loaded = ddgan_jax.load(official[1])
-  again = pytorch.generator_params(after, loaded.config.generator)
-  jax.tree.map(np.testing.assert_array_equal, again, loaded.params)
+  reimported = pytorch.generator_params(after, loaded.config.generator)
+  jax.tree.map(np.testing.assert_array_equal, reimported, loaded.params)
 
 
-def test_main_trains_on_from_a_generator_alone(tmp_path):
-  """With a fresh D: two Adam steps move no weight by more than a few learning rates."""
+def test_training_continues_from_a_generator_alone(tmp_path):
+  """With a new D: two Adam steps move no weight by more than a few learning rates."""
   fields = quick_config_dict()
   fields['generator'] = tiny_config_dict()['generator']
   fields['optim']['r1_gamma'] = 0.0
   fields['train']['num_steps'] = 2
   config, file, workdir = write_config(tmp_path, **fields), tmp_path / 'netG.pth', tmp_path / 'run'
   parsed = config_lib.from_config_dict(fields)
-  params = filled(train_state.abstract_state(parsed, None).g_params)
+  params = random_params(train_state.abstract_state(parsed, None).g_params)
   torch_writer.write_checkpoint(file, pytorch.generator_state_dict(params, parsed.generator))
   succeed(convert.main, '--from_pytorch', file, '--config', config, '--workdir', workdir)
   printed = succeed(train.main, '--config', config, '--workdir', workdir)
@@ -114,7 +114,7 @@ def steps():
 
 
 def original_content(state, steps):
-  """The state as the original of 2021 saves it: counts are integers, and the optimizer of G holds its average."""
+  """The state in the original's format of 2021: integer step counts, and the EMA in the optimizer of G."""
   g = lambda params: pytorch.generator_state_dict(params, steps.g_config)
   d = lambda params: pytorch.discriminator_state_dict(params, steps.d_config)
 
@@ -141,7 +141,7 @@ def original_content(state, steps):
 
 @pytest.fixture(scope='module')
 def resumed(steps, tmp_path_factory):
-  """(config file, workdir, what was printed, state after two golden steps, its content) of a content.pth."""
+  """(config file, workdir, output, state after two golden steps, its content) of an imported content.pth."""
   folder = tmp_path_factory.mktemp('resumed')
   state = steps.initial_state()
   for i in range(2):
@@ -164,16 +164,16 @@ def restored(workdir):
   return Checkpoints(workdir).restore(train_state.abstract_state(config, device), Checkpoints(workdir).latest_step())
 
 
-def test_a_resume_file_goes_on_with_the_losses_of_the_original(resumed, steps):
+def test_an_imported_resume_file_continues_with_the_original_losses(resumed, steps):
   _, workdir, printed, before, _ = resumed
   state = restored(workdir)
   jax.tree.map(np.testing.assert_array_equal, state.replace(rng=0), before.replace(rng=0))
-  state = jax.device_get(state.replace(rng=before.rng))  # on no device of its own, as before: the same programs
+  state = jax.device_get(state.replace(rng=before.rng))  # uncommitted, as before, so the same programs run
   for i in (2, 3):
     state, metrics = steps.step(state, i)
     steps.check_losses(metrics, i)
   assert 'both Adam states and the EMA' in printed and 'at step 2' in printed
-  assert 'num_timesteps' not in printed and 'skip_rescale=True' in printed  # args shows the one and not the other
+  assert 'num_timesteps' not in printed and 'skip_rescale=True' in printed  # args has num_timesteps, not skip_rescale
 
 
 def assert_same(a, b):
@@ -187,7 +187,7 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
+def test_an_exported_resume_file_is_bit_identical(resumed, tmp_path):
   _, workdir, _, state, content = resumed
   succeed(convert.main, '--to_pytorch', tmp_path / 'out.pth', '--resume_file', '--steps_per_epoch', 2, '--workdir',
       workdir)
@@ -201,16 +201,16 @@ def test_a_resume_file_goes_out_bit_equal_and_in_again(resumed, tmp_path):
     for i, entry in content[key]['state'].items():
       assert after[key]['state'][i].pop('step') == 2
       assert_same(after[key]['state'][i], {name: array for name, array in entry.items() if name != 'step'})
-  again, has_ema = resume_file.state_from_content(after | {'optimizerG': with_steps(after['optimizerG']),
+  reimported, has_ema = resume_file.state_from_content(after | {'optimizerG': with_steps(after['optimizerG']),
                                                          'optimizerD': with_steps(after['optimizerD'])},
                                                 config_lib.from_json((workdir / 'config.json').read_text()))
   assert has_ema
-  jax.tree.map(np.testing.assert_array_equal, again.replace(rng=0), state.replace(rng=0))
+  jax.tree.map(np.testing.assert_array_equal, reimported.replace(rng=0), state.replace(rng=0))
 
 
 @pytest.mark.parametrize('num_stacks, steps_per_epoch', [(0, 2), (43, 5)])
-def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoch, tmp_path):
-  """Of the images, or of the fixed stacks that are made of them; without the last partial batch."""
+def test_the_epoch_of_a_resume_file(num_stacks, steps_per_epoch, tmp_path):
+  """An epoch of the run's images, or of its fixed stacks of them, without the last partial batch."""
   fields = tiny_config_dict(num_channels=3, stack=3, num_stacks=num_stacks, batch_size=8)
   fields['discriminator']['kind'] = 'small'
   config = config_lib.from_config_dict(fields | {'train': {'num_steps': 31}})
@@ -230,11 +230,11 @@ def test_an_epoch_of_a_resume_file_is_that_of_the_run(num_stacks, steps_per_epoc
 
 
 def with_steps(optimizer):
-  """As new versions of PyTorch count: in a float tensor."""
+  """Step counts as newer versions of PyTorch store them: in a float tensor."""
   return {**optimizer, 'state': {i: {**entry, 'step': np.float32(2)} for i, entry in optimizer['state'].items()}}
 
 
-def test_a_resume_file_without_average_or_with_holes(resumed):
+def test_resume_files_without_ema_or_with_missing_entries(resumed):
   _, workdir, _, _, content = resumed
   config = config_lib.from_json((workdir / 'config.json').read_text())
   optimizer = content['optimizerG']
@@ -248,20 +248,20 @@ def test_a_resume_file_without_average_or_with_holes(resumed):
       resume_file.state_from_content(content | changes, config)
 
   refused("netD_dict is missing; use the original's content.pth", netD_dict=None)
-  holes = {i: entry for i, entry in optimizer['state'].items() if i != 3}
+  incomplete = {i: entry for i, entry in optimizer['state'].items() if i != 3}
   refused(r'optimizerG has no complete state of module\.all_modules\.1\.bias',
-          optimizerG={**optimizer, 'state': holes})
+          optimizerG={**optimizer, 'state': incomplete})
   refused('optimizerG is at step 2 for some parameters and 5 for others', optimizerG={
       **optimizer, 'state': {**optimizer['state'], 3: {**optimizer['state'][3], 'step': 5}}})
   refused('optimizerG has 161 parameters, but netG_dict has 162 tensors', optimizerG={
       **optimizer, 'param_groups': [{**optimizer['param_groups'][0], 'params': [*range(161)]}]})
 
 
-def test_what_the_original_never_updates_has_no_moments():
-  """Its Adam knows nothing of the unused layers of an unconditional G, nor of fixed fourier frequencies."""
+def test_parameters_unused_by_the_original_have_no_moments():
+  """The original's Adam has no state for the unused layers of an unconditional G or for fixed Fourier frequencies."""
   from ddgan_jax.config import Config, DataConfig, DiscriminatorConfig
 
-  for options, name_of_idle in (({'conditional': False}, 'Dense_0'), ({'embedding_type': 'fourier'}, '.0.W')):
+  for options, unused_name in (({'conditional': False}, 'Dense_0'), ({'embedding_type': 'fourier'}, '.0.W')):
     config = Config(
         data=DataConfig(image_size=8, batch_size=8), generator=dataclasses.replace(SMALL, **options),
         discriminator=DiscriminatorConfig(image_size=8, ngf=2, t_emb_dim=4))
@@ -269,9 +269,9 @@ def test_what_the_original_never_updates_has_no_moments():
     state = jax.tree.map(lambda leaf: np.full(leaf.shape, 2, np.float32), state)
     content = resume_file.content_from_state(state, config, epoch=1, num_epochs=2)
     entries = content['optimizerG']['state']
-    idle = [i for i, name in enumerate(content['netG_dict']) if name_of_idle in name]
-    assert idle
-    for i in idle:
+    unused = [i for i, name in enumerate(content['netG_dict']) if unused_name in name]
+    assert unused
+    for i in unused:
       del entries[i]
     state, _ = resume_file.state_from_content(content, config)
     moments = state.g_opt_state[0].mu
@@ -280,7 +280,7 @@ def test_what_the_original_never_updates_has_no_moments():
       assert not moments['fourier'].any() and (np.asarray(state.ema_params['fourier']) == 2).all()
 
 
-class Runs:
+class RunsCode:
   def __init__(self, path):
     self.path = path
 
@@ -288,12 +288,12 @@ class Runs:
     return os.mkdir, (self.path,)
 
 
-def test_the_command_refuses_in_one_sentence(official, resumed, tmp_path):
+def test_errors_are_one_sentence(official, resumed, tmp_path):
   content = resumed[4]
   whole = (GOLDEN / 'netG_tiny.pth').read_bytes()
   (tmp_path / 'truncated.pth').write_bytes(whole[:len(whole) // 2])
   with zipfile.ZipFile(tmp_path / 'hostile.pth', 'w') as archive:
-    archive.writestr('archive/data.pkl', pickle.dumps({'module.x': Runs(str(tmp_path / 'made'))}, 2))
+    archive.writestr('archive/data.pkl', pickle.dumps({'module.x': RunsCode(str(tmp_path / 'made'))}, 2))
   torch_writer.write_checkpoint(tmp_path / 'netD.pth', content['netD_dict'])
   args = {'num_timesteps': 2, 'ch_mult': [1, 4], 'skip_rescale': False}
   torch_writer.write_checkpoint(tmp_path / 'T2.pth', content | {'args': args})
@@ -321,7 +321,7 @@ def test_the_command_refuses_in_one_sentence(official, resumed, tmp_path):
 
 
 def test_a_config_that_differs_in_one_field_is_refused():
-  """Whether the field shows in names or in shapes, what does not fit is named."""
+  """Each field shows in names or shapes; the error names a tensor that does not fit."""
   arrays, options = golden('generator_three_levels.npz')
   config = generator_config(options)
   tensors = golden_tensors(arrays)
@@ -338,7 +338,7 @@ def golden_tensors(arrays):
   return {name: recipe(name, tuple(json.loads(shape))) for name, shape in rows}
 
 
-def test_a_tensor_of_another_shape_is_named():
+def test_a_tensor_of_the_wrong_shape_is_named():
   arrays, options = golden('generator_default.npz')
   tensors, config = golden_tensors(arrays), generator_config(options)
   tensors['all_modules.0.bias'] = np.zeros(3, np.float32)
@@ -346,8 +346,8 @@ def test_a_tensor_of_another_shape_is_named():
     pytorch.generator_params(tensors, config)
 
 
-def test_pytorch_reads_what_is_written(resumed, tmp_path):
-  """PyTorch loads both kinds without running anything; its Adam, resumed, makes the step that optax makes."""
+def test_pytorch_loads_exported_files(resumed, tmp_path):
+  """PyTorch loads the file with weights_only, and its resumed Adam takes the same step as optax."""
   torch = pytest.importorskip('torch', reason='PyTorch is not installed; everything else is tested without it')
   import optax
 
@@ -366,14 +366,14 @@ def test_pytorch_reads_what_is_written(resumed, tmp_path):
   for name, tensor in tensors.items():
     tensor.grad = torch.from_numpy(gradients[name])
   adam.step()
-  to_g = lambda tensors: pytorch.generator_params(tensors, config.generator)
+  to_params = lambda tensors: pytorch.generator_params(tensors, config.generator)
   optimizer, _ = train_state.make_optimizers(config.optim, config.train.num_steps)
-  updates, _ = optimizer.update(to_g(gradients), state.g_opt_state)
+  updates, _ = optimizer.update(to_params(gradients), state.g_opt_state)
   expected = optax.apply_updates(state.g_params, updates)
-  found = to_g({name: tensor.detach().numpy() for name, tensor in tensors.items()})
+  found = to_params({name: tensor.detach().numpy() for name, tensor in tensors.items()})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found, expected)
 
 
-def test_a_discriminator_that_the_original_does_not_have():
+def test_a_discriminator_unknown_to_the_original_is_refused():
   with pytest.raises(InteropError, match="discriminator.kind is 'tiny', which the original does not have"):
     list(pytorch.discriminator_rows(DiscriminatorConfig(image_size=8, kind='tiny')))

@@ -1,4 +1,4 @@
-"""The command that edits, on a run that no training made; every mistake gets one sentence."""
+"""The editing command on an untrained run; every mistake gets one sentence."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from ddgan_jax.runs.checkpoints import Checkpoints
 from tests.support import ROOT, command_environment
 from tests.support.commands import run_command, succeed
 
-# As where TensorFlow is not installed.
+# Simulates a machine without TensorFlow.
 WITHOUT_TENSORFLOW = """
 import runpy, sys
 sys.modules['tensorflow'] = None
@@ -29,7 +29,7 @@ ENVIRONMENT = command_environment()
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, quick_config):
-  """A workdir `run` with random parameters, and pictures."""
+  """A workdir `run` with random parameters, and input images."""
   folder = tmp_path_factory.mktemp('edit')
   state = jax.jit(lambda: train_state.create(quick_config))()
   rng = np.random.default_rng(0)
@@ -52,17 +52,17 @@ def run_edit(folder, *arguments):
   return run_command(edit.main, '--workdir', 'run', *arguments, cwd=folder)
 
 
-def edited(folder, *arguments):
-  """Images and inputs of an edit."""
+def edit_images(folder, *arguments):
+  """The images and inputs of an edit."""
   succeed(edit.main, '--workdir', 'run', *arguments, '--out', 'out.npz', cwd=folder)
   with np.load(folder / 'out.npz') as file:
     return file['images'], file['inputs']
 
 
-def test_the_command_needs_no_tensorflow(folder):
-  """In a process of its own, and the same images as in this one."""
+def test_edit_needs_no_tensorflow(folder):
+  """In a separate process, with the same images as in this one."""
   flags = ['--task=variations', '--image=x.png', '--num=2']
-  expected, _ = edited(folder, *flags)
+  expected, _ = edit_images(folder, *flags)
   subprocess.run(
       [sys.executable, '-c', WITHOUT_TENSORFLOW, 'edit', '--workdir', 'run', *flags, '--out=process.npz'],
       cwd=folder, env={**ENVIRONMENT, 'PYTHONPATH': str(ROOT)}, check=True, timeout=600)
@@ -72,7 +72,8 @@ def test_the_command_needs_no_tensorflow(folder):
 
 @pytest.mark.parametrize('method', [['--num_steps=5'], ['--num_resamples=2']], ids=''.join)
 def test_inpainting_keeps_the_known_pixels(folder, method):
-  images, inputs = edited(folder, '--image', 'x.png', '--mask', 'mask.png', '--num', '3', '--batch_size', '2', *method)
+  images, inputs = edit_images(
+      folder, '--image', 'x.png', '--mask', 'mask.png', '--num', '3', '--batch_size', '2', *method)
   x = np.asarray(Image.open(folder / 'x.png'))[..., None]
   assert images.shape == (3, 8, 8, 1)
   np.testing.assert_array_equal(images[:, :4], np.broadcast_to(x[:4], (3, 4, 8, 1)))
@@ -80,43 +81,43 @@ def test_inpainting_keeps_the_known_pixels(folder, method):
   assert len({image.tobytes() for image in images}) == 3
 
 
-def test_a_large_picture_and_its_mask_are_fitted_alike(folder):
-  images, inputs = edited(
+def test_a_large_image_and_its_mask_are_resized_alike(folder):
+  images, inputs = edit_images(
       folder, '--image', 'large.png', '--mask', 'large_mask.png', '--num=2', '--num_resamples=1', '--resize=cover')
   grey = Image.open(folder / 'large.png').convert('L')
-  fitted = np.asarray(grey.resize((8, 8), Image.Resampling.LANCZOS, box=(0, 4, 16, 20)))
-  np.testing.assert_array_equal(inputs[0, ..., 0], fitted)
-  np.testing.assert_array_equal(images[:, :4, :, 0], np.broadcast_to(fitted[:4], (2, 4, 8)))
+  resized = np.asarray(grey.resize((8, 8), Image.Resampling.LANCZOS, box=(0, 4, 16, 20)))
+  np.testing.assert_array_equal(inputs[0, ..., 0], resized)
+  np.testing.assert_array_equal(images[:, :4, :, 0], np.broadcast_to(resized[:4], (2, 4, 8)))
   assert (images[:, 4:] != inputs[0, 4:]).any()
 
 
 def test_interpolation_ends_at_samples(folder):
-  images, inputs = edited(folder, '--task=interpolate', '--between=2,5', '--num=4', '--seed=3')
+  images, inputs = edit_images(folder, '--task=interpolate', '--between=2,5', '--num=4', '--seed=3')
   samples = image_output.generate(ddgan_jax.load(folder / 'run'), 6, 3)
   np.testing.assert_allclose(images[[0, -1]].astype(int), samples[[2, 5]], atol=1)
   assert len(images) == 4 and len(inputs) == 0
 
 
-def test_super_resolution_has_the_block_means_of_its_input(folder):
-  images, inputs = edited(folder, '--task=superres', '--image=small.png', '--num=2', '--method=replace')
-  inside = ((images > 0) & (images < 255)).reshape(2, 4, 2, 4, 2).all((2, 4))  # where nothing was clipped
+def test_super_resolution_keeps_the_block_means(folder):
+  images, inputs = edit_images(folder, '--task=superres', '--image=small.png', '--num=2', '--method=replace')
+  unclipped = ((images > 0) & (images < 255)).reshape(2, 4, 2, 4, 2).all((2, 4))
   small = np.asarray(Image.open(folder / 'small.png'))
-  assert inside.any()
+  assert unclipped.any()
   np.testing.assert_allclose(
-      np.asarray(replacement.block_means(images.astype(np.float32), 2))[..., 0][inside],
-      np.broadcast_to(small, (2, 4, 4))[inside], atol=0.5)
+      np.asarray(replacement.block_means(images.astype(np.float32), 2))[..., 0][unclipped],
+      np.broadcast_to(small, (2, 4, 4))[unclipped], atol=0.5)
   np.testing.assert_array_equal(inputs[0, ::2, ::2, 0], small)
 
 
 def test_one_image_does_not_depend_on_the_others(folder):
   flags = ['--task=variations', '--image=x.png', '--seed=5']
-  many, _ = edited(folder, *flags, '--num=5')
-  few, _ = edited(folder, *flags, '--num=3', '--batch_size=1')
+  many, _ = edit_images(folder, *flags, '--num=5')
+  few, _ = edit_images(folder, *flags, '--num=3', '--batch_size=1')
   np.testing.assert_allclose(many[:3].astype(int), few, atol=1)
 
 
-def test_pictures(folder):
-  """A grid that begins with its input, and a folder."""
+def test_edits_are_saved_as_a_grid_or_a_folder(folder):
+  """The grid begins with its input."""
   result = run_edit(folder, '--task=stroke', '--image=x.png', '--level=2', '--num=4', '--out=grid.png')
   assert result.status == 0, result.err
   assert 'stroke: 4 images by step 7 of' in result.out
@@ -140,6 +141,6 @@ def test_pictures(folder):
     ('--task=superres --image=x.png', '--image: x.png is 8x8; use a square image smaller than 8x8'),
     ('--task=stroke --image=x.png --mask=mask.png', '--mask does not apply to --task stroke; use it with'),
 ], ids=lambda value: value if value.startswith('--image') or value.startswith('--task') else '')
-def test_refused_in_one_sentence(folder, flags, message):
+def test_errors_are_one_sentence(folder, flags, message):
   result = run_edit(folder, *flags.split())
   assert result.status == 2 and message in result.err and result.err.count('\n') == 1, result.err

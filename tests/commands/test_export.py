@@ -1,4 +1,4 @@
-"""What a run gives to other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
+"""Exports for other programs: StableHLO, safetensors, and the functions of `ddgan_jax.load`."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ from ddgan_jax.interop import stablehlo
 from ddgan_jax.parallel import compilation
 from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 from tests.config.test_config import FOLDER_SIZES, RECIPES
-from tests.objectives.test_ablations import filled
+from tests.objectives.test_ablations import random_params
 from tests.support import ROOT, command_environment, tiny_config_dict
 from tests.support.commands import run_command, succeed
 
@@ -36,7 +36,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A run with FIR filters, and large weights: fresh ones would give grey images."""
+  """A run with FIR filters and large weights; initial weights would give grey images."""
   folder = tmp_path_factory.mktemp('export')
   raw = tiny_config_dict()
   raw['generator'].update(ch_mult=(1, 2))
@@ -63,16 +63,15 @@ def run(workdir):
 
 @pytest.fixture(scope='module')
 def files(workdir):
-  """The two files of the command."""
-  said = succeed(export.main, '--workdir', workdir, '--out', workdir / 'x.stablehlo', '--safetensors',
+  """The two files that the command writes."""
+  output = succeed(export.main, '--workdir', workdir, '--out', workdir / 'x.stablehlo', '--safetensors',
                  workdir / 'x.safetensors')
-  assert 'the sampler of step 7' in said and 'for cpu, cuda, tpu' in said
+  assert 'the sampler of step 7' in output and 'for cpu, cuda, tpu' in output
   return workdir / 'x.stablehlo', workdir / 'x.safetensors'
 
 
-def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, files, tmp_path, monkeypatch):
-  """Bit for bit where both are compiled with JAX's own options: a batch that does not divide the number, a seed beyond
-  int32."""
+def test_the_exported_sampler_matches_the_library_without_flax(run, files, tmp_path, monkeypatch):
+  """Bit for bit with JAX's default compiler options; with a partial last batch and a seed beyond int32."""
   seed = 3_000_000_000
   subprocess.run(
       [sys.executable, '-c', WITHOUT, ROOT / 'launch' / 'sample_exported.py', files[0], 'x.npz', '--num', '5',
@@ -85,23 +84,23 @@ def test_the_exported_sampler_is_that_of_the_library_and_needs_no_flax(run, file
   np.testing.assert_array_equal(found, expected)
 
 
-def test_the_exported_sampler_is_for_all_platforms_and_batches(files):
+def test_the_exported_sampler_supports_all_platforms_and_batch_sizes(files):
   exported = jax.export.deserialize(files[0].read_bytes())
   assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}
   assert [str(aval) for aval in exported.in_avals] == ['uint32[]', 'int32[batch]']
   assert [str(aval) for aval in exported.out_avals] == ['uint8[batch,8,8,1]']
-  # The FIR filters: weighted sums, and a depthwise convolution for TPUs, chosen where the program is compiled.
+  # FIR filters are weighted sums, or on TPUs a depthwise convolution, chosen at compile time.
   assert 'stablehlo.case' in exported.mlir_module()
 
 
 def all_recipes():
-  """`name`, or `name:size` of a recipe of several sizes, each of whose networks serves two of them."""
+  """`name`, or `name:size` for a recipe of several sizes, two of which share each network."""
   for name in RECIPES:
     yield from [f'{name}:{size}' for size in FOLDER_SIZES[::2]] if name == 'folder' else [name]
 
 
 def recipe_run(recipe, label=None, num_timesteps=None, **fields):
-  """A run of a recipe, with a narrow G of at most two levels that is filled with random numbers."""
+  """A run of a recipe, with a narrow G of at most two levels and random parameters."""
   config_dict = recipes.load(recipe)
   config_dict.data.path = config_dict.data.path or 'photos' * recipe.startswith('folder')
   generator = config_dict.generator
@@ -112,7 +111,7 @@ def recipe_run(recipe, label=None, num_timesteps=None, **fields):
   config = config_lib.from_config_dict(config_dict)
   module, _ = train_state.make_networks(config)
   x, z = jnp.zeros((1, *config.image_shape)), jnp.zeros((1, config.generator.nz))
-  params = filled(jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1, jnp.int32), z)['params'])
+  params = random_params(jax.eval_shape(module.init, jax.random.key(0), x, jnp.ones(1, jnp.int32), z)['params'])
   return ddgan_jax.Run(*train_state.make_sampler(config, params, num_timesteps, label), config, 0, params)
 
 
@@ -129,7 +128,7 @@ def test_every_recipe_can_be_exported(recipe):
     ('stacked_digits', {'label': 314, 'num_timesteps': 4, 'method': 'gaussian', 'diffusion.num_timesteps': 20,
                         'generator.kind': 'mlp', 'generator.num_classes': 10}),
 ], ids=['a label', 'points', 'a label of three digits in fewer steps'])
-def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
+def test_labels_and_points_are_exported_for_any_batch_size(recipe, fields):
   run = recipe_run(recipe, **fields)
   sample = jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
   expected = image_output.generate(run, 5, seed=7)
@@ -140,12 +139,12 @@ def test_labels_and_points_are_exported_for_all_batches(recipe, fields):
     np.testing.assert_allclose(found.astype(float), expected[indices], atol=1 if found.dtype == np.uint8 else 1e-5)
 
 
-def test_an_exported_sampler_of_many_steps_holds_the_noise_of_few_images(monkeypatch):
-  """The images are those of a program that draws all noise at once; a batch that is one part needs no loop."""
+def test_an_exported_sampler_of_many_steps_draws_noise_in_parts(monkeypatch):
+  """The images match a program that draws all noise at once; a batch that fits into one part needs no loop."""
   run = recipe_run('digits', **{'method': 'gaussian', 'diffusion.num_timesteps': 30, 'generator.kind': 'mlp'})
 
-  def exported(most):
-    monkeypatch.setattr(sampling, '_MAX_NOISE', most * 30 * (8 * 8 + 4))
+  def exported(max_images):
+    monkeypatch.setattr(sampling, '_MAX_NOISE', max_images * 30 * (8 * 8 + 4))
     return jax.jit(jax.export.deserialize(stablehlo.export_sampler(run, ['cpu']).serialize()).call)
 
   def compiled(sample, indices):
@@ -179,17 +178,17 @@ def test_safetensors_hold_the_parameters_and_the_config(run, files):
     ddgan_jax.load(files[1], step=6)
 
 
-def test_other_safetensors_are_refused(files, tmp_path):
+def test_invalid_safetensors_are_refused(files, tmp_path):
   path = tmp_path / 'x.safetensors'
   with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors .*o such file'):
     ddgan_jax.load(path)
-  whole = files[1].read_bytes()
-  path.write_bytes(whole[:-4])
+  content = files[1].read_bytes()
+  path.write_bytes(content[:-4])
   with pytest.raises(UserError, match='x.safetensors cannot be read as safetensors'):
     ddgan_jax.load(path)
   with safetensors.safe_open(files[1], 'numpy') as file:
     metadata = file.metadata()
-  tensors = safetensors.numpy.load(whole)
+  tensors = safetensors.numpy.load(content)
   safetensors.numpy.save_file(tensors, path)
   with pytest.raises(UserError, match='has no config of ddgan_jax in its metadata'):
     ddgan_jax.load(path)
@@ -203,23 +202,23 @@ def test_other_safetensors_are_refused(files, tmp_path):
     ([], '--out and --safetensors: use at least one of them'),
     (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
-def test_the_command_refuses_in_one_sentence(workdir, flags, message):
+def test_errors_are_one_sentence(workdir, flags, message):
   result = run_command(export.main, '--workdir', workdir, *flags)
   assert result == (2, '', f'Error: {message}\n')
 
 
-def test_samples_can_be_mapped_and_compiled(run):
-  """vmap over keys, inside jit, is one key after the other."""
+def test_sampling_works_under_vmap_and_jit(run):
+  """A jitted vmap over keys equals one key after the other."""
   keys = jax.random.split(jax.random.key(0), 3)
-  one = jax.jit(lambda key: sampling.sample(key, run.generator_fn, run.schedule, (2, 8, 8, 1), 4))
-  together = jax.jit(jax.vmap(one))(keys)
+  sample = jax.jit(lambda key: sampling.sample(key, run.generator_fn, run.schedule, (2, 8, 8, 1), 4))
+  together = jax.jit(jax.vmap(sample))(keys)
   assert together.shape == (3, 2, 8, 8, 1) and float(together.std()) > 0.1
   for i in range(3):
-    np.testing.assert_allclose(together[i], one(keys[i]), atol=1e-5)
+    np.testing.assert_allclose(together[i], sample(keys[i]), atol=1e-5)
 
 
 def test_samples_have_gradients():
-  """The derivative along a direction of z, x_T and the noise is that of differences, through all steps."""
+  """The derivative along a direction of z, x_T and the noise matches finite differences, through all steps."""
   run = recipe_run('digits', **{'generator.kind': 'mlp', 'diffusion.num_timesteps': 2})
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
@@ -232,8 +231,8 @@ def test_samples_have_gradients():
 
   gradient = jax.jit(jax.grad(score))(noise)
   assert all(np.abs(leaf).max() > 0 for leaf in gradient[:2])
-  along = sum(float((a * b).sum()) for a, b in zip(gradient, direction))
+  derivative = sum(float((a * b).sum()) for a, b in zip(gradient, direction))
   step = 1e-3
   ahead, behind = (
       score(tuple(a + sign * step * b for a, b in zip(noise, direction))) for sign in (1, -1))
-  assert along == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)
+  assert derivative == pytest.approx(float(ahead - behind) / (2 * step), rel=0.02)

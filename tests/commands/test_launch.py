@@ -15,8 +15,8 @@ from tests.support import ROOT
 
 LOCAL = [sys.executable, str(ROOT / 'launch' / 'local.py')]
 
-# Records its arguments, one line a call. Answers `describe` with the next of $STATES, and `ssh` with the next of
-# $STATUSES; with $RUN_HOME it runs what ssh is given there, as a worker would.
+# Records its arguments, one line per call. Answers `describe` with the next of $STATES, and `ssh` with the next of
+# $STATUSES; with $RUN_HOME it runs ssh's command there, as a worker would.
 GCLOUD = '''#!/usr/bin/env bash
 { printf 'gcloud'; printf ' %q' "$@"; echo; } >> "$RECORD"
 next() { head -n 1 "$1"; sed -i 1d "$1"; }
@@ -40,7 +40,7 @@ while [ ! -e "$WAIT.stop" ]; do sleep 0.05; done
 
 @pytest.fixture
 def bench(tmp_path):
-  """Runs a script with stand-ins first on PATH; gives (status, error, recorded calls)."""
+  """Runs a script with stand-ins first on PATH; returns (status, error, recorded calls)."""
   (tmp_path / 'bin').mkdir()
   for name, text in (('gcloud', GCLOUD), ('srun', SRUN), ('scontrol', SRUN), ('scancel', SRUN)):
     (tmp_path / 'bin' / name).write_text(text)
@@ -77,8 +77,8 @@ LOGS = (f'{TPUS} tpu-vm ssh ddgan --zone=us-west4-a --worker=0 '
         "'--command=tail -n +1 -F --pid=$(cat ~/run.pid) ~/run.log; exit $(cat ~/run.status || echo 143)'")
 
 
-def same(recorded, expected):
-  """Compares as words, so that the way of quoting does not matter."""
+def assert_same(recorded, expected):
+  """Compares commands word by word, so that quoting does not matter."""
   assert [shlex.split(line) for line in recorded] == [shlex.split(line) for line in expected]
 
 
@@ -92,20 +92,20 @@ def is_run(line):
   return shlex.split(SSH_ALL) == words[:-1] and 'gs://b/my' in words[-1] and 'setsid nohup' in words[-1]
 
 
-def test_create_waits_until_the_slice_is_there(bench):
+def test_create_waits_for_the_slice(bench):
   status, error, calls = bench('tpu_pod.sh', 'create', states=['WAITING_FOR_RESOURCES', 'CREATING', 'ACTIVE'], **POD)
   assert status == 0, error
-  same(calls, [CREATE, STATE, STATE, STATE])
-  assert f'+ {CREATE}\n' in error  # said before it is done
+  assert_same(calls, [CREATE, STATE, STATE, STATE])
+  assert f'+ {CREATE}\n' in error  # printed before it runs
 
 
-def test_create_spot_in_a_project(bench):
+def test_create_a_spot_slice_in_a_project(bench):
   _, _, calls = bench('tpu_pod.sh', 'create', states=['ACTIVE'], **POD, SPOT='1', PROJECT='my-project', RUNTIME='image')
   assert calls[0] == CREATE.replace('us-west4-a', 'us-west4-a --project=my-project').replace(
       'v2-alpha-tpuv5-lite', 'image --spot')
 
 
-def test_a_request_that_fails_is_said(bench):
+def test_a_failed_request_is_reported(bench):
   status, error, calls = bench('tpu_pod.sh', 'create', states=['FAILED'], **POD)
   assert status == 2 and 'Error: the request for ddgan is FAILED;' in error and len(calls) == 2
 
@@ -113,14 +113,14 @@ def test_a_request_that_fails_is_said(bench):
 def test_install_copies_this_folder_or_clones(bench, tmp_path):
   status, error, calls = bench('tpu_pod.sh', 'install', **POD)
   assert status == 0, error
-  same(calls, install(tmp_path))
+  assert_same(calls, install(tmp_path))
   packed = subprocess.run(['tar', '-tzf', tmp_path / 'ddgan_jax.tar.gz'], capture_output=True, text=True).stdout
   names = {name.removeprefix('./') for name in packed.splitlines()}
   assert {'setup.py', 'ddgan_jax/main.py', 'launch/tpu_pod.sh'} <= names
   assert not any(name.startswith('.git/') or name.endswith('.pyc') for name in names)
   _, _, calls = bench('tpu_pod.sh', 'install', **POD, SOURCE='https://host/a b.git')
   clone = 'rm -rf ~/ddgan_jax && git clone -q --depth 1 https://host/a\\ b.git ~/ddgan_jax'
-  same(calls, [f'{SSH_ALL} {shlex.quote(f"--command={clone} && {UV}")}'])
+  assert_same(calls, [f'{SSH_ALL} {shlex.quote(f"--command={clone} && {UV}")}'])
 
 
 def wait_for(path, seconds=300):
@@ -132,7 +132,7 @@ def wait_for(path, seconds=300):
 
 
 def test_run_starts_the_command_as_it_was_typed(bench, tmp_path):
-  """A worker's shell gets it: arguments keep their spaces and quotes, log and status are left behind."""
+  """In a worker's shell: arguments keep their spaces and quotes; a log and a status file are written."""
   worker = tmp_path / 'worker'
   (worker / 'ddgan_jax' / '.venv' / 'bin').mkdir(parents=True)
   (worker / 'ddgan_jax' / '.venv' / 'bin' / 'activate').write_text('echo activated\n')
@@ -143,54 +143,54 @@ def test_run_starts_the_command_as_it_was_typed(bench, tmp_path):
   assert status == 0 and len(calls) == 1, error
   assert wait_for(worker / 'run.status') == '7\n'
   assert (worker / 'run.log').read_text() == f'activated\n{arguments}\n'
-  # While that process lives, another is refused.
+  # While that process runs, another is refused.
   (worker / 'run.pid').write_text(f'{os.getpid()}\n')
   status, error, _ = bench('tpu_pod.sh', 'run', '--', 'true', **POD, RUN_HOME=str(worker))
   assert status == 3 and 'already running' in error
 
 
-def test_logs_follow_and_give_the_status_of_the_run(bench):
+def test_logs_follow_the_run_and_return_its_status(bench):
   status, _, calls = bench('tpu_pod.sh', 'logs', statuses=[7], **POD)
   assert status == 7
-  same(calls, [LOGS])
+  assert_same(calls, [LOGS])
 
 
-def test_resume_after_a_pre_emption_asks_for_the_slice_again(bench, tmp_path):
+def test_resume_after_a_pre_emption_requests_the_slice_again(bench, tmp_path):
   status, error, calls = bench('tpu_pod.sh', 'resume', *COMMAND, states=['SUSPENDED', 'PROVISIONING', 'ACTIVE'],
                                **POD, SPOT='1')
   assert status == 0, error
-  same(calls[:-1], [STATE, DELETE, f'{CREATE} --spot', STATE, STATE, *install(tmp_path)])
+  assert_same(calls[:-1], [STATE, DELETE, f'{CREATE} --spot', STATE, STATE, *install(tmp_path)])
   assert is_run(calls[-1])
 
 
-def test_resume_on_a_living_slice_only_runs(bench):
+def test_resume_on_an_active_slice_only_runs(bench):
   _, _, calls = bench('tpu_pod.sh', 'resume', *COMMAND, states=['ACTIVE'], **POD)
-  same(calls[:1], [STATE])
+  assert_same(calls[:1], [STATE])
   assert len(calls) == 2 and is_run(calls[1])
 
 
 def test_delete(bench):
   status, _, calls = bench('tpu_pod.sh', 'delete', NAME='ddgan', ZONE='us-west4-a')
   assert status == 0
-  same(calls, [DELETE])
+  assert_same(calls, [DELETE])
 
 
-def test_all_goes_through_pre_emptions_and_gives_the_slice_back(bench, tmp_path):
-  """The connection breaks as the slice goes; then the run saves and ends with 0 as it goes; then it ends well."""
+def test_all_survives_pre_emptions_and_deletes_the_slice(bench, tmp_path):
+  """First the connection breaks at a pre-emption, then the run saves and exits with 0 at one, then the run finishes."""
   states = ['ACTIVE', 'SUSPENDED', 'SUSPENDED', 'ACTIVE', 'SUSPENDING', 'SUSPENDED', 'ACTIVE', 'ACTIVE']
   status, error, calls = bench('tpu_pod.sh', 'all', *COMMAND, states=states, statuses=[255, 0, 0], **POD)
   assert status == 0, error
   once = [CREATE, STATE, *install(tmp_path), calls[4], LOGS, STATE]
   assert is_run(calls[4])
-  same(calls, [*once, STATE, DELETE, *once, STATE, DELETE, *once, DELETE])
+  assert_same(calls, [*once, STATE, DELETE, *once, STATE, DELETE, *once, DELETE])
 
 
-def test_all_follows_again_when_the_connection_drops(bench):
-  """ssh's status is 255 and the slice is there: the run is not started again, and the slice is given back at last."""
+def test_all_reconnects_when_the_connection_drops(bench):
+  """ssh exits with 255 while the slice is active: the run is not started again, and the slice is deleted at the end."""
   status, error, calls = bench(
       'tpu_pod.sh', 'all', *COMMAND, states=['ACTIVE'] * 4, statuses=[255, 255, 0], **POD)
   assert status == 0, error
-  same(calls[-7:], [LOGS, STATE, LOGS, STATE, LOGS, STATE, DELETE])
+  assert_same(calls[-7:], [LOGS, STATE, LOGS, STATE, LOGS, STATE, DELETE])
   assert sum(map(is_run, calls)) == 1
 
 
@@ -201,14 +201,14 @@ def test_all_keeps_a_slice_whose_run_failed(bench):
 
 
 @pytest.mark.parametrize('verb', ['create', 'install', 'run', 'logs', 'resume', 'delete', 'all'])
-def test_dry_run_prints_and_runs_nothing(bench, tmp_path, verb):
+def test_a_dry_run_prints_the_commands_and_runs_nothing(bench, tmp_path, verb):
   command = COMMAND if verb in ('run', 'resume', 'all') else ()
   status, error, calls = bench('tpu_pod.sh', '--dry-run', verb, *command, **POD)
   assert status == 0 and calls == [] and not (tmp_path / 'ddgan_jax.tar.gz').exists()
   assert error and all(line.startswith('+ gcloud compute tpus ') for line in error.splitlines())
   _, error, calls = bench('tpu_pod.sh', verb, *command, states=['ACTIVE'] * 9, statuses=[0], **POD)
   assert calls
-  same([line.removeprefix('+ ') for line in error.splitlines()], calls)  # what is said is what is done
+  assert_same([line.removeprefix('+ ') for line in error.splitlines()], calls)  # prints exactly what it would run
 
 
 @pytest.mark.parametrize('arguments, variables, message', [
@@ -220,7 +220,7 @@ def test_dry_run_prints_and_runs_nothing(bench, tmp_path, verb):
     (['begin'], POD, "'begin' is not a command; use [--dry-run] create, install"),
     ([], POD, "'' is not a command"),
 ])
-def test_a_mistake_is_one_sentence(bench, arguments, variables, message):
+def test_tpu_pod_errors_are_one_sentence(bench, arguments, variables, message):
   status, error, calls = bench('tpu_pod.sh', *arguments, **variables)
   assert status == 2 and error.startswith(f'Error: {message}') and error.count('\n') == 1 and calls == []
 
@@ -236,25 +236,25 @@ def test_slurm_runs_one_step_with_the_arguments(bench, venv):
   arguments = ['--config', 'configs/digits.py', '--workdir', '/shared/my runs']
   status, error, calls = bench('slurm.sbatch', *arguments, **venv, SLURM_CPUS_PER_TASK='12', STATUS='3')
   assert status == 3, error
-  same(calls, ['srun --kill-on-bad-exit=1 --cpus-per-task=12 python -m ddgan_jax.main ' + shlex.join(arguments)])
+  assert_same(calls, ['srun --kill-on-bad-exit=1 --cpus-per-task=12 python -m ddgan_jax.main ' + shlex.join(arguments)])
 
 
 @pytest.mark.parametrize('number, requeued', [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_near_the_time_limit_saves_and_queues_again(bench, venv, tmp_path, number, requeued):
-  """USR1 is SLURM's warning: TERM goes to the tasks, never to srun, and the job resumes later. With TERM, from scancel
-  or a pre-emption, SLURM signals the tasks itself."""
+def test_slurm_saves_and_requeues_near_the_time_limit(bench, venv, tmp_path, number, requeued):
+  """SLURM warns with USR1: TERM goes to the tasks, never to srun, and the job is requeued. With TERM, from scancel or a
+  pre-emption, SLURM signals the tasks itself."""
   ready = tmp_path / 'ready'
-  tell = f'while [ ! -e {ready} ]; do sleep 0.05; done; kill -{number.name[3:]} $PPID'
+  send_signal = f'while [ ! -e {ready} ]; do sleep 0.05; done; kill -{number.name[3:]} $PPID'
   if number == signal.SIGTERM:
-    tell += f'; sleep 0.2; touch {ready}.stop'
-  (tmp_path / 'my venv' / 'bin' / 'activate').write_text(f"bash -c '{tell}' &\n")
+    send_signal += f'; sleep 0.2; touch {ready}.stop'
+  (tmp_path / 'my venv' / 'bin' / 'activate').write_text(f"bash -c '{send_signal}' &\n")
   status, error, calls = bench('slurm.sbatch', '--config', 'c.py', **venv, WAIT=str(ready), WAIT_FOR_SLURM='0')
   assert status == 0, error
-  same(calls, ['srun --kill-on-bad-exit=1 python -m ddgan_jax.main --config c.py',
-               *['scancel --signal=TERM 42', 'scontrol requeue 42'] * requeued])
+  assert_same(calls, ['srun --kill-on-bad-exit=1 python -m ddgan_jax.main --config c.py',
+                      *['scancel --signal=TERM 42', 'scontrol requeue 42'] * requeued])
 
 
-def test_slurm_mistakes(bench, venv, tmp_path):
+def test_slurm_errors_are_one_sentence(bench, venv, tmp_path):
   for arguments, variables, message in (
       (['--config', 'c.py'], {}, 'not in a SLURM job; submit this file with sbatch'),
       ([], venv, 'no arguments; use those of ddgan_jax.main'),
@@ -264,7 +264,7 @@ def test_slurm_mistakes(bench, venv, tmp_path):
 
 
 def test_gke_is_a_job_set_of_one_slice(tmp_path):
-  """One pod per host, chips that fill the topology; a run stopped by SIGTERM does not count as finished."""
+  """One pod per host, chips that fill the topology, and a run stopped by a signal does not count as finished."""
   job_set = yaml.safe_load((ROOT / 'launch' / 'gke.yaml').read_text())
   assert job_set['kind'] == 'JobSet' and job_set['spec']['failurePolicy']['maxRestarts'] > 0
   [worker] = job_set['spec']['replicatedJobs']
@@ -277,7 +277,7 @@ def test_gke_is_a_job_set_of_one_slice(tmp_path):
   assert chips * job['completions'] == int(topology[0]) * int(topology[1])
   assert container['image'] == '<IMAGE>'
 
-  # The container's command with a python that waits for TERM and ends well, or ends with a status.
+  # The container's command, with a `python` that exits with a status, or with 0 after TERM.
   python = tmp_path / 'python'
   env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'READY': str(tmp_path / 'ready')}
   command = [*container['command'], *container['args']]
@@ -296,10 +296,10 @@ def test_gke_is_a_job_set_of_one_slice(tmp_path):
 
 
 def test_shellcheck_finds_nothing():
-  found = subprocess.run(['shellcheck', 'launch/tpu_pod.sh', 'launch/slurm.sbatch'], cwd=ROOT, capture_output=True,
+  result = subprocess.run(['shellcheck', 'launch/tpu_pod.sh', 'launch/slurm.sbatch'], cwd=ROOT, capture_output=True,
                          text=True, env={**os.environ, 'PATH': f'{pathlib.Path(sys.executable).parent}:'
                                                                f'{os.environ["PATH"]}'})
-  assert found.returncode == 0, found.stdout
+  assert result.returncode == 0, result.stdout
 
 
 def local(*arguments, **variables):
@@ -310,20 +310,20 @@ def local(*arguments, **variables):
 SHOW = 'import os; print(*(os.environ.get(n) for n in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "CUDA_VISIBLE_DEVICES")))'
 
 
-def test_local_gives_each_process_its_number_and_gpus():
+def test_local_assigns_process_ids_and_gpus():
   result = local('--processes', '2', '--gpus', '2', '--', sys.executable, '-c', SHOW, CUDA_VISIBLE_DEVICES='4,5,6,7,8')
   assert result.returncode == 0, result.stderr
   assert sorted(result.stdout.splitlines()) == ['[0] 2 0 4,5', '[1] 2 1 6,7']
 
 
-def test_local_replaces_the_number_of_simulated_devices():
+def test_local_sets_the_number_of_simulated_devices():
   show = 'import os; print(os.environ["XLA_FLAGS"], os.environ["JAX_PLATFORMS"])'
   result = local('--processes', '1', '--devices', '4', '--', sys.executable, '-c', show,
                  XLA_FLAGS='--a=1 --xla_force_host_platform_device_count=8')
   assert result.stdout.split() == ['[0]', '--a=1', '--xla_force_host_platform_device_count=4', 'cpu']
 
 
-def test_local_gives_the_first_bad_status_and_ends_the_others(tmp_path):
+def test_local_returns_the_first_failure_and_stops_the_others(tmp_path):
   program = ('import os, pathlib, signal, sys, time; number = int(os.environ["JAX_PROCESS_ID"])\n'
              'deaf = pathlib.Path(sys.argv[1])\n'
              'if number == 2: signal.signal(signal.SIGTERM, signal.SIG_IGN); deaf.touch()\n'
@@ -336,7 +336,7 @@ def test_local_gives_the_first_bad_status_and_ends_the_others(tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on_to_all(number):
+def test_local_forwards_signals_to_all_processes(number):
   program = ('import signal, sys, time\n'
              'def stop(number, frame): print("stopped by", number, flush=True); sys.exit(0)\n'
              'signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop); print("ready", flush=True)\n'
@@ -350,7 +350,7 @@ def test_local_passes_signals_on_to_all(number):
   assert sorted(output.splitlines()) == [f'[{i}] stopped by {int(number)}' for i in range(2)]
 
 
-def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
+def test_local_removes_gloo_messages_even_within_lines(tmp_path):
   gloo = '[Gloo] Rank {} is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n'.format
   (tmp_path / 'said').write_text(
       'a\n' + gloo(0) + 'b' + gloo(1) + 'c\nError: [Gloo] Rank 3: timed out\n' + '[Gloo] Rank ' + gloo(12)
@@ -369,6 +369,6 @@ def test_local_removes_gloos_lines_even_from_amid_others(tmp_path):
     (['--processes', '2', '--gpus', '1', '--devices', '1', '--', 'true'], 'use only one of them'),
     (['--processes', '2', '--gpus', '2', '--', 'true'], 'need 4 GPUs, but CUDA_VISIBLE_DEVICES lists 3'),
 ])
-def test_local_mistakes(arguments, message):
+def test_local_errors(arguments, message):
   result = local(*arguments, CUDA_VISIBLE_DEVICES='0,1,2')
   assert result.returncode == 2 and message in result.stderr

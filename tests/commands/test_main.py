@@ -39,7 +39,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def command(config_file, data_dir, monkeypatch):
-  """The arguments of a training run in a workdir; in this process runs share their programs."""
+  """Makes the arguments of a training run; runs in this process share their programs."""
   programs.share(monkeypatch)
 
   def make(workdir, *flags, config=config_file):
@@ -53,16 +53,16 @@ ENVIRONMENT = support.command_environment()
 
 
 def start(arguments, env=ENVIRONMENT):
-  """A process of its own, on one device, for what is compared bit for bit."""
+  """Trains in a separate process on one device, for bit-for-bit comparisons."""
   return subprocess.run(
       [sys.executable, '-m', 'ddgan_jax.main', *arguments], cwd=ROOT, env=env, capture_output=True, text=True,
       timeout=600)
 
 
 def interrupt(arguments, at, number, env=ENVIRONMENT):
-  """Starts a run, sends it a signal when a line of its output contains `at`, returns (status, output).
+  """Starts a run and sends it a signal when a line of its output contains `at`; returns (status, output).
 
-  Its pipe is so small that it waits after some 50 lines that nobody has read, however slow this process may be.
+  The pipe is so small that the run blocks after about 50 unread lines, however slow this process is.
   """
   process = subprocess.Popen(
       [sys.executable, '-m', 'ddgan_jax.main', *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE,
@@ -91,7 +91,7 @@ def restored_state(workdir, step):
 
 @pytest.fixture(scope='module')
 def finished(config_file, data_dir, tmp_path_factory):
-  """A run of 120 steps without interruption, and what it printed."""
+  """An uninterrupted run of 120 steps, and its output."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
   result = start(['--config', str(config_file), '--workdir', str(workdir), f'--config.data.data_dir={data_dir}'],
                  env=support.command_environment(events='tensorflow'))
@@ -99,7 +99,7 @@ def finished(config_file, data_dir, tmp_path_factory):
   return workdir, result
 
 
-def test_a_run_leaves_everything_in_its_workdir(finished):
+def test_a_run_writes_everything_to_its_workdir(finished):
   workdir, result = finished
   assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['120', '90']
   assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000060.png', 'step_00000120.png']
@@ -116,7 +116,7 @@ def test_a_run_leaves_everything_in_its_workdir(finished):
 
 
 def test_tensorboard_events_read_back(finished):
-  """Scalars at every logged step, R1 only where it was applied, pictures and hyper-parameters."""
+  """Scalars at every logged step, R1 only where it was applied, and sample grids."""
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
   from tensorboard.util import tensor_util
 
@@ -147,7 +147,7 @@ def test_tensorboard_events_read_back(finished):
   assert all('/' in tag or tag == 'samples' for tag in tags)
 
 
-def test_the_same_command_says_that_it_has_finished(finished, command):
+def test_repeating_the_command_reports_a_finished_run(finished, command):
   workdir, _ = finished
   result = run_command(train.main, *command(workdir))
   assert result.status == 0
@@ -155,8 +155,8 @@ def test_the_same_command_says_that_it_has_finished(finished, command):
   assert result.out.count('\n') == 1
 
 
-def test_stopped_and_killed_and_resumed_is_bit_identical(finished, command, tmp_path):
-  """SIGTERM, which saves, then SIGKILL between two checkpoints; test_faults.py has more of them."""
+def test_a_stopped_and_killed_run_resumes_with_the_same_bits(finished, command, tmp_path):
+  """SIGTERM, which saves, then SIGKILL between two checkpoints; test_faults.py has more."""
   status, output = interrupt(command(tmp_path / 'run'), 'step 4/', signal.SIGTERM)
   stopped = checkpoint_step(tmp_path / 'run')
   assert status == 0 and 4 <= stopped < 120 and f'SIGTERM: saved step {stopped} in' in output, output
@@ -178,7 +178,7 @@ def checkpoint_step(workdir):
   return Checkpoints(workdir).latest_step()
 
 
-def test_interrupted_while_compiling_leaves_at_once(command, tmp_path):
+def test_a_signal_during_compilation_exits_at_once(command, tmp_path):
   # Another learning rate, so that the program is not in the cache.
   arguments = command(tmp_path / 'run', f'--config.optim.lr_g={1e-4 + time.time() % 1e-5}')
   status, output = interrupt(arguments, 'Compiling', signal.SIGINT)
@@ -186,8 +186,8 @@ def test_interrupted_while_compiling_leaves_at_once(command, tmp_path):
   assert 'SIGINT before the first step: nothing to save.' in output
 
 
-def test_on_eight_devices(finished, command, tmp_path):
-  """The whole command on eight simulated devices, stopped by Ctrl-C after 10 steps: the same losses."""
+def test_losses_on_eight_devices_are_those_of_one(finished, command, tmp_path):
+  """The command on eight simulated devices, stopped by Ctrl-C after 10 steps, against the losses of one device."""
   status, output = interrupt(command(tmp_path / 'run'), 'step 10/', signal.SIGINT, support.command_environment(8))
   assert status == 0 and 'on 8 cpu device(s)' in output and 'SIGINT: saved step ' in output, output
 
@@ -202,7 +202,7 @@ def draw(workdir, *flags):
   return run_command(sample.main, '--workdir', workdir, *flags)
 
 
-def test_sample_to_grid_array_and_folder(finished, tmp_path):
+def test_samples_are_saved_as_grid_array_or_folder(finished, tmp_path):
   workdir, _ = finished
   flags = ['--workdir', str(workdir), '--num', '6', '--seed', '3', '--out', str(tmp_path / 'process.npz')]
   subprocess.run([sys.executable, '-m', 'ddgan_jax.sample', *flags], cwd=ROOT, env=ENVIRONMENT, check=True)
@@ -223,14 +223,14 @@ def test_sample_to_grid_array_and_folder(finished, tmp_path):
 
 
 def test_a_trajectory_is_a_strip_or_an_animation(finished, tmp_path):
-  """It ends in the images that `sample` draws; what it cannot show is refused."""
+  """It ends in the images that `sample` draws; too many images and other formats are refused."""
   workdir, _ = finished
   result = draw(workdir, '--trajectory', '--seed', '3', '--out', tmp_path / 'strip.png')
   assert result == (0, f'4 images from step 200 of {workdir}, seed 3: {tmp_path / "strip.png"}\n', '')
   four = Image.open(tmp_path / 'strip.png').size
   assert draw(workdir, '--trajectory', '--num', '5', '--out', tmp_path / 'strip.png').status == 0
   five = Image.open(tmp_path / 'strip.png').size
-  assert four[0] == five[0] and five[1] > four[1] + 80  # a row more
+  assert four[0] == five[0] and five[1] > four[1] + 80  # one more row
   assert draw(workdir, '--trajectory', '--num', '16', '--out', tmp_path / 'new' / 'strip.gif').status == 0
   with Image.open(tmp_path / 'new' / 'strip.gif') as animation:
     assert animation.n_frames == 3  # x_2, x_1, x_0
@@ -249,7 +249,7 @@ def test_a_trajectory_is_a_strip_or_an_animation(finished, tmp_path):
   assert draw(workdir, '--out', 'x.gif').status == 2
 
 
-def test_image_depends_on_seed_and_index_alone(finished):
+def test_an_image_depends_only_on_seed_and_index(finished):
   loaded = ddgan_jax.load(finished[0])
   ten = image_output.generate(loaded, 10, seed=5, batch_size=10).astype(int)
   assert np.abs(image_output.generate(loaded, 7, seed=5, batch_size=3).astype(int) - ten[:7]).max() <= 1  # rounding
@@ -273,50 +273,50 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('flags, message', MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_gets_one_sentence(command, tmp_path, flags, message):
+def test_errors_are_one_sentence(command, tmp_path, flags, message):
   result = run_command(train.main, *command(tmp_path / 'run', *flags))
   assert result.status == 2 and result.err.startswith('Error: ') and message in result.err, result.err
   assert result.err.count('\n') == 1 and not result.out and not (tmp_path / 'run').exists()
 
 
-def test_a_config_file_that_is_not_there(command, tmp_path):
+def test_a_missing_config_file_is_reported(command, tmp_path):
   result = run_command(train.main, *command(tmp_path / 'run', config=tmp_path / 'nowhere.py'))
   assert result.status == 2
   assert result.err.startswith(f"Error: --config: no such file '{tmp_path / 'nowhere.py'}'; the recipes are cel")
   assert result.err.count('\n') == 1
 
 
-def test_devices_that_do_not_divide_the_batch(command, tmp_path):
+def test_devices_must_divide_the_batch(command, tmp_path):
   result = run_command(train.main, *command(tmp_path / 'run'), devices=3)
   assert result.status == 2
   assert 'Error: data.batch_size is 32; use a multiple of 12: 3 devices, times' in result.err
 
 
-def files_of(folder):
+def read_files(folder):
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_a_workdir_of_another_config_names_the_fields(finished, command):
-  before = files_of(finished[0])
+def test_a_workdir_with_a_different_config_is_refused(finished, command):
+  before = read_files(finished[0])
   result = run_command(train.main, *command(
       finished[0], '--config.optim.lr_g=3e-4', '--config.generator.nz=5', '--config.train.num_steps=999'))
   assert result.status == 2
   assert 'optim.lr_g was 0.00016, is 0.0003' in result.err and 'generator.nz was 4, is 5' in result.err
   assert 'num_steps' not in result.err and result.err.count('\n') == 1
-  assert files_of(finished[0]) == before
+  assert read_files(finished[0]) == before
 
 
 def test_foreign_checkpoints_are_left_alone(command, tmp_path):
   (tmp_path / 'checkpoints' / '100').mkdir(parents=True)
   (tmp_path / 'checkpoints' / '100' / 'model.pt').write_text('somebody else')
-  before = files_of(tmp_path)
+  before = read_files(tmp_path)
   result = run_command(train.main, *command(tmp_path))
   assert result.status == 2 and 'has no config.json, so they are not from a ddgan_jax run' in result.err
-  assert files_of(tmp_path) == before
+  assert read_files(tmp_path) == before
 
 
 def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
-  """The run resumes from the checkpoint before, and ends in the same state as an uninterrupted run."""
+  """The run resumes from the newest undamaged checkpoint."""
   import shutil
 
   workdir = tmp_path / 'run'
@@ -334,8 +334,8 @@ def test_a_corrupt_checkpoint_is_set_aside(finished, command, tmp_path):
       '120', '120.damaged', '121', '91.damaged']
 
 
-def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path, monkeypatch):
-  """cats/images and dogs/images have the same default workdir: the second is refused, unless it is named."""
+def test_data_folders_of_the_same_name_do_not_share_a_run(config_file, tmp_path, monkeypatch):
+  """cats/images and dogs/images have the same default workdir; the second is refused unless --workdir is set."""
   programs.share(monkeypatch)
   rng = np.random.default_rng(0)
   for animal in ('cats', 'dogs'):
@@ -350,10 +350,10 @@ def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path, monkeypat
 
   first = train_on('cats')
   assert first.status == 0 and 'Finished 2 steps in runs/tiny_images' in first.out, first.err
-  before = files_of(tmp_path / 'runs')
-  for num_steps in (2, 4):  # finished, or to be continued
+  before = read_files(tmp_path / 'runs')
+  for num_steps in (2, 4):  # a finished run, or one to continue
     refused = train_on('dogs', num_steps=num_steps)
-    assert refused.status == 2 and files_of(tmp_path / 'runs') == before
+    assert refused.status == 2 and read_files(tmp_path / 'runs') == before
     assert re.fullmatch(
         r'Error: runs/tiny_images: this run started with other data \(4 images with checksum \w{16}\) than folder at '
         r'dogs/images \(4 images with checksum \w{16}\); set --workdir to another folder to start a new run, or set '
@@ -364,13 +364,13 @@ def test_folders_of_one_name_do_not_share_a_run(config_file, tmp_path, monkeypat
   assert continued.status == 0 and 'This run started with other data' in continued.out
 
 
-def test_a_workdir_that_cannot_be_written(command, tmp_path):
+def test_an_unwritable_workdir_is_refused(command, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   result = run_command(train.main, *command(tmp_path / 'file' / 'run'))
   assert result.status == 2 and 'cannot be written to' in result.err and 'Compiling' not in result.out
 
 
-def test_no_space_left(tiny_config, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported(tiny_config, tmp_path, monkeypatch):
   import collections
 
   from ddgan_jax import train_state
@@ -386,8 +386,8 @@ def test_no_space_left(tiny_config, tmp_path, monkeypatch):
         train_state.abstract_state(tiny_config, sharding.replicated(sharding.make_mesh())))
 
 
-def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
-  """Within seconds, before anything compiles, with what to do instead; the proxy makes any network unreachable."""
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+  """Within seconds, before anything compiles; an unreachable proxy stands for a missing network."""
   for name in ('HTTPS_PROXY', 'HTTP_PROXY'):
     monkeypatch.setenv(name, 'http://127.0.0.1:9')
   result = run_command(
@@ -396,7 +396,7 @@ def test_data_that_cannot_be_downloaded(tmp_path, monkeypatch):
   assert 'cifar-10-binary.tar.gz' in result.err and 'Compiling' not in result.out
 
 
-def test_a_truncated_config_json_is_named(finished, command, tmp_path):
+def test_a_truncated_config_json_is_reported(finished, command, tmp_path):
   import shutil
 
   shutil.copytree(finished[0], tmp_path / 'run')
@@ -408,7 +408,7 @@ def test_a_truncated_config_json_is_named(finished, command, tmp_path):
     assert result.err.count('\n') == 1
 
 
-def test_losses_that_are_not_finite_stop_the_run(command, tmp_path):
+def test_non_finite_losses_stop_the_run(command, tmp_path):
   result = run_command(train.main, *command(tmp_path / 'run', '--config.optim.lr_g=1e30', '--config.optim.lr_d=1e30'))
   assert result.status == 2
   assert 'not finite at step' in result.err and 'there is no checkpoint yet' in result.err

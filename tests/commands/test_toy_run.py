@@ -1,4 +1,4 @@
-"""Runs on points, as a user starts them, and a run without a discriminator, sampled in fewer steps."""
+"""Runs on points from the command line, and a run without a discriminator, sampled in fewer steps."""
 
 import dataclasses
 
@@ -21,15 +21,15 @@ SMALL = ['--config.generator.num_channels_dae=16', '--config.discriminator.ngf=1
 
 
 def test_points_from_command_to_picture(tmp_path):
-  """Trained, sampled to floats and to a scatter picture; a folder of points is refused."""
+  """Trained, sampled as floats and as a scatter plot; a folder of points is refused."""
   workdir = tmp_path / 'run'
-  said = succeed(train.main, '--config', 'gaussians25', '--workdir', workdir, *SMALL)
-  assert 'gaussians25: 100,000 points, on 1 cpu device(s)' in said and 'Finished 20 steps' in said
+  output = succeed(train.main, '--config', 'gaussians25', '--workdir', workdir, *SMALL)
+  assert 'gaussians25: 100,000 points, on 1 cpu device(s)' in output and 'Finished 20 steps' in output
   for picture in ('data.png', 'samples/step_00000020.png'):
     assert Image.open(workdir / picture).size == (600, 600)
 
-  said = succeed(sample.main, '--workdir', workdir, '--num', 7, '--out', tmp_path / 'x.npz')
-  assert said.startswith('7 points from step 20 of')
+  output = succeed(sample.main, '--workdir', workdir, '--num', 7, '--out', tmp_path / 'x.npz')
+  assert output.startswith('7 points from step 20 of')
   points = np.load(tmp_path / 'x.npz')['images']
   assert points.shape == (7, 1, 1, 2) and points.dtype == np.float32
   assert len(np.unique(np.round(127.5 * points) / 127.5 - points)) > 10  # not quantised
@@ -38,8 +38,8 @@ def test_points_from_command_to_picture(tmp_path):
 
   image_output.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
-  said = succeed(sample.main, '--workdir', workdir, '--trajectory', '--out', tmp_path / 'strip.png')
-  assert said.startswith('2000 points of step 20 of')
+  output = succeed(sample.main, '--workdir', workdir, '--trajectory', '--out', tmp_path / 'strip.png')
+  assert output.startswith('2000 points of step 20 of')
   width, height = Image.open(tmp_path / 'strip.png').size
   assert width > 3 * height  # one row
   result = run_command(sample.main, '--workdir', workdir, '--out', tmp_path / 'folder')
@@ -53,8 +53,8 @@ def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path
       config, data=dataclasses.replace(config.data, batch_size=32),
       train=dataclasses.replace(config.train, num_steps=3))
   loop.train_and_evaluate(config, str(tmp_path))
-  said = capsys.readouterr().out
-  assert 'parameters; no D.' in said and 'loss_g' in said and 'loss_d' not in said
+  output = capsys.readouterr().out
+  assert 'parameters; no D.' in output and 'loss_g' in output and 'loss_d' not in output
   assert 'Discriminator' not in (tmp_path / 'parameters.txt').read_text()
   longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4))
   loop.train_and_evaluate(longer, str(tmp_path))
@@ -70,19 +70,19 @@ def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path
     ddgan_jax.load(tmp_path, num_timesteps=3)
 
 
-def test_many_steps_sample_fewer_images_at_a_time(monkeypatch):
-  """The noise of all steps is drawn at once, so its size bounds the batch; the images stay the same."""
+def test_runs_of_many_steps_are_sampled_in_smaller_batches(monkeypatch):
+  """The noise of all steps is drawn at once, so its size bounds the batch; the images do not change."""
   config = toy_config('gaussian', 100)
   loaded = ddgan_jax.Run(lambda x_tp1, t, z: 0.5 * x_tp1, train_state.make_schedule(config), config, 0, None)
-  at_once = image_output.generate(loaded, 6, seed=0)
+  expected = image_output.generate(loaded, 6, seed=0)
   batches = []
   sample_given_noise = sampling.sample_given_noise
 
-  def counted(generator_fn, schedule, x_T, z, noise):
+  def record_batch(generator_fn, schedule, x_T, z, noise):
     batches.append(len(x_T))
     return sample_given_noise(generator_fn, schedule, x_T, z, noise)
 
-  monkeypatch.setattr(sampling, 'sample_given_noise', counted)
+  monkeypatch.setattr(sampling, 'sample_given_noise', record_batch)
   monkeypatch.setattr(sampling, '_MAX_NOISE', 2 * 100 * (2 + config.generator.nz))
-  np.testing.assert_allclose(image_output.generate(loaded, 6, seed=0), at_once, atol=1e-6)
+  np.testing.assert_allclose(image_output.generate(loaded, 6, seed=0), expected, atol=1e-6)
   assert batches == [2]  # traced once

@@ -1,4 +1,4 @@
-"""Wrong configurations are refused by name, and right ones survive the way through JSON."""
+"""Invalid configs are refused by name, and valid ones survive a JSON round trip."""
 
 import functools
 import pathlib
@@ -24,7 +24,7 @@ def with_fields(fields):
   return nested
 
 
-BAD = {
+INVALID = {
     'unknown field': ({'optim.lr': 1e-4}, 'optim.lr: no such field; did you mean optim.lr_g?'),
     'unknown section': ({'optimizer.lr_g': 1e-4}, 'optimizer: no such field; did you mean optim?'),
     'shared field': ({'generator.image_size': 8}, 'generator.image_size is set by data.image_size; use that'),
@@ -77,13 +77,13 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize('fields, message', BAD.values(), ids=BAD.keys())
-def test_refused(fields, message):
+@pytest.mark.parametrize('fields, message', INVALID.values(), ids=INVALID.keys())
+def test_invalid_fields_are_refused_by_name(fields, message):
   with pytest.raises(ConfigError, match=message):
     config_lib.from_config_dict(with_fields(fields))
 
 
-def test_batch_and_devices():
+def test_the_batch_must_fit_the_devices():
   config = config_lib.from_config_dict(with_fields({'data.batch_size': 12}))
   config_lib.check_devices(config, 3)
   with pytest.raises(ConfigError, match='data.batch_size is 12; use a multiple of 16: 4 devices, times 4 rows'):
@@ -91,8 +91,8 @@ def test_batch_and_devices():
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_recipes(name):
-  """Every file in configs/ is accepted, names its command, and comes back from JSON as it was."""
+def test_recipes_are_valid(name):
+  """Every file in configs/ is accepted, names its command, and survives a JSON round trip."""
   config_dict = recipes.load(name)
   config_dict.data.path = config_dict.data.path or 'photos' * (name == 'folder')
   config = config_lib.from_config_dict(config_dict)
@@ -102,7 +102,7 @@ def test_recipes(name):
 
 
 @pytest.mark.parametrize('size', FOLDER_SIZES)
-def test_folders_of_every_size(size):
+def test_the_folder_recipe_has_every_size(size):
   config_dict = recipes.load(f'folder:{size}')
   config_dict.data.path = 'photos'
   assert config_lib.from_config_dict(config_dict).image_shape == (size, size, 3)
@@ -112,7 +112,7 @@ def test_folders_of_every_size(size):
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_recipe_has_all_fields(name):
-  """So that each can be set on the command line, which takes only a field that is there and values of its type."""
+  """The command line sets only a field that exists, to a value of its type."""
   config_dict = recipes.load(name)
   for field, value in config_lib.flatten(config_lib.Config()).items():
     assert type(functools.reduce(getattr, field.split('.'), config_dict)) is type(value), field
@@ -120,7 +120,7 @@ def test_every_recipe_has_all_fields(name):
 
 def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / 'configs').mkdir()  # the user's own
+  (tmp_path / 'configs').mkdir()  # the user's own, not searched
   (tmp_path / 'configs' / 'digits.py').write_text('')
   (tmp_path / 'mine.py').write_text(
       'from ddgan_jax.config import recipes\n\ndef get_config():\n  c = recipes.load("digits")\n'
@@ -146,6 +146,6 @@ def test_recipes_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
     ('lsun_church_256', 'diffusion', {'num_timesteps': 4}),
     ('stacked_mnist', 'data', {'stack': 3, 'flip': False, 'resize': 'pad', 'image_size': 32}),
 ])
-def test_published_numbers(name, section, expected):
+def test_recipes_have_the_published_settings(name, section, expected):
   config = recipes.load(name)
   assert {field: config[section][field] for field in expected} == expected

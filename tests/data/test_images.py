@@ -1,4 +1,4 @@
-"""Tests of data.images: every kind of image file and array becomes the pixels that it shows."""
+"""data.images: every kind of image file and array decodes to the pixels that it shows."""
 
 import contextlib
 import io
@@ -30,12 +30,12 @@ def decode(raw, size=6, channels=3, **fields):
 
 @pytest.mark.parametrize('kind, options', [
     ('png', {}), ('webp', {'lossless': True}), ('bmp', {}), ('tiff', {}), ('ppm', {}), ('tga', {})])
-def test_lossless_formats_give_their_pixels(kind, options):
+def test_lossless_formats_decode_exactly(kind, options):
   np.testing.assert_array_equal(decode(encode(RGB, kind, **options)), RGB)
 
 
 @pytest.mark.parametrize('ending', images.EXTENSIONS)
-def test_every_ending_is_decoded(ending, tmp_path):
+def test_every_extension_is_decoded(ending, tmp_path):
   smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
   path = tmp_path / f'x{ending}'
   Image.fromarray(smooth).convert({'.pbm': '1', '.pgm': 'L'}.get(ending, 'RGB')).save(path)
@@ -43,13 +43,13 @@ def test_every_ending_is_decoded(ending, tmp_path):
   assert ending == '.pbm' or np.abs(decoded.mean(-1) - smooth.mean(-1)).max() <= 20
 
 
-def test_a_jpeg_of_several_pictures_gives_the_first():
+def test_a_jpeg_of_several_pictures_decodes_to_the_first():
   first, second = Image.new('RGB', (6, 6), (255, 0, 0)), Image.new('RGB', (6, 6), (0, 0, 255))
   raw = encode(first, 'mpo', save_all=True, append_images=[second], quality=100)
   assert np.abs(decode(raw).astype(int) - [255, 0, 0]).max() <= 2
 
 
-def test_jpeg_gives_nearly_its_pixels():
+def test_jpeg_decodes_almost_exactly():
   smooth = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
   assert np.abs(decode(encode(smooth, 'jpeg', quality=98, subsampling=0), 16).astype(int) - smooth).max() <= 4
 
@@ -62,15 +62,15 @@ def test_channels_are_converted():
   assert decode(encode(GREY), channels=3, stack=3).shape == (6, 6, 1)  # stacked later
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_blended_over_white():
   alpha = RNG.integers(0, 256, (6, 6), np.uint8)
-  over = RGB * (alpha[..., None] / 255) + 255 - alpha[..., None].astype(float)
+  blended = RGB * (alpha[..., None] / 255) + 255 - alpha[..., None].astype(float)
   rgba = np.dstack([RGB, alpha])
-  assert np.abs(decode(encode(rgba)) - over).max() <= 1
-  assert np.abs(decode(rgba) - over).max() <= 1  # an array with alpha
-  grey_over = GREY * (alpha / 255) + 255 - alpha.astype(float)
+  assert np.abs(decode(encode(rgba)) - blended).max() <= 1
+  assert np.abs(decode(rgba) - blended).max() <= 1  # an array with alpha
+  grey_blended = GREY * (alpha / 255) + 255 - alpha.astype(float)
   la = Image.merge('LA', [Image.fromarray(GREY), Image.fromarray(alpha)])
-  assert np.abs(decode(encode(la), channels=1)[..., 0] - grey_over).max() <= 1
+  assert np.abs(decode(encode(la), channels=1)[..., 0] - grey_blended).max() <= 1
 
 
 def test_palettes_are_looked_up():
@@ -90,7 +90,7 @@ def test_sixteen_bits_become_eight(kind):
   np.testing.assert_array_equal(decode(encode(deep, kind), channels=1)[..., 0], np.round(deep / 257))
 
 
-def test_sixteen_bits_with_a_transparent_grey():
+def test_sixteen_bit_grey_with_a_transparent_value():
   file = io.BytesIO()
   Image.fromarray(np.array([[1000, 65_535], [0, 1000]], np.uint16)).save(file, 'png', transparency=1000)
   assert decode(file.getvalue(), 2, 1)[..., 0].tolist() == [[255, 255], [0, 255]]
@@ -104,7 +104,7 @@ def test_cmyk_and_bitmaps_are_converted():
 
 
 @pytest.mark.parametrize('kind, options', [('gif', {}), ('webp', {'lossless': True}), ('png', {})])
-def test_an_animation_gives_its_first_frame(kind, options):
+def test_an_animation_decodes_to_its_first_frame(kind, options):
   first, second = Image.new('RGB', (6, 6), (255, 0, 0)), Image.new('RGB', (6, 6), (0, 0, 255))
   raw = encode(first, kind, save_all=True, append_images=[second], duration=100, **options)
   assert Image.open(io.BytesIO(raw)).n_frames == 2
@@ -140,10 +140,10 @@ def test_crop_shrinks_without_aliasing():
   assert np.abs(decode(encode(checkers), 8, resize='crop')[1:-1, 1:-1].astype(int) - 127.5).max() < 8
 
 
-def test_cover_enlarges_and_crop_refuses_to():
+def test_cover_enlarges_but_crop_refuses_to():
   steps = np.repeat(np.arange(0, 250, 10, dtype=np.uint8)[None], 20, 0)  # [20, 25]
   large = decode(encode(steps), 80, channels=1, resize='cover')[..., 0].astype(int)
-  # Four times as large, so a slope of 2.5 a pixel, of the middle 20 columns.
+  # Enlarged four times: a slope of 2.5 per pixel, from the middle 20 columns.
   assert np.abs(np.diff(large[40, 2:-2]) - 2.5).max() <= 1 and abs(large[40].mean() - steps[0].mean()) < 7
   with pytest.raises(images.BadImage, match="is 20x25, which data.resize='crop' cannot make 80x80") as error:
     decode(encode(steps), 80, resize='crop')
@@ -170,13 +170,13 @@ def test_pad_centres_on_black():
     ((9, 9), 8, 'pad', "data.resize='pad' cannot make 8x8", 'resize=crop'),
     ((6, 9), 8, 'pad', 'cannot make 8x8', 'resize=cover'),
 ])
-def test_a_size_that_the_rule_does_not_take(shape, size, resize, reason, hint):
+def test_sizes_that_a_resize_rule_cannot_make_are_refused(shape, size, resize, reason, hint):
   with pytest.raises(images.BadImage, match=reason) as error:
     decode(encode(np.zeros(shape, np.uint8)), size, resize=resize)
   assert re.search(hint, error.value.hint)
 
 
-# What is no image
+# Files that are not images
 
 
 @pytest.mark.parametrize('raw, reason', [
@@ -188,12 +188,12 @@ def test_a_size_that_the_rule_does_not_take(shape, size, resize, reason, hint):
     (encode(Image.fromarray(RNG.random((6, 6), np.float32)), 'tiff'), 'has floating point pixels'),
     (encode(Image.fromarray(np.array([[70_000] * 6] * 6, np.int32)), 'tiff'), 'has 32-bit pixels'),
 ])
-def test_what_is_no_image_is_refused(raw, reason):
+def test_files_that_are_not_images_are_refused(raw, reason):
   with pytest.raises(images.BadImage, match=reason):
     decode(raw, resize='cover')
 
 
-NO_IMAGE = r'is not an image of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM,.* TGA\)$'
+UNSUPPORTED = r'is not an image of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM,.* TGA\)$'
 
 
 @pytest.mark.parametrize('raw', [
@@ -202,14 +202,14 @@ NO_IMAGE = r'is not an image of a supported format \(JPEG, PNG, WEBP, GIF, BMP, 
     b'SIMPLE  =                    T'.ljust(80) + bytes(2800),  # FITS
     b'\xd7\xcd\xc6\x9a' + bytes(200),  # Windows metafile
     b'%PDF-1.7\n' + bytes(200)])
-def test_other_formats_are_refused_and_run_nothing(raw, monkeypatch):
-  ran = []
-  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kwargs: ran.append(args))
-  with pytest.raises(images.BadImage, match=NO_IMAGE):
+def test_unsupported_formats_are_refused_and_run_nothing(raw, monkeypatch):
+  calls = []
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kwargs: calls.append(args))
+  with pytest.raises(images.BadImage, match=UNSUPPORTED):
     decode(raw)
-  with pytest.raises(images.BadImage, match=NO_IMAGE):
+  with pytest.raises(images.BadImage, match=UNSUPPORTED):
     images.size(raw)
-  assert not images.is_encoded(raw) and not ran
+  assert not images.is_encoded(raw) and not calls
 
 
 def test_an_image_of_a_wrong_size_is_refused_before_it_is_decoded(monkeypatch):
@@ -222,12 +222,12 @@ def test_an_image_of_a_wrong_size_is_refused_before_it_is_decoded(monkeypatch):
       decode(raw)
 
 
-def test_no_damage_passes_for_another_error():
-  # Cut or overwritten anywhere, an image is decoded or is a BadImage; nothing else escapes.
+def test_damaged_images_raise_no_other_error():
+  # Truncated or overwritten anywhere, an image decodes or raises BadImage, and nothing else.
   for kind in ('png', 'jpeg', 'gif', 'webp', 'tiff', 'bmp', 'tga', 'jpeg2000', 'avif'):
-    whole = encode(RGB, kind)
+    undamaged = encode(RGB, kind)
     for _ in range(100):
-      raw = bytearray(whole)
+      raw = bytearray(undamaged)
       if RNG.random() < 0.5:
         raw = raw[:RNG.integers(len(raw))]
       for _ in range(RNG.integers(4)):
@@ -237,7 +237,7 @@ def test_no_damage_passes_for_another_error():
         assert decode(bytes(raw), resize='cover').shape == (6, 6, 3)
 
 
-def test_a_bomb_is_refused(monkeypatch):
+def test_a_decompression_bomb_is_refused(monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
   with pytest.raises(images.BadImage, match='more pixels than Pillow allows'):
     decode(encode(RGB))

@@ -1,4 +1,4 @@
-"""The order of data is fixed: processes, devices and decoding workers change nothing of a global batch."""
+"""The order of the data does not depend on the number of processes, devices and decoding workers."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ RANGES = ((0, 2), (1000, 1001))
 STEPS = (0, 1, 1000)
 N = 37
 
-# What each process of a run does with its data: everything but the training.
+# The data pipeline of a run's process, without the training.
 PROCESS = '''
 import sys
 import jax
@@ -55,8 +55,8 @@ if __name__ == '__main__':
 '''
 
 
-def run(folder, config, count):
-  """Global batches as `count` processes with 8 devices in all hold them: {(workers or cache, step, name): array}."""
+def read_batches(folder, config, count):
+  """Global batches held by `count` processes with 8 devices in total: {(workers or cache, step, name): array}."""
   (folder / 'process.py').write_text(PROCESS)
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
@@ -78,7 +78,7 @@ def run(folder, config, count):
   return {key: np.concatenate([pieces[start] for start in sorted(pieces)]) for key, pieces in shards.items()}
 
 
-def test_batches_0_1_and_1000_for_any_processes_devices_and_workers(tmp_path):
+def test_batches_do_not_depend_on_processes_devices_or_workers(tmp_path):
   rng = np.random.default_rng(0)
   for i in range(N):
     path = tmp_path / 'photos' / f'class {i % 3}' / f'{i}.png'
@@ -89,7 +89,7 @@ def test_batches_0_1_and_1000_for_any_processes_devices_and_workers(tmp_path):
       cache_dir=str(tmp_path / 'cache'))
   source = sources.load_source(config)
   in_memory = sources.load_source(dataclasses.replace(config, cache='array'))
-  one, two = run(tmp_path, config, 1), run(tmp_path, config, 2)
+  one, two = read_batches(tmp_path, config, 1), read_batches(tmp_path, config, 2)
   assert set(one) == set(two) and len(one) == 5 * len(STEPS) * 2
   for step in STEPS:
     expected = pipeline.global_batch(source, config, 7, step)
@@ -99,12 +99,12 @@ def test_batches_0_1_and_1000_for_any_processes_devices_and_workers(tmp_path):
         np.testing.assert_array_equal(two[workers, step, name], expected[name])
   assert not np.array_equal(one['0', 0, 'image'], one['0', 1, 'image'])
 
-  # An epoch is a permutation: the images are all different, so their bytes tell which they are.
+  # An epoch is a permutation. All images differ, so their bytes identify them.
   plain = dataclasses.replace(config, flip=False)
-  name_of = {image.tobytes(): i for i, image in enumerate(in_memory.images)}
-  assert len(name_of) == N
+  index_of = {image.tobytes(): i for i, image in enumerate(in_memory.images)}
+  assert len(index_of) == N
   batches = [pipeline.global_batch(source, plain, 7, step)['image'] for step in range(3 * N // 16 + 1)]
   pixels = np.round((np.concatenate(batches) + 1) * 127.5).astype(np.uint8)
-  epochs = np.array([name_of[image.tobytes()] for image in pixels])[:3 * N].reshape(3, N)
+  epochs = np.array([index_of[image.tobytes()] for image in pixels])[:3 * N].reshape(3, N)
   np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(N), (3, 1)))
   assert len({tuple(epoch) for epoch in epochs}) == 3

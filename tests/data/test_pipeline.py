@@ -1,4 +1,4 @@
-"""Tests of data.pipeline: what is in a global batch, and in which order."""
+"""data.pipeline: the contents of a global batch, and the order of batches."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ DIGITS = DataConfig(name='digits', image_size=8, num_channels=1, batch_size=32)
 
 
 def numbered(n, width=1):
-  """Image i is the constant i (with a mark in its last column if wide), label i % 10."""
+  """Image i is the constant i (with a mark in its last column if wide) and has label i % 10."""
   images = np.repeat(np.arange(n, dtype=np.uint8)[:, None, None, None], width, axis=2)
   if width > 1:
     images[:, :, -1] = 255
@@ -29,20 +29,20 @@ def numbered(n, width=1):
 
 
 def pixel(image):
-  """The uint8 values that a batch's floats stand for."""
+  """The uint8 values of a batch's floats."""
   return np.round((image + 1) * 127.5).astype(int)
 
 
 # The order of images
 
 
-def test_each_epoch_is_another_permutation_when_the_batch_does_not_divide_it():
+def test_each_epoch_is_a_new_permutation_for_any_batch_size():
   source, config = numbered(37), dataclasses.replace(DIGITS, batch_size=8)
   order = np.concatenate([pixel(pipeline.global_batch(source, config, 3, s)['image'])[:, 0, 0, 0] for s in range(14)])
   epochs = order[: 3 * 37].reshape(3, 37)
   np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(37), (3, 1)))
   assert len({tuple(epoch) for epoch in epochs}) == 3
-  # Not sorted in pieces either: the mean displacement of a random permutation is about n / 3.
+  # Not piecewise sorted either: the mean displacement of a random permutation is about n / 3.
   assert np.abs(epochs - np.arange(37)).mean() > 37 / 6
 
 
@@ -59,13 +59,13 @@ def test_the_seed_changes_the_order():
 
 
 def test_the_order_is_pinned():
-  # A change of these numbers means that resumed runs see other images than they would have.
+  # If these numbers change, resumed runs see different images from uninterrupted ones.
   batch = pipeline.global_batch(numbered(100), dataclasses.replace(DIGITS, batch_size=8), 0, 20)
   assert pixel(batch['image'])[:, 0, 0, 0].tolist() == [50, 53, 95, 63, 69, 29, 51, 76]
 
 
 @pytest.mark.parametrize('stack, flip', [(1, True), (3, True)])
-def test_two_processes_hold_the_rows_of_one(data_dir, stack, flip):
+def test_two_processes_split_the_rows_of_one(data_dir, stack, flip):
   config = dataclasses.replace(DIGITS, num_channels=stack, stack=stack, flip=flip, data_dir=data_dir)
   source = sources.load_source(config)
   whole = list(pipeline.batches(source, config, 5, 0, 50))
@@ -90,7 +90,7 @@ def test_a_finished_run_has_no_batches():
   assert list(pipeline.batches(numbered(100), DIGITS, 0, 7, 7)) == []
 
 
-def test_a_batch_that_does_not_split_is_refused():
+def test_a_batch_not_divisible_by_the_processes_is_refused():
   with pytest.raises(ConfigError, match='data.batch_size is 32; use a multiple of the number of processes, 3'):
     pipeline.batches(numbered(10), DIGITS, 0, 0, 1, 0, 3)
 
@@ -98,7 +98,7 @@ def test_a_batch_that_does_not_split_is_refused():
 # What is in a batch
 
 
-def test_pixels_become_minus_one_to_one():
+def test_pixels_are_scaled_to_minus_one_to_one():
   images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
   batch = pipeline.global_batch(sources.ArraySource(images), dataclasses.replace(DIGITS, batch_size=3), 0, 0)
   assert batch['image'].dtype == np.float32
@@ -120,7 +120,7 @@ def test_flip_mirrors_about_half_and_changes_nothing_else():
   assert source.images[:, :, 0].max() == 249  # The source's own array is not mirrored in place.
 
 
-def test_stack_puts_independent_images_into_the_channels_and_the_label():
+def test_a_stack_has_independent_images_in_channels_and_label():
   source = numbered(200)
   config = dataclasses.replace(DIGITS, num_channels=3, stack=3, batch_size=200)
   batch = pipeline.global_batch(source, config, 0, 0)
@@ -131,19 +131,19 @@ def test_stack_puts_independent_images_into_the_channels_and_the_label():
     assert np.mean(index[:, a] == index[:, b]) < 0.1
 
 
-def test_stack_of_digits_agrees_with_the_set(data_dir):
+def test_stacked_digits_have_the_labels_of_their_images(data_dir):
   config = dataclasses.replace(DIGITS, num_channels=3, stack=3, data_dir=data_dir)
   source = sources.load_source(config)
   assert source.image_shape == (8, 8, 1)
   x, y = datasets.load_digits(return_X_y=True)
-  label_of = {image.tobytes(): label for image, label in zip(((x.astype(int) * 255 + 8) // 16).astype(np.uint8), y)}
+  image_labels = {image.tobytes(): label for image, label in zip(((x.astype(int) * 255 + 8) // 16).astype(np.uint8), y)}
   batch = pipeline.global_batch(source, config, 0, 7)
   for image, label in zip(pixel(batch['image']).astype(np.uint8), batch['label']):
-    a, b, c = (label_of[image[..., channel].tobytes()] for channel in range(3))
+    a, b, c = (image_labels[image[..., channel].tobytes()] for channel in range(3))
     assert label == 100 * a + 10 * b + c
 
 
-def test_a_fixed_set_of_stacks_comes_once_an_epoch_whatever_the_seed():
+def test_fixed_stacks_come_once_per_epoch_for_any_seed():
   source = numbered(200)
   config = dataclasses.replace(DIGITS, num_channels=3, stack=3, num_stacks=48, batch_size=32)
 
@@ -160,17 +160,17 @@ def test_a_fixed_set_of_stacks_comes_once_an_epoch_whatever_the_seed():
   other_seed = epoch(1, range(3))
   assert sorted(other_seed[:48]) == sorted(two_epochs[:48]) and other_seed != two_epochs
   assert pipeline.epoch_size(source, config) == 48
-  # Pinned, because the set is data: another draw would be another data set.
+  # Pinned, because a different draw would be a different data set.
   assert pipeline.fixed_stacks(120_000, 60_000)[:, :2].tolist() == [[11014, 37117], [26619, 24782], [31462, 32796]]
 
 
-def test_device_batches_look_ahead_and_close():
-  pulled, closed = [], []
+def test_device_batches_read_ahead_and_close():
+  read, closed = [], []
 
   def host():
     try:
       for step in range(6):
-        pulled.append(step)
+        read.append(step)
         yield {'image': np.full((8, 2, 2, 1), step, np.float32), 'label': np.arange(8, dtype=np.int32) + step}
     finally:
       closed.append(True)
@@ -182,27 +182,27 @@ def test_device_batches_look_ahead_and_close():
   assert everything[3]['image'].sharding == sharding and float(everything[3]['image'].mean()) == 3
   assert closed == [True]
 
-  pulled.clear()
+  read.clear()
   iterator = pipeline.device_batches(host(), sharding, lookahead=2)
   next(iterator)
-  assert pulled == [0, 1, 2]
+  assert read == [0, 1, 2]
   iterator.close()
   assert closed == [True, True]
 
 
-def test_workers_outlive_signals_to_the_group():
-  """A Ctrl-C reaches them too; the run that they serve has yet to save."""
-  with contextlib.closing(pipeline._iterate(functools.partial(np.full, 4), 0, 200, 2, 1)) as found:
-    next(found)
+def test_workers_survive_signals_to_the_process_group():
+  """Ctrl-C reaches the workers too, but their run still has to save."""
+  with contextlib.closing(pipeline._iterate(functools.partial(np.full, 4), 0, 200, 2, 1)) as batches:
+    next(batches)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGTERM):
       os.kill(worker.pid, number)
-    assert [batch[0] for batch in found] == list(range(1, 200))
+    assert [batch[0] for batch in batches] == list(range(1, 200))
   worker.join(20)
   assert not worker.is_alive()
 
 
-def test_workers_end_with_a_run_that_is_killed():
+def test_workers_exit_when_their_run_is_killed():
   script = """
 import functools, multiprocessing, time
 import numpy as np
@@ -218,7 +218,7 @@ if __name__ == '__main__':
   run.kill()
   assert len(workers) == 2
   try:
-    run.communicate(timeout=20)  # until nobody holds the pipe any more
+    run.communicate(timeout=20)  # until no process holds the pipe
   except subprocess.TimeoutExpired:
     for pid in workers:
       os.kill(pid, signal.SIGKILL)

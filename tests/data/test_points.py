@@ -1,4 +1,4 @@
-"""The 25 Gaussians: what is drawn, what a batch holds, how modes are counted, and the picture."""
+"""The 25 Gaussians: the data, batches, mode counts and scatter plots."""
 
 import numpy as np
 import pytest
@@ -38,14 +38,14 @@ def test_a_batch_is_not_quantised(source):
   np.testing.assert_array_equal(pipeline.preview(source, DATA, seed=0, count=8), drawn[:8])
 
 
-def test_the_set_has_a_checksum_of_its_own(source):
+def test_the_data_have_a_fixed_checksum(source):
   other = points.draw(seed=1)[0]
   assert sources.load_source(DATA).checksum == source.checksum != ''
   assert np.abs(other - source.images).max() > 0.1
 
 
-def test_modes_of_true_points(source):
-  """3 standard deviations of a 2-D Gaussian hold 1 - exp(-4.5) of it; KL of n draws of 25 modes is about 24 / 2n."""
+def test_modes_of_the_data_in_closed_form(source):
+  """3 standard deviations of a 2-D Gaussian hold 1 - exp(-4.5) of it; n draws of 25 modes have a KL of 24 / 2n."""
   modes = count_point_modes(source.images)
   assert modes.found == 25
   assert modes.in_mode == pytest.approx(1 - np.exp(-4.5), abs=0.002)
@@ -59,20 +59,20 @@ def test_a_mode_ends_at_three_standard_deviations(offset, found):
   assert modes == (found, float(found), pytest.approx(np.log(25)))
 
 
-def test_half_of_the_modes():
+def test_modes_of_points_near_ten_of_them():
   chosen = np.repeat(points.CENTRES[:10], 3, axis=0)
   assert count_point_modes(np.concatenate([chosen, chosen + 0.25])) == (10, 0.5, pytest.approx(np.log(2.5)))
 
 
-def ink(picture):
-  """Centre of the blue pixels, (row, column), in units of the picture."""
+def ink_centre(picture):
+  """The centre (row, column) of the blue pixels, as fractions of the picture."""
   rows, columns = np.nonzero(picture[..., 2].astype(int) - picture[..., 0] > 60)
   return rows.mean() / picture.shape[0], columns.mean() / picture.shape[1]
 
 
-def test_scatter_puts_points_where_they_are():
+def test_scatter_plots_points_at_their_coordinates():
   for x, y in ((4, 4), (-4, 4), (4, -2)):
-    row, column = ink(plotting.draw(np.full((20, 2), [x, y]), 'title'))
-    # The frame takes a margin of the picture for its labels.
+    row, column = ink_centre(plotting.draw(np.full((20, 2), [x, y]), 'title'))
+    # The axes leave a margin for their labels.
     assert (row < 0.45) == (y > 0) and (column > 0.55) == (x > 0), (x, y, row, column)
   assert grids.make_picture(np.zeros((3, 1, 1, 2), np.float32), '').shape == (600, 600, 3)

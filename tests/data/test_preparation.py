@@ -1,4 +1,4 @@
-"""Tests of data.preparation: prepared once, whole or not at all, again where needed; and of the command."""
+"""data.preparation and its command: data are prepared once, completely or not at all, and again where needed."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from tests.support.commands import run_command, succeed
 
 
 class Numbered(readers.Reader):
-  """Image i is all i; counts how often it is read."""
+  """Image i has the constant value i; counts how often it is read."""
 
   title = 'numbered'
   has_labels = True
@@ -54,9 +54,9 @@ def config(tmp_path):
 
 
 def prepare(reader, config):
-  said = []
-  prepared = preparation.prepare(reader, config, said.append)
-  return prepared, said
+  messages = []
+  prepared = preparation.prepare(reader, config, messages.append)
+  return prepared, messages
 
 
 def check(prepared, n):
@@ -65,26 +65,26 @@ def check(prepared, n):
   np.testing.assert_array_equal(prepared.labels(), np.arange(n) % 10)
 
 
-def test_written_once_and_then_found(config):
+def test_data_are_prepared_once_and_then_reused(config):
   reader = Numbered()
-  prepared, said = prepare(reader, config)
+  prepared, messages = prepare(reader, config)
   check(prepared, 100)
-  assert sorted(reader.reads) == list(range(100)) and said == []
+  assert sorted(reader.reads) == list(range(100)) and messages == []
   assert sorted(os.listdir(prepared.folder)) == ['images.npy', 'labels.npy', 'meta.json']
-  again, said = prepare(reader, config)
-  assert again == prepared and len(reader.reads) == 100 and said == []
+  again, messages = prepare(reader, config)
+  assert again == prepared and len(reader.reads) == 100 and messages == []
   mapped = prepared.images(in_memory=False)
   assert isinstance(mapped, np.memmap) and mapped[99, 0, 0, 0] == 99
 
 
 def test_an_interrupted_preparation_leaves_nothing_behind(config):
   with pytest.raises(KeyboardInterrupt):
-    prepare(Numbered(3000, stop_at=2500), config)  # chunks are of 1,024
+    prepare(Numbered(3000, stop_at=2500), config)  # after two chunks of 1,024
   assert preparation.find(config) is None
   assert [name for name in os.listdir(config.cache_dir) if not name.endswith('.lock')] == []
 
 
-def test_what_a_kill_left_does_not_matter(config):
+def test_leftovers_of_a_killed_preparation_are_ignored(config):
   partial = pathlib.Path(f'{preparation.prepared_folder(config)}.partial')
   partial.mkdir(parents=True)
   (partial / 'images.npy').write_bytes(b'torn' * 10**6)
@@ -105,22 +105,22 @@ def test_what_a_kill_left_does_not_matter(config):
     lambda folder: (folder / 'meta.json').write_text((folder / 'meta.json').read_text().replace(
         '"version": 1', '"version": 0')),
 ])
-def test_what_is_not_whole_is_prepared_again(config, damage):
+def test_damaged_data_are_prepared_again(config, damage):
   prepared, _ = prepare(Numbered(), config)
   damage(prepared.folder)
-  again, said = prepare(Numbered(), config)
+  again, messages = prepare(Numbered(), config)
   check(again, 100)
-  assert said == [f'{prepared.folder} is damaged or no longer matches the data; preparing it again.']
+  assert messages == [f'{prepared.folder} is damaged or no longer matches the data; preparing it again.']
 
 
 def test_changed_data_are_prepared_again(config):
   prepare(Numbered(100), config)
-  again, said = prepare(Numbered(120), config)
+  again, messages = prepare(Numbered(120), config)
   check(again, 120)
-  assert 'no longer matches the data; preparing it again' in said[0]
+  assert 'no longer matches the data; preparing it again' in messages[0]
 
 
-def test_what_was_refused_is_looked_at_again(config):
+def test_refused_images_are_read_again(config):
   class Flaky(Numbered):
     fail = True
 
@@ -133,13 +133,13 @@ def test_what_was_refused_is_looked_at_again(config):
   with pytest.raises(DataError, match='2 of 3,000 images of numbered cannot be used: image 2000 cannot be read'):
     prepare(reader, config)
   reader.fail, reader.reads = False, []
-  prepared, said = prepare(reader, config)
+  prepared, messages = prepare(reader, config)
   check(prepared, 3000)
-  assert said == []
+  assert messages == []
 
 
 def test_equal_sets_have_equal_checksums(config):
-  class Holed(Numbered):
+  class WithBadImage(Numbered):
 
     def read(self, i):
       if i == 3:
@@ -149,15 +149,15 @@ def test_equal_sets_have_equal_checksums(config):
     def fingerprint(self):
       return 'holed'
 
-  whole, _ = prepare(Numbered(1500), config)
-  holed, _ = prepare(Holed(1501), dataclasses.replace(config, cache_dir=config.cache_dir + '2', skip_bad=True))
-  np.testing.assert_array_equal(whole.images(True), holed.images(True))
-  assert len(holed.skipped) == 1 and whole.checksum == holed.checksum
+  clean, _ = prepare(Numbered(1500), config)
+  reduced, _ = prepare(WithBadImage(1501), dataclasses.replace(config, cache_dir=config.cache_dir + '2', skip_bad=True))
+  np.testing.assert_array_equal(clean.images(True), reduced.images(True))
+  assert len(reduced.skipped) == 1 and clean.checksum == reduced.checksum
   other, _ = prepare(Numbered(1499), dataclasses.replace(config, cache_dir=config.cache_dir + '3'))
-  assert other.checksum != whole.checksum
+  assert other.checksum != clean.checksum
 
 
-def test_overwriting(config):
+def test_overwrite_prepares_the_data_again(config):
   reader = Numbered()
   prepare(reader, config)
   preparation.prepare(reader, config, print, overwrite=True)
@@ -172,7 +172,7 @@ def test_many_bad_images_end_the_check_early(tmp_path):
     sources.load_source(config)
 
 
-def test_no_space(config, monkeypatch):
+def test_too_little_disk_space_is_reported(config, monkeypatch):
   monkeypatch.setattr(preparation.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=2**21))
   with pytest.raises(DataError, match='has 2 MiB of free space, but 1,000 images of 64x64x3 need 12 MiB; .*cache=none'):
     prepare(Numbered(1000), config)
@@ -186,7 +186,7 @@ def test_no_space(config, monkeypatch):
     prepare(Numbered(), config)
 
 
-def test_another_process_is_waited_for(config, tmp_path):
+def test_a_second_process_waits_for_the_first(config, tmp_path):
   code = f'''
 import sys, time
 sys.path.insert(0, {os.path.dirname(__file__)!r})
@@ -196,9 +196,9 @@ class Slow(Numbered):
     time.sleep(0.02)
     return super().read(i)
 reader = Slow()
-prepared, said = prepare(reader, DataConfig(**{dataclasses.asdict(config)!r}))
+prepared, messages = prepare(reader, DataConfig(**{dataclasses.asdict(config)!r}))
 check(prepared, 100)
-print(len(reader.reads), said)
+print(len(reader.reads), messages)
 '''
   both = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
   results = sorted(process.communicate(timeout=600)[0].strip() for process in both)
@@ -235,7 +235,7 @@ def photos(tmp_path):
   return tmp_path / 'photos'
 
 
-def test_the_command_prints_what_it_found(photos, tmp_path):
+def test_the_command_describes_the_data(photos, tmp_path):
   flags = [f'--config.data.path={photos}', f'--config.data.cache_dir={tmp_path / "cache"}',
            f'--preview={tmp_path}/p.png']
   first = succeed(prepare_command.main, '--config=folder:64', *flags)
@@ -250,7 +250,7 @@ def test_the_command_prints_what_it_found(photos, tmp_path):
   assert bad.err.splitlines()[-1].startswith('Error: 1 of 13 images of') and 'cat/x.png is empty' in bad.err
 
 
-def test_a_killed_command_begins_again(tmp_path):
+def test_a_killed_command_starts_over(tmp_path):
   rng = np.random.default_rng(0)
   (tmp_path / 'photos').mkdir()
   for k in range(1200):  # read in chunks of 1,024
@@ -258,10 +258,10 @@ def test_a_killed_command_begins_again(tmp_path):
   arguments = ['--config=folder:8', f'--config.data.path={tmp_path / "photos"}',
                f'--config.data.cache_dir={tmp_path / "cache"}', f'--preview={tmp_path}/p.png']
   killed = subprocess.run([sys.executable, '-c', KILLED_AT_IMAGE_1100, *arguments], cwd=ROOT, capture_output=True)
-  begun = lambda: [path for path in (tmp_path / 'cache').glob('*.partial/images.npy') if path.stat().st_size > 2**13]
-  assert killed.returncode == -signal.SIGKILL and begun()
+  partial = lambda: [path for path in (tmp_path / 'cache').glob('*.partial/images.npy') if path.stat().st_size > 2**13]
+  assert killed.returncode == -signal.SIGKILL and partial()
   subprocess.run([sys.executable, '-m', 'ddgan_jax.prepare', *arguments], capture_output=True, cwd=ROOT, check=True)
-  assert not begun()
+  assert not partial()
   folder, = (path for path in (tmp_path / 'cache').glob('photos*') if path.suffix != '.lock')
   found = np.load(folder / 'images.npy')
   assert found.shape == (1200, 8, 8, 3)

@@ -1,4 +1,4 @@
-"""Tests of data.sources over data.trees and data.arrays: folder, zip, npz and LMDB, read end to end."""
+"""data.sources, data.trees and data.arrays: folders, zip, npz and LMDB files, read end to end."""
 
 import io
 import os
@@ -55,10 +55,10 @@ def write_lmdb(path, items):
 
 
 def load(name, path, **fields):
-  said = []
+  messages = []
   fields = {'image_size': 8, 'cache_dir': str(path.parent / 'cache'), **fields}
-  source = sources.load_source(DataConfig(name=name, path=str(path), **fields), said.append)
-  source.said = said
+  source = sources.load_source(DataConfig(name=name, path=str(path), **fields), messages.append)
+  source.messages = messages
   return source
 
 
@@ -68,7 +68,7 @@ def check(source, images, labels):
   assert found_labels.tolist() == list(labels) and found_labels.dtype == np.int32
 
 
-# Sorted by name, so images 0 to 6 in this order.
+# Sorted by name, in the order of the images 0 to 6.
 TREE = {
     'Ärger/0.png': 0, 'cat/a b.png': 1, 'cat/deep/b.png': 2, 'cat/é 图.PNG': 3, 'dog/0.webp': 4, 'dog/1.gif': 5,
     'dog/2.bmp': 6}
@@ -102,7 +102,7 @@ def test_folder_end_to_end(tmp_path, cache):
   check(source, *tree_pixels())
   assert source.class_names == ('cat', 'dog', 'Ärger') and source.num_classes == 3
   assert source.labels.tolist() == tree_pixels()[1]
-  assert source.said == [f'{folder}: ignored files that are not images: 1 .heic, 1 .txt.']
+  assert source.messages == [f'{folder}: ignored files that are not images: 1 .heic, 1 .txt.']
   batch = next(pipeline.batches(source, DataConfig(batch_size=7), 0, 0, 1))
   assert sorted(batch['label'].tolist()) == sorted(tree_pixels()[1])
 
@@ -114,7 +114,7 @@ def test_folder_through_links_and_without_classes(tmp_path):
   (folder / 'linked').symlink_to(elsewhere)
   source = load('folder', folder)
   check(source, IMAGES[:2], [0, 0])
-  assert source.labels is None and source.num_classes is None  # an image beside folders: these are no classes
+  assert source.labels is None and source.num_classes is None  # an image beside the folders, so they are not classes
 
 
 @pytest.mark.parametrize('top', ['', 'photos/', 'a/b/'])
@@ -127,17 +127,17 @@ def test_zip_end_to_end(tmp_path, top, cache):
 
 
 @pytest.mark.parametrize('rename', [lambda name: './' + name, lambda name: name.replace('/', '\\')])
-def test_zip_as_other_programs_write_it(tmp_path, rename):
+def test_zips_written_by_other_programs(tmp_path, rename):
   source = load('zip', write_zip(tmp_path / 'x.zip', {rename(name): file for name, file in tree_files().items()}))
   check(source, *tree_pixels())
 
 
-def test_folders_that_are_no_classes_are_mentioned(tmp_path):
+def test_folders_that_are_not_classes_are_reported(tmp_path):
   image = png(IMAGES[0])
   folder = write_tree(tmp_path / 'a', {'cat/0.png': image, 'dog/0.png': image, 'cover.png': image})
-  assert load('folder', folder).said == [f'{folder}: no labels, because cover.png is not in a class folder.']
+  assert load('folder', folder).messages == [f'{folder}: no labels, because cover.png is not in a class folder.']
   folder = write_tree(tmp_path / 'b', {'train/cat/0.png': image, 'test/cat/0.png': image})
-  assert 'the classes are test and train; if these are splits' in load('folder', folder).said[0]
+  assert 'the classes are test and train; if these are splits' in load('folder', folder).messages[0]
 
 
 @pytest.mark.parametrize('shape', [(7, 8, 8, 3), (7, 8, 8, 1), (7, 8, 8)])
@@ -178,7 +178,7 @@ def test_lmdb_as_the_celeba_hq_recipe_stores_it(tmp_path):
 
 def test_raw_lmdb_beside_other_keys(tmp_path):
   images = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
-  images[0, 0, 0] = (255, 216, 255)  # as a JPEG begins
+  images[0, 0, 0] = (255, 216, 255)  # like the start of a JPEG
   items = [(str(i).encode(), image.tobytes()) for i, image in enumerate(images)]
   check(load('lmdb', write_lmdb(tmp_path / 'a', items)), images, [0] * 12)
   path = write_lmdb(tmp_path / 'b', [*items, (b'length', b'12')])
@@ -186,7 +186,7 @@ def test_raw_lmdb_beside_other_keys(tmp_path):
   assert len(load('lmdb', path, skip_bad=True)) == 12
 
 
-def test_readers_travel_to_worker_processes(tmp_path):
+def test_readers_can_be_pickled(tmp_path):
   paths = {
       'folder': write_tree(tmp_path / 'f', tree_files()), 'zip': write_zip(tmp_path / 'f.zip', tree_files()),
       'lmdb': write_lmdb(tmp_path / 'f.lmdb', [(b'0', png(IMAGES[0]))])}
@@ -208,10 +208,10 @@ def test_stacking_works_for_any_grey_source(tmp_path):
   np.savez(tmp_path / 'many.npz', images=grey, labels=np.arange(7) * 2)
   with pytest.raises(ConfigError, match='data.stack is 3, but .* has 13 classes; use a set of at most ten'):
     load('npz', tmp_path / 'many.npz', stack=3)
-  assert len([path for path in (tmp_path / 'cache').iterdir() if path.is_dir()]) == 1  # nothing was prepared for it
+  assert len([path for path in (tmp_path / 'cache').iterdir() if path.is_dir()]) == 1  # only the first one
 
 
-# Bad input: one sentence, naming what was found
+# Invalid input: one sentence that names what was found
 
 
 def expect(message, name, path, **fields):
@@ -221,7 +221,7 @@ def expect(message, name, path, **fields):
   return str(error.value)
 
 
-def test_a_path_of_another_kind(tmp_path):
+def test_a_path_of_the_wrong_kind_is_refused(tmp_path):
   files = tree_files()
   folder, archive = write_tree(tmp_path / 'f', files), write_zip(tmp_path / 'f.zip', files)
   np.savez(tmp_path / 'a.npz', images=IMAGES)
@@ -258,8 +258,8 @@ def test_folders_that_link_to_each_other(tmp_path):
   assert reader.names == ['a/0.png', 'a/x/1.png', 'b/1.png', 'b/y/0.png']
 
 
-def test_what_is_said_is_flushed(tmp_path, monkeypatch):
-  """The log of a job would show it only at its end."""
+def test_messages_are_flushed(tmp_path, monkeypatch):
+  """Otherwise the log of a job would show it only at its end."""
   folder = write_tree(tmp_path / 'f', {'0.png': png(IMAGES[0]), 'x.txt': b''})
   monkeypatch.setattr(sys, 'stdout', mock.Mock())
   sources.load_source(DataConfig(name='folder', path=str(folder), image_size=8, cache_dir=str(tmp_path / 'cache')))
@@ -275,38 +275,39 @@ def test_bad_images_are_listed_or_skipped(tmp_path):
   (folder / 'e gone.png').symlink_to('nowhere')
   (folder / 'f loop').symlink_to(folder)  # not followed
   (folder / 'g itself.png').symlink_to('g itself.png')
-  (folder / '.lock').symlink_to('nobody')  # what is no image does not count
+  (folder / '.lock').symlink_to('nobody')  # only image names count
   (folder / 'notes.txt').symlink_to('nowhere')
   message = expect('6 of 13 images of .* cannot be used: .*; and 1 more. ', 'folder', folder)
   for part in ('e gone.png is a broken link',
                'g itself.png is a broken link (Too many levels of symbolic links)', 'a zero.png is empty (0 bytes)',
                'b cut.png is truncated', '--config.data.resize=cover', '--config.data.skip_bad=True'):
     assert part in message
-  for _ in range(2):  # while it is prepared, and when it has been
+  for _ in range(2):  # when it is prepared, and afterwards
     source = load('folder', folder, skip_bad=True)
     check(source, IMAGES, [0] * 7)
-    assert source.said[-1].startswith('data.skip_bad: skipped 6 of 13 images') and 'e gone.png' in source.said[-1]
-  # What was left out is still refused without the flag.
+    assert (source.messages[-1].startswith('data.skip_bad: skipped 6 of 13 images')
+            and 'e gone.png' in source.messages[-1])
+  # Without the flag, the skipped images are still refused.
   expect(r'6 of 13 images .* \(all are listed in \S+meta.json\)\. Fix', 'folder', folder)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_named_pipe_is_refused_without_waiting(tmp_path):
   folder = write_tree(tmp_path / 'f', {'a.png': png(IMAGES[0])})
   os.mkfifo(folder / 'z.png')
   expect('z.png is not a regular file', 'folder', folder)
 
 
-def test_a_zipped_lmdb(tmp_path):
+def test_a_zipped_lmdb_is_refused(tmp_path):
   write_zip(tmp_path / 'church.zip', {'church_outdoor_train_lmdb/data.mdb': b'x'})
   expect('is a zipped LMDB; unzip it', 'lmdb', tmp_path / 'church.zip')
 
 
-def test_no_good_image_at_all(tmp_path):
+def test_a_set_without_usable_images_is_refused(tmp_path):
   expect('has no usable image among 1: x.png is empty', 'folder', write_tree(tmp_path / 'f', {'x.png': b''}),
          skip_bad=True)
 
 
-def test_names_that_are_not_unicode(tmp_path):
+def test_file_names_that_are_not_unicode(tmp_path):
   folder = write_tree(tmp_path / 'f', {'good.png': png(IMAGES[0])})
   with open(os.fsencode(folder) + b'/bad\xff.png', 'wb'):
     pass
@@ -314,10 +315,10 @@ def test_names_that_are_not_unicode(tmp_path):
   check(load('folder', folder, skip_bad=True), IMAGES[:1], [0])
 
 
-def test_what_may_not_be_read(tmp_path):
+def test_unreadable_files_and_folders_are_named(tmp_path):
   folder = write_tree(tmp_path / 'f', {'a/0.png': png(IMAGES[0]), 'b/1.png': png(IMAGES[1]), 'c/2.png': png(IMAGES[2]),
                                    'd/3.png': png(IMAGES[3])})
-  (folder / 'd').chmod(0o444)  # its names may be read, its files may not
+  (folder / 'd').chmod(0o444)  # its names are readable, its files are not
   (folder / 'a' / '0.png').chmod(0)
   (folder / 'b').chmod(0)
   code = f'''
@@ -360,7 +361,7 @@ for path in ({str(folder)!r}, {str(folder / 'b')!r}):
     ({'images': IMAGES, 'labels': np.arange(7) - 1}, "'labels' in .* are -1 … 5"),
     ({'images': IMAGES, 'labels': np.full(7, 2**40)}, 'use 0 … 2'),
 ])
-def test_npz_of_the_wrong_arrays(tmp_path, arrays, message):
+def test_npz_with_invalid_arrays(tmp_path, arrays, message):
   np.savez(tmp_path / 'x.npz', **arrays)
   expect(message, 'npz', tmp_path / 'x.npz')
 
@@ -401,7 +402,7 @@ def test_damaged_archives(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'zip'])
-def test_an_image_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch, kind):
+def test_an_oversized_image_is_refused_unread(tmp_path, monkeypatch, kind):
   monkeypatch.setattr(images, 'MAX_ENCODED_BYTES', 2**20)
   files = {'good.png': png(IMAGES[0]), 'large.png': png(IMAGES[0]) + bytes(2**26)}
   path = write_tree(tmp_path / 'f', files)
@@ -416,7 +417,7 @@ def test_an_image_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch, kind
 
 
 @pytest.mark.parametrize('method', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_of_a_method_without_bounds_is_refused(tmp_path, method):
+def test_zip_methods_without_a_size_bound_are_refused(tmp_path, method):
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w', method) as archive:
     archive.writestr('x.png', png(IMAGES[0]) + bytes(2**26))
   with little_memory():
@@ -424,7 +425,7 @@ def test_a_zip_of_a_method_without_bounds_is_refused(tmp_path, method):
 
 
 def test_large_images_are_unpacked_one_at_a_time(tmp_path):
-  """Each of a size that is allowed."""
+  """Each image is within the size limit."""
   with zipfile.ZipFile(tmp_path / 'x.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
     for i in range(12):
       archive.writestr(f'{i}.png', png(IMAGES[0]) + bytes(2**22))
@@ -446,7 +447,7 @@ def test_a_zip_is_unpacked_no_further_than_it_declares(tmp_path):
   check(source, np.stack([IMAGES[0]] * 2), [0, 0])
 
 
-def test_npz_that_ends_before_its_header_says(tmp_path):
+def test_npz_shorter_than_its_header_says(tmp_path):
   with zipfile.ZipFile(tmp_path / 'x.npz', 'w') as archive, archive.open('images.npy', 'w') as file:
     np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (2, 6, 6, 3)})
     file.write(bytes(215))
@@ -482,7 +483,7 @@ def test_damaged_lmdb(tmp_path):
     ({'resize': 'stretch'}, "data.resize is 'stretch'; use one of 'none', 'crop', 'cover', 'pad'"),
     ({'cache': 'ram'}, "data.cache is 'ram'; use one of 'array', 'none'"),
 ])
-def test_fields_that_do_not_go_together(fields, message):
+def test_incompatible_fields_are_refused(fields, message):
   from ddgan_jax import config
 
   with pytest.raises(ConfigError, match=message):

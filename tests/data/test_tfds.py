@@ -1,4 +1,4 @@
-"""Tests of data.tfds_reader and data.digits: sets of the TFDS catalogue, prepared from archives in their formats."""
+"""data.tfds_reader and data.digits: TFDS catalogue sets, prepared from archives in their original formats."""
 
 import dataclasses
 import importlib.util
@@ -43,8 +43,8 @@ def test_digits_are_sklearns_images_in_order(data_dir, split, size):
   np.testing.assert_array_equal(source.labels, expected_labels)
 
 
-def test_digits_splits_share_no_image_and_miss_none(data_dir):
-  # The counts of scikit-learn's documentation of the data, so that both splits together are the whole set.
+def test_digits_splits_are_disjoint_and_complete(data_dir):
+  # The counts in scikit-learn's documentation: both splits together are the whole set.
   counts = sum(np.bincount(load(data_dir, split=split).labels) for split in ('train', 'test'))
   assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
   train, test = (load(data_dir, split=split).images.reshape(-1, 64).tolist() for split in ('train', 'test'))
@@ -63,18 +63,18 @@ for cache in ('array', 'none'):
   print(len(list(pipeline.batches(sources.load_source(config), config, 0, 0, 3))), 'tensorflow' in sys.modules)
 '''
   result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert result.stdout.split('\n')[:2] == ['3 False', '3 False']  # And no banner or bar of TFDS before them.
+  assert result.stdout.split('\n')[:2] == ['3 False', '3 False']  # Nor a TFDS banner or progress bar before them.
   assert 'WARNING' not in result.stderr and 'examples' not in result.stderr
 
 
-def test_losing_the_race_to_prepare_is_no_error(tmp_path, monkeypatch):
+def test_losing_a_preparation_race_is_not_an_error(tmp_path, monkeypatch):
   prepare = digits.Digits.download_and_prepare
 
-  def lose(self, **kwargs):
+  def prepare_and_lose(self, **kwargs):
     prepare(self, **kwargs)
     raise OSError('Directory not empty')
 
-  monkeypatch.setattr(digits.Digits, 'download_and_prepare', lose)
+  monkeypatch.setattr(digits.Digits, 'download_and_prepare', prepare_and_lose)
   assert len(load(str(tmp_path))) == 1498
 
 
@@ -90,13 +90,13 @@ def test_losing_the_race_to_prepare_is_no_error(tmp_path, monkeypatch):
     (dict(split='training'), "data.split is 'training', .*Should be one of .*'train'"),
     (dict(split='train[:x]'), 'data.split is .*x'),
 ])
-def test_what_does_not_fit_is_refused_by_name(data_dir, fields, message):
+def test_fields_that_do_not_fit_the_set_are_named(data_dir, fields, message):
   with pytest.raises(ConfigError, match=message) as error:
     load(data_dir, **fields)
   assert '\n' not in str(error.value)
 
 
-def test_what_is_prepared_again_in_place_is_read_again(tmp_path, monkeypatch):
+def test_a_set_prepared_again_in_place_is_read_again(tmp_path, monkeypatch):
   config = dataclasses.replace(DIGITS, data_dir=str(tmp_path), cache_dir=str(tmp_path / 'cache'))
   assert len(sources.load_source(config)) == 1498
   make = digits.Digits._generate_examples
@@ -106,7 +106,7 @@ def test_what_is_prepared_again_in_place_is_read_again(tmp_path, monkeypatch):
   assert len(sources.load_source(config)) == 7
 
 
-def test_another_default_folder_is_other_data(tmp_path, monkeypatch):
+def test_a_different_default_folder_is_different_data(tmp_path, monkeypatch):
   folders = set()
   for name in ('a', 'b'):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / name))
@@ -131,7 +131,7 @@ def test_sub_splits(data_dir):
   np.testing.assert_array_equal(source.labels, np.r_[expected_digits('train')[1][:100], expected_digits('test')[1]])
 
 
-# Data sets that have to be downloaded
+# Sets that must be downloaded
 
 CIFAR = DataConfig(name='cifar10', image_size=32, num_channels=3, batch_size=4)
 CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -139,13 +139,13 @@ CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
 
 @pytest.fixture
 def no_network(monkeypatch):
-  """A proxy at a port where nobody listens."""
+  """A proxy at a port where nothing listens."""
   for name in ('http_proxy', 'https_proxy'):
     monkeypatch.setenv(name, 'http://127.0.0.1:9')
   monkeypatch.setenv('no_proxy', '')
 
 
-def test_without_network_the_message_says_what_to_place_where(tmp_path, no_network):
+def test_without_a_network_the_error_says_where_to_put_the_archive(tmp_path, no_network):
   with pytest.raises(sources.DataError) as error:
     sources.load_source(dataclasses.replace(CIFAR, data_dir=str(tmp_path)))
   for part in (CIFAR_URL, 'put cifar-10-binary.tar.gz into', str(tmp_path / 'downloads' / 'manual'),
@@ -153,8 +153,8 @@ def test_without_network_the_message_says_what_to_place_where(tmp_path, no_netwo
     assert part in str(error.value)
 
 
-def test_what_is_placed_by_hand_needs_no_network(tmp_path, no_network):
-  """TFDS gets as far as the archive, which is no cifar10."""
+def test_an_archive_placed_by_hand_needs_no_network(tmp_path, no_network):
+  """TFDS gets as far as the archive, which is not CIFAR-10."""
   (tmp_path / 'downloads' / 'manual').mkdir(parents=True)
   (tmp_path / 'downloads' / 'manual' / 'cifar-10-binary.tar.gz').write_bytes(b'no archive')
   with pytest.raises(sources.DataError, match='^cifar10 could not be prepared in .*has wrong checksum'):
@@ -165,14 +165,14 @@ def test_what_is_placed_by_hand_needs_no_network(tmp_path, no_network):
     ('celeb_a_hq/256', 'put data256x256.tar into .*manual, or copy a prepared'),
     ('lsun/church_outdoor', 'tensorflow_io.*--config.data.name=lmdb .*copy a prepared lsun/church_outdoor to'),
 ])
-def test_sets_that_cannot_be_prepared_say_so(tmp_path, name, message):
+def test_the_error_of_sets_that_need_manual_steps(tmp_path, name, message):
   if name.startswith('lsun'):
     assert importlib.util.find_spec('tensorflow_io') is None
   with pytest.raises(sources.DataError, match=message):
     sources.load_source(DataConfig(name=name, image_size=256, resize='crop', data_dir=str(tmp_path)))
 
 
-def test_tfrecord_has_no_random_access(tmp_path):
+def test_tfrecord_files_are_refused(tmp_path):
   digits.Digits(data_dir=str(tmp_path)).download_and_prepare(file_format='tfrecord')
   with pytest.raises(sources.DataError, match=r'digits is stored in .*1\.0\.0 as tfrecord, .*array_record'):
     load(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Inpainting, image to image and super-resolution: closed forms of Gaussian data, and what is kept exactly."""
+"""Inpainting, image to image and super-resolution: closed forms for Gaussian data, and pixels that must not change."""
 
 import functools
 
@@ -31,7 +31,7 @@ def denoiser(schedule):
 
 
 def gaussian_generator(schedule):
-  """The perfect G of the Gaussian: its x_0_pred is a draw of p(x_0 | x_{t+1}), made from z [B, 2]."""
+  """The exact G of the Gaussian: its x_0_pred is a sample of p(x_0 | x_{t+1}), computed from z [B, 2]."""
   gain, offset, covariance = denoiser(schedule)
   tables = [jnp.asarray(table, jnp.float32) for table in (gain, offset, np.linalg.cholesky(covariance))]
 
@@ -47,7 +47,7 @@ def two_pixels(count):
   return jnp.broadcast_to(jnp.array([KNOWN, 0], jnp.float32).reshape(1, 1, 2, 1), (count, 1, 2, 1))
 
 
-def moments_of_inpainting(schedule, num_resamples):
+def inpainting_moments(schedule, num_resamples):
   """Mean and standard deviation of the unknown pixel: with this G, RePaint is a chain of Gaussians."""
   gain, offset, covariance = denoiser(schedule)
   table = lambda name, i: np.float64(getattr(schedule, name)[i])
@@ -69,26 +69,26 @@ def moments_of_inpainting(schedule, num_resamples):
 
 
 @pytest.mark.parametrize('num_timesteps, num_resamples', [(3, 1), (8, 4)])
-def test_inpainting_has_the_moments_of_its_chain(num_timesteps, num_resamples):
+def test_inpainting_has_the_moments_of_the_gaussian_chain(num_timesteps, num_resamples):
   schedule, count = diffusion.make_schedule(num_timesteps), 10_000
   x = replacement.inpaint(
       jax.random.key(0), gaussian_generator(schedule), schedule, two_pixels(count), MASK, 2, num_resamples)[:, 0, 1, 0]
-  mean, std = moments_of_inpainting(schedule, num_resamples)
+  mean, std = inpainting_moments(schedule, num_resamples)
   assert abs(float(x.mean()) - mean) < 5 * std / np.sqrt(count)
   assert abs(float(x.std()) / std - 1) < 5 / np.sqrt(2 * count)
 
 
-def test_inpainting_in_many_steps_draws_the_conditional():
+def test_inpainting_in_many_steps_samples_the_conditional():
   schedule, count = diffusion.make_schedule(128), 1_000
   x = replacement.inpaint(
       jax.random.key(0), gaussian_generator(schedule), schedule, two_pixels(count), MASK, 2, 20)[:, 0, 1, 0]
-  assert abs(float(x.mean()) - CONDITIONAL_MEAN) < 0.03  # from -0.2, without the known pixel
-  assert abs(float(x.std()) - CONDITIONAL_STD) < 0.02  # from 0.5
+  assert abs(float(x.mean()) - CONDITIONAL_MEAN) < 0.03  # -0.2 without the known pixel
+  assert abs(float(x.std()) - CONDITIONAL_STD) < 0.02  # 0.5 without it
 
 
 @pytest.fixture(scope='module')
 def pictures():
-  """Four uint8 images, as float too, and a mask."""
+  """Four images, as uint8 and as float, and a mask."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (4, 6, 6, 3), np.uint8)
   return images, images.astype(np.float32) / np.float32(127.5) - 1, rng.random((6, 6, 1)) < 0.5
@@ -107,14 +107,14 @@ def test_known_pixels_are_kept_bit_for_bit(pictures, num_timesteps, num_resample
   assert (out[~known] != x[~known]).all()
 
 
-def test_what_is_below_the_mask_is_not_looked_at(pictures):
+def test_masked_pixels_are_ignored(pictures):
   _, x, mask = pictures
   inpaint = functools.partial(
       replacement.inpaint, jax.random.key(0), fake_generator, diffusion.make_schedule(2), mask=mask, latent_dim=5)
   np.testing.assert_array_equal(inpaint(image=np.where(mask, np.nan, x)), inpaint(image=x))
 
 
-def test_nothing_known_is_sampling():
+def test_inpainting_without_known_pixels_is_sampling():
   schedule, shape = diffusion.make_schedule(3), (2, 4, 4, 1)
   found = replacement.inpaint(
       jax.random.key(3), fake_generator, schedule, jnp.zeros(shape), jnp.ones((4, 4, 1)), 5, num_resamples=1)
@@ -122,8 +122,8 @@ def test_nothing_known_is_sampling():
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_going_back_only_between_passes(pictures):
-  """The forward noise of last passes, and with one pass all of it, has no part in the result."""
+def test_forward_noise_is_used_only_between_passes(pictures):
+  """The forward noise of a step's last pass, or of its only pass, does not affect the result."""
   _, x, mask = pictures
   schedule, rng = diffusion.make_schedule(2), np.random.default_rng(1)
 
@@ -141,7 +141,7 @@ def test_going_back_only_between_passes(pictures):
   assert not np.isfinite(inpaint(3, [4])).all()
 
 
-def test_rows_of_noise_that_do_not_divide(pictures):
+def test_noise_rows_must_be_a_multiple_of_the_steps(pictures):
   _, x, mask = pictures
   with pytest.raises(ValueError, match='has 3 rows; use a multiple of T = 2'):
     replacement.inpaint_given_noise(
@@ -149,7 +149,7 @@ def test_rows_of_noise_that_do_not_divide(pictures):
 
 
 def test_image_to_image_of_a_gaussian():
-  """From level 1 a perfect G draws p(x_0 | x_1) with x_1 ~ q(x_1 | image)."""
+  """From level 1 the exact G samples p(x_0 | x_1) with x_1 ~ q(x_1 | image)."""
   schedule, count = diffusion.make_schedule(4), 20_000
   image = np.array([0.8, -0.6])
   x = replacement.image_to_image(
@@ -162,7 +162,7 @@ def test_image_to_image_of_a_gaussian():
   np.testing.assert_allclose(np.cov(x.reshape(-1, 2).T), cov, atol=10 * cov.max() / np.sqrt(count))
 
 
-def test_image_to_image_from_the_top_is_sampling():
+def test_image_to_image_from_the_last_level_is_sampling():
   schedule, shape = diffusion.make_schedule(3), (2, 4, 4, 1)
   found = replacement.image_to_image(jax.random.key(3), fake_generator, schedule, jnp.zeros(shape), 5, from_level=3)
   x_T, z, noise = sampling.draw_noise(jax.random.key(3), shape, 3, 5)
@@ -171,7 +171,7 @@ def test_image_to_image_from_the_top_is_sampling():
 
 
 @pytest.mark.parametrize('level', [0, 4])
-def test_no_such_level(level):
+def test_invalid_levels_are_refused(level):
   with pytest.raises(ValueError, match=f'from_level is {level}; use a value in 1 … 3'):
     replacement.image_to_image(
         jax.random.key(0), fake_generator, diffusion.make_schedule(3), jnp.zeros((1, 4, 4, 1)), 5, level)
@@ -187,7 +187,7 @@ def test_super_resolution_keeps_block_means(factor, shape):
   assert np.abs(out - replacement.enlarge(small, factor)).max() > 0.1
 
 
-def test_low_pass_is_pillows():
+def test_block_means_match_pillow():
   x = np.random.default_rng(0).standard_normal((8, 12)).astype(np.float32)
   small = np.asarray(Image.fromarray(x).resize((6, 4), Image.Resampling.BOX))
   np.testing.assert_allclose(replacement.block_means(x[..., None], 2)[..., 0], small, atol=1e-6)
@@ -195,14 +195,14 @@ def test_low_pass_is_pillows():
   np.testing.assert_array_equal(replacement.enlarge(small[..., None], 2)[..., 0], large)
 
 
-def test_super_resolution_to_no_multiple():
+def test_super_resolution_needs_a_whole_factor():
   noise = np.zeros((2, 1, 5, 4, 1))
   with pytest.raises(ValueError, match=r'has size \(2, 2\); use one that divides \(5, 4\)'):
     replacement.super_resolve_given_noise(
         fake_generator, diffusion.make_schedule(2), np.zeros((1, 2, 2, 1)), noise[0], np.zeros((2, 1, 3)), noise, noise)
 
 
-def test_vmap_over_keys_is_one_at_a_time(pictures):
+def test_vmap_over_keys_matches_a_loop(pictures):
   _, x, mask = pictures
   schedule, keys = diffusion.make_schedule(2), jax.random.split(jax.random.key(0), 3)
   edits = (

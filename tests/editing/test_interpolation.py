@@ -1,4 +1,4 @@
-"""Paths between images: their ends, and the sphere that the noise stays on."""
+"""Paths between images: their ends, and the sphere on which the noise stays."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ SCHEDULE = diffusion.make_schedule(3)
 SHAPE = (4, 4, 1)
 
 
-def test_ends_are_the_samples_of_these_numbers():
+def test_the_ends_are_the_samples_of_the_two_keys():
   ends = sampling.sample_each(7, np.array([3, 11]), fake_generator, SCHEDULE, SHAPE, 5)
   key_a, key_b = (jax.random.fold_in(jax.random.key(7), number) for number in (3, 11))
   frames = jax.jit(lambda: interpolation.interpolate(key_a, key_b, fake_generator, SCHEDULE, SHAPE, 5, num_frames=5))()
@@ -22,7 +22,7 @@ def test_ends_are_the_samples_of_these_numbers():
   assert np.abs(np.diff(frames, axis=0)).max((1, 2, 3)).min() > 0.01
 
 
-def test_posterior_noise_held_fixed():
+def test_the_ends_with_fixed_posterior_noise_are_samples():
   x_T, z, noise = sampling.draw_noise(jax.random.key(0), (2, *SHAPE), 3, 5)
   fixed = noise[:, :1]
   frames = interpolation.interpolate_given_noise(fake_generator, SCHEDULE, x_T, z, fixed, 4)
@@ -30,8 +30,8 @@ def test_posterior_noise_held_fixed():
   np.testing.assert_allclose(frames[np.array([0, -1])], ends, rtol=1e-4, atol=1e-4)
 
 
-def test_between_images():
-  """Every frame is the mixed image diffused and denoised, with the same noise."""
+def test_interpolation_between_images():
+  """Each frame is the mixed image, diffused and denoised with the same noise."""
   images = np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)).astype(np.float32)
   frames = interpolation.interpolate_images(jax.random.key(0), fake_generator, SCHEDULE, images, 5, 2, num_frames=3)
   noise, z, posterior_noise = sampling.draw_noise(jax.random.key(0), SHAPE, 2, 5)
@@ -44,7 +44,7 @@ def test_between_images():
 
 
 @pytest.mark.parametrize('shape', [(2,), (3, 5, 2)])
-def test_slerp_is_an_even_rotation(shape):
+def test_slerp_rotates_at_a_constant_rate(shape):
   a, b = np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32)
   b *= np.linalg.norm(a) / np.linalg.norm(b)
   path = np.stack([interpolation.slerp(a, b, weight) for weight in np.linspace(0, 1, 5)]).reshape(5, -1)
@@ -55,14 +55,14 @@ def test_slerp_is_an_even_rotation(shape):
   np.testing.assert_allclose(path[[0, -1]], [a.ravel(), b.ravel()], rtol=1e-5, atol=1e-6)
 
 
-def test_slerp_where_there_is_no_arc():
+def test_slerp_of_parallel_or_empty_vectors():
   a = np.array([3.0, 4.0], np.float32)
   for b, expected in ((a, a), (2 * a, 1.25 * a), (-a, 0.5 * a)):
     np.testing.assert_allclose(interpolation.slerp(a, b, 0.25), expected, rtol=1e-5)
   assert interpolation.slerp(np.zeros(0), np.zeros(0), 0.5).shape == (0,)  # nz = 0
 
 
-def test_without_latent():
+def test_interpolation_without_a_latent():
   frames = interpolation.interpolate(
       *jax.random.split(jax.random.key(0)), lambda x, t, z: 0.5 * x, SCHEDULE, SHAPE, 0, num_frames=3)
   assert np.isfinite(frames).all() and frames.shape == (3, *SHAPE)

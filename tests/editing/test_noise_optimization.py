@@ -1,4 +1,4 @@
-"""Samples that match a measurement: the conditional of Gaussian data in closed form, and what is kept exactly."""
+"""Samples that match a measurement: the closed-form conditional of Gaussian data, and pixels that must not change."""
 
 import functools
 
@@ -13,12 +13,12 @@ from tests.test_sampling import fake_generator
 
 
 @pytest.mark.parametrize('num_timesteps', [1, 2])
-def test_inpainting_in_few_steps_draws_the_conditional(num_timesteps):
+def test_inpainting_in_few_steps_samples_the_conditional(num_timesteps):
   schedule, count = diffusion.make_schedule(num_timesteps), 2_000
   x = noise_optimization.inpaint(
       jax.random.key(0), gaussian_generator(schedule), schedule, two_pixels(count), MASK, 2)[:, 0, 1, 0]
-  assert abs(float(x.mean()) - CONDITIONAL_MEAN) < 0.03  # from -0.2, without the known pixel
-  assert abs(float(x.std()) - CONDITIONAL_STD) < 0.02  # from 0.5
+  assert abs(float(x.mean()) - CONDITIONAL_MEAN) < 0.03  # -0.2 without the known pixel
+  assert abs(float(x.std()) - CONDITIONAL_STD) < 0.02  # 0.5 without it
 
 
 def test_known_pixels_are_kept_bit_for_bit():
@@ -42,8 +42,8 @@ def test_super_resolution_keeps_block_means():
   np.testing.assert_allclose(replacement.block_means(out, 2), small, atol=1e-6)
 
 
-def test_a_sample_that_matches_already_stays():
-  """Where the start has the target and no error is drawn for it, there is nothing to move."""
+def test_a_matching_sample_is_unchanged():
+  """The start already has the target and no error is drawn, so optimization changes nothing."""
   schedule, shape = diffusion.make_schedule(2), (2, 4, 4, 1)
   start = sampling.sample(jax.random.key(5), fake_generator, schedule, shape, 5)
   found = noise_optimization.sample_matching(
@@ -51,7 +51,7 @@ def test_a_sample_that_matches_already_stays():
   np.testing.assert_allclose(found, start, atol=1e-5)
 
 
-def test_vmap_over_keys_is_one_at_a_time():
+def test_vmap_over_keys_matches_a_loop():
   x = np.random.default_rng(0).uniform(-1, 1, (1, 4, 4, 1)).astype(np.float32)
   inpaint = lambda key: noise_optimization.inpaint(
       key, fake_generator, diffusion.make_schedule(2), x, np.arange(4)[:, None, None] > 1, 5, num_steps=5)

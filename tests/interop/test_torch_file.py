@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch 2.13 in both formats, what older versions wrote, and files that must be refused."""
+"""PyTorch checkpoints: PyTorch 2.13 in both formats, older versions, and files that must be refused."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from ddgan_jax.interop.torch_file import TorchFileError
 from tests.support import GOLDEN, little_memory
 
 BASE = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-# What the two golden files were made of; `part` shares its data with `transposed`.
+# The contents of the two golden files; `part` shares its data with `transposed`.
 EXPECTED = {
     'plain.weight': BASE / 8,
     'transposed': BASE.transpose(2, 0, 1),
@@ -27,7 +27,7 @@ EXPECTED = {
     **{f'dtype.{name}': np.array([0, 1, 100]).astype(name)
        for name in ('float64', 'float16', 'bfloat16', 'int32', 'int16', 'int8', 'uint8', 'bool')},
 }
-# As PyTorch wrote them in 2017: rebuilt without the later arguments, and a Parameter whose state holds the tensor.
+# As PyTorch wrote them in 2017: without the arguments added later, and a Parameter whose state holds the tensor.
 OLD = {'old.tensor': BASE[0] + 100, 'old.parameter': BASE[1] + 100}
 
 
@@ -42,19 +42,19 @@ def test_golden(name, expected):
 
 
 def encoded(value):
-  """The opcodes that leave `value` on the unpickler's stack."""
+  """The opcodes that push `value` onto the unpickler's stack."""
   return pickle.dumps(value, 2)[2:-1]
 
 
 def tensor(shape, strides, offset=0, total=6, view=None, dtype=b'ctorch\nFloatStorage\n'):
-  """The opcodes of a tensor of the storage 'k'."""
+  """The opcodes of a tensor in storage 'k'."""
   pid = b'(' + encoded('storage') + dtype + b''.join(map(encoded, ('k', 'cpu', total, view))) + b'tQ'
   arguments = b'(' + pid + b''.join(map(encoded, (offset, shape, strides, False))) + b'ccollections\nOrderedDict\n)Rt'
   return b'ctorch._utils\n_rebuild_tensor_v2\n' + arguments + b'R'
 
 
 def legacy(path, body, total=6):
-  """A file of the older format: a state dict with the tensor that `body` makes, called 'x'."""
+  """A file in the older format: a state dict with the tensor that `body` makes, named 'x'."""
   header = (0x1950A86A20F9469CFC6C, 1001, {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {}})
   state_dict = b'\x80\x02}' + encoded('x') + body + b's.'
   path.write_bytes(b''.join(pickle.dumps(part, 2) for part in header) + state_dict + pickle.dumps(['k'], 2)
@@ -62,7 +62,7 @@ def legacy(path, body, total=6):
   return path
 
 
-def test_a_storage_that_is_a_part_of_another(tmp_path):
+def test_a_storage_can_be_a_view_of_another(tmp_path):
   path = legacy(tmp_path / 'x.pth', tensor((2,), (1,), view=('v', 3, 3), offset=1))
   np.testing.assert_array_equal(torch_file.read_state_dict(path)['x'], [4, 5])
 
@@ -85,7 +85,7 @@ def test_tensors_beyond_their_data_are_refused(tmp_path, body):
     torch_file.read_state_dict(legacy(tmp_path / 'x.pth', body, total))
 
 
-class Runs:
+class RunsCode:
   def __reduce__(self):
     return os.mkdir, (self.path,)
 
@@ -95,9 +95,9 @@ def in_zip(path, data):
     archive.writestr('archive/data.pkl', data)
 
 
-def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path):
   target, path = tmp_path / 'made', tmp_path / 'x.pth'
-  hostile = Runs()
+  hostile = RunsCode()
   hostile.path = str(target)
   for protocol in (2, 4):
     data = pickle.dumps({'x': hostile}, protocol)
@@ -107,7 +107,7 @@ def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
     path.write_bytes(data)
     with pytest.raises(TorchFileError, match='refers to posix.mkdir'):
       torch_file.read_state_dict(path)
-  # Through an allowed name's attributes, and through the tensors' own storage type.
+  # Through an attribute of an allowed name, and through a builtin.
   for module, name in (('torch._utils', '_rebuild_tensor_v2.__globals__'), ('builtins', 'getattr')):
     in_zip(path, b'\x80\x04' + encoded(module) + encoded(name) + b'\x93.')
     with pytest.raises(TorchFileError, match=f'refers to {module}.{name}'):
@@ -116,16 +116,16 @@ def test_a_file_that_asks_for_more_is_refused_and_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['torch_zip.pth', 'torch_legacy.pth'])
-def test_truncated_anywhere(tmp_path, name):
-  whole = (GOLDEN / name).read_bytes()
+def test_truncated_files_are_refused(tmp_path, name):
+  content = (GOLDEN / name).read_bytes()
   path = tmp_path / 'x.pth'
-  for length in {*range(0, len(whole), 37), len(whole) - 1}:
-    path.write_bytes(whole[:length])
+  for length in {*range(0, len(content), 37), len(content) - 1}:
+    path.write_bytes(content[:length])
     with pytest.raises(TorchFileError, match=r'x\.pth is (not a PyTorch checkpoint|truncated or damaged) \(.+\)$'):
       torch_file.read_state_dict(path)
 
 
-def test_overwritten_zip(tmp_path):
+def test_a_modified_zip_is_refused(tmp_path):
   damaged = bytearray((GOLDEN / 'torch_zip.pth').read_bytes())
   place = damaged.index(EXPECTED['plain.weight'].tobytes())
   damaged[place + 5] ^= 1
@@ -142,7 +142,7 @@ def test_a_compressed_file_is_refused_unread(tmp_path):
 
 
 @pytest.mark.parametrize('member', ['data.pkl', 'byteorder', 'data/k'])
-def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
+def test_an_oversized_member_is_refused_unread(tmp_path, member):
   members = {'byteorder': b'little', 'data.pkl': b'\x80\x02}' + encoded('x') + tensor((2, 3), (3, 1)) + b's.',
              'data/k': np.arange(6, dtype=np.float32).tobytes()}
   with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
@@ -153,10 +153,10 @@ def test_a_member_that_is_too_large_is_refused_unread(tmp_path, member):
 
 
 @pytest.mark.parametrize('data', [
-    b'\x80\x02Nr\0\0\0\1.',  # a memo of 2**24 places
+    b'\x80\x02Nr\0\0\0\1.',  # a memo of 2**24 entries
     b'\x80\x02]' + b']a' * 2**16 + b'.'])
 @pytest.mark.parametrize('form', ['zip', 'legacy'])
-def test_a_pickle_that_takes_much_memory_is_refused(tmp_path, monkeypatch, data, form):
+def test_a_pickle_that_needs_too_much_memory_is_refused(tmp_path, monkeypatch, data, form):
   monkeypatch.setattr(torch_file, '_MAX_PICKLE', 2**16)
   path = tmp_path / 'x.pth'
   in_zip(path, data) if form == 'zip' else path.write_bytes(data)
@@ -186,7 +186,7 @@ def npz_bytes():
     (pickle.dumps([1, 2]), 'is not a PyTorch checkpoint'),
     (npz_bytes(), 'is a zip file without data.pkl'),
 ])
-def test_other_files(tmp_path, content, message):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, content, message):
   (tmp_path / 'x.pth').write_bytes(content)
   with pytest.raises(TorchFileError, match=message):
     torch_file.read_state_dict(tmp_path / 'x.pth')
@@ -200,14 +200,14 @@ def test_other_files(tmp_path, content, message):
     ({'epoch': 3}, "has a value of type int under 'epoch'; save only a state dict"),
     ({'state_dict': {}}, "under 'state_dict'; save only a state dict"),
 ])
-def test_checkpoints_of_something_else(tmp_path, content, message):
+def test_checkpoints_without_a_state_dict_are_refused(tmp_path, content, message):
   in_zip(tmp_path / 'x.pth', pickle.dumps(content, 2))
   with pytest.raises(TorchFileError, match=message):
     torch_file.read_state_dict(tmp_path / 'x.pth')
 
 
-def test_a_resume_file_of_pytorch():
-  """After one step of Adam with gradient 2: moments 2 (1 - 0.5) and 4 (1 - 0.9); options as a dict."""
+def test_a_resume_file_written_by_pytorch():
+  """After one Adam step with gradient 2: moments 2 (1 - 0.5) and 4 (1 - 0.9), and options as a dict."""
   content = torch_file.read_checkpoint(GOLDEN / 'torch_resume.pth')
   assert [*content] == ['epoch', 'global_step', 'args', 'netG_dict', 'optimizerG', 'schedulerG']
   assert content['args'] == {'num_timesteps': 4, 'ch_mult': [1, 2], 'attn_resolutions': (16,), 'fir': True,
@@ -228,24 +228,24 @@ def test_a_resume_file_of_pytorch():
     ({'a': {'b': [1, {2}]}}, r'has a value of type set under a\.b\.1; use only tensors, numbers and strings'),
     ({'a': {(1, 2): 3}}, r'under a\.\(1, 2\); use only'),
 ])
-def test_checkpoints_that_hold_other_things(tmp_path, content, message):
+def test_checkpoints_with_other_types_are_refused(tmp_path, content, message):
   in_zip(tmp_path / 'x.pth', pickle.dumps(content, 4))
   with pytest.raises(TorchFileError, match=message):
     torch_file.read_checkpoint(tmp_path / 'x.pth')
 
 
-def test_a_checkpoint_that_holds_itself(tmp_path):
+def test_a_self_referential_checkpoint_is_read(tmp_path):
   cyclic = {'a': []}
   cyclic['a'].append(cyclic)
   nested = [[]]
   for _ in range(60):
-    nested = [nested, nested]  # 2**60 lists to whoever walks them one by one
+    nested = [nested, nested]  # 2**60 lists if every reference is followed
   in_zip(tmp_path / 'x.pth', pickle.dumps({'cyclic': cyclic, 'nested': nested}, 2))
   found = torch_file.read_checkpoint(tmp_path / 'x.pth')
   assert found['cyclic']['a'][0] is found['cyclic']
 
 
-def test_written_and_read(tmp_path):
+def test_a_written_checkpoint_is_read_back(tmp_path):
   content = {
       'state': {0: {'step': np.float32([3]).reshape(()), 'x': BASE.transpose(2, 0, 1)}, 1: {'step': 7}},
       'groups': [{'betas': (0.5, 0.9), 'on': True, 'none': None, 'big': 2**40}], 'empty': np.zeros((0, 3), np.float32),

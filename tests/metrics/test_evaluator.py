@@ -1,4 +1,4 @@
-"""Measuring sets of images: what must not depend on batches or devices, and every refusal."""
+"""Evaluation of image sets: independence of batches and devices, and every error."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from tests.support import little_memory
 
 @pytest.fixture(autouse=True)
 def small_inception(monkeypatch, tmp_path):
-  """Twelve random features in place of the network, which is tested for itself."""
+  """Twelve random features in place of the network, which has its own tests."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   params = {'kernel': np.random.default_rng(0).standard_normal((64, 12), np.float32)}
 
@@ -48,7 +48,7 @@ def fid(mesh, batch_size, images, reference, **changes):
 
 
 def test_fid_of_arrays(small_inception):
-  """The Fréchet distance of the features, whatever the batches and devices are."""
+  """The Fréchet distance of the features, by scipy's sqrtm, for any batches and devices."""
   ours, others = pictures(0), pictures(1, 97)
   a, b = small_inception(ours), small_inception(others)
   cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -63,7 +63,7 @@ def test_fid_of_arrays(small_inception):
   np.testing.assert_allclose(found, [found[0]] * 4, rtol=1e-6)
 
 
-def test_the_report_says_what_it_is_of():
+def test_the_report_describes_its_inputs():
   images, reference = image_sets.array_images(pictures(0), 'ours'), image_sets.array_images(pictures(1, 97), 'others')
   report = Evaluator(
       ('fid',), reference, sharding.make_mesh(), 100, 32, log=lambda text: None).evaluate(images)
@@ -74,8 +74,8 @@ def test_the_report_says_what_it_is_of():
   assert json.loads(json.dumps(report)) == report
 
 
-def test_the_report_says_how_many_splits_the_inception_score_has():
-  """More splits than samples are refused before anything is read."""
+def test_the_report_has_the_splits_of_the_inception_score():
+  """More splits than samples are refused before any image is read."""
   images = image_sets.array_images(pictures(0), 'ours')
   reports = [
       Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
@@ -88,7 +88,7 @@ def test_the_report_says_how_many_splits_the_inception_score_has():
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
 
 
-def test_jpeg_changes_both_sides_alike():
+def test_jpeg_compression_applies_to_both_sides():
   images = image_sets.array_images(pictures(0), 'ours')
   jpeg = image_sets.compress_jpeg(images)
   assert jpeg.rows(0, 8).shape == (8, 8, 8, 1) and (jpeg.rows(0, 8) != images.rows(0, 8)).any()
@@ -96,39 +96,39 @@ def test_jpeg_changes_both_sides_alike():
   assert abs(fid(mesh, 64, jpeg, jpeg)['fid']['value']) < 1e-9 < 1e-4 < fid(mesh, 64, jpeg, images)['fid']['value']
 
 
-def test_statistics_of_data_are_kept_and_written(tmp_path):
+def test_data_statistics_are_cached_and_written(tmp_path):
   source = sources.load_source(DataConfig(image_size=8, num_channels=1))
   reference = image_sets.dataset_images(source, DataConfig(image_size=8, num_channels=1))
-  said = []
+  messages = []
   for _ in range(2):
-    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, log=said.append)
+    evaluator = Evaluator(('fid',), reference, sharding.make_mesh(), 100, 500, log=messages.append)
     found = evaluator.reference_statistics()
-  assert said == ['Computing features of 1,498 images of digits (FID Inception), once.'] and found.count == 1498
+  assert messages == ['Computing features of 1,498 images of digits (FID Inception), once.'] and found.count == 1498
   statistics.write(tmp_path / 'digits.npz', found)
-  again = statistics.read(str(tmp_path / 'digits.npz'), 12)
-  np.testing.assert_array_equal(again.covariance, found.covariance)
-  assert again.count == 1498
+  restored = statistics.read(str(tmp_path / 'digits.npz'), 12)
+  np.testing.assert_array_equal(restored.covariance, found.covariance)
+  assert restored.count == 1498
   images = image_sets.array_images(source.gather(np.arange(1498))[0], 'the same')
-  by_file = Evaluator(('fid',), again, sharding.make_mesh(), 2000, 500).evaluate(images)
-  assert abs(by_file['metrics']['fid']['value']) < 1e-6
-  changed = again._replace(mean=again.mean + 1)
+  from_file = Evaluator(('fid',), restored, sharding.make_mesh(), 2000, 500).evaluate(images)
+  assert abs(from_file['metrics']['fid']['value']) < 1e-6
+  changed = restored._replace(mean=restored.mean + 1)
   other = Evaluator(('fid',), changed, sharding.make_mesh(), 2000, 500).evaluate(images)
-  assert other['reference'] == by_file['reference'] and other['reference_digest'] != by_file['reference_digest']
+  assert other['reference'] == from_file['reference'] and other['reference_digest'] != from_file['reference_digest']
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-  """As a quota would: no file may exceed 1,000 bytes. The cache is best effort, a file of the user's is not."""
-  said, found = [], statistics.Statistics('digits', np.arange(12.0), np.eye(12), 10)
+  """A limit of 1,000 bytes per file. A failed write to the cache is only reported; a failed file of the user raises."""
+  messages, found = [], statistics.Statistics('digits', np.arange(12.0), np.eye(12), 10)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
   try:
     with pytest.raises(OSError, match='File too large'):
       statistics.write(tmp_path / 'mine' / 'digits.npz', found)
     assert not os.listdir(tmp_path / 'mine')
-    statistics.store('key', found, said.append)
+    statistics.store('key', found, messages.append)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert len(said) == 1 and 'cannot be cached (File too large); the next run computes it again' in said[0]
+  assert len(messages) == 1 and 'cannot be cached (File too large); the next run computes it again' in messages[0]
   assert statistics.load_cached('key') is None
   assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
@@ -156,7 +156,7 @@ class _Malicious:
     return os.system, ('touch /tmp/should_not_exist',)
 
 
-def test_files_of_statistics_that_are_refused(tmp_path):
+def test_invalid_statistics_files_are_refused(tmp_path):
   np.savez(tmp_path / 'small.npz', mu=np.zeros(3), sigma=np.eye(3))
   np.savez(tmp_path / 'other.npz', images=np.zeros(3))
   np.save(tmp_path / 'array.npy', np.zeros(3))
@@ -183,11 +183,11 @@ class _Pickled:
     return self.state
 
 
-def test_arrays_of_pointers_are_refused(tmp_path):
-  """Arrays of objects whose pointers are the file's bytes, or that are longer than their list."""
+def test_object_arrays_with_forged_pointers_are_refused(tmp_path):
+  """Object arrays whose pointers are the file's bytes, or that are longer than their list."""
   pointer, rebuild = b'A' * 8, np.zeros(0).__reduce__()[0]
   pickled = [_Pickled((np.ndarray, ((1,), np.dtype('O'), pointer)))]
-  for flags in (0, 1):  # not those of objects, and counted, but not kept as a list
+  for flags in (0, 1):  # without the flags of objects; counted, but not pickled as a list
     dtype = _Pickled((np.dtype, ('O8', False, True), (3, '|', None, None, None, -1, -1, flags)))
     pickled.append(_Pickled((rebuild, (np.ndarray, (0,), b'b'), (1, (1,), dtype, False, pointer))))
   pickled.append(_Pickled((rebuild, (np.ndarray, (0,), b'b'), (1, (2**20,), np.dtype('O'), False, [1]))))
@@ -195,7 +195,7 @@ def test_arrays_of_pointers_are_refused(tmp_path):
     for name in ('mu', 'sigma', 'n', 'other'):
       good = {'mu': np.zeros(12), 'sigma': np.eye(12)}
       np.save(tmp_path / 'x.npy', {**good, name: value}, allow_pickle=True)
-      if name == 'other':  # never made an array
+      if name == 'other':  # never converted to an array
         assert statistics.read(str(tmp_path / 'x.npy'), 12).count is None
       else:
         with pytest.raises(statistics.StatisticsError, match='x.npy has no readable mu and sigma'):
@@ -204,21 +204,21 @@ def test_arrays_of_pointers_are_refused(tmp_path):
 
 def test_damaged_references_are_refused_in_one_sentence(tmp_path):
   np.savez(tmp_path / 'x.npz', mu=np.zeros(3))
-  whole = (tmp_path / 'x.npz').read_bytes()
-  at = whole.rindex(b'PK\1\2')
-  for place, byte in ((at, b'X'), (at + 6, b'\x63')):  # no entry there, and one of a version to come
-    (tmp_path / 'x.npz').write_bytes(whole[:place] + byte + whole[place + 1:])
+  content = (tmp_path / 'x.npz').read_bytes()
+  position = content.rindex(b'PK\1\2')
+  for place, byte in ((position, b'X'), (position + 6, b'\x63')):  # no entry there, and one of a future version
+    (tmp_path / 'x.npz').write_bytes(content[:place] + byte + content[place + 1:])
     with pytest.raises(statistics.StatisticsError, match='x.npz has no readable mu and sigma'):
       image_sets.read_reference(str(tmp_path / 'x.npz'), 3)
 
 
-def test_other_arrays_of_a_file_are_not_read(tmp_path):
+def test_unused_arrays_of_a_file_are_not_read(tmp_path):
   np.savez_compressed(tmp_path / 'extra.npz', mu=np.zeros(12), sigma=np.eye(12), features=np.zeros(2**23))
   with little_memory():
     assert statistics.read(str(tmp_path / 'extra.npz'), 12).mean.shape == (12,)
 
 
-def test_images_in_files(tmp_path):
+def test_images_are_read_from_files(tmp_path):
   images = pictures(0, 5)
   (tmp_path / 'folder').mkdir()
   for i, image in enumerate(images):
@@ -235,7 +235,7 @@ def test_images_in_files(tmp_path):
 
 
 def test_colours_do_not_depend_on_the_first_file(tmp_path):
-  """Palettes (PNG, GIF) are colours, and so is a folder whose first file is grey; grey files become grey RGB."""
+  """Palettes (PNG, GIF) are read as RGB, and so is a folder whose first file is grey; grey files become grey RGB."""
   colours = np.random.default_rng(0).integers(0, 8, (4, 8, 8, 3), np.uint8) * 32
   for name, ending in (('palette', 'png'), ('gif', 'gif'), ('mixed', 'png')):
     (tmp_path / name).mkdir()
@@ -250,8 +250,8 @@ def test_colours_do_not_depend_on_the_first_file(tmp_path):
     np.testing.assert_array_equal(found.rows(0, 4), expected)
 
 
-def test_grey_images_are_seen_as_rgb():
-  """The input of Inception and VGG16, bit for bit, also after JPEG."""
+def test_grey_images_are_repeated_to_rgb():
+  """The inputs of Inception and VGG16 are bit-identical, also after JPEG compression."""
   grey = image_sets.array_images(pictures(0, 8), 'grey')
   rgb = image_sets.array_images(pictures(0, 8).repeat(3, axis=-1), 'rgb')
   for change in (lambda images: images, image_sets.compress_jpeg):
@@ -260,7 +260,7 @@ def test_grey_images_are_seen_as_rgb():
 
 
 def test_the_size_is_that_of_the_upright_image(tmp_path):
-  """Exif may turn an image, so its stored height is its width."""
+  """EXIF may rotate an image, so that its stored height is its width."""
   exif = Image.Exif()
   exif[0x0112] = 6
   (tmp_path / 'turned').mkdir()
@@ -269,7 +269,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
     image_sets.file_images(str(tmp_path / 'turned'))
 
 
-def test_images_that_are_refused(tmp_path):
+def test_invalid_image_sets_are_refused(tmp_path):
   (tmp_path / 'empty').mkdir()
   with pytest.raises(DataError, match=r'^\S+empty contains no image'):
     image_sets.file_images(str(tmp_path / 'empty'))
@@ -290,7 +290,7 @@ def test_images_that_are_refused(tmp_path):
     (('modes',), 'images', 'modes: no labelled data; set --workdir or --config'),
     (('sfid',), 'images', "metrics is 'sfid'; use one of 'fid', 'is', 'kid'"),
 ])
-def test_metrics_that_cannot_be_had(metrics, reference, message):
+def test_metrics_that_cannot_be_computed_are_refused(metrics, reference, message):
   reference = {
       None: None, 'images': image_sets.array_images(pictures(0), 'ours'),
       'statistics': statistics.Statistics('file', np.zeros(12), np.eye(12), None)}[reference]
@@ -298,23 +298,23 @@ def test_metrics_that_cannot_be_had(metrics, reference, message):
     Evaluator(metrics, reference, sharding.make_mesh(), 100, 8)
 
 
-def test_the_inception_score_beside_statistics():
-  """They are named as the reference, and not needed."""
+def test_the_inception_score_ignores_reference_statistics():
+  """The report names them as the reference, but the score does not need them."""
   reference = statistics.Statistics('file', np.zeros(12), np.eye(12), None)
   images = image_sets.array_images(pictures(0), 'ours')
   report = Evaluator(('is',), reference, sharding.make_mesh(), 100, 8).evaluate(images)
   assert report['reference'] == 'file' and set(report['metrics']) == {'is'}
 
 
-def test_whole_numbers_in_the_table():
+def test_the_table_shows_counts_as_integers():
   entry = {'value': 998, 'out_of': 1000, 'of_reference': 1000, 'n_reference': 2000, 'features': 'x'}
   report = {
       'images': 'a', 'n': 2000, 'reference': None, 'n_reference': None, 'biased': False, 'metrics': {'modes': entry}}
   assert '998 of 1,000  (reference: 1,000, n = 2,000)' in evaluator.table(report)
 
 
-def test_stacks_by_number():
-  """Fixed stacks are those that training draws; the endless sequence does not depend on the batch."""
+def test_stacks_are_addressed_by_index():
+  """Fixed stacks are those that training draws; the endless sequence does not depend on the batch size."""
   source = sources.load_source(DataConfig(image_size=8, num_channels=1))
   fixed = DataConfig(image_size=8, num_channels=3, stack=3, num_stacks=50)
   found = image_sets.dataset_images(source, fixed)
@@ -323,12 +323,12 @@ def test_stacks_by_number():
   assert endless.size is None
   np.testing.assert_array_equal(
       np.concatenate([endless.rows(0, 16), endless.rows(16, 16)]), endless.rows(0, 32))
-  assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once an epoch
+  assert len(np.unique(endless.rows(0, 1498)[..., 0].reshape(1498, -1), axis=0)) > 1400  # each digit once per epoch
 
 
 @pytest.mark.parametrize('num', [60, 97])
 def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
-  """Samples are drawn once for Inception and VGG16; of the reference all images are read once, and a subset once."""
+  """Samples are drawn once for Inception and VGG16; all reference images are read once, and a subset once more."""
   from ddgan_jax.metrics.features import vgg
 
   monkeypatch.setattr(vgg, 'load', lambda path, allow_any: {})
@@ -344,14 +344,14 @@ def test_each_image_is_read_once_for_all_networks(monkeypatch, num):
     return Evaluator(
         metrics, reference, sharding.make_mesh(), num, 8, log=lambda text: None).evaluate(images)['metrics']
 
-  together = evaluate('fid', 'is', 'kid', 'pr', 'dc')
+  all_metrics = evaluate('fid', 'is', 'kid', 'pr', 'dc')
   assert sum(drawn) == -(-num // 8) * 8
   assert len(read) == 104 + (64 if num < 97 else 0)  # whole batches
-  assert together == evaluate('fid', 'is') | evaluate('kid') | evaluate('pr', 'dc')
+  assert all_metrics == evaluate('fid', 'is') | evaluate('kid') | evaluate('pr', 'dc')
 
 
-def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
-  """The same numbers in every process, batch and version of NumPy, with their labels."""
+def test_a_subset_depends_only_on_its_size(monkeypatch):
+  """The same indices in every process, batch and version of NumPy, with their labels."""
   images = image_sets.array_images(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), 'numbers')
   images = images._replace(fingerprint='known', requested_labels=lambda num: np.arange(num, dtype=np.int32))
   chosen = image_sets.subset(images, 6)
@@ -370,8 +370,8 @@ def test_a_subset_is_chosen_by_its_size_alone(monkeypatch):
   assert np.concatenate(parts).tolist() == expected
 
 
-def test_distances_of_the_features(small_inception, monkeypatch):
-  """kid, pr and dc are those functions of the reference's and the images' features; dc and pr have as many of each."""
+def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypatch):
+  """kid, pr and dc equal those functions of the features; pr and dc use as many reference images as samples."""
   from ddgan_jax.metrics import kid, precision_recall
   from ddgan_jax.metrics.features import vgg
 

@@ -25,7 +25,7 @@ def test_golden(case, tolerance):
 @pytest.mark.filterwarnings('ignore::scipy.linalg.LinAlgWarning')
 @pytest.mark.parametrize('seed', range(20))
 def test_against_scipy(seed):
-  """Every other pair has covariances of less than full rank, from which scipy's root of the product keeps 7 digits."""
+  """Odd seeds have rank-deficient covariances, for which scipy's root of the product keeps 7 digits."""
   rng = np.random.default_rng(seed)
   dim = int(rng.integers(2, 40))
   counts = rng.integers(2, dim + 1, 2) if seed % 2 else rng.integers(dim + 2, 5 * dim, 2)
@@ -41,7 +41,7 @@ def test_against_scipy(seed):
 
 
 def test_covariances_that_commute_have_a_closed_form():
-  """Σ (√a - √b)², here with half of the eigenvalues 0 on either side, in a common random basis."""
+  """Σ (√a - √b)² in a common random basis, with half of the eigenvalues 0 on either side."""
   rng = np.random.default_rng(0)
   basis, _ = np.linalg.qr(rng.standard_normal((60, 60)))
   a, b = rng.exponential(size=(2, 60)) ** 4
@@ -53,13 +53,13 @@ def test_covariances_that_commute_have_a_closed_form():
 
 def test_degenerate_statistics():
   mean, cov = statistics(np.random.default_rng(0).standard_normal((9, 20)))
-  nothing = np.zeros((20, 20))
+  zeros = np.zeros((20, 20))
   assert frechet.frechet_distance(mean, cov, mean, cov) < 1e-12
-  assert frechet.frechet_distance(mean, nothing, mean, nothing) == 0
-  np.testing.assert_allclose(frechet.frechet_distance(mean + 2, cov, mean, nothing), 80 + np.trace(cov), rtol=1e-12)
+  assert frechet.frechet_distance(mean, zeros, mean, zeros) == 0
+  np.testing.assert_allclose(frechet.frechet_distance(mean + 2, cov, mean, zeros), 80 + np.trace(cov), rtol=1e-12)
 
 
-def test_statistics_that_do_not_fit_are_refused():
+def test_mismatched_statistics_are_refused():
   mean, cov = np.zeros(3), np.eye(3)
   with pytest.raises(UserError, match=r'second statistics have a mean of shape \(4,\) .* use \(3,\) and '):
     frechet.frechet_distance(mean, cov, np.zeros(4), np.eye(4))
@@ -79,7 +79,7 @@ def in_batches(size):
 
 @pytest.mark.parametrize('size', [1, 7, 64, 500])
 def test_moments_against_numpy(size):
-  """The mean is ten thousand times the deviation: a plain sum of squares would keep 8 digits."""
+  """The mean is ten thousand standard deviations, so a plain sum of squares would keep only 8 digits."""
   moments = in_batches(size)
   double = FEATURES.astype(np.float64)
   assert moments.count == 500
@@ -92,7 +92,7 @@ def test_the_distance_does_not_depend_on_batch_sizes_or_parts():
   other = np.ones(30) * 1e2, np.eye(30) * 1e-4
   distance = lambda moments: frechet.frechet_distance(moments.mean, moments.covariance(), *other)
   merged = frechet.Moments(30)
-  for part in np.split(FEATURES, [0, 13, 14, 450]):  # an empty one and one of a single row as well
+  for part in np.split(FEATURES, [0, 13, 14, 450]):  # including an empty one and one of a single row
     moments = frechet.Moments(30)
     moments.add(part)
     merged.merge(moments)

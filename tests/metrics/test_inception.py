@@ -13,7 +13,7 @@ from tests.support import golden, relative_error
 
 
 def weight(name, shape):
-  """The recipe of the golden file: a function of the tensor's name that keeps the activations' size."""
+  """A weight of the golden file: a function of the tensor's name that preserves the scale of the activations."""
   x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
   if len(shape) > 1:
     return x * np.float32(np.sqrt(2 / np.prod(shape[1:])))
@@ -48,7 +48,7 @@ def test_golden(arrays, features, case):
   assert relative_error(logits, arrays[f'{case}/logits']) < 1e-5
 
 
-def test_grey_images_are_seen_as_equal_channels(arrays):
+def test_grey_images_are_repeated_to_three_channels(arrays):
   grey = arrays['cifar/images_uint8_nhwc'][..., :1]
   np.testing.assert_array_equal(inception.resize(grey, 50), inception.resize(np.repeat(grey, 3, axis=-1), 50))
 
@@ -58,19 +58,19 @@ def test_grey_images_are_seen_as_equal_channels(arrays):
     (np.zeros((32, 32, 3), np.uint8), r'uint8 \(32, 32, 3\)'),
     (np.zeros((2, 3, 32, 32), np.uint8), r'uint8 \(2, 3, 32, 32\)'),
 ])
-def test_other_images_are_refused(images, found):
+def test_images_of_another_dtype_or_shape_are_refused(images, found):
   with pytest.raises(UserError, match=f'images is {found}.*; use uint8'):
     inception.features({}, images)
 
 
-def test_other_networks_are_refused(state_dict):
-  of_torchvision = {**state_dict, 'fc.weight': np.zeros((1000, 2048), np.float32)}
+def test_weights_of_other_networks_are_refused(state_dict):
+  torchvision_weights = {**state_dict, 'fc.weight': np.zeros((1000, 2048), np.float32)}
   with pytest.raises(weights.WeightsError, match=r'fc.weight has shape \(1000, 2048\); use \(1008, 2048\)'):
-    inception.params_from_state_dict(of_torchvision)
-  del of_torchvision['Mixed_7c.branch_pool.bn.bias']
+    inception.params_from_state_dict(torchvision_weights)
+  del torchvision_weights['Mixed_7c.branch_pool.bn.bias']
   with pytest.raises(weights.WeightsError, match='Mixed_7c.branch_pool.bn.bias is missing'):
-    inception.params_from_state_dict(of_torchvision)
-  wide = {**state_dict, 'Mixed_6b.branch7x7_1.conv.weight': np.zeros((160, 768, 1, 1), np.float32)}
-  wide |= {name: np.ones(160) for name in wide if name.startswith('Mixed_6b.branch7x7_1.bn')}
+    inception.params_from_state_dict(torchvision_weights)
+  wide_weights = {**state_dict, 'Mixed_6b.branch7x7_1.conv.weight': np.zeros((160, 768, 1, 1), np.float32)}
+  wide_weights |= {name: np.ones(160) for name in wide_weights if name.startswith('Mixed_6b.branch7x7_1.bn')}
   with pytest.raises(weights.WeightsError, match=r'Mixed_6b: .* \[192, 160, 128, 192\] channels; use \[192, 128'):
-    inception.params_from_state_dict(wide)
+    inception.params_from_state_dict(wide_weights)

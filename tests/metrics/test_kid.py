@@ -1,4 +1,4 @@
-"""KID against its U-statistic by loops, and as a function of its seed."""
+"""KID against its U-statistic in loops, and as a function of its seed."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 REAL, FAKE = RNG.standard_normal((12, 5)), RNG.standard_normal((12, 5)) * 1.5 + 0.3
 
 
-def by_loops(x, y):
+def u_statistic(x, y):
   kernel = lambda a, b: (float(a @ b) / len(a) + 1) ** 3
   n = len(x)
   total = 0.0
@@ -22,21 +22,21 @@ def by_loops(x, y):
   return total
 
 
-def test_against_the_u_statistic_by_loops():
+def test_against_the_u_statistic_in_loops():
   mean, std = kernel_distance(REAL.astype(np.float32), FAKE.astype(np.float32), num_subsets=3)  # each is the whole set
-  np.testing.assert_allclose(mean, by_loops(REAL, FAKE), rtol=1e-6)
+  np.testing.assert_allclose(mean, u_statistic(REAL, FAKE), rtol=1e-6)
   assert std < 1e-12
 
 
 def test_subsets_are_unbiased_and_a_function_of_the_seed():
-  """Over all pairs of subsets the mean is the whole sets' U-statistic; 4,000 draws come within 4 standard errors."""
+  """The mean over all pairs of subsets is the whole sets' U-statistic; 4,000 draws are within 4 standard errors."""
   mean, std = kernel_distance(REAL, FAKE, num_subsets=4000, subset_size=6)
-  assert abs(mean - by_loops(REAL, FAKE)) < 4 * std / np.sqrt(4000) and std > 0.1
-  few = lambda seed: kernel_distance(REAL, FAKE, num_subsets=5, subset_size=6, seed=seed)
-  assert few(1) == few(1) != few(2)
+  assert abs(mean - u_statistic(REAL, FAKE)) < 4 * std / np.sqrt(4000) and std > 0.1
+  score = lambda seed: kernel_distance(REAL, FAKE, num_subsets=5, subset_size=6, seed=seed)
+  assert score(1) == score(1) != score(2)
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_invalid_features_are_refused():
   with pytest.raises(ValueError, match=r'fake is float64 \[12, 4\]; use numbers \[number, dimension=5\]'):
     kernel_distance(REAL, FAKE[:, :4])
   with pytest.raises(UserError, match='numbers of samples are 12 and 1; use at least 2'):

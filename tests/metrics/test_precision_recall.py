@@ -9,7 +9,7 @@ from tests.support import GOLDEN
 
 
 def brute_force(real, fake, k):
-  """Precision, recall, density, coverage from all differences; balls with their edge, oneself no neighbour."""
+  """The four metrics from all distances; balls include their edge, and no sample is its own neighbour."""
   real, fake = real.astype(np.float64), fake.astype(np.float64)
   distances = lambda a, b: np.array([((b - row) ** 2).sum(axis=1) for row in a])
   radii = lambda a: np.sort(distances(a, a) + np.diag(np.full(len(a), np.inf)), axis=1)[:, k - 1]
@@ -19,7 +19,7 @@ def brute_force(real, fake, k):
   return in_real.any(axis=1).mean(), in_fake.any(axis=0).mean(), density, in_real.any(axis=0).mean()
 
 
-def found(real, fake, k):
+def all_metrics(real, fake, k):
   return *pr.precision_recall(real, fake, k), *pr.density_coverage(real, fake, k)
 
 
@@ -31,7 +31,7 @@ def test_golden():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-  """Blocks of 64 rows and a last one that is not full, where there would be one of 1024."""
+  """Blocks of 64 rows, the last one partial, instead of a single one of 1024."""
   monkeypatch.setattr(pr, '_BLOCK_NUMBERS', 64 * 300)
 
 
@@ -41,25 +41,25 @@ def test_against_brute_force(small_blocks, k):
   real, fake = rng.standard_normal((300, 8)), rng.standard_normal((250, 8)) * 0.9 + 0.3
   expected = brute_force(real, fake, k)
   assert min(expected) > 0.1
-  # One sample is 0.003 of a share; one pair of the 75,000, which may be within 1e-6 of an edge, 0.001 of the density.
-  np.testing.assert_allclose(found(real, fake, k), expected, rtol=2e-3)
+  # One sample is 0.003 of a fraction; one of 75,000 pairs, possibly within 1e-6 of an edge, is 0.001 of the density.
+  np.testing.assert_allclose(all_metrics(real, fake, k), expected, rtol=2e-3)
 
 
 def test_distances_far_smaller_than_the_features(small_blocks):
-  """Clusters 0.1 wide and 60 apart, all far from 0: a product of float32 numbers is off by a tenth of a radius."""
+  """Clusters 0.1 wide and 60 apart, all far from 0: a product of float32 numbers is wrong by a tenth of a radius."""
   rng = np.random.default_rng(0)
-  place = 300 + np.where(rng.integers(0, 2, (2, 300, 1)), 30, -30)
-  real, fake = (place + 0.1 * rng.standard_normal((2, 300, 8))).astype(np.float32)
-  np.testing.assert_allclose(found(real, fake, 3), brute_force(real, fake, 3), rtol=2e-3)
+  centres = 300 + np.where(rng.integers(0, 2, (2, 300, 1)), 30, -30)
+  real, fake = (centres + 0.1 * rng.standard_normal((2, 300, 8))).astype(np.float32)
+  np.testing.assert_allclose(all_metrics(real, fake, 3), brute_force(real, fake, 3), rtol=2e-3)
 
 
 def test_samples_on_the_edge_are_inside():
-  """The reals as fakes, where each ball ends at a fake, and fakes that are all one real."""
+  """Fakes equal to the reals, where each ball ends at a fake; and fakes that all equal one real."""
   real = np.random.default_rng(0).standard_normal((100, 40)).astype(np.float32) + 50
-  np.testing.assert_allclose(found(real, real, 5), (1, 1, 6 / 5, 1))
+  np.testing.assert_allclose(all_metrics(real, real, 5), (1, 1, 6 / 5, 1))
   collapsed = np.repeat(real[:1], 30, axis=0)
-  np.testing.assert_allclose(found(real, collapsed, 5), brute_force(real, collapsed, 5))
-  assert pr.precision_recall(real, collapsed)[1] == 0.01  # that one
+  np.testing.assert_allclose(all_metrics(real, collapsed, 5), brute_force(real, collapsed, 5))
+  assert pr.precision_recall(real, collapsed)[1] == 0.01  # the one real
 
 
 def test_a_perfect_generator_has_density_one_and_a_coverage_in_closed_form():
@@ -69,7 +69,7 @@ def test_a_perfect_generator_has_density_one_and_a_coverage_in_closed_form():
   assert abs(density - 1) < 0.05 and abs(coverage - (1 - 2**-5)) < 0.015
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_invalid_features_are_refused():
   x = np.zeros((5, 2))
   with pytest.raises(ValueError, match=r'fake is float64 \[5, 3\]; use .*dimension=2'):
     pr.precision_recall(x, np.zeros((5, 3)))

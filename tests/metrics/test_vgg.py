@@ -1,4 +1,4 @@
-"""VGG16 of few channels against PyTorch 2.13's numbers, with random weights."""
+"""A narrow VGG16 against PyTorch 2.13's numbers, with random weights."""
 
 import json
 import zlib
@@ -27,14 +27,14 @@ def state_dict(arrays):
   return {name: weight(name, json.loads(shape)) for name, shape in rows}
 
 
-@pytest.mark.parametrize('case', ['small', 'large'])  # than the network's 224 x 224
+@pytest.mark.parametrize('case', ['small', 'large'])  # compared with the network's 224 x 224
 def test_golden(arrays, state_dict, case):
   found = compilation.jit(vgg.features)(vgg.params_from_state_dict(state_dict), arrays[f'{case}/images'])
   assert found.dtype == np.float32
   assert relative_error(found, arrays[f'{case}/fc2']) < 1e-5
 
 
-def test_other_networks_are_refused(state_dict):
+def test_weights_of_other_networks_are_refused(state_dict):
   with pytest.raises(weights.WeightsError, match='features.28.weight is missing, but VGG16 has it'):
     vgg.params_from_state_dict({k: v for k, v in state_dict.items() if k != 'features.28.weight'})
   narrow = {**state_dict, 'classifier.0.weight': np.zeros((64, 12 * 36))}

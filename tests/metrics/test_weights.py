@@ -1,4 +1,4 @@
-"""Where weights are looked for, and what is said when they are not there: a local server stands for the real ones."""
+"""Where weights are searched for, and the errors if they are missing; a local server stands in for the real ones."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def server(status, content, length=None):
-  """Answers every GET in the same way; gives what is published there, and the list of requests."""
+  """Answers every GET alike; yields the published file and the list of requests."""
   requests = []
 
   class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,13 +50,13 @@ def server(status, content, length=None):
 
 
 def unreachable():
-  """What is published where nobody listens."""
+  """A published file at a port where nothing listens."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     return Published('w.pth', f'http://127.0.0.1:{probe.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
 
 
-def test_downloaded_once(cache):
+def test_weights_are_downloaded_once(cache):
   with server(200, CONTENT) as (published, requests):
     file = weights.find(published)
     assert file == cache / 'w.pth' and file.read_bytes() == CONTENT
@@ -77,23 +77,23 @@ def test_failed_downloads_leave_nothing(cache, status, content, length, cause):
   assert not cache.exists() or not any(cache.iterdir())
 
 
-def test_no_network(cache):
+def test_an_unreachable_server_is_reported(cache):
   with pytest.raises(WeightsError, match=r'w.pth cannot be downloaded \(ConnectionError\)') as error:
     weights.find(unreachable())
   assert f'put w.pth into {cache}, or' in str(error.value)
 
 
-def test_a_network_that_swallows_everything_is_given_up_soon(monkeypatch):
+def test_a_server_that_never_answers_times_out(monkeypatch):
   monkeypatch.setattr(weights, '_TIMEOUT', 0.5)
-  with socket.socket() as silent:
-    silent.bind(('127.0.0.1', 0))
-    silent.listen()
-    published = Published('w.pth', f'http://127.0.0.1:{silent.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
+  with socket.socket() as silent_server:
+    silent_server.bind(('127.0.0.1', 0))
+    silent_server.listen()
+    published = Published('w.pth', f'http://127.0.0.1:{silent_server.getsockname()[1]}/w.pth', SHA256, 'WEIGHTS')
     with pytest.raises(WeightsError, match=r'cannot be downloaded \(\w+Timeout\)'):
       weights.find(published)
 
 
-def test_given_before_the_variable_before_the_cache(cache, tmp_path, monkeypatch):
+def test_the_argument_precedes_the_variable_and_the_cache(cache, tmp_path, monkeypatch):
   published = unreachable()
   cache.mkdir(parents=True)
   for file in (cache / 'w.pth', tmp_path / 'of_variable.pth', tmp_path / 'given.pth'):
@@ -117,14 +117,14 @@ def test_another_checksum_is_refused_unless_allowed(cache, tmp_path, monkeypatch
     weights.find(published)
   monkeypatch.delenv('WEIGHTS')
   cache.mkdir(parents=True)
-  (cache / 'w.pth').write_bytes(b'damaged')  # what nobody named is no choice of the user's: it is downloaded again
+  (cache / 'w.pth').write_bytes(b'damaged')  # the user did not name this file: it is downloaded again
   with pytest.raises(WeightsError, match='w.pth cannot be downloaded'):
     weights.find(published, allow_any=True)
   with server(200, CONTENT) as (published, _):
     assert weights.find(published, allow_any=True).read_bytes() == CONTENT
 
 
-def test_paths_that_are_no_file(tmp_path, monkeypatch):
+def test_paths_that_are_not_files_are_refused(tmp_path, monkeypatch):
   with pytest.raises(WeightsError, match='none.pth does not exist; use w.pth'):
     weights.find(unreachable(), tmp_path / 'none.pth', allow_any=True)
   monkeypatch.setenv('WEIGHTS', str(tmp_path))
@@ -132,7 +132,7 @@ def test_paths_that_are_no_file(tmp_path, monkeypatch):
     weights.find(unreachable())
 
 
-def test_a_cache_that_cannot_be_written(cache, monkeypatch):
+def test_an_unwritable_cache_is_reported(cache, monkeypatch):
   cache.parent.parent.mkdir(parents=True)
   cache.parent.write_text('a file in the place of a folder')
   advice = r'put the path of w.pth into the environment variable WEIGHTS$'
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_written(cache, monkeypatch):
     (inception.load, 'DDGAN_JAX_INCEPTION', 'Conv2d_1a_3x3.bn.weight'),
     (vgg.load, 'DDGAN_JAX_VGG16', 'features.0.weight'),
 ])
-def test_loading_a_checkpoint_of_something_else(monkeypatch, load, variable, missing):
+def test_other_checkpoints_are_refused(monkeypatch, load, variable, missing):
   with pytest.raises(WeightsError, match=f'torch_zip.pth: {missing} is missing'):
     load(str(GOLDEN / 'torch_zip.pth'), allow_any=True)
   monkeypatch.setenv(variable, str(GOLDEN / 'torch_zip.pth'))
@@ -160,7 +160,7 @@ def test_loading_a_checkpoint_of_something_else(monkeypatch, load, variable, mis
     load()
 
 
-def test_published_names_carry_their_checksums():
+def test_published_names_contain_their_checksums():
   for published in (weights.INCEPTION, weights.VGG16):
     assert published.file.endswith(f'-{published.sha256[:8]}.pth') and published.url.endswith('/' + published.file)
     assert len(published.sha256) == 64

@@ -1,4 +1,4 @@
-"""Both discriminators against the original's numbers, and the neighbouring groups of the minibatch stddev."""
+"""Both discriminators against the original's numbers, and the groups of the minibatch stddev."""
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,21 @@ from ddgan_jax.train_state import count_parameters
 from tests.support import golden, nhwc, relative_error, state_dict
 
 
-def config_of(options):
+def make_config(options):
   fields = ('kind', 'image_size', 'num_channels', 'ngf', 't_emb_dim')
   return DiscriminatorConfig(**{field: options[field] for field in fields})
 
 
 @pytest.mark.parametrize('kind', ['small', 'large'])
 def test_golden(kind):
-  """Logits, input gradient and its mean square; the original's groups are strided rows, ours are neighbours."""
+  """Logits, input gradient and its mean square. The original groups strided rows, this project neighbouring ones."""
   arrays, options = golden(f'discriminator_{kind}.npz')
-  config = config_of(options)
+  config = make_config(options)
   tensors = state_dict(arrays['param_names'])
   params = pytorch.discriminator_params(tensors, config)
-  back = pytorch.discriminator_state_dict(params, config)
-  assert list(back) == list(tensors)
-  jax.tree.map(np.testing.assert_array_equal, back, tensors)
+  exported = pytorch.discriminator_state_dict(params, config)
+  assert list(exported) == list(tensors)
+  jax.tree.map(np.testing.assert_array_equal, exported, tensors)
 
   batch = len(arrays['t'])
   order = np.arange(batch).reshape(4, batch // 4).T.ravel()
@@ -61,7 +61,7 @@ def test_parameter_counts(recipe, expected):
   assert count_parameters(shapes) == expected
 
 
-def test_stddev_groups_are_neighbours():
+def test_stddev_groups_are_neighbouring_rows():
   x = np.random.default_rng(0).standard_normal((8, 2, 2, 3)).astype(np.float32)
   out = np.asarray(minibatch_stddev(x, 4))
   np.testing.assert_array_equal(out[..., :3], x)
@@ -83,7 +83,7 @@ def test_leaky_relu_has_torchs_slope_at_zero():
 
 def test_bfloat16_stays_close():
   arrays, options = golden('discriminator_small.npz')
-  config = config_of(options)
+  config = make_config(options)
   params = pytorch.discriminator_params(state_dict(arrays['param_names']), config)
   args = {'params': params}, nhwc(arrays['x']), arrays['t'], nhwc(arrays['x_t'])
   full = jax.jit(models.Discriminator(config).apply)(*args)

@@ -1,4 +1,4 @@
-"""The generator against the original's numbers, and the option combinations with which the original crashes."""
+"""The generator against the original's numbers, and combinations of options that crash the original."""
 
 import dataclasses
 import functools
@@ -23,16 +23,16 @@ CASES = sorted(path.name for path in GOLDEN.glob('generator_*.npz'))
 
 @pytest.mark.parametrize('case', CASES)
 def test_golden(case):
-  """Output and both gradients, from the original's weights through the importer; and the way back is bit-equal."""
+  """Output and both gradients, with the original's weights imported; exporting them again is bit-identical."""
   arrays, options = golden(case)
   config = generator_config(options)
   tensors = state_dict(arrays['param_names'])
   params = pytorch.generator_params(tensors, config)
-  back = pytorch.generator_state_dict(params, config)
-  assert list(back) == list(tensors)
+  exported = pytorch.generator_state_dict(params, config)
+  assert list(exported) == list(tensors)
   for name, tensor in tensors.items():
-    if config.conditional or 'Dense_0' not in name:  # the original carries these unused
-      np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+    if config.conditional or 'Dense_0' not in name:  # unused in the original
+      np.testing.assert_array_equal(exported[name], tensor, err_msg=name)
 
   generator = models.Generator(config)
   x, t, z = nhwc(arrays['x']), arrays['t'], arrays['z']
@@ -60,7 +60,7 @@ def test_golden(case):
 
 
 def test_golden_checkpoint():
-  """A file as the original writes it: names prefixed, every tensor used, the same images."""
+  """A file written by the original: prefixed names, every tensor used, the same images."""
   arrays, options = golden('netG_tiny_io.npz')
   config = generator_config(options)
   tensors = torch_file.read_state_dict(GOLDEN / 'netG_tiny.pth')
@@ -71,7 +71,7 @@ def test_golden_checkpoint():
 
 
 def test_parameter_count():
-  """Of the published generator for CelebA-HQ; that for CIFAR-10 is a golden case."""
+  """The published generator for CelebA-HQ; the one for CIFAR-10 is a golden case."""
   config = config_lib.from_config_dict(recipes.load('celebahq_256')).generator
   shapes = jax.eval_shape(
       models.Generator(config).init, jax.random.key(0), jnp.zeros((1, 256, 256, 3)), jnp.zeros(1, jnp.int32),
@@ -85,7 +85,7 @@ SMALL = GeneratorConfig(
 
 
 def large_weights(config):
-  """Nothing hides behind a zero init."""
+  """Random weights, so that no zero initialisation hides an error."""
   x, z = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4))
   shapes = jax.eval_shape(models.Generator(config).init, jax.random.key(0), x, jnp.zeros(1, jnp.int32), z)['params']
   rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def large_weights(config):
 
 
 def outputs_and_gradients(config, params):
-  """G at every t of T = 4 through `generator_fn`."""
+  """Output and parameter gradients of G at every t of T = 4, through `generator_fn`."""
   schedule = diffusion.make_schedule(4)
   rng = np.random.default_rng(1)
   x = rng.standard_normal((4, 8, 8, 3), dtype=np.float32)
@@ -107,7 +107,7 @@ def outputs_and_gradients(config, params):
   return out, gradients
 
 
-CRASHES_THERE = {
+CRASHES_THE_ORIGINAL = {
     'progressive residual': {'progressive': 'residual'},
     'progressive residual, no fir': {'progressive': 'residual', 'fir': False},
     'ddpm with conv, fourier': {'resblock_type': 'ddpm', 'embedding_type': 'fourier'},
@@ -116,9 +116,9 @@ CRASHES_THERE = {
 }
 
 
-@pytest.mark.parametrize('options', CRASHES_THERE.values(), ids=CRASHES_THERE.keys())
-def test_combinations_that_crash_the_original(options):
-  config = dataclasses.replace(SMALL, attn_resolutions=(), **options)  # attention is left in the middle
+@pytest.mark.parametrize('options', CRASHES_THE_ORIGINAL.values(), ids=CRASHES_THE_ORIGINAL.keys())
+def test_combinations_that_crash_the_original_work(options):
+  config = dataclasses.replace(SMALL, attn_resolutions=(), **options)  # attention remains in the middle block
   params = large_weights(config)
   out, gradients = outputs_and_gradients(config, params)
   assert out.shape == (4, 8, 8, 3) and np.isfinite(out).all() and np.abs(out).max() <= 1
@@ -126,14 +126,14 @@ def test_combinations_that_crash_the_original(options):
     assert np.isfinite(leaf).all(), path
     if 'fourier' in str(path):
       assert not leaf.any()  # random features stay fixed
-    elif 'key' not in str(path[-2:]):  # softmax ignores what the key's bias adds to all pixels
+    elif 'key' not in str(path[-2:]):  # softmax cancels the key's bias, equal at all pixels
       assert leaf.any(), f'{path} does not reach the output'
-  back = pytorch.generator_params(pytorch.generator_state_dict(params, config), config)
-  jax.tree.map(np.testing.assert_array_equal, back, params)
+  reimported = pytorch.generator_params(pytorch.generator_state_dict(params, config), config)
+  jax.tree.map(np.testing.assert_array_equal, reimported, params)
 
 
-def test_options_in_all_combinations_of_three_are_built_or_refused_by_name():
-  """The options that name a variant: shapes agree with the importer's table, or ConfigError."""
+def test_all_triples_of_options_are_built_or_refused():
+  """Options that name a variant: shapes agree with the importer's table, or ConfigError."""
   choices = {
       'resblock_type': ('biggan', 'biggan_oneadagn', 'ddpm'),
       'progressive': ('none', 'output_skip', 'residual'),
@@ -153,7 +153,7 @@ def test_options_in_all_combinations_of_three_are_built_or_refused_by_name():
       missing |= triples[values]
   x, z = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 4))
   configs = [dataclasses.replace(SMALL, embedding_type='fourier')]
-  while missing:  # the combination with the most triples that no other one had
+  while missing:  # greedily, the combination that covers most missing triples
     values = max(triples, key=lambda values: len(triples[values] & missing))
     missing -= triples[values]
     configs.append(dataclasses.replace(SMALL, attn_resolutions=(), **dict(zip(choices, values, strict=True))))
@@ -165,7 +165,7 @@ def test_options_in_all_combinations_of_three_are_built_or_refused_by_name():
 
 
 def test_odd_widths_have_groups_that_divide_them():
-  """48 + 96 = 144 channels do not divide into 32 groups, with which the original crashes."""
+  """48 + 96 = 144 channels do not divide into 32 groups, which crashes the original."""
   assert blocks.num_groups(144) == 24
   assert blocks.num_groups(256) == 32
   assert blocks.num_groups(8) == 2
@@ -182,12 +182,12 @@ def test_normalise_against_flax():
   np.testing.assert_allclose(blocks.normalise(x, scale, shift), expected, atol=1e-5)
 
 
-def test_statistics_reach_the_channels_of_their_group_exactly():
+def test_group_statistics_are_copied_to_channels_exactly():
   """On a CPU by a product with ones and zeros, which must not round."""
   per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)
   np.testing.assert_array_equal(jax.jit(lambda x: blocks._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
-  elsewhere = jax.jit(lambda x: blocks._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
-  assert 'dot_general' not in elsewhere.as_text()
+  on_tpu = jax.jit(lambda x: blocks._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
+  assert 'dot_general' not in on_tpu.as_text()
 
 
 def test_dropout_acts_only_while_training():
@@ -206,7 +206,7 @@ def test_dropout_acts_only_while_training():
   assert np.abs(run(0, False) - run(1, False)).max() > 1e-3
 
 
-def test_dropout_does_not_depend_on_how_the_batch_is_cut():
+def test_dropout_does_not_depend_on_how_the_batch_is_split():
   x, row_indices = np.ones((4, 8, 8, 2), np.float32), np.arange(4)
   whole = blocks.dropout(jax.random.key(0), x, 0.25, row_indices)
   np.testing.assert_array_equal(blocks.dropout(jax.random.key(0), x[2:], 0.25, row_indices[2:]), whole[2:])

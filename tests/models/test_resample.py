@@ -1,4 +1,4 @@
-"""FIR resampling against scipy, and both forms against each other."""
+"""FIR resampling against scipy, and its two forms against each other."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ KERNELS = [(1, 3, 3, 1), (1, 1), (1, 2, 1), (1, 2, 3, 5), (1, 5, 10, 10, 5, 1)]
 
 
 def upfirdn(x, kernel, up, down, left, right, gain):
-  """The same along H and W by scipy, whose output is padded with len(kernel) - 1 zeros on the left."""
+  """The reference along H and W, by scipy, whose output is padded with len(kernel) - 1 zeros on the left."""
   taps = gain * np.asarray(kernel, np.float64) / np.sum(kernel)
   for axis in (1, 2):
     inserted = np.zeros([n * up if k == axis else n for k, n in enumerate(x.shape)])
@@ -38,7 +38,7 @@ def test_against_scipy(kernel):
 
 @pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('function', [resample.fir_down, resample.fir_up, resample.fir_before_strided_conv])
-def test_the_form_for_tpus_gives_the_same(function, kernel, monkeypatch):
+def test_the_tpu_form_gives_the_same_result(function, kernel, monkeypatch):
   x = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype(np.float32)
   shifts = function(x, kernel)
   monkeypatch.setattr(resample, '_filter', resample._filter_by_conv)
@@ -46,14 +46,14 @@ def test_the_form_for_tpus_gives_the_same(function, kernel, monkeypatch):
 
 
 def test_each_platform_is_compiled_with_its_own_form():
-  """On TPUs one depthwise convolution, elsewhere none."""
+  """One depthwise convolution on TPUs, none elsewhere."""
   x = jax.ShapeDtypeStruct((2, 8, 8, 3), np.float32)
   traced = jax.jit(lambda x: resample.fir_down(x, (1, 3, 3, 1))).trace(x)
   assert 'stablehlo.convolution' not in traced.lower(lowering_platforms=('cpu',)).as_text()
   assert 'stablehlo.convolution' in traced.lower(lowering_platforms=('tpu',)).as_text()
 
 
-def test_the_formulas_of_the_docstring():
+def test_the_formulas_in_the_docstring():
   x = np.arange(1, 9, dtype=np.float32)
   image = np.broadcast_to(x[None, :, None, None], (1, 8, 8, 1))
   zero_padded = np.pad(x, 2)
@@ -68,7 +68,7 @@ def test_the_formulas_of_the_docstring():
     assert up[2 * i + 1] == pytest.approx((3 * here + after) / 4)
 
 
-def test_without_fir():
+def test_resampling_without_fir():
   x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
   np.testing.assert_array_equal(resample.mean_down(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
   np.testing.assert_array_equal(resample.nearest_up(x), x.repeat(2, 1).repeat(2, 2))

@@ -1,4 +1,4 @@
-"""Other methods and predictions through the same step and sampler: closed forms, and every one of them trained."""
+"""Other methods and predictions with the same step and sampler: closed forms, and a short training of each."""
 
 import dataclasses
 import functools
@@ -31,21 +31,21 @@ def toy_config(method='ddgan', num_timesteps=4, accumulation=1, **generator):
       'train': {'num_samples': 4}})
 
 
-def filled(shapes, scale=0.3):
-  """Random numbers in place of what `init` would take seconds to compile."""
+def random_params(shapes, scale=0.3):
+  """Random parameters, because `init` takes seconds to compile."""
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: scale * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
-def state_of(config):
+def random_state(config):
   shapes = train_state.abstract_state(config, None)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (shapes.g_opt_state, shapes.d_opt_state))
-  g_params, d_params = filled(shapes.g_params), filled(shapes.d_params)
+  g_params, d_params = random_params(shapes.g_params), random_params(shapes.d_params)
   return train_state.TrainState(np.int32(0), jax.random.key(0), g_params, d_params, g_params, *zeros)
 
 
 @functools.cache
-def schedule_of(num_timesteps):
+def cached_schedule(num_timesteps):
   return diffusion.make_schedule(num_timesteps)
 
 
@@ -66,11 +66,11 @@ METHODS = {
 
 
 @pytest.mark.parametrize('fields', METHODS.values(), ids=METHODS.keys())
-def test_trains_and_samples(fields):
-  """Three steps of the very program of a run, on two devices; then its EMA samples."""
+def test_each_method_trains_and_samples(fields):
+  """Three steps of a run's own program on two devices; then samples of its EMA."""
   config = toy_config(**fields)
   mesh = sharding.make_mesh(jax.devices()[:2])
-  before = state_of(config)
+  before = random_state(config)
   state = jax.device_put(
       before, sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   step = train_step.make_step_fn(config, mesh, with_r1=config.method != 'gaussian')
@@ -105,9 +105,9 @@ def mlp_in_numpy(params, x_tp1, t, z, tanh):
 
 @pytest.mark.parametrize('prediction', ['x_0', 'noise'])
 def test_gaussian_loss_is_the_l2_distance(prediction):
-  """Against numpy, with the same parameters and draws; a G with a latent gets zeros for it."""
+  """Against NumPy, with the same parameters and draws; a latent input of G is zero."""
   config = toy_config('gaussian', 1000, prediction=prediction)
-  params = state_of(config).g_params
+  params = random_state(config).g_params
   draws = train_step.make_draws(jax.random.key(1), (BATCH, 1, 1, 2), 1000, 3)
   x_0 = np.tanh(*normal((BATCH, 1, 1, 2)))
   setup = train_step.make_setup(config)
@@ -115,7 +115,7 @@ def test_gaussian_loss_is_the_l2_distance(prediction):
   rows = objectives.Rows(x_0, draws.g, np.arange(BATCH), None, np.int32(0))
   loss, _ = jax.jit(lambda params: setup.objective.generator_loss(setup.model, params, {}, rows))(params)
   s = 1e-3 + (1 - 1e-3) * (np.asarray(draws.g.t)[:, None, None, None] + 1) / 1000
-  # METHOD: variance 1 - exp(-s² (20 - 0.1) / 2 - 0.1 s), relative to that at the beginning of the grid, 1e-3.
+  # The variance is 1 - exp(-s² (20 - 0.1) / 2 - 0.1 s), relative to that at the start of the grid, s = 1e-3.
   alpha_bar = np.exp(-(s**2 - 1e-6) * 19.9 / 2 - 0.1 * (s - 1e-3))
   noise = np.asarray(draws.g.noise_tp1, np.float64)
   x_tp1 = np.sqrt(alpha_bar) * x_0 + np.sqrt(1 - alpha_bar) * noise
@@ -126,21 +126,21 @@ def test_gaussian_loss_is_the_l2_distance(prediction):
 
 
 @pytest.mark.parametrize('num_timesteps', [1, 4, 1000])
-def test_true_noise_gives_the_image_back(num_timesteps):
-  schedule = schedule_of(num_timesteps)
+def test_the_true_noise_recovers_the_image(num_timesteps):
+  schedule = cached_schedule(num_timesteps)
   t = np.linspace(0, num_timesteps - 1, 16).astype(np.int32)
   x_0, noise = normal((16, 4, 4, 1), (16, 4, 4, 1))
   x_tp1 = diffusion.q_sample(schedule, x_0, t + 1, noise)
-  # x_T holds 0.7% of x_0: rounding grows 150 times on the way back.
+  # x_T contains 0.7% of x_0, so the inversion amplifies rounding errors 150 times.
   np.testing.assert_allclose(diffusion.x_0_from_noise(schedule, x_tp1, t, noise), x_0, atol=2e-4)
 
 
-def test_noise_prediction_goes_through_the_inversion():
-  """generator_fn turns what the network gives into x_0, with the level of each row."""
+def test_generator_fn_inverts_noise_predictions():
+  """generator_fn converts the network's noise to x_0 at the level of each row; the network itself is in NumPy."""
   config = toy_config(prediction='noise')
-  params = state_of(config).g_params
+  params = random_state(config).g_params
   generator, _ = train_state.make_networks(config)
-  schedule = schedule_of(4)
+  schedule = cached_schedule(4)
   x_tp1, z = normal((4, 1, 1, 2), (4, 3))
   t = np.arange(4, dtype=np.int32)
   noise = mlp_in_numpy(params, x_tp1, t.astype(float), z, tanh=False)
@@ -151,8 +151,8 @@ def test_noise_prediction_goes_through_the_inversion():
 
 
 def test_direct_denoising_never_uses_the_posterior():
-  """The sample is G applied T times, to the bit; x_{t+1} and the posterior's noise have no part in it."""
-  schedule = diffusion.identity_posterior(schedule_of(4))
+  """A sample is G applied T times, bit for bit; neither x_{t+1} nor the posterior's noise enters it."""
+  schedule = diffusion.identity_posterior(cached_schedule(4))
   x_T, z, noise = normal((2, 4, 4, 1), (4, 2, 5), (4, 2, 4, 4, 1))
 
   def halve_and_shift(x_tp1, t, z):
@@ -166,14 +166,14 @@ def test_direct_denoising_never_uses_the_posterior():
   np.testing.assert_array_equal(sampling.sample_given_noise(halve_and_shift, schedule, x_T, z, 1e6 * noise), x)
   x_t, x_tp1 = diffusion.q_sample_pair(schedule, x_T, np.array([1, 2]), noise[0], noise[1])
   for found, expected in zip((x_t, x_tp1), diffusion.q_sample_pair(
-      schedule_of(4), x_T, np.array([1, 2]), noise[0], noise[1]), strict=True):
+      cached_schedule(4), x_T, np.array([1, 2]), noise[0], noise[1]), strict=True):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_only_x_0_ends_in_tanh():
+def test_only_x_0_predictions_end_in_tanh():
   for prediction, bound in (('x_0', True), ('noise', False), ('x_t', False)):
     config = toy_config(prediction=prediction)
-    params = filled(train_state.abstract_state(config, None).g_params, scale=3)
+    params = random_params(train_state.abstract_state(config, None).g_params, scale=3)
     generator, _ = train_state.make_networks(config)
     out = generator.apply({'params': params}, *normal((8, 1, 1, 2)), jnp.zeros(8, jnp.int32), *normal((8, 3)))
     assert (float(np.abs(out).max()) <= 1) == bound, prediction
@@ -181,21 +181,21 @@ def test_only_x_0_ends_in_tanh():
 
 def test_respaced_schedule():
   """Every 250th level of the 1000-step schedule is the 4-step schedule, and t_long names the same x_{t+1}."""
-  long = schedule_of(1000)
+  long = cached_schedule(1000)
   short, t_long = diffusion.respace(long, 4)
   np.testing.assert_array_equal(t_long, [249, 499, 749, 999])
   for field in dataclasses.fields(short):
     np.testing.assert_allclose(
-        getattr(short, field.name), getattr(schedule_of(4), field.name), rtol=2e-4, atol=1e-6, err_msg=field.name)
+        getattr(short, field.name), getattr(cached_schedule(4), field.name), rtol=2e-4, atol=1e-6, err_msg=field.name)
   np.testing.assert_allclose(short.sigma_bar[np.arange(4) + 1], long.sigma_bar[t_long + 1], rtol=1e-5)
   np.testing.assert_array_equal(diffusion.respace(long, 1)[1], [999])
   with pytest.raises(ValueError, match='num_timesteps is 3; use a divisor of 1000'):
     diffusion.respace(long, 3)
 
 
-def test_a_perfect_predictor_needs_no_small_steps():
-  """Of x_0: any number of steps returns it. Of the noise: the same, if G is called at the right long level."""
-  long = schedule_of(1000)
+def test_a_perfect_predictor_needs_few_steps():
+  """A predictor of x_0 returns it; a predictor of the noise does too, if it gets the right long level."""
+  long = cached_schedule(1000)
   short, t_long = diffusion.respace(long, 4)
   x_0, = normal((3, 4, 4, 1))
   x_0 = np.tanh(x_0)
@@ -212,14 +212,14 @@ def test_a_perfect_predictor_needs_no_small_steps():
 
 
 def test_gaussian_sampler_in_four_steps():
-  """make_sampler calls G at the long levels, gives it no latent, and clips."""
+  """make_sampler calls G at the long levels, with a zero latent, and clips."""
   config = toy_config('gaussian', 1000, prediction='noise')
-  params = state_of(config).g_params
+  params = random_state(config).g_params
   generator, _ = train_state.make_networks(config)
   generator_fn, schedule = train_state.make_sampler(config, params, 4)
   assert schedule.num_timesteps == 4
   x_tp1, z = normal((4, 1, 1, 2), (4, 3))
-  long = models.generator_fn(generator, params, schedule_of(1000))
+  long = models.generator_fn(generator, params, cached_schedule(1000))
   bound = config.data.bound
   expected = np.clip(long(x_tp1, np.array([249, 499, 749, 999]), np.zeros((4, 3), np.float32)), -bound, bound)
   np.testing.assert_allclose(generator_fn(x_tp1, np.arange(4), z), expected, rtol=1e-5)
@@ -231,29 +231,29 @@ def test_gaussian_sampler_in_four_steps():
       train_state.make_sampler(toy_config(other), params, 2)
 
 
-def test_augmentation_diffuses_what_comes_from_noise():
+def test_diffusion_as_augmentation_diffuses_generated_images():
   """D gets G(noise) and x_0, both at level t, and zeros for x_{t+1}; G is called at the last level."""
-  schedule, t = schedule_of(4), np.array([0, 1, 3], np.int32)
+  schedule, t = cached_schedule(4), np.array([0, 1, 3], np.int32)
   x_0, noise_t, noise_tp1, posterior_noise, z = normal(*[(3, 2, 2, 1)] * 4, (3, 2))
   rows = objectives.Rows(
       x_0, objectives.UpdateDraws(t, noise_t, noise_tp1, z, posterior_noise, None), np.arange(3), None, np.int32(0))
-  seen = []
+  d_inputs = []
 
   def generate(params, x_tp1, t, z):
     np.testing.assert_array_equal(t, [3, 3, 3])
     return 0.1 * x_tp1 + z[:, :1, None, None]
 
   def discriminator_fn(params, *args):
-    seen.append(args)
+    d_inputs.append(args)
     return jnp.zeros(3)
 
   generator = types.SimpleNamespace(
       apply=generate, config=config_lib.GeneratorConfig(kind='mlp'))
   model = objectives.Model(generator, types.SimpleNamespace(apply=discriminator_fn), schedule)
-  with jax.disable_jit():  # so that the arguments can be looked at
+  with jax.disable_jit():  # so that the arguments are concrete
     loss, _ = objectives.AugmentedGan().generator_loss(model, None, None, rows)
   assert float(loss) == pytest.approx(np.log(2))
-  (x_t_fake, levels, x_tp1), = seen
+  (x_t_fake, levels, x_tp1), = d_inputs
   np.testing.assert_array_equal(x_tp1, np.zeros_like(x_0))
   np.testing.assert_array_equal(levels, t)
   fake = np.float32(0.1) * noise_tp1 + z[:, :1, None, None]
@@ -264,14 +264,14 @@ def test_augmentation_diffuses_what_comes_from_noise():
 
 
 @pytest.mark.parametrize('fields', [{'nz': 0}, {'kind': 'mlp'}], ids=str)
-def test_the_original_has_no_such_generator(fields):
+def test_generators_unknown_to_the_original_are_refused(fields):
   with pytest.raises(pytorch.InteropError, match=f'generator.{"".join(fields)} is .*original does not'):
     pytorch.generator_params({}, config_lib.GeneratorConfig(**fields))
 
 
 @pytest.mark.parametrize('resblock_type', ['biggan', 'ddpm'])
-def test_no_latent_in_the_u_net(resblock_type):
-  """nz=0: no mapping, ordinary norms, and the parameters that they have; samples differ by x_T alone."""
+def test_a_u_net_without_a_latent(resblock_type):
+  """nz=0: no mapping network, and ordinary norms with their parameters; samples differ only by x_T."""
   fields = tiny_config_dict()
   fields['generator'] |= {'nz': 0, 'resblock_type': resblock_type}
   config = config_lib.from_config_dict(fields)
@@ -279,7 +279,7 @@ def test_no_latent_in_the_u_net(resblock_type):
   names = {'/'.join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
   assert not [name for name in names if 'latent' in name or 'style' in name]
   assert 'middle_block_0/norm_0/scale' in names and 'middle_block_0/norm_1/bias' in names
-  params = filled(shapes)
+  params = random_params(shapes)
   generator_fn, schedule = train_state.make_sampler(config, params)
   images = np.asarray(jax.jit(
       lambda key: sampling.sample(key, generator_fn, schedule, (2, 8, 8, 1), 0))(jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""The protocol of training objectives: one defined here trains and samples, and each answers for itself."""
+"""The protocol of training objectives: one defined here trains and samples, and the built-in ones follow it."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from ddgan_jax.config import ConfigError, OptimConfig, checks
 from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import sharding
-from tests.objectives.test_ablations import BATCH, normal, state_of, toy_config
+from tests.objectives.test_ablations import BATCH, normal, random_state, toy_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LeastSquares(objectives.Ddgan):
 
       L_D = mean (D(x_t) - 1)² + mean D(x_t')²,  L_G = mean (D(x_t') - 1)² + step · mean (x'_{t+1} - x_{t+1})²
 
-  x'_{t+1} is a Markov step from x_t', by noise that no other objective needs.
+  x'_{t+1} is a Markov step from x_t', with noise that no other objective needs.
   """
 
   name = 'least_squares'
@@ -43,40 +43,40 @@ class LeastSquares(objectives.Ddgan):
   def generator_loss(self, model, g_params, d_params, rows):
     pairs = super().pairs(model, g_params, rows)
     logits = model.discriminator_fn(d_params, rows)(pairs.x_t_fake, pairs.t, jnp.zeros_like(pairs.x_tp1))
-    again = diffusion.q_step(model.schedule, pairs.x_t_fake, pairs.t, rows.draws.extra_noise[:, 0])
-    regression = rows.step * jnp.square(again - pairs.x_tp1).mean()
+    x_tp1_fake = diffusion.q_step(model.schedule, pairs.x_t_fake, pairs.t, rows.draws.extra_noise[:, 0])
+    regression = rows.step * jnp.square(x_tp1_fake - pairs.x_tp1).mean()
     return jnp.square(logits - 1).mean() + regression, {'regression': regression}
 
 
 TOY = LeastSquares(GradientPenalty(gamma=0.1, interval=2, fake=True))
 
 
-def trained(config, num_devices, num_steps=2, several=False):
-  """The metrics of each step and the last state."""
+def trained(config, num_devices, num_steps=2, one_program=False):
+  """The metrics of each training step, and the last state."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
   state = jax.device_put(
-      state_of(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+      random_state(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   batches = np.stack([np.tanh(normal((BATCH, 1, 1, 2), seed=seed)[0]) for seed in range(num_steps)])
-  if several:
+  if one_program:
     state, metrics = train_step.make_steps_fn(config, mesh)(state, batches)
     return [{name: value[i] for name, value in metrics.items()} for i in range(num_steps)], state
-  found = []
+  history = []
   for i, x_0 in enumerate(batches):
     step = train_step.make_step_fn(config, mesh, objectives.make(config).penalty.is_due(i))
     state, metrics = step(state, jax.device_put(x_0, sharding.batch_sharding(mesh)))
-    found.append(metrics)
-  return found, state
+    history.append(metrics)
+  return history, state
 
 
-def test_an_objective_of_ones_own_trains_and_samples(monkeypatch):
-  """Its class is all that is needed: its metrics are logged, its penalties are lazy, it is sampled in 2 of 4 steps."""
+def test_a_custom_objective_trains_and_samples(monkeypatch):
+  """Its class is enough: its metrics are logged, its penalties are lazy, and it samples in 2 of 4 steps."""
   monkeypatch.setattr(objectives, 'make', lambda config: TOY)
   config = toy_config()
   metrics, state = trained(config, num_devices=1)
   common = {'loss_d', 'loss_g', 'regression', 'grad_norm_d', 'grad_norm_g', 'lr_d', 'lr_g'}
-  assert [set(found) for found in metrics] == [common | {'r1_penalty', 'r2_penalty'}, common]
+  assert [set(row) for row in metrics] == [common | {'r1_penalty', 'r2_penalty'}, common]
   assert float(metrics[0]['regression']) == 0 < float(metrics[1]['regression'])
-  before = state_of(config)
+  before = random_state(config)
   for name in ('g_params', 'd_params', 'ema_params'):
     for old, new in zip(*(jax.tree.leaves(getattr(s, name)) for s in (before, state)), strict=True):
       assert np.abs(np.asarray(new) - old).max() > 0, name
@@ -86,25 +86,25 @@ def test_an_objective_of_ones_own_trains_and_samples(monkeypatch):
   assert schedule.num_timesteps == 2 and np.isfinite(images).all() and np.ptp(np.asarray(images)) > 1e-3
 
 
-@pytest.mark.parametrize('num_devices, accumulation, several', [(2, 2, False), (1, 1, True)])
-def test_it_is_spread_over_devices_and_steps_like_any_other(monkeypatch, num_devices, accumulation, several):
-  """Two devices and two microbatches, or both steps in one program: the losses of one device, step by step."""
+@pytest.mark.parametrize('num_devices, accumulation, one_program', [(2, 2, False), (1, 1, True)])
+def test_a_custom_objective_runs_on_devices_and_in_one_program(monkeypatch, num_devices, accumulation, one_program):
+  """Two devices with two microbatches, or both steps in one program: the losses of single steps on one device."""
   monkeypatch.setattr(objectives, 'make', lambda config: TOY)
   expected, state = trained(toy_config(), num_devices=1)
   config = toy_config(accumulation=accumulation)
   config = dataclasses.replace(
-      config, train=dataclasses.replace(config.train, steps_per_call=2 if several else 1))
-  found, other = trained(config, num_devices, several=several)
-  for mine, theirs in zip(found, expected, strict=True):
-    for name, value in theirs.items():
-      np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
-  if several:
-    assert found[1]['r1_penalty'] == found[1]['r2_penalty'] == 0 < found[0]['r2_penalty']
+      config, train=dataclasses.replace(config.train, steps_per_call=2 if one_program else 1))
+  history, other = trained(config, num_devices, one_program=one_program)
+  for actual, reference in zip(history, expected, strict=True):
+    for name, value in reference.items():
+      np.testing.assert_allclose(actual[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
+  if one_program:
+    assert history[1]['r1_penalty'] == history[1]['r2_penalty'] == 0 < history[0]['r2_penalty']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other.g_params, state.g_params)
 
 
 def test_penalties_are_squared_gradients_of_real_and_of_fake():
-  """Against finite differences of a D that is not linear; each counts by itself, and neither changes the logits."""
+  """Against finite differences of a nonlinear D; penalties do not affect each other or the logits."""
   matrix, = normal((4, 4))
   x_t, x_t_fake = normal((3, 2, 2, 1), (3, 2, 2, 1), seed=1)
 
@@ -137,8 +137,8 @@ def test_extra_noise_changes_no_other_draw():
   shape = (64, 2, 2, 1)
   for label_dropout in (0.0, 0.5):
     plain = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout)
-    more = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout, extra_noise=2)
-    for half, other in zip(plain, more):
+    extended = train_step.make_draws(jax.random.key(0), shape, 4, 3, label_dropout, extra_noise=2)
+    for half, other in zip(plain, extended):
       jax.tree.map(np.testing.assert_array_equal, half._replace(dropout_key=None),
                    other._replace(dropout_key=None, extra_noise=None))
       assert half.extra_noise is None and other.extra_noise.shape == (64, 2, 2, 2, 1)
@@ -162,7 +162,7 @@ def test_every_method_of_the_config_has_an_objective():
         penalties.r1(optim).variants(0) if objective.has_discriminator else (False,))
 
 
-def test_what_has_no_discriminator_has_no_pairs():
+def test_an_objective_without_a_discriminator_has_no_pairs():
   with pytest.raises(NotImplementedError, match='gaussian has no discriminator'):
     objectives.Gaussian().pairs(None, None, None)
 
@@ -173,12 +173,12 @@ def test_what_has_no_discriminator_has_no_pairs():
     ('gaussian', 3, 'num_timesteps is 3; use a divisor of 4'),
     ('gaussian', 0, 'num_timesteps is 0; use a divisor of 4'),
 ])
-def test_a_number_of_steps_is_refused_by_the_objective(method, num_timesteps, message):
+def test_the_objective_refuses_a_wrong_number_of_steps(method, num_timesteps, message):
   objective = objectives.make(toy_config(method))
   with pytest.raises(ConfigError, match=message):
     objective.make_sampler(lambda x_tp1, t, z: x_tp1, diffusion.make_schedule(4), num_timesteps)
 
 
-def test_a_config_with_another_method_is_refused_when_it_is_made():
+def test_an_unknown_method_is_refused():
   with pytest.raises(ConfigError, match="method is 'least_squares'; use one of 'ddgan', 'gaussian'"):
     config_lib.from_config_dict({'method': 'least_squares'})

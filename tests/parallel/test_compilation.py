@@ -1,4 +1,4 @@
-"""With which options programs are compiled."""
+"""The compiler options of programs."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ needs_option = pytest.mark.skipif(
 
 
 def fused_by_ynnpack(compiled) -> list[str]:
-  """What each of YNNPACK's fusions does: the opcode of its root."""
+  """The operation of each YNNPACK fusion: the opcode of its root."""
   hlo = compiled.as_text()
   names = re.findall(r' fusion\(.*calls=%([\w.\-]+).*__ynn_fusion', hlo)
   bodies = [hlo.partition(f'\n%{name} (')[2].partition('\n}')[0] for name in names]
@@ -28,8 +28,8 @@ def fused_by_ynnpack(compiled) -> list[str]:
 
 
 @pytest.fixture
-def plain_step(tiny_config, quick_config):
-  """Of perceptrons as G and convolutions as D."""
+def compile_step(tiny_config, quick_config):
+  """Compiles a step with an MLP as G and convolutions as D."""
   def compiled():
     config = dataclasses.replace(tiny_config, generator=quick_config.generator)
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -40,17 +40,17 @@ def plain_step(tiny_config, quick_config):
 
 
 @needs_option
-def test_a_training_step_leaves_convolutions_to_xla_and_nothing_else(plain_step, monkeypatch):
-  ours = fused_by_ynnpack(plain_step())
-  assert 'dot' in ours and 'convolution' not in ours
+def test_a_training_step_leaves_only_convolutions_to_xla(compile_step, monkeypatch):
+  fusions = fused_by_ynnpack(compile_step())
+  assert 'dot' in fusions and 'convolution' not in fusions
   monkeypatch.setattr(compilation, 'compiler_options', lambda platform: {})
-  by_default = fused_by_ynnpack(plain_step())
-  assert 'convolution' in by_default
-  assert sorted(ours) == sorted(kind for kind in by_default if kind != 'convolution')
+  default_fusions = fused_by_ynnpack(compile_step())
+  assert 'convolution' in default_fusions
+  assert sorted(fusions) == sorted(kind for kind in default_fusions if kind != 'convolution')
 
 
 @needs_option
-def test_only_for_cpus():
+def test_options_are_only_for_cpus():
   assert compilation.compiler_options('cpu').keys() == {OPTION}
   assert compilation.compiler_options('cuda') == compilation.compiler_options('tpu') == {}
 
@@ -58,17 +58,17 @@ def test_only_for_cpus():
 @pytest.mark.parametrize('transformed', [
     jax.jit, jax.vmap, lambda f: jax.jit(jax.vmap(f)), lambda f: lambda x: jax.vmap(jax.grad(f))(x) * x,
     lambda f: lambda x: jax.lax.map(f, x), lambda f: lambda x: jax.jvp(f, (x,), (x,))[1], lambda f: lambda x: f(x)])
-def test_a_program_inside_another_transformation_is_a_part_of_it(transformed):
-  """JAX refuses this of a program with compiler options."""
+def test_programs_work_inside_transformations(transformed):
+  """JAX refuses this for programs with compiler options."""
   double = compilation.jit(lambda x, by: by * x, static_argnames='by')
   x = np.arange(3.0, dtype=np.float32)
   np.testing.assert_array_equal(transformed(lambda x: double(x, by=2))(x), 2 * x)
-  assert double(x, by=3)[1] == 3  # and afterwards one by itself again
+  assert double(x, by=3)[1] == 3  # then on its own again
   assert double.__name__ == '<lambda>'
 
 
 @needs_option
-def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
+def test_a_top_level_program_has_the_options(monkeypatch):
   expected, used = compilation.compiler_options('cpu'), []
   plain_jit = jax.jit
   monkeypatch.setattr(jax, 'jit', lambda f, **kwargs: used.append(kwargs) or plain_jit(f, **kwargs))
@@ -80,14 +80,14 @@ def test_called_or_lowered_by_itself_a_program_has_the_options(monkeypatch):
   assert program.lower(jnp.ones(3)).compile()(jnp.ones(3))[0] == 2 and len(used) == 2
 
 
-@pytest.mark.parametrize('found', [{'xla_cpu_no_such_option': '1'}, {OPTION: 'NO_SUCH_VALUE'}])
-def test_a_jaxlib_that_does_not_know_the_options(monkeypatch, found):
-  monkeypatch.setitem(compilation.XLA_OPTIONS, 'cpu', found)
+@pytest.mark.parametrize('options', [{'xla_cpu_no_such_option': '1'}, {OPTION: 'NO_SUCH_VALUE'}])
+def test_options_unknown_to_jaxlib_are_omitted(monkeypatch, options):
+  monkeypatch.setitem(compilation.XLA_OPTIONS, 'cpu', options)
   assert compilation.compiler_options('cpu') == {}
   assert compilation.jit(lambda x: x + 1)(1) == 2
 
 
 @needs_option
-def test_what_the_user_sets_stays(monkeypatch):
+def test_options_set_by_the_user_are_kept(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', f'--{OPTION}=')
   assert compilation.compiler_options('cpu') == {}

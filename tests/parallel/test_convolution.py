@@ -1,4 +1,4 @@
-"""Convolutions on CPUs: written in the layout that is fast in loops too, with the same results."""
+"""Convolutions on CPUs: the layout that is fast in loops too, with the same results."""
 
 import concurrent.futures
 import functools
@@ -34,7 +34,7 @@ def squares(kernel, x):
 
 
 def penalty(kernel, x):
-  """A second derivative, as R1 has one."""
+  """A gradient, so that its own gradient is a second derivative, as in R1."""
   return jnp.sum(jax.grad(squares, 1)(kernel, x) ** 2)
 
 
@@ -55,11 +55,11 @@ def test_gradients_in_loops_have_the_fast_layout(function):
   np.testing.assert_allclose(compilation.jit(function)(kernel, x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_so_have_those_of_a_step():
-  """Microbatches are a loop, inside the step's shard_map, and R1 of several steps a conditional."""
-  fields = tiny_config_dict(image_size=32)  # so that no map is smaller than its kernel
+def test_gradients_of_a_step_have_the_fast_layout():
+  """Microbatches are a loop inside the step's shard_map; R1 in a program of several steps is a conditional."""
+  fields = tiny_config_dict(image_size=32)  # so that no feature map is smaller than its kernel
   fields['train'].update(steps_per_call=2, log_every=2)
-  fields['generator'].update(kind='mlp')  # the convolutions are D's
+  fields['generator'].update(kind='mlp')  # only D has convolutions
   config = config_lib.from_config_dict({**fields, 'parallel': {'accumulation': 2}})
   mesh = sharding.make_mesh(jax.devices()[:2])
   program = train_step.make_steps_fn(config, mesh).lower(
@@ -68,17 +68,17 @@ def test_so_have_those_of_a_step():
   assert set(re.findall(r'dim_labels=([^\s,]+)', program.compile().as_text())) == {'b01f_01io->b01f'}
 
 
-def test_without_it_they_have_others():
-  """XLA's own doing stops at the loop: once this fails, the module can go."""
+def test_without_the_module_loops_have_another_layout():
+  """XLA's own choice of layout stops at loops. If this fails, the module is no longer needed."""
   kernel, x = normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4)
   assert 'dim_labels=f01b_i01o->01bf' in jax.jit(in_scan).lower(kernel, x).compile().as_text()
   assert set(layouts(in_scan, kernel, x)) == {'b01f_01io->b01f'}
 
 
-def test_programs_of_other_code_are_lowered_by_the_rule_of_jax():
-  """Also those that another thread lowers meanwhile, and those of the same thread afterwards, whatever is raised."""
+def test_other_programs_use_the_lowering_rule_of_jax():
+  """Also programs that another thread lowers meanwhile, and later ones of this thread, even after an exception."""
   kernel, x = normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4)
-  code = lambda: jax.jit(jax.grad(penalty)).lower(kernel, x).as_text()
+  lower = lambda: jax.jit(jax.grad(penalty)).lower(kernel, x).as_text()
 
   def raises():
     with convolution.cpu_convolution_layout():
@@ -86,11 +86,11 @@ def test_programs_of_other_code_are_lowered_by_the_rule_of_jax():
 
   with pytest.raises(ValueError):
     raises()
-  plain = code()
+  plain = lower()
   ours = compilation.jit(jax.grad(penalty)).lower(kernel, x).as_text()
   with convolution.cpu_convolution_layout(), concurrent.futures.ThreadPoolExecutor(1) as pool:
-    elsewhere = pool.submit(code).result()
-  assert ours != plain == elsewhere == code()
+    elsewhere = pool.submit(lower).result()
+  assert ours != plain == elsewhere == lower()
 
 
 @pytest.mark.parametrize('spec', [
@@ -98,25 +98,25 @@ def test_programs_of_other_code_are_lowered_by_the_rule_of_jax():
 @pytest.mark.parametrize('options', [
     {}, {'window_strides': (2, 3)}, {'rhs_dilation': (2, 1)}, {'lhs_dilation': (1, 2)}, {'feature_group_count': 2},
     {'padding': ((1, 2), (0, 3))}], ids=str)
-def test_any_layout_gives_the_same(spec, options):
+def test_results_do_not_depend_on_the_layout(spec, options):
   options = {'window_strides': (1, 1), 'padding': ((0, 0), (0, 0)), **options}
   groups = options.get('feature_group_count', 1)
   x, kernel = normal(2, 3, 9, 11, 4), normal(3, 3, 2, 4 // groups, 6)
   expected = lax.conv_general_dilated(x, kernel, dimension_numbers=NHWC, **options)
-  to = lambda array, before, after: jnp.transpose(array, [before.index(letter) for letter in after])
+  convert = lambda array, before, after: jnp.transpose(array, [before.index(letter) for letter in after])
   y = compilation.jit(functools.partial(lax.conv_general_dilated, dimension_numbers=spec, **options))(
-      to(x, 'NHWC', spec[0]), to(kernel, 'HWIO', spec[1]))
-  np.testing.assert_allclose(to(y, spec[2], 'NHWC'), expected, rtol=1e-5, atol=1e-5)
+      convert(x, 'NHWC', spec[0]), convert(kernel, 'HWIO', spec[1]))
+  np.testing.assert_allclose(convert(y, spec[2], 'NHWC'), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_one_and_three_spatial_dimensions_and_vmap():
   x, kernel = normal(4, 2, 5, 3, 10), normal(5, 2, 6, 3, 3)  # [vmapped, N, C, W], [vmapped, O, I, W]
   convolve = lambda x, kernel: lax.conv_general_dilated(
       x, kernel, (1,), 'VALID', dimension_numbers=('NCW', 'OIW', 'NCW'))
-  each = jnp.stack([convolve(a, b) for a, b in zip(x, kernel)])
-  by_hand = sum(jnp.einsum('vnci,voc->vnoi', x[..., k:k + 8], kernel[..., k]) for k in range(3))
-  np.testing.assert_allclose(each, by_hand, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(compilation.jit(jax.vmap(convolve))(x, kernel), by_hand, rtol=1e-4, atol=1e-5)
+  looped = jnp.stack([convolve(a, b) for a, b in zip(x, kernel)])
+  expected = sum(jnp.einsum('vnci,voc->vnoi', x[..., k:k + 8], kernel[..., k]) for k in range(3))
+  np.testing.assert_allclose(looped, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(compilation.jit(jax.vmap(convolve))(x, kernel), expected, rtol=1e-4, atol=1e-5)
   volume = normal(6, 2, 4, 4, 4, 3)
   y = compilation.jit(lambda x, kernel: lax.conv_general_dilated(
       x, kernel, (1, 1, 1), 'VALID', dimension_numbers=('NCDHW', 'OIDHW', 'NCDHW')))(
@@ -141,11 +141,11 @@ def test_explicitly_sharded_arrays_are_left_alone():
     np.testing.assert_allclose(found, jax.jit(gradient)(kernel, x), rtol=1e-4, atol=1e-4)
 
 
-def test_loading_the_module_again():
-  """As notebooks do: it must not take itself for JAX's rule."""
+def test_reloading_the_module():
+  """As in notebooks: the module must not mistake its own rule for JAX's."""
   convolution._install()
-  own = convolution._jax_rule()
+  jax_rule = convolution._jax_rule()
   importlib.reload(convolution)
   convolution._install()
-  assert convolution._jax_rule() is own
+  assert convolution._jax_rule() is jax_rule
   assert set(layouts(in_scan, normal(0, 3, 3, 4, 4), normal(1, 2, 8, 8, 4))) == {'b01f_01io->b01f'}

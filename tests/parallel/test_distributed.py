@@ -1,4 +1,4 @@
-"""Which environments mean several processes, what is said about half of one, and two processes that find each other."""
+"""Which environments mean several processes, errors for incomplete ones, and two processes that find each other."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ VARIABLES = {'JAX_COORDINATOR_ADDRESS': 'host0:1234', 'JAX_NUM_PROCESSES': '2', 
 
 PLANS = {
     'single machine': ({'HOME': '/root', 'CUDA_VISIBLE_DEVICES': '0,1'}, None),
-    'an address alone': ({'JAX_COORDINATOR_ADDRESS': 'host0:1234'}, None),
+    'only an address': ({'JAX_COORDINATOR_ADDRESS': 'host0:1234'}, None),
     'batch shell': (SBATCH, None),
     'salloc shell, a step of one task': ({**STEP, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, None),
     'one task a node': (STEP, Plan('SLURM', None, 4, 2, 'slurm', all_devices=True)),
@@ -41,30 +41,30 @@ PLANS = {
     'mpirun': (MPIRUN, Plan('mpirun', None, 4, 3, 'ompi', all_devices=True)),
     'mpirun, crowded': (
         {**MPIRUN, 'OMPI_COMM_WORLD_LOCAL_SIZE': '4'}, Plan('mpirun', None, 4, 3, 'ompi', all_devices=False)),
-    # SLURM's variables are those of mpirun's daemons here, one on each node.
+    # Here SLURM's variables describe mpirun's daemons, one per node.
     'mpirun under SLURM': ({**MPIRUN, **STEP, 'SLURM_PROCID': '0'}, Plan('mpirun', None, 4, 3, 'ompi')),
     'variables': (VARIABLES, Plan('JAX_COORDINATOR_ADDRESS', 'host0:1234', 2, 1)),
     'variables before SLURM': ({**STEP, **VARIABLES}, Plan('JAX_COORDINATOR_ADDRESS', 'host0:1234', 2, 1)),
     'one process, whatever SLURM says': ({**STEP, 'JAX_NUM_PROCESSES': '1'}, None),
     'JobSet': ({'JAX_COORDINATOR_ADDRESS': 'ddgan-slice-0-0.ddgan:1234', 'JAX_NUM_PROCESSES': '4',
                 'JOB_COMPLETION_INDEX': '3'}, Plan('JAX_COORDINATOR_ADDRESS', 'ddgan-slice-0-0.ddgan:1234', 4, 3)),
-    'an indexed job that says nothing of JAX': ({'JOB_COMPLETION_INDEX': '3'}, None),
+    'an indexed job without JAX variables': ({'JOB_COMPLETION_INDEX': '3'}, None),
 }
 
 
 @pytest.mark.parametrize('environ, plan', PLANS.values(), ids=PLANS.keys())
-def test_environments(environ, plan):
+def test_plans_of_environments(environ, plan):
   assert find_plan(environ) == plan
 
 
-def test_flags_win():
+def test_flags_override_the_environment():
   expected = Plan('--coordinator_address', 'host9:99', 3, 0)
   assert find_plan({**STEP, **VARIABLES}, 'host9:99', 3, 0) == expected
   assert find_plan({**STEP, **VARIABLES}, num_processes=1) is None
   assert find_plan({**STEP, **VARIABLES}, num_processes=1, process_id=0) is None
 
 
-HALF = {
+INCOMPLETE = {
     'no count': ({'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_PROCESS_ID': '1'},
                  'JAX_NUM_PROCESSES not set; set all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX'),
     'only a count': ({'JAX_NUM_PROCESSES': '2'},
@@ -75,12 +75,12 @@ HALF = {
     'JobSet index too large': (
         {'JAX_COORDINATOR_ADDRESS': 'h:1', 'JAX_NUM_PROCESSES': '2', 'JOB_COMPLETION_INDEX': '5'},
         'JOB_COMPLETION_INDEX is 5; use'),
-    'a count that is none': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, "'two'; use integers for the last two"),
+    'a count that is not a number': ({**VARIABLES, 'JAX_NUM_PROCESSES': 'two'}, "'two'; use integers for the last two"),
 }
 
 
-@pytest.mark.parametrize('environ, message', HALF.values(), ids=HALF.keys())
-def test_half_an_environment_gets_one_sentence(environ, message):
+@pytest.mark.parametrize('environ, message', INCOMPLETE.values(), ids=INCOMPLETE.keys())
+def test_incomplete_environments_get_one_sentence(environ, message):
   with pytest.raises(DistributedError) as error:
     find_plan(environ)
   assert message in str(error.value) and '\n' not in str(error.value)
@@ -95,7 +95,7 @@ def test_half_an_environment_gets_one_sentence(environ, message):
     (('h:1', 2, -1), '--process_id is -1; use'),
     (('h:1', 0, 0), 'less than --num_processes, which is 0'),
 ])
-def test_half_the_flags_get_one_sentence(flags, message):
+def test_incomplete_flags_get_one_sentence(flags, message):
   with pytest.raises(DistributedError) as error:
     find_plan({}, *flags)
   assert message in str(error.value) and '\n' not in str(error.value)
@@ -103,7 +103,7 @@ def test_half_the_flags_get_one_sentence(flags, message):
 
 @pytest.fixture
 def tpu_machine(monkeypatch):
-  """This machine as JAX sees a TPU host. Its classes read os.environ and a metadata server, both replaced here."""
+  """This machine as a TPU host. JAX reads os.environ and a metadata server, both replaced here."""
   from jax._src import cloud_tpu_init
   from jax._src.clusters import cloud_tpu_cluster
 
@@ -141,7 +141,7 @@ def test_gke_tpu(tpu_machine, monkeypatch):
   assert find_plan({}) is None
 
 
-def test_jax_without_the_private_names(tpu_machine, monkeypatch):
+def test_without_the_private_names_of_jax_no_tpu_is_found(tpu_machine, monkeypatch):
   from jax._src import clusters
 
   monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'a,b')
@@ -155,7 +155,7 @@ def free_port():
     return probe.getsockname()[1]
 
 
-def test_a_port_that_is_taken():
+def test_a_port_in_use_is_reported():
   with socket.socket() as other:
     other.bind(('', 0))
     other.listen()
@@ -165,12 +165,12 @@ def test_a_port_that_is_taken():
 
 
 @pytest.mark.parametrize('address', ['h:port', 'h', 'h:0'])
-def test_an_address_without_a_port(address):
+def test_an_address_without_a_port_is_refused(address):
   with pytest.raises(DistributedError, match=f"--coordinator_address is '{address}'; use HOST:PORT"):
     initialize(address, 2, 1)
 
 
-# What it prints goes to a file: Gloo, which connects simulated devices, writes to stdout, even amid another's line.
+# Its output goes to a file, because Gloo, which connects simulated devices, also writes to stdout, even within lines.
 PROGRAM = '''
 import contextlib
 import sys
@@ -201,7 +201,7 @@ def start(port, count, index, timeout, printed):
 
 
 def test_two_processes_find_each_other(tmp_path):
-  """On localhost, with a proxy in the environment that reaches nothing; each sees all devices."""
+  """On localhost, with an unreachable proxy in the environment; each sees all devices."""
   port = free_port()
   printed = [tmp_path / '0', tmp_path / '1']
   processes = [start(port, 2, index, 300, printed[index]) for index in (0, 1)]
@@ -212,17 +212,17 @@ def test_two_processes_find_each_other(tmp_path):
 
 
 @pytest.mark.parametrize('index', [0, 1])
-def test_a_process_that_waits_in_vain(index, tmp_path):
+def test_a_process_that_waits_too_long_exits(index, tmp_path):
   port = free_port()
   process = start(port, 2, index, 2, tmp_path / 'printed')
   _, errors = process.communicate(timeout=300)
-  said = [line for line in errors.splitlines() if line.startswith('Error: ')]
-  assert process.returncode == 2 and len(said) == 1, errors
-  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; check that all' in said[0]
+  messages = [line for line in errors.splitlines() if line.startswith('Error: ')]
+  assert process.returncode == 2 and len(messages) == 1, errors
+  assert f'process {index} of 2 has waited 2 s for the others at localhost:{port}; check that all' in messages[0]
   assert 'Traceback' not in errors
 
 
-def test_the_command_takes_the_flags(tmp_path):
+def test_the_command_checks_the_flags(tmp_path):
   assert run_command(
       train.main, '--config', 'digits', '--workdir', tmp_path / 'run', '--num_processes=2', '--process_id=0') == (
           2, '', 'Error: --coordinator_address not set; set all of --coordinator_address, --num_processes, '

@@ -1,4 +1,4 @@
-"""One run spread in different ways over devices and time: the same losses, less memory, and what is communicated."""
+"""One run on devices and time slices in different ways: equal losses, less memory, and the communication."""
 
 import dataclasses
 import functools
@@ -35,8 +35,8 @@ def compiled_step(config, num_devices, with_r1=True):
   return mesh, compile_step(config, mesh, with_r1)
 
 
-def lively_state(config):
-  """A state with random parameters: the initial ones give outputs so near 0 that the losses of any two runs agree."""
+def random_state(config):
+  """A state with random parameters; initial ones give outputs so near 0 that the losses of any two runs agree."""
   rng = np.random.default_rng(0)
 
   def fill(leaf):
@@ -55,7 +55,7 @@ def run(num_devices, *, num_steps=6, **parallel):
   config = run_config(**parallel)
   mesh, step = compiled_step(config, num_devices)
   state = jax.device_put(
-      lively_state(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
+      random_state(config), sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh))))
   rng = np.random.default_rng(1)
   losses = []
   for _ in range(num_steps):
@@ -68,12 +68,12 @@ def run(num_devices, *, num_steps=6, **parallel):
 @pytest.mark.parametrize('parallel, num_steps', [
     ({}, 6),
     ({'fsdp': 4}, 6),
-    ({'accumulation': 4, 'remat': True}, 4),  # on a CPU each of these takes about twenty times as long
+    ({'accumulation': 4, 'remat': True}, 4),  # each of these takes about twenty times as long on a CPU
 ], ids=str)
-def test_the_same_losses(parallel, num_steps):
+def test_losses_do_not_depend_on_the_parallelism(parallel, num_steps):
   expected, _ = run(1)
   losses, state = run(8, num_steps=num_steps, **parallel)
-  assert (np.ptp(expected, axis=0) > 0.2 * np.abs(expected).max(axis=0)).all()  # there is something to agree on
+  assert (np.ptp(expected, axis=0) > 0.2 * np.abs(expected).max(axis=0)).all()  # the losses vary enough to compare
   np.testing.assert_allclose(losses, expected[:num_steps], rtol=1e-4)
   assert int(state.step) == num_steps
 
@@ -83,21 +83,21 @@ def device_bytes(state, device):
   return sum(part.data.nbytes for leaf in arrays for part in leaf.addressable_shards if part.device == device)
 
 
-def test_fsdp_state_is_in_parts():
-  _, whole = run(8, num_steps=6)
-  _, parts = run(8, num_steps=6, fsdp=4)
+def test_fsdp_shards_the_state():
+  _, replicated = run(8, num_steps=6)
+  _, sharded = run(8, num_steps=6, fsdp=4)
   for device in jax.devices():
-    assert device_bytes(parts, device) < 0.35 * device_bytes(whole, device)  # a quarter, and the small arrays
-  kernel = parts.ema_params['middle_block_0']['conv_0']['kernel']
-  for leaf in (kernel, parts.g_opt_state[0].mu['middle_block_0']['conv_0']['kernel']):
+    assert device_bytes(sharded, device) < 0.35 * device_bytes(replicated, device)  # a quarter, plus small arrays
+  kernel = sharded.ema_params['middle_block_0']['conv_0']['kernel']
+  for leaf in (kernel, sharded.g_opt_state[0].mu['middle_block_0']['conv_0']['kernel']):
     assert leaf.shape == (3, 3, 16, 16) and leaf.addressable_shards[0].data.shape == (3, 3, 4, 16)
-  assert parts.g_params['conv_in']['bias'].sharding.is_fully_replicated
+  assert sharded.g_params['conv_in']['bias'].sharding.is_fully_replicated
 
 
-def test_fsdp_samples(quick_config):
-  """The sample grid of a state in parts is that of a whole one."""
+def test_fsdp_gives_the_same_sample_grid(quick_config):
+  """The sample grid of a sharded state equals that of a replicated one."""
   config = dataclasses.replace(quick_config, train=dataclasses.replace(quick_config.train, num_samples=8))
-  params = lively_state(config).ema_params
+  params = random_state(config).ema_params
   images = []
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
@@ -116,47 +116,47 @@ def test_data_parallel_communicates_gradients_once(quick_config, with_r1):
   found = collectives(step.as_text())
   assert {c.kind for c in found} == {'all-reduce'} and {c.participants for c in found} == {8}
   assert not any(c.in_loop for c in found)
-  first, second = (c.bytes for c in found if c.bytes > 64)  # D's, on which G's gradient depends
+  first, second = (c.bytes for c in found if c.bytes > 64)  # first D's, on which G's depends
   for params, size in ((state.d_params, first), (state.g_params, second)):
-    # A little less where two arrays have the same gradient, as the biases of a sum.
+    # A little less if two arrays have the same gradient, like the biases of a sum.
     assert 0.98 < size / (4 * train_state.count_parameters(params)) <= 1.02
   assert sum(c.bytes for c in found) <= 64 + first + second
 
 
-def test_fsdp_communicates_parts():
-  """D gathered before and after its update and G once, each gradient scattered and its part reduced over the rest."""
+def test_fsdp_communicates_shards():
+  """D is gathered before and after its update G once; gradients are reduce-scattered, then all-reduced in shards."""
   config = run_config(fsdp=4)
   _, step = compiled_step(config, 8)
   state = train_state.abstract_state(config, sharding.state_sharding(sharding.make_mesh(fsdp=4)))
-  d_split, g_split = (
+  d_sharded, g_sharded = (
       sum(4 * leaf.size for leaf in jax.tree.leaves(params) if not leaf.sharding.is_fully_replicated)
       for params in (state.d_params, state.g_params))
   sums = {}
   found = collectives(step.as_text())
   for c in found:
     sums[c.kind, c.participants] = sums.get((c.kind, c.participants), 0) + c.bytes
-  assert sums['all-gather', 4] == 2 * d_split + g_split
-  assert sums['reduce-scatter', 4] == d_split + g_split
-  assert sums['all-reduce', 2] == (d_split + g_split) // 4
+  assert sums['all-gather', 4] == 2 * d_sharded + g_sharded
+  assert sums['reduce-scatter', 4] == d_sharded + g_sharded
+  assert sums['all-reduce', 2] == (d_sharded + g_sharded) // 4
   kinds = {('all-gather', 4), ('reduce-scatter', 4), ('all-reduce', 2), ('all-reduce', 8), ('all-reduce', 4)}
   assert set(sums) == kinds
-  norms = [c for c in found if (c.kind, c.participants) == ('all-reduce', 4)]  # of the gradients, array by array
+  norms = [c for c in found if (c.kind, c.participants) == ('all-reduce', 4)]  # gradient norms, array by array
   assert all(shape == () for c in norms for _, shape in c.arrays)
 
 
-def test_a_state_over_devices_is_drawn_without_communication():
+def test_a_sharded_state_is_initialised_without_communication():
   config = run_config(fsdp=8)
   mesh = sharding.make_mesh(jax.devices(), fsdp=8)
-  lay = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
-  create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay).lower().compile()
+  shardings = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
+  create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=shardings).lower().compile()
   assert collectives(create.as_text()) == []
-  alone = jax.jit(lambda: train_state.create(config))()
-  jax.tree.map(np.testing.assert_array_equal, create().g_params, alone.g_params)
+  on_one_device = jax.jit(lambda: train_state.create(config))()
+  jax.tree.map(np.testing.assert_array_equal, create().g_params, on_one_device.g_params)
   assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(create().g_params))
 
 
-def test_collectives_are_read_from_the_compilers_text():
-  """Tuples, asynchronous forms, layouts, loops: lines as the compilers for CPU, GPU and TPU write them."""
+def test_collectives_are_parsed_from_compiled_text():
+  """Tuples, asynchronous forms, layouts, loops: lines as written by the compilers for CPU, GPU and TPU."""
   found = collectives('''
 %body.1 (arg: f32[8]) -> f32[8] {
   %permuted = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%arg), source_target_pairs={{0,1}}
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_a_float32_state():
 
 
 @pytest.mark.parametrize('remat', [False, True])
-def test_remat_computes_blocks_again(remat):
+def test_remat_recomputes_blocks(remat):
   """In the backward passes of both networks."""
   config = run_config(remat=remat)
   for network, args in zip(train_state.make_networks(config), (
@@ -208,7 +208,7 @@ def test_remat_computes_blocks_again(remat):
     ({'accumulation': 4}, 64, r'data\.batch_size is 64; use a multiple of 128: 8 devices, times 4 micro'),
     ({}, 16, r'data\.batch_size is 16; use a multiple of 32: 8 devices, times 4 rows'),
 ], ids=str)
-def test_refused_on_eight_devices(parallel, batch_size, message):
+def test_settings_that_do_not_fit_eight_devices_are_refused(parallel, batch_size, message):
   config = config_lib.from_config_dict({**tiny_config_dict(batch_size=batch_size), 'parallel': parallel})
   with pytest.raises(ConfigError, match=message):
     config_lib.check_devices(config, 8)
@@ -216,6 +216,6 @@ def test_refused_on_eight_devices(parallel, batch_size, message):
 
 
 @pytest.mark.parametrize('field', ['fsdp', 'accumulation'])
-def test_refused_anywhere(field):
+def test_zero_is_refused(field):
   with pytest.raises(ConfigError, match=f'parallel.{field} is 0; use at least 1'):
     run_config(**{field: 0})

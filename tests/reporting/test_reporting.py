@@ -1,4 +1,4 @@
-"""Grids, the progress line, and event files read back."""
+"""Sample grids, the progress line, profiles, and event files read back."""
 
 import io
 
@@ -10,7 +10,7 @@ from ddgan_jax.reporting import grids, tensorboard, trajectories
 from ddgan_jax.reporting.progress import Progress
 
 
-def test_grid_places_and_enlarges():
+def test_a_grid_places_and_enlarges_images():
   images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.full((5, 8, 8, 1), 40, np.uint8)
   grid = grids.make_grid(images)
   scale, gap = 6, 2
@@ -41,7 +41,7 @@ def test_a_panel_keeps_the_shape_of_its_image():
 
 
 def test_a_strip_of_a_thousand_steps_is_thinned(monkeypatch):
-  """Five x_t with the predictions made from them; RGB, with names; of an animation at most 51 frames."""
+  """Five x_t with their predictions, in RGB and with names; an animation has at most 51 frames."""
   x_t = np.linspace(0, 250, 1001).astype(np.uint8).reshape(-1, 1, 1, 1, 1) * np.ones((2, 8, 8, 3), np.uint8)
   heads, shown = [], []
   panel = trajectories.Canvas.panel
@@ -86,7 +86,7 @@ def test_progress_is_lines_in_a_file_and_one_line_on_a_terminal(monkeypatch):
   assert terminal.getvalue().endswith('\nFinished.\n')
 
 
-def test_progress_tells_of_a_loop_that_waits_for_data(monkeypatch):
+def test_progress_reports_the_time_spent_waiting_for_data(monkeypatch):
   clock = iter([0.0, 1.0, 4.0, 10.0, 10.0, 10.5, 20.0])
   monkeypatch.setattr('ddgan_jax.reporting.progress.time.perf_counter', lambda: next(clock))
   file = io.StringIO()
@@ -107,20 +107,20 @@ def test_progress_tells_of_a_loop_that_waits_for_data(monkeypatch):
 
 def test_a_profile_is_taken_once_and_closed_at_the_end(tmp_path):
   jax.clear_caches()  # a profile describes every program of the process
-  profile, said = tensorboard.Profile(tmp_path, first_step=3, num_steps=5), []
+  profile, messages = tensorboard.Profile(tmp_path, first_step=3, num_steps=5), []
   assert [step for step in range(20) if profile.is_due(step)] == [3, 8]
-  profile.switch(said.append)
+  profile.switch(messages.append)
   jax.block_until_ready(jax.numpy.arange(8) * 2)
-  assert not said
+  assert not messages
   profile.close()  # the run ended before step 8
   assert list(tmp_path.rglob('*.xplane.pb')) and not profile.is_due(8)
-  again = tensorboard.Profile(tmp_path, first_step=3, num_steps=5)
-  assert not any(again.is_due(step) for step in range(20))
+  resumed = tensorboard.Profile(tmp_path, first_step=3, num_steps=5)
+  assert not any(resumed.is_due(step) for step in range(20))
   assert not any(tensorboard.Profile(tmp_path / 'other', 3, 0).is_due(step) for step in range(20))
 
 
-def hparams_of(folder):
-  """What the HParams plug-in reads: its sessions' groups and fields, from all event files in TensorBoard's order."""
+def read_hparams(folder):
+  """The group and fields that the HParams plug-in reads from all event files, in TensorBoard's order."""
   from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
   from tensorboard.plugins.hparams import metadata
 
@@ -131,8 +131,8 @@ def hparams_of(folder):
   return session.group_name, fields
 
 
-def test_a_resumed_run_has_one_session_with_its_present_fields(tmp_path):
-  """Also where the events of an earlier version, or another writer, hold a session with the old fields."""
+def test_a_resumed_run_is_one_session_with_its_current_fields(tmp_path):
+  """Also if the events of an earlier version, or of another writer, have a session with old fields."""
   fields = {'optim.lr_g': 0.5, 'generator.ch_mult': (1, 2, 2), 'generator.fir': True, 'data.name': 'digits',
             'generator.attn_resolutions': (), 'optim.r2_gamma': None}
   for start, rate in enumerate((0.5, 0.25)):
@@ -141,11 +141,11 @@ def test_a_resumed_run_has_one_session_with_its_present_fields(tmp_path):
       writer._submit(lambda writer: writer.write_hparams({'optim.lr_g': 7.0}))
     writer.hparams({**fields, 'optim.lr_g': rate})
     writer.scalars(10 * start, {'loss_d': 1.0, 'loss_d_real': 0.5, 'r1_penalty': 0.25, 'lr_g': rate, 'eval/fid': 3.0})
-    said = []
-    writer.flush(said.append)
+    messages = []
+    writer.flush(messages.append)
     writer.close()
-    assert not said
-    group, found = hparams_of(tmp_path)
+    assert not messages
+    group, found = read_hparams(tmp_path)
     assert group == str(tmp_path) and found == {
         'optim.lr_g': rate, 'generator.ch_mult': '1,2,2', 'generator.fir': True, 'data.name': 'digits',
         'generator.attn_resolutions': '', 'optim.r2_gamma': 'None'}

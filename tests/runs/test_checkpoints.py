@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, on other devices too; damaged ones are refused, by name, and kept."""
+"""Checkpoints are restored bit for bit, on any devices; damaged ones are refused by name, and kept."""
 
 import dataclasses
 import re
@@ -33,7 +33,7 @@ def target(config, devices):
 
 @pytest.fixture(scope='module')
 def state(quick_config):
-  """Every leaf different, so that none can be taken for another."""
+  """All leaves differ, so that none can be mistaken for another."""
   state = jax.jit(lambda: train_state.create(quick_config))()
   return state.replace(
       step=state.step + 7,
@@ -61,7 +61,7 @@ def test_round_trip_on_other_devices(saved, state, quick_config):
   assert_same(Checkpoints(saved).restore(target(quick_config, jax.devices()[:1]), 7), state)
 
 
-def test_only_the_newest_stay(tmp_path, state):
+def test_only_the_newest_are_kept(tmp_path, state):
   checkpoints = Checkpoints(tmp_path, keep=2)
   for step in (1, 2, 3, 4):
     checkpoints.save(state.replace(step=np.int32(step)))
@@ -69,7 +69,7 @@ def test_only_the_newest_stay(tmp_path, state):
   assert checkpoints.steps() == [3, 4]
 
 
-def test_saving_a_step_again_while_it_is_being_saved_is_no_error(tmp_path, state):
+def test_saving_a_step_twice_is_not_an_error(tmp_path, state):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(state)
   checkpoints.save(state)
@@ -124,23 +124,23 @@ def damage_digests(folder):
     (damage_truncate, '8: .*(digest differs|cannot be read)'),
     (damage_metadata, '8: .*cannot be read'),
 ])
-def test_the_newest_good_one_is_taken(saved, state, quick_config, damage, message, capsys):
-  """Sampling changes nothing; training moves the damaged one aside, and may save its step again."""
+def test_the_newest_undamaged_checkpoint_is_used(saved, state, quick_config, damage, message, capsys):
+  """Sampling changes no file; training renames the damaged checkpoint, and can save its step again."""
   folder = saved / 'checkpoints' / '8'
   damage(folder)
-  before = files_of(saved)
+  before = read_files(saved)
   with pytest.raises(DamagedError, match=message):
     ddgan_jax.load(saved, step=8)
   assert ddgan_jax.load(saved).step == 7
-  said = capsys.readouterr().out
-  assert re.search(f'{folder.parent}/{message}', said) and 'using step 7 instead.\n' in said
-  assert files_of(saved) == before
+  messages = capsys.readouterr().out
+  assert re.search(f'{folder.parent}/{message}', messages) and 'using step 7 instead.\n' in messages
+  assert read_files(saved) == before
 
-  checkpoints, said = Checkpoints(saved), []
-  restored = checkpoints.restore_newest(target(quick_config, jax.devices()[:1]), said.append)
+  checkpoints, messages = Checkpoints(saved), []
+  restored = checkpoints.restore_newest(target(quick_config, jax.devices()[:1]), messages.append)
   assert_same(restored, state)
-  assert re.search(message, said[0]) and said[1].endswith('8.damaged.') and len(said) == 2
-  assert {str(path).replace('8.damaged', '8'): data for path, data in files_of(saved).items()} == {
+  assert re.search(message, messages[0]) and messages[1].endswith('8.damaged.') and len(messages) == 2
+  assert {str(path).replace('8.damaged', '8'): data for path, data in read_files(saved).items()} == {
       str(path): data for path, data in before.items()}
   checkpoints.save(restored.replace(step=restored.step + 1))
   checkpoints.close()
@@ -148,24 +148,24 @@ def test_the_newest_good_one_is_taken(saved, state, quick_config, damage, messag
   assert_same(Checkpoints(saved).restore(target(quick_config, jax.devices()[:1]), 8).g_params, state.g_params)
 
 
-def files_of(folder):
+def read_files(folder):
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_no_good_one_is_left(saved, quick_config):
+def test_no_undamaged_checkpoint_is_left(saved, quick_config):
   damage_empty(saved / 'checkpoints' / '8')
   damage_digests(saved / 'checkpoints' / '7')
-  before = files_of(saved)
+  before = read_files(saved)
   for attempt in (lambda: ddgan_jax.load(saved), lambda: Checkpoints(saved).restore_newest(
       target(quick_config, jax.devices()[:1]), print)):
     with pytest.raises(CheckpointError, match="8: contains nothing .*7: cannot be read .*no good checkpoint is left"):
       attempt()
-  assert files_of(saved) == before
+  assert read_files(saved) == before
 
 
 @pytest.fixture
 def save(tmp_path, state):
-  """Saves steps, each with what was measured of it; returns the steps that are kept."""
+  """Saves steps, each with its metrics; returns the steps that are kept."""
   def save(steps):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, metrics in steps.items():
@@ -180,17 +180,17 @@ def save(tmp_path, state):
   return save
 
 
-def test_the_best_stays_and_the_newest_too(save, tmp_path):
-  """Also over a restart, and for checkpoints without a metric."""
+def test_the_best_and_the_newest_are_kept(save, tmp_path):
+  """Also after a restart, and for checkpoints without metrics."""
   assert save({1: {'fid': 9.0}, 2: {'fid': 5.0}, 3: {'fid': 7.0}, 4: None, 5: {'fid': 8.0}}) == [2, 4, 5]
   assert Checkpoints(tmp_path).metrics(2) == {'eval/fid': 5.0} and Checkpoints(tmp_path).metrics(4) == {}
   assert save({6: {'fid': 6.0}, 7: {'fid': 6.5}}) == [2, 6, 7]
-  assert save({8: {'fid': 1.0}}) == [7, 8]  # at once, and not only at the next save
+  assert save({8: {'fid': 1.0}}) == [7, 8]  # at once, not only at the next save
   assert save({9: None, 10: None}) == [8, 9, 10]
 
 
-def test_the_best_stays_whatever_is_measured_later(save):
-  """A resumed run may measure another metric, or nothing; a value that is not finite ranks nothing."""
+def test_the_best_is_kept_whatever_is_measured_later(save):
+  """A resumed run may measure another metric, or nothing; a non-finite value ranks nothing."""
   assert save({1: {'fid': 5.0, 'is': 2.0}, 2: {'fid': 9.0}, 3: {'fid': 7.0}}) == [1, 2, 3]
   assert save({4: None, 5: {'is': 3.0}, 6: None}) == [1, 5, 6]
   assert save({7: {'kid': 0.2}, 8: {'fd_classifier': 3.0, 'mode_kl': 0.1}, 9: {'kid': 0.3}, 10: {'kid': np.nan}}) == [
@@ -199,14 +199,14 @@ def test_the_best_stays_whatever_is_measured_later(save):
 
 
 @pytest.mark.parametrize('text', ['', '{"eval/fid": 1', '[1.0]', '3', '{"eval/fid": null}', '{"eval/fid": "1"}'])
-def test_damaged_metrics_rank_nothing(save, tmp_path, text):
+def test_damaged_metrics_are_ignored(save, tmp_path, text):
   save({1: {'fid': 5.0}, 2: {'fid': 6.0}})
   (tmp_path / 'checkpoints' / '2' / 'metrics.json').write_text(text)
   assert Checkpoints(tmp_path).metrics(2) == {}
   assert save({3: None, 4: None}) == [1, 3, 4]
 
 
-def test_metrics_that_cannot_be_read_now_may_be_the_best(save, monkeypatch):
+def test_a_checkpoint_with_unreadable_metrics_is_kept(save, monkeypatch):
   save({1: {'fid': 5.0}, 2: {'fid': 6.0}})
   read = Checkpoints.metrics
 
@@ -221,8 +221,8 @@ def test_metrics_that_cannot_be_read_now_may_be_the_best(save, monkeypatch):
   assert save({5: None}) == [1, 4, 5]
 
 
-def test_metrics_that_orbax_stored_count(save, tmp_path, state):
-  """As runs of the first versions have them."""
+def test_metrics_stored_by_orbax_are_used(save, tmp_path, state):
+  """As in runs of the first versions."""
   with ocp.CheckpointManager(
       tmp_path / 'checkpoints', options=ocp.CheckpointManagerOptions(best_fn=lambda metrics: -metrics['eval/fid'])
   ) as manager:
@@ -233,7 +233,7 @@ def test_metrics_that_orbax_stored_count(save, tmp_path, state):
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_what_is_not_finite_is_never_saved(tmp_path, state, value):
+def test_non_finite_states_are_never_saved(tmp_path, state, value):
   checkpoints = Checkpoints(tmp_path)
   d_params = jax.tree.map(np.array, state.d_params)
   jax.tree.leaves(d_params)[-1].reshape(-1)[-1] = value
@@ -243,8 +243,8 @@ def test_what_is_not_finite_is_never_saved(tmp_path, state, value):
   assert checkpoints.steps() == []
 
 
-def test_digests_do_not_depend_on_how_an_array_lies():
-  """Rows or columns over 8 devices, replicated, or on the host; for every dtype that a state may have."""
+def test_digests_do_not_depend_on_the_sharding():
+  """Rows or columns over 8 devices, replicated, or on the host; for every dtype of a state."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ('a', 'b'))
   for dtype in ('float32', 'bfloat16', 'int32', 'uint32'):
     host = np.arange(8 * 16).reshape(8, 16).astype(jnp.dtype(dtype))
@@ -273,7 +273,7 @@ def test_load_says_what_is_missing(tmp_path, saved):
     ddgan_jax.load(saved)
 
 
-def test_a_full_disk_is_recognised_wherever_it_is_reported():
+def test_a_full_disk_is_recognised_in_wrapped_errors():
   full = OSError(28, 'No space left on device')
   wrapped = ValueError('save failed')
   wrapped.__cause__ = full
@@ -281,8 +281,8 @@ def test_a_full_disk_is_recognised_wherever_it_is_reported():
   assert not is_disk_full(OSError(13, 'Permission denied'))
 
 
-def test_a_state_that_was_not_saved_there_is_refused(saved, quick_config):
-  """Perfectly readable, which Orbax does not mind: only the digests tell."""
+def test_the_state_of_another_step_is_refused(saved, quick_config):
+  """Its files are valid and Orbax reads them; only the digests differ."""
   shutil.rmtree(saved / 'checkpoints' / '8' / 'state')
   shutil.copytree(saved / 'checkpoints' / '7' / 'state', saved / 'checkpoints' / '8' / 'state')
   with pytest.raises(CheckpointError, match=r'8: step has changed since it was saved \(its digest differs\)'):

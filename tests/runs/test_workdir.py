@@ -1,4 +1,4 @@
-"""Workdirs in a bucket: the same code, by epath, with a folder of this machine in the bucket's place."""
+"""Workdirs in a bucket: the same code through epath, with a local folder in place of the bucket."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ from ddgan_jax.training.rollback import Diverged, SkippedBatches
 
 
 class Bucket:
-  """epath's local back end, with `gs://` standing for a folder."""
+  """epath's local back end, with a folder in place of `gs://`."""
 
   def __init__(self, folder):
     self._folder = str(folder)
@@ -72,7 +72,7 @@ def test_a_workdir_in_a_bucket(bucket, tiny_config):
 
   (bucket / 'runs' / 'tiny' / 'checkpoints').rename(bucket / 'kept')
   other = dataclasses.replace(tiny_config, seed=1)
-  workdir.check_workdir(run, other, checkpoints)  # without a checkpoint any config may begin
+  workdir.check_workdir(run, other, checkpoints)  # without a checkpoint, any config may start
 
 
 def test_data_in_a_bucket_are_refused():
@@ -80,8 +80,8 @@ def test_data_in_a_bucket_are_refused():
     sources.load_source(DataConfig(name='folder', path='gs://bucket/photos', image_size=8))
 
 
-def test_a_bucket_that_cannot_be_written_to(quick_config, monkeypatch):
-  """Whatever kind of error its library has."""
+def test_an_unwritable_bucket_is_refused(quick_config, monkeypatch):
+  """Whatever error its library raises."""
   class Closed(Bucket):
     def __getattr__(self, name):
       def call(*arguments, **options):
@@ -93,15 +93,15 @@ def test_a_bucket_that_cannot_be_written_to(quick_config, monkeypatch):
     workdir.check_space('gs://bucket/run', quick_config, None, None)
 
 
-def test_which_batch_a_step_sees(tmp_path):
+def test_steps_after_a_rollback_skip_batches(tmp_path):
   skipped = SkippedBatches(str(tmp_path))
   assert list(skipped.ranges(3, 30)) == [(3, 30)]
   skipped.roll_back(10, Diverged('loss_d', 14), write=True)
   skipped.roll_back(20, Diverged('loss_d', 21), write=True)
-  for again in (skipped, SkippedBatches(str(tmp_path))):
-    assert list(again.ranges(3, 30)) == [(3, 10), (14, 24), (25, 35)]
-    assert list(again.ranges(10, 30)) == [(14, 24), (25, 35)]
-    assert list(again.ranges(25, 30)) == [(30, 35)]
-    assert list(again.ranges(30, 30)) == []
-    seen = [batch for first, last in again.ranges(0, 30) for batch in range(first, last)]
-    assert seen == [again.batch(step) for step in range(30)] == sorted(set(range(35)) - {10, 11, 12, 13, 24})
+  for batches in (skipped, SkippedBatches(str(tmp_path))):
+    assert list(batches.ranges(3, 30)) == [(3, 10), (14, 24), (25, 35)]
+    assert list(batches.ranges(10, 30)) == [(14, 24), (25, 35)]
+    assert list(batches.ranges(25, 30)) == [(30, 35)]
+    assert list(batches.ranges(30, 30)) == []
+    numbers = [batch for first, last in batches.ranges(0, 30) for batch in range(first, last)]
+    assert numbers == [batches.batch(step) for step in range(30)] == sorted(set(range(35)) - {10, 11, 12, 13, 24})

@@ -1,4 +1,4 @@
-"""What tests share: golden numbers, tiny configs, the environment of a command."""
+"""What the tests share: golden numbers, tiny configs, and the environment of commands."""
 
 import contextlib
 import json
@@ -14,18 +14,18 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 
 def xla_flags(num_devices):
-  """XLA_FLAGS for so many simulated devices; with the older fusion emitters, programs compile in half the time."""
+  """XLA_FLAGS for `num_devices` simulated devices; the older fusion emitters halve the compilation time."""
   return f'--xla_force_host_platform_device_count={num_devices} --xla_cpu_use_fusion_emitters=false'
 
 
 def golden(name):
-  """A golden file's arrays, and its `config` decoded."""
+  """The arrays of a golden file, and its decoded `config`."""
   arrays = dict(np.load(GOLDEN / name))
   return arrays, json.loads(str(arrays.pop('config')))
 
 
 def recipe(name, shape):
-  """The weight of a golden case, a function of the original's tensor name and shape."""
+  """A weight of a golden case: a function of the original's tensor name and shape."""
   x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
   if len(shape) >= 2:
     fan_in = shape[0] if name.endswith('.W') else np.prod(shape[1:])
@@ -36,7 +36,7 @@ def recipe(name, shape):
 
 
 def state_dict(param_names):
-  """The weights of a golden case from its `name|shape` rows."""
+  """The weights of a golden case, from its `name|shape` rows."""
   rows = (str(row).split('|') for row in param_names)
   return {name: recipe(name, json.loads(shape)) for name, shape in rows}
 
@@ -46,12 +46,12 @@ def nhwc(x):
 
 
 def relative_error(found, expected):
-  """The largest difference, in units of the largest expected value."""
+  """The largest difference, relative to the largest expected value."""
   return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
 
 
 def generator_config(options):
-  """GeneratorConfig from a golden case's options, which also hold fields of other sections."""
+  """GeneratorConfig from a golden case's options, which include fields of other sections."""
   import dataclasses
 
   from ddgan_jax.config import GeneratorConfig
@@ -76,7 +76,7 @@ def tiny_config_dict(**data):
 
 
 def quick_config_dict(**data):
-  """The same run with multilayer perceptrons, which compile four times as fast: for what is not about the networks."""
+  """The same run with MLPs, which compile four times as fast: for tests that are not about the networks."""
   fields = tiny_config_dict(**data)
   return {**fields, 'generator': {**fields['generator'], 'kind': 'mlp', 'num_channels_dae': 16},
           'discriminator': {**fields['discriminator'], 'kind': 'mlp', 'ngf': 16},
@@ -84,7 +84,7 @@ def quick_config_dict(**data):
 
 
 def config_text(fields):
-  """The text of a --config file, the recipe cifar10 with these fields of sections."""
+  """The text of a --config file: the recipe cifar10 with these fields, by section."""
   return f'''
 """A tiny run for the tests of the commands."""
 import ml_collections
@@ -101,7 +101,7 @@ def get_config():
 def command_environment(num_devices=1, events='none'):
   """The environment of a command: its simulated devices, and how it writes events.
 
-  Events are 'none', as where TensorFlow is not installed; 'scalars', for `scalars.read`; or 'tensorflow'. Commands
+  `events` is 'none', as if TensorFlow were not installed; 'scalars', for `scalars.read`; or 'tensorflow'. Commands
   start sooner without TensorFlow.
   """
   environment = {**os.environ, 'XLA_FLAGS': xla_flags(num_devices), 'PYTHONUNBUFFERED': '1'}
@@ -113,7 +113,7 @@ def command_environment(num_devices=1, events='none'):
 
 @contextlib.contextmanager
 def little_memory(limit=2**24):
-  """Checks that no more than `limit` bytes are allocated at once, also where something raises."""
+  """Checks that at most `limit` bytes are allocated at any time, also if an exception is raised."""
   tracemalloc.start()
   try:
     yield

@@ -1,4 +1,4 @@
-"""The original's four training steps: their beginning, their draws and their losses."""
+"""The original's four training steps: initial state, draws and losses."""
 
 import functools
 
@@ -14,17 +14,17 @@ from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation
 from tests.support import generator_config, golden, nhwc, state_dict
 
-FOREVER = 10**9  # the original steps its cosine once an epoch, so these four steps have constant learning rates
+FOREVER = 10**9  # the original steps its cosine once per epoch, so these four steps have constant learning rates
 
 
 @functools.cache
 def golden_steps():
-  """Compiled once in a process."""
+  """One instance per process, which compiles once."""
   return GoldenSteps()
 
 
 class GoldenSteps:
-  """Takes the steps of `train_step.npz`, two of them with R1."""
+  """Replays the steps of `train_step.npz`, two of them with R1."""
 
   def __init__(self):
     self.arrays, self.options = golden('train_step.npz')
@@ -42,7 +42,7 @@ class GoldenSteps:
     setup = train_step.Setup(
         objectives.Ddgan(penalties.r1(self.optim)), model, self.optim, FOREVER)
     self._step = compilation.jit(functools.partial(train_step.train_step, setup=setup), static_argnames='with_r1')
-    # The original groups strided rows for the minibatch stddev, this project neighbouring ones.
+    # For the minibatch stddev, the original groups strided rows, this project neighbouring ones.
     self._order = np.arange(options['batch']).reshape(4, -1).T.ravel()
 
   def initial_state(self):
@@ -54,7 +54,7 @@ class GoldenSteps:
         g_opt_state=g_optimizer.init(g_params), d_opt_state=d_optimizer.init(d_params))
 
   def step(self, state, i):
-    """The state and metrics after step i, on its batch and with its draws."""
+    """The state and metrics after step i, with its batch and its draws."""
     def get(name):
       array = self.arrays[f'step{i}/{name}'][self._order]
       return nhwc(array) if array.ndim == 4 else array

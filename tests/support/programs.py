@@ -9,11 +9,11 @@ from ddgan_jax import train_state
 from ddgan_jax.parallel import sharding
 from ddgan_jax.training import programs, results
 
-compiled = {}  # forgotten by `conftest.forget_programs`
+compiled = {}  # cleared by `conftest.clear_compiled_programs`
 
 
 def share(monkeypatch):
-  """Runs compile nothing again that differs only in data, cadence or `train.num_steps`.
+  """Lets runs that differ only in data, cadence or `train.num_steps` share compiled programs.
 
   For tests of what happens around the steps: the learning rates are those of the first run's `num_steps`.
   """

@@ -1,4 +1,4 @@
-"""Stands in for `clu.metric_writers`: a run's scalars as lines of JSON, because TensorFlow imports slowly.
+"""Replaces `clu.metric_writers`: writes a run's scalars as lines of JSON, because TensorFlow imports slowly.
 
 `test_main.py` reads real TensorBoard events.
 """
@@ -34,7 +34,7 @@ def create_default_writer(workdir, asynchronous=False):
 
 
 def read(workdir, name):
-  """{step: value} of a scalar; of a step that was done twice the later value."""
+  """{step: value} of a scalar; for a step that was repeated, the later value."""
   paths = pathlib.Path(workdir).glob('events.out.tfevents.*[0-9]')  # not the HParams session
   rows = [json.loads(line) for path in sorted(paths, key=os.path.getmtime)
           for line in path.read_text().splitlines()]

@@ -1,5 +1,5 @@
-"""What may befall a run: kills, full disks, clocks that jump, losses that are no longer finite. Damage done to a
-checkpoint is in test_checkpoints.py, several processes in test_processes.py."""
+"""Faults during a run: kills, full disks, clock jumps, non-finite losses. test_checkpoints.py damages checkpoints;
+test_processes.py runs several processes."""
 
 import dataclasses
 import json
@@ -34,10 +34,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def run(quick_config, data_dir, capsys, monkeypatch):
-  """Trains 30 steps in this process; returns what was printed."""
-  # On one device, because the sums over simulated ones come in the order in which their threads do.
-  alone = sharding.make_mesh(jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', lambda **_: alone)
+  """Trains 30 steps in this process; returns the output."""
+  # On one device, because sums over simulated devices depend on the order of their threads.
+  one_device = sharding.make_mesh(jax.devices()[:1])
+  monkeypatch.setattr(sharding, 'make_mesh', lambda **_: one_device)
   monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
   programs.share(monkeypatch)
 
@@ -55,18 +55,18 @@ def run(quick_config, data_dir, capsys, monkeypatch):
   return run
 
 
-def final(workdir, config):
-  whole = sharding.replicated(sharding.make_mesh())
-  state = Checkpoints(workdir).restore(train_state.abstract_state(config, whole), 30)
+def final_state(workdir, config):
+  replicated = sharding.replicated(sharding.make_mesh())
+  state = Checkpoints(workdir).restore(train_state.abstract_state(config, replicated), 30)
   return state.replace(rng=jax.random.key_data(state.rng))
 
 
-def assert_same_end(one, other, config):
-  jax.tree.map(np.testing.assert_array_equal, final(one, config), final(other, config))
+def assert_same_final_state(one, other, config):
+  jax.tree.map(np.testing.assert_array_equal, final_state(one, config), final_state(other, config))
 
 
 def poison(monkeypatch, is_bad):
-  """Makes NaN of the images of some global batches."""
+  """Replaces the images of some global batches with NaN; returns a function that undoes it."""
   clean = pipeline.global_batch
 
   def poisoned(source, data_config, seed, step, rows=slice(None)):
@@ -77,31 +77,31 @@ def poison(monkeypatch, is_bad):
   return lambda: monkeypatch.setattr(pipeline, 'global_batch', clean)
 
 
-def measured(**values):
-  """A report, as `evaluator` makes it."""
+def make_report(**values):
+  """A report as `evaluator` makes it."""
   return {'images': 'samples', 'n': 100, 'reference': None, 'n_reference': None, 'biased': True,
           'metrics': {name: {'value': value, 'features': 'none'} for name, value in values.items()}}
 
 
 @pytest.fixture
 def evaluate(monkeypatch):
-  """Lets runs be measured by the given function of images."""
+  """Replaces the evaluation of runs by a function of their images."""
   return lambda function: monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *args: function)
 
 
 def test_resuming_with_other_metrics_or_none(run, tmp_path, evaluate):
-  """Both best checkpoints stay: a distance of one kind says nothing about another."""
-  evaluate(lambda images: measured(fid={'step 6': 5.0, 'step 12': 9.0}[images.name]))
+  """Both best checkpoints are kept, because different metrics are not comparable."""
+  evaluate(lambda images: make_report(fid={'step 6': 5.0, 'step 12': 9.0}[images.name]))
   run(tmp_path / 'run', num_steps=12, eval_every=6)
-  evaluate(lambda images: measured(kid={'step 18': 0.1, 'step 24': 0.2}[images.name]))
+  evaluate(lambda images: make_report(kid={'step 18': 0.1, 'step 24': 0.2}[images.name]))
   assert 'Finished 24 steps' in run(tmp_path / 'run', num_steps=24, eval_every=6, checkpoint_every=3)
   assert Checkpoints(tmp_path / 'run').steps() == [6, 18, 21, 24]
   assert 'Finished 30 steps' in run(tmp_path / 'run', checkpoint_every=3)
   assert Checkpoints(tmp_path / 'run').steps() == [6, 18, 27, 30]
 
 
-def test_a_measurement_that_fails_loses_no_step(run, tmp_path, evaluate, quick_config):
-  """At each start again: the run gets further all the same, and only its last evaluation is still missing."""
+def test_a_failed_evaluation_loses_no_step(run, tmp_path, evaluate, quick_config):
+  """It fails after every restart; the run still advances, and only its last evaluation is missing."""
   def out_of_memory(images):
     raise MemoryError('RESOURCE_EXHAUSTED: no memory for the features')
 
@@ -111,13 +111,13 @@ def test_a_measurement_that_fails_loses_no_step(run, tmp_path, evaluate, quick_c
       run(tmp_path / 'run', eval_every=15, checkpoint_every=100)
     assert Checkpoints(tmp_path / 'run').latest_step() == step
   assert 'All 30 steps are done; still missing: its evaluation.' in run.printed
-  evaluate(lambda images: measured(fid=3.0))
-  run(tmp_path / 'whole', eval_every=15)
-  assert_same_end(tmp_path / 'run', tmp_path / 'whole', quick_config)
+  evaluate(lambda images: make_report(fid=3.0))
+  run(tmp_path / 'uninterrupted', eval_every=15)
+  assert_same_final_state(tmp_path / 'run', tmp_path / 'uninterrupted', quick_config)
 
 
-def test_data_that_fail_lose_no_step(run, tmp_path, monkeypatch):
-  """The steps before the batch that cannot be read are saved, though none of them was to be."""
+def test_a_data_error_loses_no_step(run, tmp_path, monkeypatch):
+  """The steps before the unreadable batch are saved, although no checkpoint was due."""
   clean = pipeline.global_batch
 
   def fail(source, data_config, seed, step, rows=slice(None)):
@@ -131,8 +131,8 @@ def test_data_that_fail_lose_no_step(run, tmp_path, monkeypatch):
   assert 10 < Checkpoints(tmp_path / 'run').latest_step() <= 17
 
 
-def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
-  """Neither where the step is saved anyway, nor where it would not be."""
+def test_a_failed_sample_grid_loses_no_step(run, tmp_path, monkeypatch):
+  """Whether or not a checkpoint is due at the step."""
   def no_memory(*args):
     def sample(ema_params):
       raise RuntimeError('RESOURCE_EXHAUSTED: no memory for the noise')
@@ -151,58 +151,58 @@ def test_a_grid_that_fails_loses_no_step(run, tmp_path, monkeypatch):
   assert os.listdir(tmp_path / 'run' / 'samples') == ['step_00000030.png']
 
 
-def test_a_signal_during_the_last_measurement(run, tmp_path, evaluate):
-  """The same command measures what has not been measured yet, once."""
+def test_a_signal_during_the_last_evaluation(run, tmp_path, evaluate):
+  """The same command adds the missing evaluation, once."""
   def interrupted(images):
     os.kill(os.getpid(), signal.SIGTERM)
     images.rows(0, 4)
 
   evaluate(interrupted)
-  said = run(tmp_path / 'run', eval_every=30)
-  assert 'SIGTERM: saved the last step, 30, in' in said and 'the same command adds its evaluation.' in said
-  assert 'Finished' not in said and Checkpoints(tmp_path / 'run').metrics(30) == {}
-  evaluate(lambda images: measured(fid=3.0))
+  printed = run(tmp_path / 'run', eval_every=30)
+  assert 'SIGTERM: saved the last step, 30, in' in printed and 'the same command adds its evaluation.' in printed
+  assert 'Finished' not in printed and Checkpoints(tmp_path / 'run').metrics(30) == {}
+  evaluate(lambda images: make_report(fid=3.0))
   assert 'Finished 30 steps' in run(tmp_path / 'run', eval_every=30)
   assert Checkpoints(tmp_path / 'run').metrics(30) == {'eval/fid': 3.0}
   evaluate(lambda images: pytest.fail('measured again'))
   assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
-  # A run that was not interrupted has finished, wherever its pictures are and whatever it is to measure now.
+  # A finished run stays finished, even if its grids or metrics are deleted.
   shutil.rmtree(tmp_path / 'run' / 'samples')
   (tmp_path / 'run' / 'checkpoints' / '30' / 'metrics.json').unlink()
   assert 'has finished its 30 steps' in run(tmp_path / 'run', eval_every=30)
 
 
-def test_a_signal_during_a_measurement(run, tmp_path, monkeypatch):
-  """It is given up, the step is saved, and the same command resumes."""
-  def measure(images):
+def test_a_signal_during_an_evaluation(run, tmp_path, monkeypatch):
+  """The evaluation is abandoned, the step is saved, and the same command resumes."""
+  def interrupted(images):
     os.kill(os.getpid(), signal.SIGTERM)
     images.rows(0, 4)
     pytest.fail('measured all the same')
 
-  monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *args: measure)
-  said = run(tmp_path / 'run', eval_every=15)
-  assert 'SIGTERM: saved step 15 in' in said and Checkpoints(tmp_path / 'run').latest_step() == 15
+  monkeypatch.setattr(evaluator, 'make_data_evaluator', lambda *args: interrupted)
+  printed = run(tmp_path / 'run', eval_every=15)
+  assert 'SIGTERM: saved step 15 in' in printed and Checkpoints(tmp_path / 'run').latest_step() == 15
   assert 'Finished 30 steps' in run(tmp_path / 'run')
 
 
-def test_a_rollback_skips_what_led_there(run, tmp_path, monkeypatch, quick_config):
-  """Batch 13 is poisoned. The end is that of a run which never met it, but skipped the same batches."""
-  cure = poison(monkeypatch, lambda batch: batch == 13)
+def test_a_rollback_skips_the_bad_batches(run, tmp_path, monkeypatch, quick_config):
+  """Batch 13 is poisoned. The result is that of a run with clean data that skips the same batches."""
+  restore_data = poison(monkeypatch, lambda batch: batch == 13)
   with pytest.raises(UserError, match=r'loss_d, .* not finite at step 14; the last good checkpoint is step 10; '):
     run(tmp_path / 'run')
   printed = run(tmp_path / 'run', on_nonfinite='rollback')
   assert ('not finite at step 14: rolled back to step 10, skipping global batches 10 to 13 (rollback 1 of 3 to this '
           'step; ' in printed)
   assert 'Finished 30 steps' in printed
-  cure()
+  restore_data()
   (tmp_path / 'clean').mkdir()
   (tmp_path / 'clean' / 'skipped.json').write_text((tmp_path / 'run' / 'skipped.json').read_text())
   assert json.loads((tmp_path / 'run' / 'skipped.json').read_text()) == [{'step': 10, 'batches': 4}]
   assert 'back to' not in run(tmp_path / 'clean')
-  assert_same_end(tmp_path / 'run', tmp_path / 'clean', quick_config)
+  assert_same_final_state(tmp_path / 'run', tmp_path / 'clean', quick_config)
 
 
-def test_rollbacks_without_progress_end(run, tmp_path, monkeypatch):
+def test_rollbacks_without_progress_stop_the_run(run, tmp_path, monkeypatch):
   poison(monkeypatch, lambda batch: batch >= 12)
   with pytest.raises(UserError, match='not finite at step 11, again after 3 rollbacks to step 10; the data'):
     run(tmp_path / 'run', on_nonfinite='rollback')
@@ -212,7 +212,7 @@ def test_rollbacks_without_progress_end(run, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_config):
-  """A file system of 8 MiB that fills up before the second checkpoint; the first is good, and the run resumes."""
+  """A file system of 8 MiB fills up before the second checkpoint; the first stays valid, and the run resumes."""
   disk = tmp_path / 'disk'
   disk.mkdir()
   if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(disk)], capture_output=True).returncode:
@@ -238,7 +238,7 @@ def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_
     monkeypatch.setattr(Checkpoints, 'save', save)
     assert 'Resumed at step 10' in run(disk / 'run')
     run(tmp_path / 'uninterrupted')
-    assert_same_end(disk / 'run', tmp_path / 'uninterrupted', quick_config)
+    assert_same_final_state(disk / 'run', tmp_path / 'uninterrupted', quick_config)
     assert not list((disk / 'run' / 'checkpoints').glob('*tmp*'))
 
     subprocess.run(['mount', '-o', 'remount,ro', str(disk)], check=True)
@@ -249,8 +249,8 @@ def test_a_full_disk_and_then_a_read_only_one(run, tmp_path, monkeypatch, quick_
     subprocess.run(['umount', '-l', str(disk)], check=False)
 
 
-def test_a_clock_that_jumps_and_events_that_cannot_be_written(run, tmp_path, monkeypatch, quick_config):
-  """Ten years back at every checkpoint, and file times in the wrong order: steps alone count."""
+def test_clock_jumps_and_unwritable_events_are_harmless(run, tmp_path, monkeypatch, quick_config):
+  """Ten years back at every checkpoint, and file times in the wrong order: only steps count."""
   save, real = Checkpoints.save, time.time
   offset = [0.0]
 
@@ -270,14 +270,13 @@ def test_a_clock_that_jumps_and_events_that_cannot_be_written(run, tmp_path, mon
   assert printed.count('TensorBoard events could not be written ([Errno 13] Permission denied); the run') == 1
   for step, when in ((10, 2e9), (20, 1e9)):
     os.utime(tmp_path / 'run' / 'checkpoints' / str(step), (when, when))
-  # The same length, so that the learning rates are those of a run in one go.
   folder = tmp_path / 'run' / 'checkpoints'
   assert Checkpoints(tmp_path / 'run').steps() == [10, 20] and folder.is_dir()
   assert 'Resumed at step 20' in run(tmp_path / 'run')
   assert Checkpoints(tmp_path / 'run').steps() == [20, 30]
 
 
-def test_the_lock_dies_with_its_process(tmp_path):
+def test_the_lock_is_released_when_its_process_dies(tmp_path):
   holder = subprocess.Popen(
       [sys.executable, '-c', 'import sys, time\nfrom ddgan_jax.runs import workdir\n'
        'with workdir.locked(sys.argv[1]):\n  print("held", flush=True)\n  time.sleep(600)', str(tmp_path)],
@@ -292,8 +291,8 @@ def test_the_lock_dies_with_its_process(tmp_path):
     pass
 
 
-def test_killed_at_random(tmp_path, data_dir):
-  """The short form of what launch/kill_test.py does a hundred times."""
+def test_a_run_killed_at_random_ends_with_the_same_bits(tmp_path, data_dir):
+  """The short form of launch/kill_test.py, which kills a hundred times."""
   result = subprocess.run(
       [sys.executable, 'launch/kill_test.py', '--kills', '2', '--steps', '200', '--checkpoint_every', '20', '--folder',
        str(tmp_path / 'runs'), '--data_dir', str(data_dir), '--', '--config.generator.kind=mlp',

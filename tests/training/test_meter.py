@@ -1,4 +1,4 @@
-"""The steps in flight: how many, what is said of them, and what is not finite."""
+"""The steps in flight: their number, their reports, and non-finite metrics."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from tests.support import quick_config_dict
 
 
 class Writer:
-  """Keeps scalars by step."""
+  """Records scalars by step."""
 
   def __init__(self):
     self.written = {}
@@ -49,7 +49,7 @@ class Run:
     return self._file.getvalue().splitlines()
 
 
-def test_the_first_step_is_reported_at_once_with_the_cost_of_its_program():
+def test_the_first_step_is_reported_at_once_with_its_cost():
   run = Run()
   run.add(1, loss_g=2.0)
   first, cost, line = run.lines
@@ -61,7 +61,7 @@ def test_the_first_step_is_reported_at_once_with_the_cost_of_its_program():
   assert len(run.lines) == 4
 
 
-def test_a_resumed_run_says_where_it_resumed():
+def test_a_resumed_run_reports_its_step():
   run = Run(log_every=12)
   run.add(8, loss_g=2.0)
   assert run.lines[0].startswith('Resumed at step 7; next step done 0.')
@@ -76,7 +76,7 @@ def test_at_most_two_steps_are_in_flight():
   assert set(run.writer.written) == {1, 2, 3, 4, 5}
 
 
-def test_a_line_has_the_means_since_the_line_before_and_the_last_step_has_one():
+def test_a_line_has_the_means_since_the_previous_line():
   run = Run(log_every=5)
   for step in range(1, 13):
     r1 = {'r1_penalty': 10.0 * step} if step % 4 == 1 else {}
@@ -99,7 +99,7 @@ def test_a_call_of_several_steps_is_reported_step_by_step():
   assert run.lines[0].startswith('First step done')
 
 
-def test_metrics_that_are_not_finite_are_named_with_their_first_step():
+def test_non_finite_metrics_are_named_with_their_first_step():
   window = [
       (3, {'loss_d': 1.0, 'loss_g': 1.0}), (4, {'loss_d': math.nan, 'loss_g': math.inf}), (5, {'loss_d': math.nan})]
   with pytest.raises(Diverged, match='^loss_d, loss_g not finite at step 4$') as error:
@@ -107,7 +107,7 @@ def test_metrics_that_are_not_finite_are_named_with_their_first_step():
   assert error.value.step == 4 and finite_means(window[:1]) == {'loss_d': 1, 'loss_g': 1} and finite_means([]) == {}
 
 
-def test_a_pause_finds_what_is_not_finite_before_the_next_line():
+def test_a_pause_reports_non_finite_metrics_before_the_next_line():
   run = Run(log_every=12)
   run.add(1, loss_g=1.0)
   run.add(2, loss_g=math.nan)
@@ -115,7 +115,7 @@ def test_a_pause_finds_what_is_not_finite_before_the_next_line():
     run.meter.drain()
 
 
-def test_after_a_reset_the_steps_before_count_no_more():
+def test_a_reset_discards_earlier_steps():
   run = Run(log_every=4)
   run.add(1, loss_g=1.0)
   run.add(2, loss_g=math.nan)

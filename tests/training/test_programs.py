@@ -1,4 +1,4 @@
-"""The programs of a run: which a step needs, when they are compiled, and the batches that they take."""
+"""The programs of a run: which ones a step needs, when they are compiled, and their batches."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ SIGNAL = types.SimpleNamespace(signal='SIGTERM')
 
 
 def make_programs(method='ddgan', **fields):
-  """The programs of the quick run, on one device; `fields` are those of sections."""
+  """The programs of the quick run on one device; `fields` are overrides by section."""
   config = config_lib.from_config_dict(quick_config_dict() | {'method': method})
   for section, values in fields.items():
     config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
@@ -30,7 +30,7 @@ def make_programs(method='ddgan', **fields):
 
 
 class Lowered:
-  """A program that compiles when it may."""
+  """A program that compiles once `may_compile` is set."""
 
   def __init__(self, name, error=None):
     self.may_compile = threading.Event()
@@ -43,19 +43,19 @@ class Lowered:
     return lambda *arguments: (self._name, *arguments)
 
 
-@pytest.mark.parametrize('fields, names, from_step_1, of_steps', [
+@pytest.mark.parametrize('fields, names, from_step_1, step_names', [
     ({}, ('r1', 'plain'), ('plain', 'r1'), ['r1', 'plain', 'plain', 'plain', 'r1']),
     ({'optim': {'lazy_reg': 1}}, ('r1',), ('r1',), ['r1'] * 5),
     ({'optim': {'r1_gamma': 0.0}}, ('plain',), ('plain',), ['plain'] * 5),
     ({'method': 'gaussian'}, ('plain',), ('plain',), ['plain'] * 5),
     ({'train': {'steps_per_call': 2, 'log_every': 2}}, ('call',), ('call',), ['call'] * 5)], ids=str)
-def test_what_a_step_needs_is_compiled_first_and_nothing_that_no_step_needs(fields, names, from_step_1, of_steps):
+def test_only_needed_programs_are_compiled_the_first_step_first(fields, names, from_step_1, step_names):
   programs = make_programs(**fields)
   assert programs.names() == names and programs.names(1) == from_step_1
-  assert [programs.name(step) for step in range(5)] == of_steps
+  assert [programs.name(step) for step in range(5)] == step_names
 
 
-def test_programs_are_traced_in_order_and_once_and_compiled_side_by_side(monkeypatch):
+def test_programs_are_traced_once_in_order_and_compiled_in_parallel(monkeypatch):
   programs = make_programs()
   lowered = {name: Lowered(name) for name in ('r1', 'plain')}
   traced = []
@@ -81,7 +81,7 @@ def test_a_signal_ends_the_wait_for_a_program(monkeypatch):
   assert programs.wait(0, NO_SIGNAL) and programs.wait(0, SIGNAL) is None
 
 
-def test_what_goes_wrong_in_the_background_is_raised_by_who_waits(monkeypatch):
+def test_background_errors_are_raised_by_wait(monkeypatch):
   programs = make_programs()
   lowered = Lowered('r1', MemoryError('no memory to compile'))
   lowered.may_compile.set()
@@ -91,16 +91,16 @@ def test_what_goes_wrong_in_the_background_is_raised_by_who_waits(monkeypatch):
     programs.wait(0, NO_SIGNAL)
 
 
-def test_processes_meet_before_the_first_call_of_a_program_alone(monkeypatch):
-  met = []
-  monkeypatch.setattr(consensus, 'barrier', met.append)
+def test_processes_synchronise_only_before_the_first_call(monkeypatch):
+  barriers = []
+  monkeypatch.setattr(consensus, 'barrier', barriers.append)
   one, two = Program(lambda x: x + 1), Program(lambda x: x + 2)
   assert [one(0), one(1), two(0), one(2)] == [1, 2, 2, 3]
-  assert len(met) == 2 and len(set(met)) == 2
+  assert len(barriers) == 2 and len(set(barriers)) == 2
 
 
-def test_the_programs_of_a_run_take_its_state_and_its_batches():
-  """Steps one after the other, the second without R1, whose metrics alone name no penalty."""
+def test_programs_take_the_state_and_batches_of_a_run():
+  """Two consecutive steps; the second is without R1, so its metrics have no penalty."""
   programs = make_programs()
   source = sources.ArraySource(np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8), None, 'some')
   programs.start(programs.names())
@@ -113,26 +113,26 @@ def test_the_programs_of_a_run_take_its_state_and_its_batches():
   assert penalised == [True, False] and int(state.step) == 2
 
 
-def test_the_first_state_is_that_of_the_seed():
+def test_the_initial_state_is_that_of_the_seed():
   programs = make_programs()
   expected = train_state.create(programs.config)
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), programs.create_state().g_params, expected.g_params)
 
 
-@pytest.mark.parametrize('several', [1, 2])
-def test_batches_are_those_of_the_ranges_in_order(several):
-  programs = make_programs(train={'steps_per_call': several, 'log_every': 2})
+@pytest.mark.parametrize('steps_per_call', [1, 2])
+def test_batches_follow_the_ranges_in_order(steps_per_call):
+  programs = make_programs(train={'steps_per_call': steps_per_call, 'log_every': 2})
   source = sources.ArraySource(np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8), None, 'some')
   found = [images for images, in programs.batches(source, [(3, 4), (7, 10)])]
   config = programs.config
   expected = [pipeline.global_batch(source, config.data, config.seed, i)['image'] for i in (3, 7, 8, 9)]
   np.testing.assert_array_equal(np.concatenate(found), np.stack(expected).reshape(-1, *found[0].shape[1:]))
-  assert len(found) == 4 // several and found[0].shape == programs.abstract_batch['image'].shape
+  assert len(found) == 4 // steps_per_call and found[0].shape == programs.abstract_batch['image'].shape
 
 
-def test_closed_batches_are_read_no_further(monkeypatch):
-  """The reading ahead ends where training does."""
+def test_closing_the_batches_stops_reading_ahead(monkeypatch):
+  """Reading ahead ends with training."""
   closed = []
 
   def host_batches(*arguments):
@@ -150,6 +150,6 @@ def test_closed_batches_are_read_no_further(monkeypatch):
   assert closed
 
 
-def test_nothing_but_a_signal_ends_a_wait_early():
+def test_only_a_signal_ends_a_wait_early():
   future = programs_lib.compilation.run_in_background(lambda: 3)
   assert programs_lib.wait_for(future, NO_SIGNAL) == 3 and programs_lib.wait_for(future, SIGNAL) is None

@@ -1,4 +1,4 @@
-"""What a run opens is closed again, however it ends; and what is said at its end."""
+"""A session closes what it opens, however it ends; and the messages at its end."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ def state_after(config, step):
 
 @pytest.fixture
 def log(monkeypatch):
-  """What happens to the event writer, in order."""
+  """The calls of the event writer, in order."""
   calls = []
 
   class Writer:
@@ -46,12 +46,12 @@ def handlers():
   return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_the_checks_change_nothing(tmp_path):
+def test_creating_a_session_changes_nothing(tmp_path):
   assert not Session(make_config(), str(tmp_path / 'run')).is_finished()
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_session_is_closed_however_it_ends_and_may_follow_another(tmp_path, log, capsys):
+def test_a_failed_session_is_closed_and_can_be_repeated(tmp_path, log, capsys):
   config, before = make_config(), handlers()
   for _ in range(2):
     with pytest.raises(ZeroDivisionError), Session(config, str(tmp_path)) as session:
@@ -69,7 +69,7 @@ def test_a_session_is_closed_however_it_ends_and_may_follow_another(tmp_path, lo
   assert capsys.readouterr().out.count(' points, on 8 cpu device(s). G has ') == 2
 
 
-def test_data_that_cannot_be_used_release_the_workdir(tmp_path, monkeypatch):
+def test_a_data_error_releases_the_workdir(tmp_path, monkeypatch):
   def fail(*arguments):
     raise UserError('photos: is gone')
 
@@ -93,7 +93,7 @@ def test_a_state_between_two_calls_is_refused(tmp_path):
     session.restore()
 
 
-def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log, capsys):
+def test_a_run_ends_stopped_incomplete_or_finished(tmp_path, log, capsys):
   config = make_config()
   with Session(config, str(tmp_path)) as session:
     session.restore()
@@ -104,9 +104,9 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
     session.last_step.begin()
     session.checkpoints.save(state_after(config, 12))
     assert session.finish(12) is False
-  said = capsys.readouterr().out
-  assert f'SIGTERM: saved step 6 in {tmp_path}; the same command resumes from there.' in said
-  assert f'saved the last step, 12, in {tmp_path}; the same command adds its sample grid.' in said
+  printed = capsys.readouterr().out
+  assert f'SIGTERM: saved step 6 in {tmp_path}; the same command resumes from there.' in printed
+  assert f'saved the last step, 12, in {tmp_path}; the same command adds its sample grid.' in printed
 
   session = Session(config, str(tmp_path))
   assert not session.is_finished()
@@ -117,21 +117,22 @@ def test_a_run_ends_stopped_or_with_something_missing_or_finished(tmp_path, log,
     (tmp_path / 'samples' / 'step_00000012.png').write_bytes(b'')
     assert session.finish(12) is True
   assert Session(config, str(tmp_path)).is_finished()
-  said = capsys.readouterr().out
+  printed = capsys.readouterr().out
   grid = f'its last sample grid is {tmp_path}/samples/step_00000012.png.'
-  assert f'Finished 12 steps in {tmp_path}; {grid}' in said and f'{tmp_path} has finished its 12 steps; {grid}' in said
+  assert (f'Finished 12 steps in {tmp_path}; {grid}' in printed
+          and f'{tmp_path} has finished its 12 steps; {grid}' in printed)
 
 
 def test_a_profile_begins_and_ends_between_calls(tmp_path, log):
-  """Eleven steps are warm-up where R1 runs every second step; both bounds are rounded up to whole calls of 3."""
+  """With R1 in every second step, eleven steps are warm-up; both bounds are rounded up to whole calls of 3."""
   with Session(make_config(steps_per_call=3, profile_steps=4), str(tmp_path)) as session:
     session.restore()
     session.start_reporting(6)
     assert [step for step in range(40) if session.profile.is_due(step)] == [18, 24]
 
 
-def test_a_signal_leaves_out_the_grid_and_the_evaluation(tmp_path, log, monkeypatch):
-  """Without one both are made, and the metrics recorded."""
+def test_a_signal_skips_the_grid_and_the_evaluation(tmp_path, log, monkeypatch):
+  """Without a signal both are made, and the metrics recorded."""
   def evaluate(images):
     images.rows(0, 8)
     return {'images': images.name, 'n': 8, 'reference': None, 'n_reference': None, 'biased': True,
@@ -141,15 +142,15 @@ def test_a_signal_leaves_out_the_grid_and_the_evaluation(tmp_path, log, monkeypa
   config = make_config(eval_every=6)
   state = state_after(config, 6)
   with Session(config, str(tmp_path)) as session:
-    shown = results.Results(session)
+    outputs = results.Results(session)
     session.restore()
     session.listen_for_signals()
     session.start_reporting(0)
-    shown.start()
+    outputs.start()
     session.checkpoints.save(state)
     for number, expected in ((signal.SIGTERM, {}), (None, {'eval/mode_kl': 3.0})):
       session.stop.signal = number
-      shown.write(state, 6, sample=True, evaluate=True)
+      outputs.write(state, 6, sample=True, evaluate=True)
       assert session.checkpoints.metrics(6) == expected
       assert (tmp_path / 'samples' / 'step_00000006.png').exists() == bool(expected)
   assert 'write_images' in log

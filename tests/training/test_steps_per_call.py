@@ -1,4 +1,4 @@
-"""Several steps in one compiled program: the same losses, R1 in its place, and the loop around it."""
+"""Several steps in one compiled program: the same losses, R1 in the right steps, and the loop around it."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ from ddgan_jax.parallel import sharding
 from tests.commands.test_main import interrupt, restored_state
 from tests.support.commands import run_command
 
-# Networks without convolutions: what matters here is which step gets what, and they compile in a second.
+# MLPs, which compile in a second: these tests are about the inputs of each step.
 TINY = {
     'data': {'name': 'gaussians25', 'image_size': 1, 'num_channels': 2, 'batch_size': 32},
     'generator': {'kind': 'mlp', 'num_channels_dae': 16, 'nz': 2},
@@ -38,13 +38,13 @@ def get_config():
 
 @pytest.mark.parametrize('parallel, devices, lazy_reg', [
     ({}, 1, 1), ({'fsdp': 2, 'accumulation': 2}, 4, 2)])
-def test_the_same_steps(parallel, devices, lazy_reg):
-  """Six steps in two calls of three, the second of which begins without R1, beside six calls of one."""
+def test_several_steps_per_call_give_the_same_losses(parallel, devices, lazy_reg):
+  """Six steps in two calls of three, the second of which begins without R1, against six single steps."""
   config = config_lib.from_config_dict(TINY | {'parallel': parallel, 'optim': TINY['optim'] | {'lazy_reg': lazy_reg}})
   mesh = sharding.make_mesh(jax.devices()[:devices], config.parallel.fsdp)
   images = np.random.default_rng(0).standard_normal((6, 32, 1, 1, 2), np.float32)
-  lay = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
-  create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=lay)
+  shardings = sharding.tree_shardings(train_state.abstract_state(config, sharding.state_sharding(mesh)))
+  create = jax.jit(lambda: train_state.create(config, mesh), out_shardings=shardings)
 
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (False, True)}
   state, expected = create(), []
@@ -92,7 +92,7 @@ def losses(printed):
   return re.findall(r'^step (\d+)/.*?loss_d (\S+)\s+loss_g (\S+)', printed, re.MULTILINE)
 
 
-def test_a_run_logs_saves_and_resumes_as_with_one(tmp_path):
+def test_a_run_logs_saves_and_resumes_like_single_steps(tmp_path):
   one = run_command(
       train.main, *arguments(tmp_path, '--workdir', tmp_path / 'one', '--config.train.steps_per_call=1'))
   assert one.status == 0, one.err
@@ -101,16 +101,16 @@ def test_a_run_logs_saves_and_resumes_as_with_one(tmp_path):
   assert status == 0 and stopped % 3 == 0, printed
   three = run_command(train.main, *arguments(tmp_path, '--workdir', tmp_path / 'three'))
   assert three.status == 0, three.err
-  again = dict((step, rest) for step, *rest in losses(printed) + losses(three.out))
+  resumed = dict((step, rest) for step, *rest in losses(printed) + losses(three.out))
   for step, *expected in losses(one.out):
-    np.testing.assert_allclose([float(x) for x in again[step]], [float(x) for x in expected], atol=2e-3)
+    np.testing.assert_allclose([float(x) for x in resumed[step]], [float(x) for x in expected], atol=2e-3)
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
       *(jax.device_get(restored_state(tmp_path / name, 12).g_params) for name in ('one', 'three')))
 
 
 @pytest.mark.parametrize('field', ['num_steps', 'log_every', 'sample_every', 'checkpoint_every', 'eval_every'])
-def test_boundaries_between_calls_are_refused(field):
+def test_intervals_must_be_whole_calls(field):
   fields = TINY | {'train': TINY['train'] | {field: 7}}
   with pytest.raises(config_lib.ConfigError, match=rf'train\.{field} is 7; use a multiple of train\.steps_per'):
     config_lib.from_config_dict(fields)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from ddgan_jax.utils import files
 
 
 @pytest.mark.parametrize('mode, content', [('w', 'größer'), ('wb', b'\0\xff')])
-def test_a_write_replaces_the_file_and_leaves_no_other(tmp_path, mode, content):
+def test_a_write_replaces_the_file_and_leaves_no_temporary_file(tmp_path, mode, content):
   path = tmp_path / 'report.json'
   path.write_text('before')
   with files.atomic_write(path, mode) as file:
@@ -19,7 +19,7 @@ def test_a_write_replaces_the_file_and_leaves_no_other(tmp_path, mode, content):
   assert os.listdir(tmp_path) == ['report.json']
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
   path = tmp_path / 'report.json'
   path.write_text('before')
   with pytest.raises(KeyboardInterrupt), files.atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""First on PYTHONPATH, it stands in for TensorFlow, which imports slowly: scalars become lines of JSON."""
+"""First on PYTHONPATH, it replaces TensorFlow, which imports slowly: scalars become lines of JSON."""
 
 import sys
 import types
