@@ -85,7 +85,7 @@ class Workspace:
     variables = dict(word.split('=') for word in words if re.fullmatch(r'[A-Z]+=\S+', word))
     command = [sys.executable if word == 'python' else word for word in words[len(variables):]]
     result = subprocess.run(
-        command, cwd=self.folder, env=command_environment(tensorflow=False) | variables, capture_output=True, text=True)
+        command, cwd=self.folder, env=command_environment() | variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
   def ddgan(self, command, *words):
