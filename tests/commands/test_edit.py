@@ -120,7 +120,7 @@ def test_edits_are_saved_as_a_grid_or_a_folder(folder):
   """The grid begins with its input."""
   result = run_edit(folder, '--task=stroke', '--image=x.png', '--level=2', '--num=4', '--out=grid.png')
   assert result.status == 0, result.err
-  assert 'stroke: 4 images by step 7 of' in result.out
+  assert 'stroke: 4 images from step 7 of' in result.out
   grid = Image.open(folder / 'grid.png')
   assert grid.width / grid.height == pytest.approx(5, rel=0.05)
   first = grid.crop((2, 2, 2 + 48, 2 + 48)).resize((8, 8), Image.Resampling.BOX)
