@@ -174,7 +174,7 @@ def test_omitted_overrides_keep_the_values_of_the_run(started, config_file):
   assert out.startswith(message + f'{started} has finished its 4 steps')
 
 
-def test_without_a_checkpoint_the_config_is_that_of_the_command_line(config_file, tmp_path):
+def test_without_a_checkpoint_the_command_line_decides(config_file, tmp_path):
   stored = support.quick_config_dict()
   stored['train']['num_steps'] = 4
   (tmp_path / 'config.json').write_text(json.dumps(stored))

@@ -352,11 +352,11 @@ def test_local_forwards_signals_to_all_processes(number):
 
 def test_local_removes_gloo_messages_even_within_lines(tmp_path):
   gloo = '[Gloo] Rank {} is connected to 1 peer ranks. Expected number of connected peer ranks is : 1\n'.format
-  (tmp_path / 'said').write_text(
+  (tmp_path / 'output').write_text(
       'a\n' + gloo(0) + 'b' + gloo(1) + 'c\nError: [Gloo] Rank 3: timed out\n' + '[Gloo] Rank ' + gloo(12)
       + gloo(3).removeprefix('[Gloo] Rank ') + 'd')
   for descriptor in (1, 2):
-    program = f'import os; os.write({descriptor}, open("{tmp_path / "said"}", "rb").read())'
+    program = f'import os; os.write({descriptor}, open("{tmp_path / "output"}", "rb").read())'
     result = local('--processes', '2', '--', sys.executable, '-c', program)
     assert sorted((result.stdout + result.stderr).splitlines()) == [
         f'[{i}] {line}' for i in range(2) for line in ('Error: [Gloo] Rank 3: timed out', 'a', 'bc', 'd')]

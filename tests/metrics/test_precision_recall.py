@@ -62,7 +62,7 @@ def test_samples_on_the_edge_are_inside():
   assert pr.precision_recall(real, collapsed)[1] == 0.01  # the one real
 
 
-def test_a_perfect_generator_has_density_one_and_a_coverage_in_closed_form():
+def test_density_and_coverage_of_a_perfect_generator():
   """Naeem et al. 2020, equation 9: the expected coverage for N = M is about 1 - 2^-k."""
   real, fake = np.random.default_rng(0).standard_normal((2, 1500, 16))
   density, coverage = pr.density_coverage(real, fake)
