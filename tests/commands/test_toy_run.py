@@ -39,7 +39,7 @@ def test_points_from_command_to_picture(tmp_path):
   image_output.save(str(tmp_path / 'x.png'), points, 'title')
   assert Image.open(tmp_path / 'x.png').size == (600, 600)
   output = succeed(sample.main, '--workdir', workdir, '--trajectory', '--out', tmp_path / 'strip.png')
-  assert output.startswith('2000 points of step 20 of')
+  assert output.startswith('2000 points from step 20 of')
   width, height = Image.open(tmp_path / 'strip.png').size
   assert width > 3 * height  # one row
   result = run_command(sample.main, '--workdir', workdir, '--out', tmp_path / 'folder')
