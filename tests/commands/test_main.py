@@ -183,7 +183,7 @@ def test_a_signal_during_compilation_exits_at_once(command, tmp_path):
   arguments = command(tmp_path / 'run', f'--config.optim.lr_g={1e-4 + time.time() % 1e-5}')
   status, output = interrupt(arguments, 'Compiling', signal.SIGINT)
   assert status == 0 and 'First step done' not in output, output
-  assert 'SIGINT before the first step: nothing to save.' in output
+  assert 'SIGINT before the first step: there is nothing to save.' in output
 
 
 def test_losses_on_eight_devices_are_those_of_one(finished, command, tmp_path):
@@ -226,7 +226,7 @@ def test_a_trajectory_is_a_strip_or_an_animation(finished, tmp_path):
   """It ends in the images that `sample` draws; too many images and other formats are refused."""
   workdir, _ = finished
   result = draw(workdir, '--trajectory', '--seed', '3', '--out', tmp_path / 'strip.png')
-  assert result == (0, f'4 images from step 200 of {workdir}, seed 3: {tmp_path / "strip.png"}\n', '')
+  assert result == (0, f'4 images from step 120 of {workdir}, seed 3: {tmp_path / "strip.png"}\n', '')
   four = Image.open(tmp_path / 'strip.png').size
   assert draw(workdir, '--trajectory', '--num', '5', '--out', tmp_path / 'strip.png').status == 0
   five = Image.open(tmp_path / 'strip.png').size
@@ -243,8 +243,8 @@ def test_a_trajectory_is_a_strip_or_an_animation(finished, tmp_path):
   images = image_output.generate(loaded, 3, seed=3).astype(int)
   assert np.abs(steps.x_t[-1] - images).max() <= 1 and np.ptp(images) > 50  # rounding
   for flags, message in (
-      (['--num', '17'], '--num: found 17, --trajectory shows at most 16 images'),
-      (['--out', 'strip.npz'], "--out: found 'strip.npz', --trajectory writes a strip (.png) or an animation (.gif)")):
+      (['--num', '17'], '--num is 17; use at most 16 images with --trajectory'),
+      (['--out', 'strip.npz'], "--out is 'strip.npz'; use a .png (a strip) or a .gif (an animation) with --trajectory")):
     assert draw(workdir, '--trajectory', *flags) == (2, '', f'Error: {message}\n')
   assert draw(workdir, '--out', 'x.gif').status == 2
 

@@ -208,6 +208,6 @@ def test_a_run_is_refused_on_all_processes(start, tmp_path):
     refused = re.findall('^refused: .*', output, re.MULTILINE)
     assert len(refused) == 3, output
     for said, expected in zip(refused, ('another run is using it (process ',
-                                        'process 1 does not see what process 0 writes there',
+                                        'process 1 does not see the files that process 0 writes there',
                                         'the config differs between processes')):
       assert expected in said
