@@ -43,7 +43,7 @@ def test_points_from_command_to_picture(tmp_path):
   width, height = Image.open(tmp_path / 'strip.png').size
   assert width > 3 * height  # one row
   result = run_command(sample.main, '--workdir', workdir, '--out', tmp_path / 'folder')
-  assert result.status == 2 and 'but points go to a .png' in result.err
+  assert result.status == 2 and 'use a .png (a scatter plot) or an .npz (an array) for points' in result.err
 
 
 def test_a_gaussian_run_has_no_discriminator_and_samples_in_fewer_steps(tmp_path, capsys, monkeypatch):
