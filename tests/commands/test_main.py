@@ -244,7 +244,8 @@ def test_a_trajectory_is_a_strip_or_an_animation(finished, tmp_path):
   assert np.abs(steps.x_t[-1] - images).max() <= 1 and np.ptp(images) > 50  # rounding
   for flags, message in (
       (['--num', '17'], '--num is 17; use at most 16 images with --trajectory'),
-      (['--out', 'strip.npz'], "--out is 'strip.npz'; use a .png (a strip) or a .gif (an animation) with --trajectory")):
+      (['--out', 'strip.npz'],
+       "--out is 'strip.npz'; use a .png (a strip) or a .gif (an animation) with --trajectory")):
     assert draw(workdir, '--trajectory', *flags) == (2, '', f'Error: {message}\n')
   assert draw(workdir, '--out', 'x.gif').status == 2
 
