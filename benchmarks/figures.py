@@ -153,17 +153,22 @@ def quality(workdir: str, folder: pathlib.Path) -> None:
     color = colors.get(row['title'], '#9467bd')
     axes.scatter(time, share, s=110, color=color, zorder=2)
     modes = row['metrics']['modes']['value']
-    align, offset = 'left' if time <= middle else 'right', -10 if share > 25 else 10
-    axes.annotate(f'{row["title"]}\n{cost(row)}\n{modes} of 25 modes', (time, share), xytext=(0, offset),
-                  textcoords='offset points', ha=align, va='top' if offset < 0 else 'bottom', fontsize=10, color=color)
+    crowded = any(time < x < 8 * time and abs(share - y) < 25 for x, y in zip(times, shares))
+    if crowded:  # a label on its right would cover the next dot
+      place = dict(xytext=(0, -10), ha='center', va='top')
+    else:
+      place = (dict(xytext=(12, 0), ha='left', va='center') if time <= middle else
+               dict(xytext=(-12, 0), ha='right', va='center'))
+    axes.annotate(f'{row["title"]}\n{cost(row)}\n{modes} of 25 modes', (time, share), textcoords='offset points',
+                  fontsize=10, color=color, **place)
   axes.set_xscale('log')
-  axes.margins(x=0.12)
+  axes.margins(x=0.15)
   real = rows[0]['metrics']['in_mode'].get('of_reference')
   if real is not None:
     axes.axhline(100 * real, color=REAL, linestyle='--', linewidth=1)
     axes.text(0.01, 100 * real + 1, 'real data', transform=axes.get_yaxis_transform(), fontsize=10, color=REAL)
   axes.xaxis.set_major_formatter('{x:,.4g}')
-  axes.set(ylim=(0, 108), xlabel='milliseconds per 100 samples (log scale; left is faster)',
+  axes.set(ylim=(-8, 108), xlabel='milliseconds per 100 samples (log scale; left is faster)',
            ylabel='% of points near a mode (higher is better)')
   axes.set_title('25 Gaussians: quality, coverage and speed', fontsize=13, weight='bold')
   axes.grid(alpha=0.3)
