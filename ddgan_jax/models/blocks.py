@@ -18,7 +18,10 @@ from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import labels, resample
 from ddgan_jax.models.initializers import default_init
 
+Parts = tuple[jax.Array, ...]  # arrays to concatenate along the last axis
+
 INV_SQRT_2 = float(1 / np.sqrt(2))
+_EPS = 1e-6  # added to the variance of a norm
 
 
 def sinusoids(t: jax.Array, width: int) -> jax.Array:
@@ -60,35 +63,103 @@ def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
   return jax.lax.platform_dependent(per_group, cpu=product, default=repeat)
 
 
-@functools.partial(jax.jit, static_argnames='eps')  # traced and differentiated once per shape
-def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
-  """Computes scale * group_norm(x) + shift as one multiply-add per pixel.
+def _affine(
+    parts: Parts, scale: jax.Array, shift: jax.Array, added: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """Computes gain and offset, [B, C] float32, such that gain * x + offset = scale * group_norm(x + added) + shift.
 
-  The variance is E[x²] - E[x]² in float32, in one pass. Its error is 1e-7 if a group's mean is comparable to
-  its standard deviation, and grows with the square of their ratio.
+  The variance is E[x²] - E[x]² in float32, in one pass. Its error is 1e-7 if a group's mean is comparable to its
+  standard deviation, and grows with the square of their ratio.
+  """
+  channels = sum(part.shape[-1] for part in parts)
+  groups = num_groups(channels)
+
+  def channel_mean(function):
+    return jnp.concatenate([function(part.astype(jnp.float32)).mean((1, 2)) for part in parts], axis=1)
+
+  def group_mean(per_channel):
+    return per_channel.reshape(-1, groups, channels // groups).mean(2)
+
+  mean, square = channel_mean(lambda x: x), channel_mean(jnp.square)
+  if added is not None:
+    square += added * (2 * mean + added)
+    mean += added
+  mean, square = group_mean(mean), group_mean(square)
+  variance = jnp.maximum(square - mean * mean, 0.0)
+  gain = _to_channels(jax.lax.rsqrt(variance + _EPS), channels) * scale
+  mean = _to_channels(mean, channels)
+  return gain, shift - (mean if added is None else mean - added) * gain
+
+
+@jax.jit  # traced and differentiated once per shape
+def normalise(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+  """Computes scale * group_norm(x) + shift as one multiply-add per pixel.
 
   Args:
     x: [B, H, W, C].
-    scale: [C] or [B, C] float32.
-    shift: [C] or [B, C] float32.
-    eps: added to the variance.
+    scale, shift: [C] or [B, C] float32.
 
   Returns:
     Like x.
   """
-  batch, _, _, channels = x.shape
-  groups = num_groups(channels)
-  x_32 = x.astype(jnp.float32)
+  return _apply(x, *_affine((x,), scale, shift)).astype(x.dtype)
 
-  def group_mean(per_pixel):
-    return per_pixel.mean((1, 2)).reshape(batch, groups, -1).mean(2)
 
-  mean = group_mean(x_32)
-  variance = jnp.maximum(group_mean(x_32 * x_32) - mean * mean, 0.0)
-  inverse_std = jax.lax.rsqrt(variance + eps)
-  gain = _to_channels(inverse_std, channels) * scale
-  offset = shift - _to_channels(mean, channels) * gain
-  return (x_32 * gain[:, None, None, :] + offset[:, None, None, :]).astype(x.dtype)
+@jax.jit
+def normalise_silu(
+    parts: Parts, scale: jax.Array, shift: jax.Array, added: jax.Array | None = None) -> jax.Array:
+  """Computes SiLU(scale * group_norm(x + added) + shift), where x is the concatenation of `parts`.
+
+  Neither x nor x + added is stored. On GPUs the backward pass computes the slope of SiLU twice, for the sums over the
+  pixels and for each pixel: 8 passes over an activation instead of 11 (benchmarks/gpu_traffic.md). CPUs store it.
+
+  Args:
+    parts: arrays [B, H, W, C_i] of one dtype; C is the sum of the C_i.
+    scale, shift: [C] or [B, C] float32.
+    added: [C] or [B, C] float32, or None for 0.
+
+  Returns:
+    [B, H, W, C], dtype of the parts.
+  """
+  gain, offset = _affine(parts, scale, shift, added)
+  borders = np.cumsum([part.shape[-1] for part in parts])[:-1].tolist()
+  gains, offsets = jnp.split(gain, borders, axis=1), jnp.split(offset, borders, axis=1)
+  return jnp.concatenate([_silu_of_affine(*each) for each in zip(parts, gains, offsets)], axis=-1)
+
+
+def _silu_of_affine(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+  """SiLU(gain * x + offset), like x."""
+  return jax.lax.platform_dependent(
+      x, gain, offset, cuda=_silu_recomputed, rocm=_silu_recomputed, default=_silu_stored)
+
+
+def _silu_stored(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+  return nn.silu(_apply(x, gain, offset).astype(x.dtype))
+
+
+@jax.custom_jvp
+def _silu_recomputed(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+  return nn.silu(_apply(x, gain, offset)).astype(x.dtype)
+
+
+@_silu_recomputed.defjvp
+def _silu_recomputed_jvp(primals, tangents):
+  x, gain, offset = primals
+  x_dot, gain_dot, offset_dot = tangents
+  # The barrier keeps XLA from sharing the slope between the two terms, which would store it.
+  again = jax.lax.optimization_barrier(x)
+  y_dot = (_silu_slope(x, gain, offset) * gain[:, None, None, :] * x_dot.astype(jnp.float32)
+           + _silu_slope(again, gain, offset) * _apply(again, gain_dot, offset_dot))
+  return _silu_recomputed(x, gain, offset), y_dot.astype(x.dtype)
+
+
+def _apply(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) * gain[:, None, None, :] + offset[:, None, None, :]
+
+
+def _silu_slope(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+  h = _apply(x, gain, offset)
+  sigmoid = jax.nn.sigmoid(h)
+  return sigmoid * (1 + h * (1 - sigmoid))
 
 
 class GroupNorm(nn.Module):
@@ -96,20 +167,30 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    channels = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (channels,))
-    bias = self.param('bias', nn.initializers.zeros, (channels,))
-    return normalise(x, scale, bias)
+    return normalise(x, *_scale_and_bias(self, x.shape[-1]))
 
 
-class AdaptiveGroupNorm(nn.Module):
-  """Group norm conditioned on the latent: scale(zemb) * group_norm(x) + shift(zemb) (paper, appendix C)."""
+class GroupNormSilu(nn.Module):
+  """Group norm with a learned scale and bias for each channel, then SiLU; for the arguments see `normalise_silu`."""
+
+  @nn.compact
+  def __call__(self, parts: Parts, added: jax.Array | None = None) -> jax.Array:
+    return normalise_silu(parts, *_scale_and_bias(self, sum(part.shape[-1] for part in parts)), added)
+
+
+def _scale_and_bias(module: nn.Module, channels: int) -> tuple[jax.Array, jax.Array]:
+  return (module.param('scale', nn.initializers.ones, (channels,)),
+          module.param('bias', nn.initializers.zeros, (channels,)))
+
+
+class AdaptiveGroupNormSilu(nn.Module):
+  """Group norm conditioned on the latent, then SiLU: SiLU(scale(zemb) * group_norm(x) + shift(zemb)) (appendix C)."""
 
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, zemb: jax.Array) -> jax.Array:
-    channels = x.shape[-1]
+  def __call__(self, parts: Parts, zemb: jax.Array, added: jax.Array | None = None) -> jax.Array:
+    channels = sum(part.shape[-1] for part in parts)
 
     def scale_one_shift_zero(key, shape, dtype=jnp.float32):
       del key, shape
@@ -118,7 +199,7 @@ class AdaptiveGroupNorm(nn.Module):
     style = nn.Dense(
         2 * channels, kernel_init=default_init(), bias_init=scale_one_shift_zero, dtype=self.dtype, name='style')(zemb)
     scale, shift = jnp.split(style.astype(jnp.float32), 2, axis=1)
-    return normalise(x, scale, shift)
+    return normalise_silu(parts, scale, shift, added)
 
 
 class LabelEmbedding(nn.Module):
@@ -144,21 +225,56 @@ class LabelEmbedding(nn.Module):
     return jnp.asarray(tables)[jnp.arange(self.stack), rows].sum(1)  # the tables may be NumPy arrays
 
 
-def conv3x3(
-    features: int, name: str, dtype: jnp.dtype, init_scale: float = 1.0, padding: Any = 1, **kwargs) -> nn.Conv:
-  """A 3x3 convolution with bias; zero-padded by 1 by default."""
-  return nn.Conv(
-      features, (3, 3), padding=padding, kernel_init=default_init(init_scale), dtype=dtype, name=name, **kwargs)
+class Conv(nn.Module):
+  """A convolution: scale * (conv(x) + bias).
+
+  The kernel and the bias are scaled, not the result, which would take another pass over it.
+
+  Attributes:
+    features: output channels.
+    size: height and width of the kernel.
+    strides, padding: as in `jax.lax.conv_general_dilated`; by default a 3x3 kernel keeps H and W.
+    use_bias: whether there is a bias.
+    init_scale: the variance of the initial kernel, see `default_init`.
+    scale: factor of the result.
+    dtype: dtype of the arithmetic.
+  """
+
+  features: int
+  size: int = 3
+  strides: int = 1
+  padding: Any = ((1, 1), (1, 1))
+  use_bias: bool = True
+  init_scale: float = 1.0
+  scale: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, add_bias: bool = True) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """[B, H, W, C] → [B, H', W', features]; without `add_bias`, and the scaled bias [features] float32."""
+    kernel = self.param(
+        'kernel', default_init(self.init_scale), (self.size, self.size, x.shape[-1], self.features))
+    y = jax.lax.conv_general_dilated(
+        x.astype(self.dtype), self._scaled(kernel).astype(self.dtype), (self.strides, self.strides), self.padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    if not self.use_bias:
+      return y
+    bias = self._scaled(self.param('bias', nn.initializers.zeros, (self.features,)))
+    return y + bias.astype(self.dtype) if add_bias else (y, bias)
+
+  def _scaled(self, parameter: jax.Array) -> jax.Array:
+    return parameter if self.scale == 1 else self.scale * parameter
 
 
 class Downsample(nn.Module):
-  """Halves H and W by FIR (or, without FIR, by the mean); with `features`, by a 3x3 conv of stride 2.
+  """Halves H and W by FIR (or, without FIR, by the mean); with `features`, by a 3x3 conv of stride 2, times `scale`.
 
   The conv is VALID and follows the FIR filter or, without FIR, one pixel of padding at the right and the bottom.
   """
 
   config: GeneratorConfig
   features: int | None = None
+  scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -166,17 +282,18 @@ class Downsample(nn.Module):
     if self.features is None:
       return resample.fir_down(x, self.config.fir_kernel) if self.config.fir else resample.mean_down(x)
     if self.config.fir:
-      x, padding = resample.fir_before_strided_conv(x, self.config.fir_kernel), 0
+      x, padding = resample.fir_before_strided_conv(x, self.config.fir_kernel), ((0, 0), (0, 0))
     else:
       padding = ((0, 1), (0, 1))
-    return conv3x3(self.features, 'conv', self.dtype, strides=2, padding=padding)(x)
+    return Conv(self.features, strides=2, padding=padding, scale=self.scale, dtype=self.dtype, name='conv')(x)
 
 
 class Upsample(nn.Module):
-  """Doubles H and W by FIR (or, without FIR, nearest neighbour); with `features`, followed by a 3x3 conv."""
+  """Doubles H and W by FIR (or, without FIR, nearest neighbour); with `features`, then a 3x3 conv, times `scale`."""
 
   config: GeneratorConfig
   features: int | None = None
+  scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -184,31 +301,36 @@ class Upsample(nn.Module):
     x = resample.fir_up(x, self.config.fir_kernel) if self.config.fir else resample.nearest_up(x)
     if self.features is None:
       return x
-    return conv3x3(self.features, 'conv', self.dtype)(x)
+    return Conv(self.features, scale=self.scale, dtype=self.dtype, name='conv')(x)
 
 
 class Shortcut(nn.Module):
   """A 1x1 convolution and a resampling, in the order that processes fewer pixels.
 
-  The two commute, except for the bias at a zero-padded border, where upsampling would blur it; it is added last.
+  The two commute, except for the bias at a zero-padded border, where upsampling would blur it; it is added last. The
+  result is multiplied by `scale`, as in `Conv`.
   """
 
   features: int
   resample: str | None
   config: GeneratorConfig
   init_scale: float = 1.0
+  scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    if self.resample == 'down':
-      x = Downsample(self.config)(x)
-    kernel = self.param('kernel', default_init(self.init_scale), (x.shape[-1], self.features))
+  def __call__(self, parts: Parts) -> jax.Array:
+    """The concatenation of `parts`, [B, H, W, C_i] each, → [B, H', W', features]."""
+    widths = [part.shape[-1] for part in parts]
+    kernel = self.param('kernel', default_init(self.init_scale), (sum(widths), self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    kernels = jnp.split((self.scale * kernel).astype(self.dtype), np.cumsum(widths)[:-1].tolist())
+    if self.resample == 'down':
+      parts = [Downsample(self.config)(part) for part in parts]
+    x = sum(part.astype(self.dtype) @ kernel for part, kernel in zip(parts, kernels))
     if self.resample == 'up':
       x = Upsample(self.config)(x)
-    return x + bias.astype(self.dtype)
+    return x + (self.scale * bias).astype(self.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -221,34 +343,45 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, temb: jax.Array | None, zemb: jax.Array | None, row_indices: jax.Array | None = None
+      self, parts: Parts, temb: jax.Array | None, zemb: jax.Array | None, row_indices: jax.Array | None = None
   ) -> jax.Array:
-    """x [B, H, W, C], SiLU(temb) [B, 4nf] or None, zemb [B, z_emb_dim] or None → [B, H', W', features].
+    """Computes a block of the concatenation of `parts`.
 
-    `row_indices` [B] int32, indices in the global batch, enables dropout.
+    Args:
+      parts: arrays [B, H, W, C_i].
+      temb: SiLU of the time embedding, [B, 4nf], or None.
+      zemb: the style vector, [B, z_emb_dim], or None for norms that are not adaptive.
+      row_indices: [B] int32, indices in the global batch, for dropout; None disables it.
+
+    Returns:
+      [B, H', W', features].
     """
     config = self.config
-    def adaptive_norm(name, h):
-      return GroupNorm(name=name)(h) if zemb is None else AdaptiveGroupNorm(self.dtype, name=name)(h, zemb)
 
-    h = nn.silu(adaptive_norm('norm_0', x))
+    def norm_silu(name, parts, added=None, adaptive=True):
+      if zemb is None or not adaptive:
+        return GroupNormSilu(name=name)(parts, added)
+      return AdaptiveGroupNormSilu(self.dtype, name=name)(parts, zemb, added)
+
+    h = norm_silu('norm_0', parts)
     if self.resample == 'up':
       h = Upsample(config)(h)
     elif self.resample == 'down':
       h = Downsample(config)(h)
-    h = conv3x3(self.features, 'conv_0', self.dtype)(h)
+    # The norm adds the bias and the time embedding, which are the same at all pixels.
+    h, added = Conv(self.features, dtype=self.dtype, name='conv_0')(h, add_bias=False)
     if temb is not None:
       time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
-      h = h + time[:, None, None, :]
-    h = GroupNorm(name='norm_1')(h) if config.resblock_type == 'biggan_oneadagn' else adaptive_norm('norm_1', h)
-    h = nn.silu(h)
+      added += time.astype(jnp.float32)
+    h = norm_silu('norm_1', (h,), added, adaptive=config.resblock_type != 'biggan_oneadagn')
     if config.dropout and row_indices is not None:
       h = dropout(self.make_rng('dropout'), h, config.dropout, row_indices)
-    h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
-    if self.resample or x.shape[-1] != self.features:
+    scale = residual_scale(config)
+    h = Conv(self.features, init_scale=0.0, scale=scale, dtype=self.dtype, name='conv_1')(h)
+    if self.resample or sum(part.shape[-1] for part in parts) != self.features:
       init_scale = 0.1 if config.resblock_type == 'ddpm' else 1.0
-      x = Shortcut(self.features, self.resample, config, init_scale, self.dtype, name='shortcut')(x)
-    return residual_sum(x, h, config)
+      return h + Shortcut(self.features, self.resample, config, init_scale, scale, self.dtype, name='shortcut')(parts)
+    return h + scale * jnp.concatenate(parts, axis=-1)
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float, row_indices: jax.Array) -> jax.Array:
@@ -261,9 +394,9 @@ def dropout(key: jax.Array, x: jax.Array, rate: float, row_indices: jax.Array) -
   return jnp.where(keep, x / (1 - rate), 0)
 
 
-def residual_sum(x: jax.Array, h: jax.Array, config: GeneratorConfig) -> jax.Array:
-  """x + h; with `skip_rescale` divided by sqrt(2), which preserves the variance."""
-  return (x + h) * INV_SQRT_2 if config.skip_rescale else x + h
+def residual_scale(config: GeneratorConfig) -> float:
+  """The factor of both terms of a residual sum; with `skip_rescale` 1 / sqrt(2), which preserves the variance."""
+  return INV_SQRT_2 if config.skip_rescale else 1.0
 
 
 class SelfAttention(nn.Module):
@@ -279,7 +412,9 @@ class SelfAttention(nn.Module):
     def linear(name, init_scale=0.1):
       return nn.Dense(channels, kernel_init=default_init(init_scale), dtype=self.dtype, name=name)
 
+    scale = residual_scale(self.config)
+
     h = GroupNorm(name='norm')(x)
     q, k, v = (linear(name)(h).reshape(batch, height * width, 1, channels) for name in ('query', 'key', 'value'))
     h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
-    return residual_sum(x, linear('out', init_scale=0.0)(h), self.config)
+    return scale * x + scale * linear('out', init_scale=0.0)(h)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
 from ddgan_jax.models import resample
-from ddgan_jax.models.blocks import INV_SQRT_2, LabelEmbedding, conv3x3, sinusoids
+from ddgan_jax.models.blocks import INV_SQRT_2, Conv, LabelEmbedding, sinusoids
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.utils import checks
 
@@ -72,13 +72,14 @@ class Discriminator(nn.Module):
     temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_1')(temb))
 
     h = jnp.concatenate([x_t, x_tp1], axis=-1).astype(self.dtype)
-    h = nn.Conv(2 * config.ngf, (1, 1), kernel_init=default_init(), dtype=self.dtype, name='conv_in')(h)
+    h = Conv(2 * config.ngf, 1, padding='VALID', dtype=self.dtype, name='conv_in')(h)
     block_class = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock
     for i, (multiple, halve) in enumerate(widths_and_halvings):
       h = block_class(multiple * config.ngf, halve, self.dtype, name=f'block_{i}')(h, temb)
 
     h = minibatch_stddev(h, config.stddev_group)
-    h = conv3x3(8 * config.ngf, 'conv_out', self.dtype, init_scale=0.0 if config.kind == 'small' else 1.0)(h)
+    h = Conv(
+        8 * config.ngf, init_scale=0.0 if config.kind == 'small' else 1.0, dtype=self.dtype, name='conv_out')(h)
     h = leaky_relu(h).astype(jnp.float32).sum((1, 2))
     return score(config, h, label)
 
@@ -123,16 +124,16 @@ class DiscriminatorBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-    h = conv3x3(self.features, 'conv_0', self.dtype)(leaky_relu(x))
+    h = Conv(self.features, dtype=self.dtype, name='conv_0')(leaky_relu(x))
     time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
     h = leaky_relu(h + time[:, None, None, :])
     if self.halve:
       h = resample.fir_down(h, _FIR_KERNEL)
       x = resample.fir_down(x, _FIR_KERNEL)
-    h = conv3x3(self.features, 'conv_1', self.dtype, init_scale=0.0)(h)
-    x = nn.Conv(
-        self.features, (1, 1), use_bias=False, kernel_init=default_init(), dtype=self.dtype, name='shortcut')(x)
-    return (h + x) * INV_SQRT_2
+    h = Conv(self.features, init_scale=0.0, scale=INV_SQRT_2, dtype=self.dtype, name='conv_1')(h)
+    x = Conv(
+        self.features, 1, padding='VALID', use_bias=False, scale=INV_SQRT_2, dtype=self.dtype, name='shortcut')(x)
+    return h + x
 
 
 def minibatch_stddev(x: jax.Array, group: int) -> jax.Array:

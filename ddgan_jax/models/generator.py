@@ -10,7 +10,7 @@ import numpy as np
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import blocks, functional
-from ddgan_jax.models.blocks import conv3x3
+from ddgan_jax.models.blocks import Conv
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.utils import checks
 
@@ -58,6 +58,7 @@ class Generator(nn.Module):
     widths = [config.num_channels_dae * mult for mult in config.ch_mult]
     last = len(widths) - 1
     resampling_block = config.resblock_type != 'ddpm'
+    scale = blocks.residual_scale(config)
 
     zemb = self._latent_mapping(z) if config.nz else None
     if config.num_classes:
@@ -74,8 +75,8 @@ class Generator(nn.Module):
     # nn.remat would rename the parameters of unnamed modules; every block here has a name.
     block_class = nn.remat(blocks.ResidualBlock) if self.remat else blocks.ResidualBlock
 
-    def block(name, h, features, direction=None):
-      return block_class(features, config, direction, self.dtype, name=name)(h, temb, zemb, row_indices)
+    def block(name, features, *parts, direction=None):
+      return block_class(features, config, direction, self.dtype, name=name)(parts, temb, zemb, row_indices)
 
     def attention(name, h):
       return blocks.SelfAttention(config, self.dtype, name=name)(h)
@@ -83,63 +84,62 @@ class Generator(nn.Module):
     x = x_tp1 if config.centered else 2 * x_tp1 - 1
     x = x.astype(self.dtype)
     pyramid = x
-    h = conv3x3(config.num_channels_dae, 'conv_in', self.dtype)(x)
+    h = Conv(config.num_channels_dae, dtype=self.dtype, name='conv_in')(x)
     skips = [h]
 
     for i, features in enumerate(widths):
       for j in range(config.num_res_blocks):
-        h = block(f'down_{i}_block_{j}', h, features)
+        h = block(f'down_{i}_block_{j}', features, h)
         if config.resolutions[i] in config.attn_resolutions:
           h = attention(f'down_{i}_attention_{j}', h)
         skips.append(h)
       if i < last:
         if resampling_block:
-          h = block(f'down_{i}_resample', h, h.shape[-1], 'down')
+          h = block(f'down_{i}_resample', h.shape[-1], h, direction='down')
         else:
           conv_features = h.shape[-1] if config.resamp_with_conv else None
-          h = blocks.Downsample(config, conv_features, self.dtype, name=f'down_{i}_resample')(h)
+          h = blocks.Downsample(config, conv_features, dtype=self.dtype, name=f'down_{i}_resample')(h)
         if config.progressive_input == 'residual':
-          pyramid = blocks.Downsample(config, h.shape[-1], self.dtype, name=f'down_{i}_pyramid')(pyramid)
-          h = pyramid = blocks.residual_sum(pyramid, h, config)
+          pyramid = blocks.Downsample(config, h.shape[-1], scale, self.dtype, name=f'down_{i}_pyramid')(pyramid)
+          h = pyramid = pyramid + scale * h
         elif config.progressive_input == 'input_skip':
           pyramid = blocks.Downsample(config)(pyramid)
-          joined = nn.Conv(
-              h.shape[-1], (1, 1), kernel_init=default_init(), dtype=self.dtype, name=f'down_{i}_pyramid')(pyramid)
+          joined = Conv(h.shape[-1], 1, padding='VALID', dtype=self.dtype, name=f'down_{i}_pyramid')(pyramid)
           h = joined + h if config.progressive_combine == 'sum' else jnp.concatenate([joined, h], axis=-1)
         skips.append(h)
 
-    h = block('middle_block_0', h, h.shape[-1])
+    h = block('middle_block_0', h.shape[-1], h)
     h = attention('middle_attention', h)
-    h = block('middle_block_1', h, h.shape[-1])
+    h = block('middle_block_1', h.shape[-1], h)
 
     for i, features in reversed(list(enumerate(widths))):
       for j in range(config.num_res_blocks + 1):
-        h = block(f'up_{i}_block_{j}', jnp.concatenate([h, skips.pop()], axis=-1), features)
+        h = block(f'up_{i}_block_{j}', features, h, skips.pop())
       if config.resolutions[i] in config.attn_resolutions:
         h = attention(f'up_{i}_attention', h)
       if config.progressive == 'output_skip':
-        image = nn.silu(blocks.GroupNorm(name=f'up_{i}_pyramid_norm')(h))
-        image = conv3x3(config.num_channels, f'up_{i}_pyramid', self.dtype, init_scale=0.0)(image)
+        image = blocks.GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
+        image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name=f'up_{i}_pyramid')(image)
         pyramid = image if i == last else blocks.Upsample(config)(pyramid) + image
       elif config.progressive == 'residual':
         if i == last:
-          pyramid = nn.silu(blocks.GroupNorm(name=f'up_{i}_pyramid_norm')(h))
-          pyramid = conv3x3(h.shape[-1], f'up_{i}_pyramid', self.dtype)(pyramid)
+          pyramid = blocks.GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
+          pyramid = Conv(h.shape[-1], dtype=self.dtype, name=f'up_{i}_pyramid')(pyramid)
         else:
-          pyramid = blocks.Upsample(config, h.shape[-1], self.dtype, name=f'up_{i}_pyramid')(pyramid)
-          h = pyramid = blocks.residual_sum(pyramid, h, config)
+          pyramid = blocks.Upsample(config, h.shape[-1], scale, self.dtype, name=f'up_{i}_pyramid')(pyramid)
+          h = pyramid = pyramid + scale * h
       if i > 0:
         if resampling_block:
-          h = block(f'up_{i}_resample', h, h.shape[-1], 'up')
+          h = block(f'up_{i}_resample', h.shape[-1], h, direction='up')
         else:
           conv_features = h.shape[-1] if config.resamp_with_conv else None
-          h = blocks.Upsample(config, conv_features, self.dtype, name=f'up_{i}_resample')(h)
+          h = blocks.Upsample(config, conv_features, dtype=self.dtype, name=f'up_{i}_resample')(h)
 
     if config.progressive == 'output_skip':
       image = pyramid
     else:
-      image = nn.silu(blocks.GroupNorm(name='norm_out')(h))
-      image = conv3x3(config.num_channels, 'conv_out', self.dtype, init_scale=0.0)(image)
+      image = blocks.GroupNormSilu(name='norm_out')((h,))
+      image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name='conv_out')(image)
     image = image.astype(jnp.float32)
     return jnp.tanh(image) if config.ends_in_tanh else image
 

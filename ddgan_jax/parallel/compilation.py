@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jaxlib
 from jax._src import core  # no public API shows whether a trace is in progress
 
 from ddgan_jax.parallel import convolution
@@ -21,6 +22,13 @@ XLA_OPTIONS: dict[str, dict[str, str]] = {
         # Use YNNPACK for dots and reductions only. By default jaxlib 0.10.2 also uses it for convolutions, where Eigen
         # is faster on several cores, and for kernel gradients, where Eigen is always faster (benchmarks/speed.md).
         'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+    },
+    # Without these the CIFAR-10 steps had not compiled on an H100 after 330 s (benchmarks/gpu.md).
+    'gpu': {
+        'xla_gpu_autotune_level': '2',  # time each candidate kernel, but do not also check its result
+        'xla_gpu_enable_triton_gemm': 'False',
+        'xla_gpu_experimental_enable_fusion_autotuner': 'False',
+        'xla_gpu_enable_llvm_module_compilation_parallelism': 'True',
     },
 }
 
@@ -78,8 +86,12 @@ def compiler_options(platform: str) -> dict[str, str]:
 
 @functools.cache
 def _is_known(platform: str, option: str, value: str) -> bool:
-  """Whether the XLA compiler of a platform accepts an option."""
-  with jax.default_device(jax.local_devices(backend=platform)[0]):
+  """Whether the XLA compiler of a platform accepts an option; without such devices, that of the default platform."""
+  try:
+    device = jax.local_devices(backend=platform)[0]
+  except RuntimeError:
+    device = jax.local_devices()[0]
+  with jax.default_device(device):
     try:
       jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -88,12 +100,15 @@ def _is_known(platform: str, option: str, value: str) -> bool:
 
 
 def use_persistent_cache() -> None:
-  """Enables JAX's persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
+  """Enables JAX's persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory.
+
+  On GPUs XLA keeps the kernels that it has selected by timing beside it, for other programs. These files do not name
+  their compiler, so each jaxlib has its own folder.
+  """
   if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla')))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla') / jaxlib.__version__))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
 _futures: list[concurrent.futures.Future] = []

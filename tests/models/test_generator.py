@@ -182,6 +182,43 @@ def test_normalise_against_flax():
   np.testing.assert_allclose(blocks.normalise(x, scale, shift), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize('silu', ['_silu_stored', '_silu_recomputed'])
+def test_norm_of_parts_against_flax(monkeypatch, silu, dtype, tolerance):
+  """Both platforms' variants: values, gradients and forward mode; the border of the parts divides a group."""
+  import flax.linen as nn
+
+  monkeypatch.setattr(blocks, '_silu_of_affine', getattr(blocks, silu))
+  normalise_silu = blocks.normalise_silu.__wrapped__  # not the cached trace of the other variant
+  rng = np.random.default_rng(0)
+  parts = tuple(jnp.asarray(0.5 + rng.standard_normal((2, 5, 5, c), dtype=np.float32), dtype) for c in (10, 6))
+  scale, shift, added = (jnp.asarray(rng.standard_normal((2, 16), dtype=np.float32)) for _ in range(3))
+  weight = jnp.asarray(rng.standard_normal((2, 5, 5, 16), dtype=np.float32))
+
+  def plain(parts, scale, shift, added):
+    x = jnp.concatenate(parts, axis=-1).astype(jnp.float32) + added[:, None, None]
+    norm = nn.GroupNorm(4, epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False).apply({}, x)
+    return nn.silu(scale[:, None, None] * norm + shift[:, None, None]).astype(dtype)
+
+  def results(norm):
+    primals = parts, scale, shift, added
+    gradient = jax.grad(lambda *args: (norm(*args).astype(jnp.float32) * weight).sum(), (0, 1, 2, 3))
+    return norm(*primals), gradient(*primals), jax.jvp(norm, primals, jax.tree.map(jnp.cos, primals))
+
+  for expected, found in zip(jax.tree.leaves(results(plain)), jax.tree.leaves(results(normalise_silu)), strict=True):
+    assert found.dtype == expected.dtype
+    expected = np.asarray(expected, np.float32)
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_the_platform_selects_the_norm():
+  x, scale = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.bfloat16), jax.ShapeDtypeStruct((2, 16), jnp.float32)
+  gradient = jax.jit(jax.grad(lambda x, *args: blocks.normalise_silu((x,), *args).astype(jnp.float32).sum()))
+  barriers = {platform: 'optimization_barrier' in gradient.trace(x, scale, scale).lower(
+      lowering_platforms=(platform,)).as_text() for platform in ('cpu', 'tpu', 'cuda')}
+  assert barriers == {'cpu': False, 'tpu': False, 'cuda': True}
+
+
 def test_group_statistics_are_copied_to_channels_exactly():
   """On a CPU by a product with ones and zeros, which must not round."""
   per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)

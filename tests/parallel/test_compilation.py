@@ -50,9 +50,17 @@ def test_a_training_step_leaves_only_convolutions_to_xla(compile_step, monkeypat
 
 
 @needs_option
-def test_options_are_only_for_cpus():
+def test_every_platform_has_its_options():
   assert compilation.compiler_options('cpu').keys() == {OPTION}
-  assert compilation.compiler_options('cuda') == compilation.compiler_options('tpu') == {}
+  assert compilation.compiler_options('tpu') == {}
+
+
+def test_jaxlib_knows_the_options_of_gpus(monkeypatch):
+  """XLA has one set of option names for all platforms, so a CPU can check them."""
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert compilation.compiler_options('gpu') == compilation.XLA_OPTIONS['gpu']
+  monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_autotune_level=4 --xla_gpu_enable_triton_gemm')
+  assert not {'xla_gpu_autotune_level', 'xla_gpu_enable_triton_gemm'} & compilation.compiler_options('gpu').keys()
 
 
 @pytest.mark.parametrize('transformed', [
