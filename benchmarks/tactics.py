@@ -83,7 +83,7 @@ def fir(batch: int) -> list[Forms]:
 
 
 def norm(batch: int) -> list[Forms]:
-  """AdaGN and SiLU with two passes over x and two multiply-adds, or with one each."""
+  """AdaGN and SiLU with two passes over x and two multiply-adds, or with one each; the slope of SiLU stored or not."""
   x = normal(0, batch, 32, 32, 128)
   scale, shift = 1 + normal(1, batch, 128), normal(2, batch, 128)
 
@@ -94,8 +94,33 @@ def norm(batch: int) -> list[Forms]:
     x = ((groups - mean) * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
     return jax.nn.silu(x * scale[:, None, None] + shift[:, None, None])
 
-  folded = lambda *args: jax.nn.silu(blocks.normalise(*args))
-  return [with_gradient({'two passes': (two_passes, (x, scale, shift)), 'folded': (folded, (x, scale, shift))})]
+  def folded(silu, x, scale, shift):
+    return silu(x, *blocks._affine((x,), scale, shift))
+
+  args = (x, scale, shift)
+  return [with_gradient({
+      'two passes': (two_passes, args), 'folded': (functools.partial(folded, blocks._silu_stored), args),
+      'folded, slope twice': (functools.partial(folded, blocks._silu_recomputed), args)})]
+
+
+def parts(batch: int) -> list[Forms]:
+  """A residual block of the upsampling half, of the concatenation of h and a skip, or of the two parts."""
+  config = recipes.load('cifar10').generator
+  block = blocks.ResidualBlock(128, config_lib.GeneratorConfig(**config))
+  h, skip = normal(0, batch, 32, 32, 256), normal(1, batch, 32, 32, 128)
+  temb, zemb = normal(2, batch, 512), normal(3, batch, 256)
+  params = jax.jit(lambda: block.init(jax.random.key(0), (h, skip), temb, zemb))()
+  joined = lambda h, skip: block.apply(params, (jnp.concatenate([h, skip], axis=-1),), temb, zemb)
+  return [with_gradient({'concatenated': (joined, (h, skip)),
+                         'in parts': (lambda h, skip: block.apply(params, (h, skip), temb, zemb), (h, skip))})]
+
+
+def residual(batch: int) -> list[Forms]:
+  """(x + conv(h)) / sqrt(2) with the sum scaled, or the kernel and x."""
+  x, h, kernel = normal(0, batch, 32, 32, 128), normal(1, batch, 32, 32, 128), normal(2, 3, 3, 128, 128) / 34
+  scale = blocks.INV_SQRT_2
+  return [with_gradient({'sum scaled': (lambda x, h, k: (x + convolve(h, k)) * scale, (x, h, kernel)),
+                         'kernel scaled': (lambda x, h, k: scale * x + convolve(h, scale * k), (x, h, kernel))})]
 
 
 def channels(batch: int) -> list[Forms]:
@@ -106,7 +131,7 @@ def channels(batch: int) -> list[Forms]:
     kept, blocks._to_channels = blocks._to_channels, to_channels
     try:
       style = jnp.split(latent @ kernel + bias, 2, axis=1)
-      return jax.nn.silu(blocks.normalise.__wrapped__(x, *style))  # the jitted one would only be traced once
+      return blocks.normalise_silu.__wrapped__((x,), *style)  # the jitted one would only be traced once
     finally:
       blocks._to_channels = kept
 
@@ -315,8 +340,8 @@ def calls(batch: int) -> list[Forms]:
 
 
 TACTICS = {function.__name__: function for function in (
-    fir, norm, channels, shortcut, attention, tiny_maps, convolutions, loops, layout, d_half, wasted_gradient, update,
-    sampler, calls)}
+    fir, norm, parts, residual, channels, shortcut, attention, tiny_maps, convolutions, loops, layout, d_half,
+    wasted_gradient, update, sampler, calls)}
 
 
 def compiled(name: str, function: Callable, args: tuple) -> tuple[Callable[[], Any], float]:
