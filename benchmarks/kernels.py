@@ -1,7 +1,7 @@
 """Lists the kernels of a program compiled for a GPU, and the bytes that each reads and writes.
 
-A library for `launch/compile_gpu.py` and the tests. Each array that a kernel reads or writes is counted once; this is a
-lower bound, since a convolution may read its input several times.
+A library for `launch/compile_gpu.py` and the tests. The bytes are an estimate: each array that a kernel reads or writes
+counts once and whole, although a convolution may read its input several times, and a slice reads only a part.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Kernel:
   Attributes:
     kind: `convolutions`, `matrix products`, `reductions` (norm statistics, sums of gradients), `concatenations`,
       `transposes and copies`, `collectives` or `element-wise`.
-    bytes: of its arguments and results, times the passes of the loop that contains it.
+    bytes: of its arguments and results, times the iterations of the enclosing loop.
     name, source: of the instruction, and of the Python code, as far as the compiler knows.
   """
 
@@ -85,7 +85,7 @@ def table(found: Sequence[Kernel], bytes_per_second: float) -> str:
 
 
 def longest(found: Sequence[Kernel], count: int) -> str:
-  """The kernels that move most bytes, a line each."""
+  """The kernels that move the most bytes, one per line."""
   ordered = sorted(found, key=lambda kernel: -kernel.bytes)[:count]
   return '\n'.join(f'{kernel.bytes / 1e6:9.1f} MB  {kernel.kind:22s} {kernel.source}' for kernel in ordered)
 

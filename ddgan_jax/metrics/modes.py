@@ -176,7 +176,8 @@ def _initial(num_classes: int, image_shape: tuple[int, int, int]) -> Any:
 def _train(source: Source, num_classes: int, held_out: np.ndarray) -> tuple[Any, np.float64]:
   """Trains with Adam on randomly shifted images; returns the parameters and the accuracy on `held_out`."""
   classifier = models.Classifier(num_classes)
-  reach, steps = (1, _STEPS) if source.image_shape[0] < 16 else (2, 2 * _STEPS)
+  small = source.image_shape[0] < 16
+  reach, steps = (1, _STEPS) if small else (2, 2 * _STEPS)
   optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
   def loss_fn(params, x, labels):

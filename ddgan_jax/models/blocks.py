@@ -67,8 +67,8 @@ def _affine(
     parts: Parts, scale: jax.Array, shift: jax.Array, added: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
   """Computes gain and offset, [B, C] float32, such that gain * x + offset = scale * group_norm(x + added) + shift.
 
-  The variance is E[x²] - E[x]² in float32, in one pass. Its error is 1e-7 if a group's mean is comparable to its
-  standard deviation, and grows with the square of their ratio.
+  The variance is E[x²] - E[x]² in float32, in one pass. Its error is 1e-7 if the means of x and `added` are comparable
+  to the standard deviation, and grows with the square of their ratio.
   """
   channels = sum(part.shape[-1] for part in parts)
   groups = num_groups(channels)
@@ -109,8 +109,8 @@ def normalise_silu(
     parts: Parts, scale: jax.Array, shift: jax.Array, added: jax.Array | None = None) -> jax.Array:
   """Computes SiLU(scale * group_norm(x + added) + shift), where x is the concatenation of `parts`.
 
-  Neither x nor x + added is stored. On GPUs the backward pass computes the slope of SiLU twice, for the sums over the
-  pixels and for each pixel: 8 passes over an activation instead of 11 (benchmarks/gpu_traffic.md). CPUs store it.
+  XLA need not store x or x + added. On GPUs the backward pass computes the slope of SiLU twice, for the sums over the
+  pixels and for each pixel, instead of storing it (benchmarks/gpu_traffic.md); elsewhere that is slower or unmeasured.
 
   Args:
     parts: arrays [B, H, W, C_i] of one dtype; C is the sum of the C_i.
@@ -228,12 +228,13 @@ class LabelEmbedding(nn.Module):
 class Conv(nn.Module):
   """A convolution: scale * (conv(x) + bias).
 
-  The kernel and the bias are scaled, not the result, which would take another pass over it.
+  Scales the kernel and the bias instead of the result, which saves a pass over it.
 
   Attributes:
     features: output channels.
     size: height and width of the kernel.
-    strides, padding: as in `jax.lax.conv_general_dilated`; by default a 3x3 kernel keeps H and W.
+    strides: of both axes.
+    padding: as in `jax.lax.conv_general_dilated`; by default a 3x3 kernel keeps H and W.
     use_bias: whether there is a bias.
     init_scale: the variance of the initial kernel, see `default_init`.
     scale: factor of the result.
@@ -251,7 +252,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, add_bias: bool = True) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """[B, H, W, C] → [B, H', W', features]; without `add_bias`, and the scaled bias [features] float32."""
+    """[B, H, W, C] → [B, H', W', features]. With `add_bias=False`, (result without bias, scaled bias [features])."""
     kernel = self.param(
         'kernel', default_init(self.init_scale), (self.size, self.size, x.shape[-1], self.features))
     y = jax.lax.conv_general_dilated(
@@ -345,7 +346,7 @@ class ResidualBlock(nn.Module):
   def __call__(
       self, parts: Parts, temb: jax.Array | None, zemb: jax.Array | None, row_indices: jax.Array | None = None
   ) -> jax.Array:
-    """Computes a block of the concatenation of `parts`.
+    """Applies the block to the concatenation of `parts`.
 
     Args:
       parts: arrays [B, H, W, C_i].
@@ -368,7 +369,7 @@ class ResidualBlock(nn.Module):
       h = Upsample(config)(h)
     elif self.resample == 'down':
       h = Downsample(config)(h)
-    # The norm adds the bias and the time embedding, which are the same at all pixels.
+    # The norm adds the bias and the time embedding, which are constant over pixels.
     h, added = Conv(self.features, dtype=self.dtype, name='conv_0')(h, add_bias=False)
     if temb is not None:
       time = nn.Dense(self.features, kernel_init=default_init(), dtype=self.dtype, name='time_dense')(temb)
@@ -412,9 +413,7 @@ class SelfAttention(nn.Module):
     def linear(name, init_scale=0.1):
       return nn.Dense(channels, kernel_init=default_init(init_scale), dtype=self.dtype, name=name)
 
-    scale = residual_scale(self.config)
-
     h = GroupNorm(name='norm')(x)
     q, k, v = (linear(name)(h).reshape(batch, height * width, 1, channels) for name in ('query', 'key', 'value'))
     h = jax.nn.dot_product_attention(q, k, v).reshape(batch, height, width, channels)
-    return scale * x + scale * linear('out', init_scale=0.0)(h)
+    return (x + linear('out', init_scale=0.0)(h)) * residual_scale(self.config)

@@ -27,8 +27,6 @@ XLA_OPTIONS: dict[str, dict[str, str]] = {
     'gpu': {
         'xla_gpu_autotune_level': '2',  # time each candidate kernel, but do not also check its result
         'xla_gpu_enable_triton_gemm': 'False',
-        'xla_gpu_experimental_enable_fusion_autotuner': 'False',
-        'xla_gpu_enable_llvm_module_compilation_parallelism': 'True',
     },
 }
 
@@ -78,15 +76,27 @@ class _Program:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-  """The options of `XLA_OPTIONS` that $XLA_FLAGS does not set and this XLA knows."""
+  """The options of `XLA_OPTIONS` and, for GPUs, of the autotuning cache, that $XLA_FLAGS does not set and XLA knows."""
+  options = {**XLA_OPTIONS.get(platform, {}), **(_autotuning_cache() if platform == 'gpu' else {})}
   return {
-      name: value for name, value in XLA_OPTIONS.get(platform, {}).items()
+      name: value for name, value in options.items()
       if name not in os.environ.get('XLA_FLAGS', '') and _is_known(platform, name, value)}
+
+
+def _autotuning_cache() -> dict[str, str]:
+  """The option that keeps XLA's choices of kernels beside the persistent compilation cache, for other programs.
+
+  Their file names omit the version of the compiler, hence a folder for each jaxlib.
+  """
+  folder = jax.config.jax_compilation_cache_dir
+  if not folder or '://' in folder:  # XLA writes to local folders only
+    return {}
+  return {'xla_gpu_per_fusion_autotune_cache_dir': os.path.join(folder, f'autotuning-{jaxlib.__version__}')}
 
 
 @functools.cache
 def _is_known(platform: str, option: str, value: str) -> bool:
-  """Whether the XLA compiler of a platform accepts an option; without such devices, that of the default platform."""
+  """Whether XLA accepts an option on a platform; if the platform has no devices, asks the default one."""
   try:
     device = jax.local_devices(backend=platform)[0]
   except RuntimeError:
@@ -100,15 +110,13 @@ def _is_known(platform: str, option: str, value: str) -> bool:
 
 
 def use_persistent_cache() -> None:
-  """Enables JAX's persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory.
-
-  On GPUs XLA keeps the kernels that it has selected by timing beside it, for other programs. These files do not name
-  their compiler, so each jaxlib has its own folder.
-  """
+  """Enables JAX's persistent compilation cache, in $JAX_COMPILATION_CACHE_DIR or the user's cache directory."""
   if not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla') / jaxlib.__version__))
+    jax.config.update('jax_compilation_cache_dir', str(files.cache_dir('xla')))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  # JAX would put the path of the autotuning cache into every key, on CPUs too; see `_autotuning_cache`.
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
 _futures: list[concurrent.futures.Future] = []

@@ -50,7 +50,7 @@ def test_a_training_step_leaves_only_convolutions_to_xla(compile_step, monkeypat
 
 
 @needs_option
-def test_every_platform_has_its_options():
+def test_options_by_platform():
   assert compilation.compiler_options('cpu').keys() == {OPTION}
   assert compilation.compiler_options('tpu') == {}
 
@@ -58,7 +58,14 @@ def test_every_platform_has_its_options():
 def test_jaxlib_knows_the_options_of_gpus(monkeypatch):
   """XLA has one set of option names for all platforms, so a CPU can check them."""
   monkeypatch.setenv('XLA_FLAGS', '')
-  assert compilation.compiler_options('gpu') == compilation.XLA_OPTIONS['gpu']
+  cached = 'xla_gpu_per_fusion_autotune_cache_dir'
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    for folder, expected in (('/cache', {cached}), ('gs://bucket/cache', set()), (None, set())):
+      jax.config.update('jax_compilation_cache_dir', folder)
+      assert compilation.compiler_options('gpu').keys() == {*compilation.XLA_OPTIONS['gpu'], *expected}
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
   monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_autotune_level=4 --xla_gpu_enable_triton_gemm')
   assert not {'xla_gpu_autotune_level', 'xla_gpu_enable_triton_gemm'} & compilation.compiler_options('gpu').keys()
 
