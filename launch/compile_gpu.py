@@ -4,10 +4,12 @@
     python launch/compile_gpu.py --config configs/cifar10.py --config.parallel.dtype=bfloat16
     python launch/compile_gpu.py --config configs/cifar10.py --config.parallel.dtype=bfloat16 --gpus 8
 
-Install it in an environment of its own. The CUDA plugin of JAX needs neither a GPU nor CUDA's libraries to compile.
-Since it cannot time kernels then, it takes the default algorithms of cuDNN and cuBLAS. `--what` selects the step without
-R1 (plain) or with it (r1), the forward pass of G (forward), or the sampler. `--longest N` lists the N kernels that move
-the most bytes. `--hlo FILE` writes the compiled program. Takes 2 to 7 minutes of one core for CIFAR-10.
+Install it in an environment of its own. The CUDA plugin of JAX needs neither a GPU nor CUDA's libraries to compile. It
+cannot time kernels then, so it takes the default algorithms of cuDNN and cuBLAS.
+
+`--what` selects the step without R1 (plain) or with it (r1), the forward pass of G (forward), or the sampler;
+`--longest N` lists the N kernels that move the most bytes; `--hlo FILE` writes the compiled program. Takes 2 to 7
+minutes of one core for CIFAR-10.
 """
 
 from __future__ import annotations
