@@ -46,7 +46,7 @@ class Collective:
   @property
   def bytes(self) -> int:
     """Bytes of the unsharded array: of the result, times the participants if each gets one part."""
-    size = sum(math.prod(shape) * _bits(dtype) // 8 for dtype, shape in self.arrays)
+    size = array_bytes(self.arrays)
     return size * self.participants if self.kind == 'reduce-scatter' else size
 
   @property
@@ -75,9 +75,18 @@ def collectives(hlo: str) -> list[Collective]:
   return [_parse(match, line, computation in looped) for computation, match, line in found]
 
 
+def parse_arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+  """(dtype, shape) of each array in the text of a shape."""
+  return [(dtype, tuple(int(n) for n in shape.split(',') if n)) for dtype, shape in _ARRAY.findall(text)]
+
+
+def array_bytes(arrays: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+  return sum(math.prod(shape) * (_BITS.get(dtype) or int(dtype[1:])) // 8 for dtype, shape in arrays)
+
+
 def _parse(match: re.Match, line: str, in_loop: bool) -> Collective:
   result, kind, start = match[1], match[2], match[3]
-  arrays = [(dtype, tuple(int(n) for n in shape.split(',') if n)) for dtype, shape in _ARRAY.findall(result)]
+  arrays = parse_arrays(result)
   if start and kind != 'all-reduce':
     # An asynchronous start returns (operands, results, ...); all-reduce-start returns only the results.
     arrays = arrays[1:2] if not result.startswith('((') else arrays[len(arrays) // 2:]
@@ -95,10 +104,6 @@ def _participants(line: str) -> int:
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
   listed = re.search(r'replica_groups=\{\{([\d,]*)\}', line)
   return len(listed[1].split(',')) if listed else 0
-
-
-def _bits(dtype: str) -> int:
-  return _BITS.get(dtype) or int(dtype[1:])
 
 
 def _reachable(roots: set[str], calls: dict[str, set[str]]) -> set[str]:

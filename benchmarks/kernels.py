@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 
-_BITS = {'pred': 8, 'bf16': 16}
-_ARRAY = re.compile(r'\b(pred|bf16|[sufc]\d+)(?:e\w+)?\[([\d,]*)\]')
+from benchmarks.collectives import array_bytes, parse_arrays
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z\-]+)\((.*?)\)(?:, |$)')
 _NO_KERNEL = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all', 'partition-id',
@@ -52,7 +51,8 @@ def kernels(hlo: str) -> list[Kernel]:
         continue
       name, result, opcode, arguments = match.groups()
       # A library's kernel also returns its workspace, as bytes.
-      sizes[name] = _bytes(re.sub(r'\b[su]8\[\d+\]', '', result) if opcode == 'custom-call' else result)
+      arrays = parse_arrays(re.sub(r'\b[su]8\[\d+\]', '', result) if opcode == 'custom-call' else result)
+      sizes[name] = array_bytes(arrays)
       if opcode in _NO_KERNEL or opcode.endswith('-done'):
         continue
       callees = re.findall(r'(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.\-]+)', line)
@@ -114,9 +114,3 @@ def _kind(opcode: str, text: str) -> str:
     if any(mark in text for mark in marks):
       return kind
   return 'element-wise'
-
-
-def _bytes(shape: str) -> int:
-  return sum(
-      math.prod(int(n) for n in sizes.split(',') if n) * (_BITS.get(dtype) or int(dtype[1:])) // 8
-      for dtype, sizes in _ARRAY.findall(shape))

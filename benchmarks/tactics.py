@@ -29,7 +29,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models, objectives, sampling, train_state, train_step
 from ddgan_jax.benchmark import timing
 from ddgan_jax.config import recipes
-from ddgan_jax.models import blocks, resample
+from ddgan_jax.models import blocks, norms, resample
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import compilation, convolution, sharding
 
@@ -95,12 +95,12 @@ def norm(batch: int) -> list[Forms]:
     return jax.nn.silu(x * scale[:, None, None] + shift[:, None, None])
 
   def folded(silu, x, scale, shift):
-    return silu(x, *blocks._affine((x,), scale, shift))
+    return silu(x, *norms._affine((x,), scale, shift))
 
   args = (x, scale, shift)
   return [with_gradient({
-      'two passes': (two_passes, args), 'folded': (functools.partial(folded, blocks._silu_stored), args),
-      'folded, slope twice': (functools.partial(folded, blocks._silu_recomputed), args)})]
+      'two passes': (two_passes, args), 'folded': (functools.partial(folded, norms._silu_stored), args),
+      'folded, slope twice': (functools.partial(folded, norms._silu_recomputed), args)})]
 
 
 def parts(batch: int) -> list[Forms]:
@@ -129,16 +129,16 @@ def channels(batch: int) -> list[Forms]:
   args = normal(0, batch, 32, 32, 128), normal(1, batch, 256), normal(2, 256, 256) / 16, normal(3, 256)
 
   def norm(to_channels, x, latent, kernel, bias):
-    kept, blocks._to_channels = blocks._to_channels, to_channels
+    kept, norms._to_channels = norms._to_channels, to_channels
     try:
       style = jnp.split(latent @ kernel + bias, 2, axis=1)
-      return blocks.normalise_silu.__wrapped__((x,), *style)  # the jitted one would only be traced once
+      return norms.normalise_silu.__wrapped__((x,), *style)  # the jitted one would only be traced once
     finally:
-      blocks._to_channels = kept
+      norms._to_channels = kept
 
   repeat = lambda per_group, width: jnp.repeat(per_group, width // per_group.shape[1], axis=1)
   return [with_gradient({'repeated': (functools.partial(norm, repeat), args),
-                         'as here': (functools.partial(norm, blocks._to_channels), args)})]
+                         'as here': (functools.partial(norm, norms._to_channels), args)})]
 
 
 def shortcut(batch: int) -> list[Forms]:

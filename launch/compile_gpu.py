@@ -7,13 +7,13 @@
 Install it in an environment of its own. The CUDA plugin of JAX needs neither a GPU nor CUDA's libraries to compile. It
 cannot time kernels then, so it takes the default algorithms of cuDNN and cuBLAS.
 
-`--what` selects the step without R1 (plain) or with it (r1), the forward pass of G (forward), or the sampler;
-`--longest N` lists the N kernels that move the most bytes; `--hlo FILE` writes the compiled program. Takes 2 to 7
-minutes of one core for CIFAR-10.
+`--what` selects the step without R1 (plain) or with it (r1), or the sampler; `--longest N` lists the N kernels that
+move the most bytes; `--hlo FILE` writes the compiled program. CIFAR-10's step takes 2 to 7 minutes on one core.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import sys
@@ -23,14 +23,14 @@ os.environ['JAX_PLATFORMS'] = 'cpu'  # only compiles for the GPU
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import topologies
 from ml_collections import config_flags
 
 from benchmarks import collectives, kernels
 from ddgan_jax import config as config_lib
-from ddgan_jax import models, sampling, train_state
+from ddgan_jax import train_state
+from ddgan_jax.benchmark import performance
 from ddgan_jax.parallel import compilation, sharding
 
 BYTES_PER_SECOND = 3.35e12  # of an H100 SXM
@@ -48,7 +48,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 '''
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file of the run.', lock_config=True)
-_WHAT = flags.DEFINE_enum('what', 'plain', ['plain', 'r1', 'forward', 'sampler'], 'The program.')
+_WHAT = flags.DEFINE_enum('what', 'plain', ['plain', 'r1', 'sampler'], 'The program.')
 _GPUS = flags.DEFINE_integer('gpus', 1, 'Number of GPUs of one machine.', lower_bound=1)
 _LONGEST = flags.DEFINE_integer('longest', 0, 'Number of kernels to list.', lower_bound=0)
 _HLO = flags.DEFINE_string('hlo', None, 'File for the compiled program.')
@@ -65,24 +65,9 @@ def compile_program(config: config_lib.Config, what: str, gpus: list[jax.Device]
   if what in ('plain', 'r1'):
     return collectives.compile_step(config, sharding.make_mesh(gpus, config.parallel.fsdp), with_r1=what == 'r1')
   here = jax.sharding.SingleDeviceSharding(gpus[0])
-  generator, _ = train_state.make_networks(config)
-  schedule, batch, nz = train_state.make_schedule(config), config.data.batch_size, config.generator.nz
-
-  def forward(params, x_tp1, t, z):
-    return generator.apply({'params': params}, x_tp1, t, z)
-
-  def sample(params, x_T, z, posterior_noise):
-    return sampling.sample_given_noise(
-        models.generator_fn(generator, params, schedule), schedule, x_T, z, posterior_noise)
-
-  shapes = jax.eval_shape(lambda: sampling.draw_noise(
-      jax.random.key(0), (batch, *config.image_shape), config.diffusion.num_timesteps, nz))
-  if what == 'forward':
-    shapes = (shapes[0], jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((batch, nz), jnp.float32))
-  arguments = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-  function = forward if what == 'forward' else sample
-  return compilation.jit(function, 'gpu').lower(
-      train_state.abstract_state(config, here).ema_params, *arguments).compile()
+  sampler = functools.partial(performance.sample, config, config.data.batch_size)
+  return compilation.jit(sampler, 'gpu', out_shardings=here).lower(
+      train_state.abstract_state(config, here).ema_params, 0).compile()
 
 
 def main(argv: list[str]) -> None:

@@ -80,11 +80,12 @@ class Programs(StepPrograms):
     if not name.startswith('sample_'):
       return super().lower(name)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    run = functools.partial(_sample, self.config, int(name.removeprefix('sample_')))
+    run = functools.partial(sample, self.config, int(name.removeprefix('sample_')))
     return compilation.jit(run, out_shardings=here).lower(train_state.abstract_state(self.config, here).ema_params, 0)
 
 
-def _sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
+def sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
+  """Samples a batch, with its noise: the program that the benchmark times."""
   generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.timing_label(config.generator))
   return sampling.sample_in_batches(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)

@@ -12,6 +12,7 @@ from ddgan_jax.config import GeneratorConfig
 from ddgan_jax.models import blocks, functional
 from ddgan_jax.models.blocks import Conv
 from ddgan_jax.models.initializers import default_init
+from ddgan_jax.models.norms import GroupNormSilu
 from ddgan_jax.utils import checks
 
 
@@ -118,12 +119,12 @@ class Generator(nn.Module):
       if config.resolutions[i] in config.attn_resolutions:
         h = attention(f'up_{i}_attention', h)
       if config.progressive == 'output_skip':
-        image = blocks.GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
+        image = GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
         image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name=f'up_{i}_pyramid')(image)
         pyramid = image if i == last else blocks.Upsample(config)(pyramid) + image
       elif config.progressive == 'residual':
         if i == last:
-          pyramid = blocks.GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
+          pyramid = GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
           pyramid = Conv(h.shape[-1], dtype=self.dtype, name=f'up_{i}_pyramid')(pyramid)
         else:
           pyramid = blocks.Upsample(config, h.shape[-1], scale, self.dtype, name=f'up_{i}_pyramid')(pyramid)
@@ -138,7 +139,7 @@ class Generator(nn.Module):
     if config.progressive == 'output_skip':
       image = pyramid
     else:
-      image = blocks.GroupNormSilu(name='norm_out')((h,))
+      image = GroupNormSilu(name='norm_out')((h,))
       image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name='conv_out')(image)
     image = image.astype(jnp.float32)
     return jnp.tanh(image) if config.ends_in_tanh else image

@@ -13,7 +13,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import ConfigError, GeneratorConfig, recipes
 from ddgan_jax.interop import pytorch, torch_file
-from ddgan_jax.models import blocks
+from ddgan_jax.models import blocks, norms
 from ddgan_jax.parallel import compilation
 from ddgan_jax.train_state import count_parameters
 from tests.support import GOLDEN, generator_config, golden, nhwc, relative_error, state_dict
@@ -166,9 +166,9 @@ def test_all_triples_of_options_are_built_or_refused():
 
 def test_odd_widths_have_groups_that_divide_them():
   """48 + 96 = 144 channels do not divide into 32 groups, which crashes the original."""
-  assert blocks.num_groups(144) == 24
-  assert blocks.num_groups(256) == 32
-  assert blocks.num_groups(8) == 2
+  assert norms.num_groups(144) == 24
+  assert norms.num_groups(256) == 32
+  assert norms.num_groups(8) == 2
 
 
 def test_normalise_against_flax():
@@ -179,7 +179,7 @@ def test_normalise_against_flax():
   scale, shift = rng.standard_normal((2, 16), dtype=np.float32)
   expected = nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False).apply(
       {'params': {'scale': scale, 'bias': shift}}, x)
-  np.testing.assert_allclose(blocks.normalise(x, scale, shift), expected, atol=1e-5)
+  np.testing.assert_allclose(norms.normalise(x, scale, shift), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
@@ -188,8 +188,8 @@ def test_norm_of_parts_against_flax(monkeypatch, silu, dtype, tolerance):
   """Both platforms' variants: values, gradients and forward mode; the border of the parts divides a group."""
   import flax.linen as nn
 
-  monkeypatch.setattr(blocks, '_silu_of_affine', getattr(blocks, silu))
-  normalise_silu = blocks.normalise_silu.__wrapped__  # not the cached trace of the other variant
+  monkeypatch.setattr(norms, '_silu_of_affine', getattr(norms, silu))
+  normalise_silu = norms.normalise_silu.__wrapped__  # not the cached trace of the other variant
   rng = np.random.default_rng(0)
   parts = tuple(jnp.asarray(0.5 + rng.standard_normal((2, 5, 5, c), dtype=np.float32), dtype) for c in (10, 6))
   scale, shift, added = (jnp.asarray(rng.standard_normal((2, 16), dtype=np.float32)) for _ in range(3))
@@ -213,7 +213,7 @@ def test_norm_of_parts_against_flax(monkeypatch, silu, dtype, tolerance):
 
 def test_the_platform_selects_the_norm():
   x, scale = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.bfloat16), jax.ShapeDtypeStruct((2, 16), jnp.float32)
-  gradient = jax.jit(jax.grad(lambda x, *args: blocks.normalise_silu((x,), *args).astype(jnp.float32).sum()))
+  gradient = jax.jit(jax.grad(lambda x, *args: norms.normalise_silu((x,), *args).astype(jnp.float32).sum()))
   barriers = {platform: 'optimization_barrier' in gradient.trace(x, scale, scale).lower(
       lowering_platforms=(platform,)).as_text() for platform in ('cpu', 'tpu', 'cuda')}
   assert barriers == {'cpu': False, 'tpu': False, 'cuda': True}
@@ -222,8 +222,8 @@ def test_the_platform_selects_the_norm():
 def test_group_statistics_are_copied_to_channels_exactly():
   """On a CPU by a product with ones and zeros, which must not round."""
   per_group = np.random.default_rng(0).standard_normal((3, 6), dtype=np.float32) * np.float32(1e3)
-  np.testing.assert_array_equal(jax.jit(lambda x: blocks._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
-  on_tpu = jax.jit(lambda x: blocks._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
+  np.testing.assert_array_equal(jax.jit(lambda x: norms._to_channels(x, 24))(per_group), per_group.repeat(4, axis=1))
+  on_tpu = jax.jit(lambda x: norms._to_channels(x, 24)).trace(per_group).lower(lowering_platforms=('tpu',))
   assert 'dot_general' not in on_tpu.as_text()
 
 
