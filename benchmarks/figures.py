@@ -27,6 +27,7 @@ import ddgan_jax
 from ddgan_jax.cli import image_output
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data import sources
+from ddgan_jax.metrics import modes
 from ddgan_jax.metrics import points as point_metrics
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation
@@ -117,8 +118,8 @@ def gaussians25(workdir: str, folder: pathlib.Path, num: int = 2000) -> None:
   panels = [('Real data', '', f'{of_real.in_mode:.0%} near a mode, {of_real.found} of 25 modes', real, REAL)]
   for row in compared(workdir):
     run = ddgan_jax.load(pathlib.Path(workdir) / row['name'], None, row['evaluations'])
-    modes, near = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
-    panels.append((row['title'], cost(row), f'{near:.0%} near a mode, {modes} of 25 modes',
+    found, near = (row['metrics'][name]['value'] for name in ('modes', 'in_mode'))
+    panels.append((row['title'], cost(row), f'{near:.0%} near a mode, {found} of 25 modes',
                    image_output.generate(run, num, 0, num), GENERATED))
   columns = min(len(panels), 3)
   side, top = (WIDTH - 0.2 * (columns + 1)) / columns, 0.85
@@ -152,14 +153,14 @@ def quality(workdir: str, folder: pathlib.Path) -> None:
   for row, time, share in zip(rows, times, shares):
     color = colors.get(row['title'], '#9467bd')
     axes.scatter(time, share, s=110, color=color, zorder=2)
-    modes = row['metrics']['modes']['value']
+    found = row['metrics']['modes']['value']
     crowded = any(time < x < 8 * time and abs(share - y) < 25 for x, y in zip(times, shares))
     if crowded:  # a label on its right would cover the next dot
       place = dict(xytext=(0, -10), ha='center', va='top')
     else:
       place = (dict(xytext=(12, 0), ha='left', va='center') if time <= middle else
                dict(xytext=(-12, 0), ha='right', va='center'))
-    axes.annotate(f'{row["title"]}\n{cost(row)}\n{modes} of 25 modes', (time, share), textcoords='offset points',
+    axes.annotate(f'{row["title"]}\n{cost(row)}\n{found} of 25 modes', (time, share), textcoords='offset points',
                   fontsize=10, color=color, **place)
   axes.set_xscale('log')
   axes.margins(x=0.15)
@@ -177,11 +178,15 @@ def quality(workdir: str, folder: pathlib.Path) -> None:
 
 
 def stacked(workdir: str, folder: pathlib.Path) -> None:
-  """Real and generated stacks, and one generated stack as its three digits."""
+  """Real and generated stacks, and the three digits of the first one that the classifier reads with confidence."""
   run = ddgan_jax.load(workdir)
   side, small, top = 3.1, 0.9, 0.6
   canvas = Canvas(WIDTH, top + side + 0.45)
   generated = image_output.generate(run, 36, 0)
+  classifier = modes.load_classifier(sources.load_source(run.config.data))
+  read = modes.classify(classifier.params, generated, classifier.num_classes, stacked=True)
+  shown = int(np.argmax(read['certain']))  # 0 if there is none
+  print(f'Sample {shown} is read as {read["mode"][shown]:03}; p >= 0.9: {bool(read["certain"][shown])}')
   for i, (title, images, color) in enumerate((
       ('Training data', real_images(run, 36)[0], REAL), (f'Samples: {method_name(run)}', generated, GENERATED))):
     x = 0.15 + i * (side + 0.2)
@@ -189,11 +194,11 @@ def stacked(workdir: str, folder: pathlib.Path) -> None:
     canvas.panel(grids.make_grid(images), x, top, side, color)
   x = 2 * side + 0.7
   canvas.text(x + 1.0, 0.2, 'One sample, 3 digits', size=11, weight='bold', color=GENERATED)
-  canvas.panel(generated[0], x - 0.15, top + (side - small) / 2, small, GENERATED)
+  canvas.panel(generated[shown], x - 0.15, top + (side - small) / 2, small, GENERATED)
   for i, name in enumerate(('R', 'G', 'B')):
     y = top + i * (side - small) / 2
     canvas.arrow(x + small - 0.15, x + 1.1, y + small / 2)
-    canvas.panel(generated[0][..., i:i + 1], x + 1.1, y, small, GENERATED)
+    canvas.panel(generated[shown][..., i:i + 1], x + 1.1, y, small, GENERATED)
     canvas.text(x + small + 0.1, y + small / 2 - 0.28, name, size=11, weight='bold')
   canvas.text(WIDTH / 2, top + side + 0.12, 'A stack holds one digit in each colour channel: 1,000 modes.', size=10)
   grids.save_png(folder / 'stacked_digits.png', canvas.pixels())
