@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ddgan_jax import objectives, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
-from ddgan_jax.objectives import penalties
+from ddgan_jax.objectives import augmentation, penalties
 from ddgan_jax.objectives.base import Metrics, Model, Objective, Rows, UpdateDraws
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
@@ -39,6 +39,7 @@ def make_draws(
     latent_dim: int,
     label_dropout: float = 0.0,
     extra_noise: int = 0,
+    augment: bool = False,
 ) -> Draws:
   """Draws all random numbers of a training step.
 
@@ -49,12 +50,14 @@ def make_draws(
     latent_dim: nz.
     label_dropout: probability that a row's label is dropped, independent in the two updates.
     extra_noise: n of `UpdateDraws.extra_noise`.
+    augment: whether to draw `UpdateDraws.augmentation`.
   """
 
   def update_draws(key):
     # One key per field; optional fields come last, so that they do not change the others.
-    count = 6 + bool(label_dropout) + bool(extra_noise)
+    count = 6 + bool(label_dropout) + bool(extra_noise) + augment
     t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
+    others = iter(others)
     return UpdateDraws(
         t=jax.random.randint(t_key, shape[:1], 0, num_timesteps),
         noise_t=jax.random.normal(noise_t_key, shape),
@@ -62,8 +65,9 @@ def make_draws(
         z=jax.random.normal(z_key, (shape[0], latent_dim)),
         posterior_noise=jax.random.normal(posterior_key, shape),
         dropout_key=dropout_key,
-        keep_label=jax.random.bernoulli(others[0], 1 - label_dropout, shape[:1]) if label_dropout else None,
-        extra_noise=jax.random.normal(others[-1], (shape[0], extra_noise, *shape[1:])) if extra_noise else None,
+        keep_label=jax.random.bernoulli(next(others), 1 - label_dropout, shape[:1]) if label_dropout else None,
+        extra_noise=jax.random.normal(next(others), (shape[0], extra_noise, *shape[1:])) if extra_noise else None,
+        augmentation=jax.random.uniform(next(others), (shape[0], augmentation.NUM_UNIFORMS)) if augment else None,
     )
 
   d_key, g_key = jax.random.split(key)
@@ -95,7 +99,8 @@ class Setup:
     generator = self.model.generator.config
     return make_draws(
         key, shape, self.model.schedule.num_timesteps, generator.nz,
-        generator.label_dropout if generator.num_classes else 0.0, self.objective.extra_noise)
+        generator.label_dropout if generator.num_classes else 0.0, self.objective.extra_noise,
+        bool(self.objective.has_discriminator and self.model.discriminator.config.augment))
 
 
 def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:

@@ -22,6 +22,9 @@ POINTS = 'gaussians25'
 # Values of data.name that read files at data.path; all others are TFDS names.
 FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
+# Transformations of `objectives.augmentation`.
+AUGMENTATIONS = ('color', 'translation', 'cutout')
+
 # Metrics of `metrics.evaluator`.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
 MIN_SAMPLES = 10_000  # with fewer, the upward bias of a Fréchet distance exceeds the differences between papers
@@ -154,6 +157,8 @@ def check_discriminator(d: DiscriminatorConfig) -> None:
         f'halves the image {halvings} times')
   if d.t_emb_dim < 4 or d.t_emb_dim % 2:
     raise ConfigError(f'discriminator.t_emb_dim is {d.t_emb_dim}; use an even number of at least 4')
+  for name in d.augment:
+    _check_choice('discriminator.augment', name, AUGMENTATIONS)
 
 
 def _check_method(c: Config) -> None:
@@ -169,6 +174,8 @@ def _check_points(c: Config) -> None:
   if not c.data.is_points:
     _check_choice('data.num_channels', c.data.num_channels, (1, 3))
     return
+  if c.discriminator.augment:
+    raise ConfigError(f'discriminator.augment is {c.discriminator.augment}; use () with data.name={POINTS!r}')
   for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
     found = getattr(c.data, field)
     if found != right:

@@ -188,6 +188,8 @@ class DiscriminatorConfig(_Section):
     ngf: base width; the last blocks have 8 * ngf channels.
     t_emb_dim: width of the time embedding.
     stddev_group: rows per group of the minibatch standard deviation.
+    augment: some of `color`, `translation` and `cutout`, random transformations of the images that D sees, against
+      overfitting on a few thousand images (see `objectives.augmentation`); empty for none.
     num_classes, stack: as in `GeneratorConfig`; D is a projection discriminator (Miyato and Koyama, 2018).
   """
 
@@ -197,11 +199,13 @@ class DiscriminatorConfig(_Section):
   ngf: int = number(64, minimum=1)
   t_emb_dim: int = 256
   stddev_group: int = number(4, minimum=1)
+  augment: tuple[str, ...] = ()
   num_classes: int = 0
   stack: int = 1
 
   def __post_init__(self):
     super().__post_init__()
+    object.__setattr__(self, 'augment', tuple(self.augment))
     checks.check_discriminator(self)
 
 

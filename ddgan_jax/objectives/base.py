@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.objectives import penalties
+from ddgan_jax.objectives import augmentation, penalties
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.sampling import GeneratorFn
 
@@ -41,6 +41,7 @@ class UpdateDraws(NamedTuple):
     dropout_key: typed PRNG key, folded with the row index; unused when `generator.dropout` is 0.
     keep_label: [B] bool, mask of the rows whose label is kept; None keeps all labels.
     extra_noise: [B, n, H, W, C] float32, standard normal, with n = `Objective.extra_noise`; None if n = 0.
+    augmentation: [B, 7] float32, uniform in [0, 1), for `augmentation.augment`; None if D sees the images as they are.
   """
 
   t: jax.Array
@@ -51,6 +52,7 @@ class UpdateDraws(NamedTuple):
   dropout_key: jax.Array
   keep_label: jax.Array | None = None
   extra_noise: jax.Array | None = None
+  augmentation: jax.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -110,9 +112,14 @@ class Model:
     return models.output_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
-    """D with the labels of `rows`, (x_t, t, x_tp1) → logits [B]."""
+    """D with the labels and the augmentation of `rows`, (x_t, t, x_tp1) → logits [B]."""
     options = {} if rows.label is None else {'label': rows.label}
-    return lambda x_t, t, x_tp1: models.apply(self.discriminator, d_params, x_t, t, x_tp1, **options)
+
+    def augment(x):
+      uniforms = rows.draws.augmentation
+      return x if uniforms is None else augmentation.augment(x, uniforms, self.discriminator.config.augment)
+
+    return lambda x_t, t, x_tp1: models.apply(self.discriminator, d_params, augment(x_t), t, augment(x_tp1), **options)
 
   def _options(self, rows: Rows) -> dict[str, Any]:
     options = {}
