@@ -139,7 +139,7 @@ def torch_run(task: str, variant: str, config, reference: str, device: str, thre
 
 
 def worker(task: str, row: str, out: str, args: argparse.Namespace) -> None:
-  """Computes once per line on standard input and prints the seconds; the first call includes compilation."""
+  """Prints the seconds of the first call, with compilation, and computes once more per line on standard input."""
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.threads])
   side, _, variant = row.partition(' ')
@@ -148,7 +148,10 @@ def worker(task: str, row: str, out: str, args: argparse.Namespace) -> None:
     run = our_run(task, variant, config)
   else:
     run = torch_run(task, variant, config, args.reference, args.device, args.threads, args.use_kernels)
-  np.save(out, run())
+  start = time.perf_counter()
+  result = run()
+  print(time.perf_counter() - start, flush=True)
+  np.save(out, result)
   for _ in sys.stdin:
     start, start_processor = time.perf_counter(), time.process_time()
     run()
@@ -175,7 +178,10 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
             env={**os.environ, 'JAX_PLATFORMS': args.device, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
         for row, out in outs.items()}
     seconds: dict[str, list[list[float]]] = {row: [] for row in rows}
-    failed: list[str] = []
+    first_calls = {row: process.stdout.readline().strip() for row, process in workers.items()}
+    failed = [row for row, first_call in first_calls.items() if not first_call]
+    for row in failed:
+      print(f'| {task} | {row} | failed, see the message above |', flush=True)
     for k in range(args.rounds + 2):
       for row, process in workers.items():
         if row in failed:
@@ -202,7 +208,7 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
     cells = (
         task, row, f'{1e3 * median:,.0f} ({1e3 * min(wall):,.0f} to {1e3 * max(wall):,.0f})',
         f'{args.batch_size / median:.2f}', f'{median / ours[0]:.2f}', f'{1e3 * processor:,.0f}',
-        f'{processor / ours[1]:.2f}', '' if apart is None else f'{apart:.0e}')
+        f'{processor / ours[1]:.2f}', f'{float(first_calls[row]):.1f}', '' if apart is None else f'{apart:.0e}')
     print(f'| {" | ".join(cells)} |', flush=True)
 
 
@@ -234,7 +240,7 @@ def main() -> None:
   print(f'{args.config}, batch {args.batch_size}, {args.threads} threads, {args.rounds} rounds; load '
         f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
   print('| task | implementation | ms, median (fastest to slowest) | images/s | time relative to first row | CPU ms | '
-        'times the first row | difference |\n|---|---|---|---|---|---|---|---|', flush=True)
+        'times the first row | first call, s | difference |\n|---|---|---|---|---|---|---|---|---|', flush=True)
   for task in args.tasks:
     measure(task, rows_of(task, args), args)
   print(f'load at the end {os.getloadavg()[0]:.1f}')

@@ -15,6 +15,7 @@ import pathlib
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +36,17 @@ from ddgan_jax.parallel import compilation, convolution, sharding
 
 Forms = dict[str, tuple[Callable, tuple]]  # name → function and arguments; the first is the baseline
 KERNEL = (1.0, 3.0, 3.0, 1.0)
+SETTINGS = types.SimpleNamespace(dtype='float32')  # from the command line
 _BY_DEFAULT = "jaxlib's defaults"
 _JAX_LAYOUTS = "JAX's layouts"
 
 
-def normal(seed: int, *shape: int) -> jax.Array:
+def images(seed: int, *shape: int) -> jax.Array:
   return jax.random.normal(jax.random.key(seed), shape)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+  return images(seed, *shape).astype(SETTINGS.dtype)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, layouts: tuple[str, str, str] = ('NHWC', 'HWIO', 'NHWC')) -> jax.Array:
@@ -51,6 +57,7 @@ def small_config(batch_size: int) -> config_lib.Config:
   fields = recipes.load('cifar10')
   fields.generator.update(num_channels_dae=64, num_res_blocks=1)
   fields.data.batch_size = batch_size
+  fields.parallel.dtype = SETTINGS.dtype
   return config_lib.from_config_dict(fields)
 
 
@@ -106,11 +113,11 @@ def norm(batch: int) -> list[Forms]:
 def parts(batch: int) -> list[Forms]:
   """A residual block of the upsampling half, of the concatenation of h and a skip, or of the two parts."""
   config = recipes.load('cifar10').generator
-  block = blocks.ResidualBlock(128, config_lib.GeneratorConfig(**config))
+  block = blocks.ResidualBlock(128, config_lib.GeneratorConfig(**config), dtype=jnp.dtype(SETTINGS.dtype))
   h, skip = normal(0, batch, 32, 32, 256), normal(1, batch, 32, 32, 128)
   temb, zemb = normal(2, batch, 512), normal(3, batch, 256)
   params = jax.tree.map(
-      lambda leaf: leaf + 0.02 * normal(4, *leaf.shape), block.init(jax.random.key(0), (h, skip), temb, zemb))
+      lambda leaf: leaf + 0.02 * images(4, *leaf.shape), block.init(jax.random.key(0), (h, skip), temb, zemb))
   joined = lambda h, skip: block.apply(params, (jnp.concatenate([h, skip], axis=-1),), temb, zemb)
   return [with_gradient({'concatenated': (joined, (h, skip)),
                          'in parts': (lambda h, skip: block.apply(params, (h, skip), temb, zemb), (h, skip))})]
@@ -158,7 +165,10 @@ def attention(batch: int) -> list[Forms]:
     return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
 
   args = (q, k, v)
-  return [with_gradient({'einsum': (einsum, args), 'dot_product_attention': (jax.nn.dot_product_attention, args)})]
+  forms = {'einsum': (einsum, args), 'dot_product_attention': (jax.nn.dot_product_attention, args)}
+  if jax.default_backend() == 'gpu' and SETTINGS.dtype == 'bfloat16':
+    forms['cuDNN'] = (functools.partial(jax.nn.dot_product_attention, implementation='cudnn'), args)
+  return [with_gradient(forms)]
 
 
 def tiny_maps(batch: int) -> list[Forms]:
@@ -215,7 +225,7 @@ def d_half(batch: int) -> list[Forms]:
   config = small_config(batch)
   setup = train_step.make_setup(config)
   discriminator = setup.model.discriminator
-  x_t, fake, x_tp1 = (normal(i, batch, 32, 32, 3) for i in range(3))
+  x_t, fake, x_tp1 = (images(i, batch, 32, 32, 3) for i in range(3))
   t = jnp.arange(batch) % 4
   params = jax.jit(lambda: discriminator.init(jax.random.key(0), x_t, t, x_tp1)['params'])()
   gamma = config.optim.r1_gamma
@@ -250,7 +260,7 @@ def wasted_gradient(batch: int) -> list[Forms]:
   objective, model = setup.objective, setup.model
   state = jax.jit(lambda: train_state.create(config))()
   draws = setup.draws(jax.random.key(0), (batch, 32, 32, 3)).d
-  rows = objectives.Rows(normal(0, batch, 32, 32, 3), draws, jnp.arange(batch), None, jnp.int32(0))
+  rows = objectives.Rows(images(0, batch, 32, 32, 3), draws, jnp.arange(batch), None, jnp.int32(0))
 
   def loss(d_params, g_params):
     pairs = objective.pairs(model, g_params, rows)
@@ -296,7 +306,7 @@ def update(batch: int) -> list[Forms]:
 
 
 def sampler(batch: int) -> list[Forms]:
-  """Four evaluations of G, unrolled or as a compiled loop; the loop also in bf16."""
+  """Four evaluations of G, as a compiled loop or unrolled; the loop also in bf16."""
   config = small_config(batch)
   params = jax.jit(lambda: train_state.create(config).g_params)()
   schedule = train_state.make_schedule(config)
@@ -305,17 +315,17 @@ def sampler(batch: int) -> list[Forms]:
   def generator_fn(params, dtype):
     return models.generator_fn(models.Generator(config.generator, jnp.dtype(dtype)), params, schedule)
 
-  def written_out(params):
+  def unrolled(params):
     x, z, posterior_noise = noise
     for i, t in enumerate(reversed(range(4))):
       t = jnp.full(batch, t)
       x = diffusion.sample_posterior(
-          schedule, generator_fn(params, 'float32')(x, t, z[i]), x, t, posterior_noise[i])
+          schedule, generator_fn(params, SETTINGS.dtype)(x, t, z[i]), x, t, posterior_noise[i])
     return x
 
   loop = lambda dtype, params: sampling.sample_given_noise(generator_fn(params, dtype), schedule, *noise)
-  return [{'written out': (written_out, (params,)), 'loop': (functools.partial(loop, 'float32'), (params,)),
-           'loop, bf16': (functools.partial(loop, 'bfloat16'), (params,))}]
+  others = {} if SETTINGS.dtype == 'bfloat16' else {'loop, bf16': (functools.partial(loop, 'bfloat16'), (params,))}
+  return [{'loop': (functools.partial(loop, SETTINGS.dtype), (params,)), 'unrolled': (unrolled, (params,)), **others}]
 
 
 def calls(batch: int) -> list[Forms]:
@@ -326,7 +336,7 @@ def calls(batch: int) -> list[Forms]:
   mesh = sharding.make_mesh(jax.devices()[:1])
   step_fns = {r1: train_step.make_step_fn(config, mesh, r1) for r1 in (True, False)}
   steps_fn = train_step.make_steps_fn(config, mesh)
-  images = normal(0, 10, config.data.batch_size, *config.image_shape)
+  batches = images(0, 10, config.data.batch_size, *config.image_shape)
   copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # the steps donate their state
   state = jax.jit(lambda: train_state.create(config))()
 
@@ -336,8 +346,8 @@ def calls(batch: int) -> list[Forms]:
       state, metrics = step_fns[penalties.r1(config.optim).is_due(i)](state, images[i])
     return metrics['loss_g']
 
-  return [{'one step a call': (one_by_one, (state, list(images))),
-           'ten': (lambda state, images: steps_fn(copy(state), images)[1]['loss_g'][-1], (state, images))}]
+  return [{'one step a call': (one_by_one, (state, list(batches))),
+           'ten': (lambda state, images: steps_fn(copy(state), images)[1]['loss_g'][-1], (state, batches))}]
 
 
 TACTICS = {function.__name__: function for function in (
@@ -373,16 +383,21 @@ def main() -> None:
   parser.add_argument('--only', nargs='+', default=list(TACTICS), choices=list(TACTICS))
   parser.add_argument('--batch_size', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=15)
+  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   args = parser.parse_args()
-  print(f'{jax.device_count()} {jax.devices()[0].device_kind}, batch {args.batch_size}, {args.rounds} rounds; load '
-        f'{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
+  SETTINGS.dtype = args.dtype
+  print(f'{jax.device_count()} {jax.devices()[0].device_kind}, batch {args.batch_size}, {args.dtype}, {args.rounds} '
+        f'rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
   print('| tactic | form | ms, median | processor ms | ratio | compiled in, s | difference |')
   print('|---|---|---|---|---|---|---|')
   for name in args.only:
     for forms in TACTICS[name](args.batch_size):
       runs, compile_seconds = {}, {}
       for form, (function, arguments) in forms.items():
-        runs[form], compile_seconds[form] = compiled(form, function, arguments)
+        try:
+          runs[form], compile_seconds[form] = compiled(form, function, arguments)
+        except Exception as error:  # such as a kernel that this device lacks; JAX raises many types
+          print(f'| {name} | {form} | {type(error).__name__}: {str(error).partition(chr(10))[0]} | | | | |', flush=True)
       timings = timing.time_interleaved(runs, args.rounds)
       for form in runs:
         base = next(b for b in runs if ('with gradient' in b) == ('with gradient' in form))

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import glob
 import gzip
 import json
+import os
 import pathlib
 import re
 import sys
@@ -59,19 +61,26 @@ def program(config: config_lib.Config, what: str) -> tuple[Any, Callable[[], Any
   return compiled, step
 
 
-def microseconds(run: Callable[[], Any]) -> collections.Counter:
-  """Operation name → microseconds in one run."""
+def microseconds(run: Callable[[], Any], folder: str | None = None) -> collections.Counter:
+  """Operation name → microseconds in one run; writes the trace to `folder` if one is given."""
   run()
-  with tempfile.TemporaryDirectory() as folder:
+  with contextlib.ExitStack() as exits:
+    folder = folder or exits.enter_context(tempfile.TemporaryDirectory())
     with jax.profiler.trace(folder):
       run()
-    [path] = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
+    path = max(glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True), key=os.path.getmtime)
     with gzip.open(path) as file:
       events = json.load(file)['traceEvents']
+  # On GPUs the streams' events are the kernels; other threads summarise them.
+  streams = {(event['pid'], event['tid']) for event in events
+             if event.get('name') == 'thread_name' and event['args']['name'].startswith('Stream')}
   found: collections.Counter = collections.Counter()
   for event in events:
-    if event.get('ph') == 'X' and 'hlo_op' in event.get('args', {}):
-      found[event['args']['hlo_op']] += event['dur']
+    if event.get('ph') != 'X' or streams and (event['pid'], event['tid']) not in streams:
+      continue
+    name = event.get('args', {}).get('hlo_op') or (event['name'] if streams else None)
+    if name:
+      found[name] += event['dur']
   return found
 
 
@@ -104,13 +113,14 @@ def main() -> None:
   parser.add_argument('--what', default='forward', choices=('forward', 'plain', 'r1'))
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--longest', type=int, default=10, help='number of operations to list')
+  parser.add_argument('--trace', help="also write the trace to this folder, for TensorBoard's profiler")
   args = parser.parse_args()
   compilation.use_persistent_cache()
   compiled, run = program(make_config(args.config, args.batch_size, args.dtype), args.what)
   lines = instructions(compiled.as_text())
   # Operations that contain others would count these twice.
   times = collections.Counter({
-      name: time for name, time in microseconds(run).items()
+      name: time for name, time in microseconds(run, args.trace).items()
       if not re.search(r' (while|call|conditional)\(', lines.get(name, '').partition('\n')[0])})
   if not times:
     sys.exit("The trace names no operation of the program; this backend's profiler does not report them.")

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ddgan_jax import sampling, train_state
 from ddgan_jax.benchmark import flops, peak_flops, timing
 from ddgan_jax.config import Config
-from ddgan_jax.data import sources
+from ddgan_jax.data import pipeline, sources
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.training.programs import CALL, PLAIN, R1, Program, StepPrograms
@@ -232,6 +232,9 @@ def device_info() -> dict[str, Any]:
 
 
 def first_batch(programs: StepPrograms, source: sources.Source) -> list[jax.Array]:
-  """The first batch of a run, as arguments of its programs."""
-  with contextlib.closing(programs.batches(source, [(0, programs.steps_per_call)])) as batches:
+  """The first batch of a run, as arguments of its programs, without the threads (and the packages) of the pipeline."""
+  data, seed = programs.config.data, programs.config.seed
+  rows = pipeline.process_rows(data.batch_size, jax.process_index(), jax.process_count())
+  on_host = (pipeline.global_batch(source, data, seed, step, rows) for step in range(programs.steps_per_call))
+  with contextlib.closing(programs.on_devices(on_host)) as batches:
     return next(batches)

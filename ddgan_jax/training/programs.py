@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -115,7 +115,10 @@ class StepPrograms:
 
     `steps_per_call` must divide their number. Close the iterator after use.
     """
-    on_host = self._host_batches(source, ranges)
+    return self.on_devices(self._host_batches(source, ranges))
+
+  def on_devices(self, on_host: Generator[dict[str, Any]]) -> Iterator[list[jax.Array]]:
+    """Yields this process's rows of global batches, as `pipeline.batches` does, as arguments of the programs."""
     stacked = self.steps_per_call > 1
     if stacked:
       on_host = pipeline.stack_batches(on_host, self.steps_per_call)
@@ -130,7 +133,7 @@ class StepPrograms:
       return [(step, metrics)]
     return train_step.unstack_metrics(jax.device_get(metrics), step, self.penalty)
 
-  def _host_batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+  def _host_batches(self, source: Source, ranges: Iterable[tuple[int, int]]) -> Generator[dict[str, Any]]:
     for first, last in ranges:
       yield from pipeline.batches(
           source, self.config.data, self.config.seed, first, last, jax.process_index(), jax.process_count())
