@@ -105,9 +105,9 @@ def first_step(config_name: str, dtype: str, batch_size: str) -> None:
   """Measures the first step in two new processes, with empty and filled caches."""
   shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
   print('| caches | first step after, s | program | traced in, s | compiled in, s |\n|---|---|---|---|---|', flush=True)
+  command = (sys.executable, __file__, '--first_step', config_name, dtype, batch_size)
   for caches in ('empty', 'filled'):
-    subprocess.run([sys.executable, __file__, '--first_step', config_name, dtype, batch_size, caches, repr(time.time())],
-                   check=True)
+    subprocess.run([*command, caches, repr(time.time())], check=True)
 
 
 def take_first_step(config_name: str, dtype: str, batch_size: str, caches: str, started: str) -> None:
@@ -131,14 +131,14 @@ def take_first_step(config_name: str, dtype: str, batch_size: str, caches: str, 
     sys.exit(f'Error: the first step returned {metrics}')
   for name in names:
     program = programs[name]
-    print(f'| {caches} | {seconds} | {name} | {program.trace_seconds:.1f} | {program.compile_seconds:.1f} |', flush=True)
+    print(f'| {caches} | {seconds} | {name} | {program.trace_seconds:.1f} | {program.compile_seconds:.1f} |')
     seconds = ''
 
 
 def run(measurement: Measurement, out: pathlib.Path, seconds: float) -> bool:
   """Runs a measurement, at most this long; returns whether it succeeded.
 
-  Its standard output is NAME.partial until it ends, then NAME.txt, NAME.failed or NAME.stopped. NAME.log has its errors.
+  Its output is NAME.partial until it ends, then NAME.txt, NAME.failed or NAME.stopped; its errors are NAME.log.
   """
   name = str(out / measurement.name)
   started = time.time()
