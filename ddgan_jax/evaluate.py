@@ -55,7 +55,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   options.join_processes(args)
   # Slow to import, so only after the flags are checked.
   from ddgan_jax.data import sources
-  from ddgan_jax.metrics import evaluator, image_sets, modes, statistics
+  from ddgan_jax.metrics import evaluator, image_sets, statistics
   from ddgan_jax.parallel import consensus, processes, sharding
 
   app.configure()
@@ -81,7 +81,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if args.jpeg:
     images, reference = image_sets.compress_jpeg(images), image_sets.compress_jpeg(reference)
   if evaluator.needs_classifier(metrics) and source:
-    classifier = modes.load_classifier(source, log), config.data.stack == 3
+    classifier = evaluator.load_classifier(source, config, metrics, log)
   measure = evaluator.Evaluator(
       metrics, reference, mesh, args.num, args.batch_size, classifier,
       {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, log, args.splits)

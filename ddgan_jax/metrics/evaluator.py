@@ -336,10 +336,18 @@ def make_data_evaluator(
     return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
   classifier = None
   if needs_classifier(config.eval.metrics):
-    classifier = modes.load_classifier(source, log), config.data.stack == 3
+    classifier = load_classifier(source, config, config.eval.metrics, log)
   reference = image_sets.dataset_images(source, config.data)
   return Evaluator(
       config.eval.metrics, reference, mesh, config.eval.num, config.eval.batch_size, classifier, log=log).evaluate
+
+
+def load_classifier(
+    source: Source, config: Config, metrics: Sequence[str], log: Callable[[str], None]
+) -> tuple[modes.ModeClassifier, bool]:
+  """The classifier of a run's data for these metrics, and whether the images are stacks of three."""
+  required = modes.REQUIRED_ACCURACY if 'modes' in metrics else modes.REQUIRED_FOR_LABELS
+  return modes.load_classifier(source, log, required), config.data.stack == 3
 
 
 def needs_classifier(metrics: Sequence[str]) -> list[str]:

@@ -27,7 +27,8 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, consensus
 from ddgan_jax.utils import files
 
-REQUIRED_ACCURACY = 0.97
+REQUIRED_ACCURACY = 0.97  # to count modes
+REQUIRED_FOR_LABELS = 0.5  # for `label_accuracy` alone, which is reported beside the classifier's accuracy
 _CERTAIN = 0.9
 _VERSION = 2  # increased when the same data would give another classifier
 _HELD_OUT = 10  # every tenth image is held out
@@ -58,7 +59,8 @@ class ModeClassifier(NamedTuple):
   fingerprint: str
 
 
-def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeClassifier:
+def load_classifier(
+    source: Source, log: Callable[[str], None] = print, required: float = REQUIRED_ACCURACY) -> ModeClassifier:
   """Loads the classifier of a source from the cache, or trains it; caches it if the source has a checksum.
 
   Every tenth image is held out. All processes get the classifier of process 0.
@@ -66,15 +68,16 @@ def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeC
   Args:
     source: labelled images; grey for stacked sets.
     log: receives a sentence with the accuracy.
+    required: least accuracy on the held-out images.
 
   Raises:
-    ClassifierError: the source has no labels, or the held-out accuracy is below 97%.
+    ClassifierError: the source has no labels, or the held-out accuracy is below `required`.
   """
   if source.labels is None:
-    raise ClassifierError(f'{source.name} has no labels; use labelled data to count modes')
+    raise ClassifierError(f'{source.name} has no labels; use labelled data')
   names = np.unique(source.labels)
   if names[0] < 0:
-    raise ClassifierError(f'{source.name} has images with unknown labels; use labelled data to count modes')
+    raise ClassifierError(f'{source.name} has images with unknown labels; use labelled data')
   num_classes = int(names[-1]) + 1
   held_out = np.arange(0, len(source), _HELD_OUT)
   shapes = jax.eval_shape(lambda: _initial(num_classes, source.image_shape))
@@ -95,10 +98,10 @@ def load_classifier(source: Source, log: Callable[[str], None] = print) -> ModeC
   params, accuracy = found
   accuracy = float(accuracy)
   log(f'The classifier of {source.name} has accuracy {accuracy:.1%} on {len(held_out):,} held-out images.')
-  if accuracy < REQUIRED_ACCURACY:
+  if accuracy < required:
     raise ClassifierError(
         f'{source.name}: the classifier has accuracy {accuracy:.1%} on {len(held_out):,} held-out images; '
-        f'{REQUIRED_ACCURACY:.0%} is required to count modes')
+        f'{required:.0%} is required to {"count modes" if required == REQUIRED_ACCURACY else "judge labels"}')
   return ModeClassifier(params, num_classes, accuracy, len(held_out), fingerprint or statistics.digest(params))
 
 

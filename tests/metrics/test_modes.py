@@ -137,7 +137,9 @@ def test_unlearnable_or_missing_labels_are_refused(tmp_path, monkeypatch):
   images, labels = rng.integers(0, 256, (300, 8, 8, 1), np.uint8), rng.integers(0, 10, 300)
   with pytest.raises(modes.ClassifierError, match=r'the classifier has accuracy .*% on 30 held-out .* 97% is'):
     modes.load_classifier(sources.ArraySource(images, labels, 'noise', num_classes=10))
-  with pytest.raises(modes.ClassifierError, match='noise has no labels; use labelled data to count modes'):
+  with pytest.raises(modes.ClassifierError, match='50% is required to judge labels'):
+    modes.load_classifier(sources.ArraySource(images, labels, 'noise', num_classes=10), required=0.5)
+  with pytest.raises(modes.ClassifierError, match='noise has no labels; use labelled data'):
     modes.load_classifier(sources.ArraySource(images, None, 'noise'))
 
 
