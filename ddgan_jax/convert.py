@@ -114,7 +114,7 @@ def _write(args: types.SimpleNamespace) -> None:
 
   app.configure()
   run = ddgan_jax.load(workdir, args.step)
-  _check_method(run.config)
+  _check_method(run.config, *([('ddgan',)] if args.resume_file else []))  # the original continues with its own losses
   if not args.resume_file:
     tensors = pytorch.generator_state_dict(run.params, run.config.generator)
     torch_writer.write_checkpoint(file, {f'module.{name}': tensor for name, tensor in tensors.items()})
@@ -135,9 +135,10 @@ def _write(args: types.SimpleNamespace) -> None:
         f'{num_epochs:,}.')
 
 
-def _check_method(config: Config) -> None:
-  if config.method != 'ddgan':
-    raise ConfigError(f"method is {config.method!r}; use 'ddgan', the only method of the original")
+def _check_method(config: Config, possible: Sequence[str] = ('ddgan', 'relativistic', 'rduot', 'siddm')) -> None:
+  """Raises ConfigError unless the method has the original's networks and sampler, or is one of `possible`."""
+  if config.method not in possible:
+    raise ConfigError(f'method is {config.method!r}; use {" or ".join(map(repr, possible))} with files of the original')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from ddgan_jax.utils import checks
 
 __all__ = [
     'Schedule', 'make_schedule', 'q_sample', 'q_sample_pair', 'q_step', 'respace', 'sample_posterior',
-    'identity_posterior', 'x_0_from_noise']
+    'identity_posterior', 'marginal_posterior', 'x_0_from_noise']
 
 _FIRST_TIME = 1e-3  # s_0: the time grid starts just above 0, as in score SDEs
 _BETA_0 = 1e-8  # 1 - beta rounds to 1 in float32, so level 0 is the clean image
@@ -132,6 +132,17 @@ def identity_posterior(schedule: Schedule) -> Schedule:
   return dataclasses.replace(
       schedule, posterior_variance=zeros, posterior_log_variance=np.full_like(zeros, -np.inf),
       posterior_coef_x_0=np.ones_like(zeros), posterior_coef_x_tp1=zeros)
+
+
+def marginal_posterior(schedule: Schedule) -> Schedule:
+  """The tables for a sampler that forgets x_{t+1}: `sample_posterior` then samples q(x_t | x_0), as in UFOGen.
+
+  The forward tables are those of `schedule`.
+  """
+  sqrt_alpha_bar, variance = schedule.sqrt_alpha_bar[:-1], schedule.sigma_bar[:-1] ** 2
+  return dataclasses.replace(
+      schedule, posterior_variance=variance, posterior_log_variance=np.log(np.maximum(variance, np.float32(1e-20))),
+      posterior_coef_x_0=sqrt_alpha_bar, posterior_coef_x_tp1=np.zeros_like(sqrt_alpha_bar))
 
 
 def _from_betas(later_betas: np.ndarray) -> Schedule:

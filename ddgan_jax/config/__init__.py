@@ -9,6 +9,7 @@ from ddgan_jax.config.schema import (
     DiscriminatorConfig,
     EvalConfig,
     GeneratorConfig,
+    ObjectiveConfig,
     OptimConfig,
     ParallelConfig,
     TrainConfig,
@@ -21,8 +22,8 @@ from ddgan_jax.config.schema import (
 
 __all__ = [
     'FILE_SOURCES', 'Config', 'ConfigError', 'DataConfig', 'DiffusionConfig', 'DiscriminatorConfig', 'EvalConfig',
-    'GeneratorConfig', 'OptimConfig', 'ParallelConfig', 'TrainConfig', 'UserError', 'check_devices', 'flatten',
-    'from_config_dict', 'from_json', 'to_dict', 'to_json']
+    'GeneratorConfig', 'ObjectiveConfig', 'OptimConfig', 'ParallelConfig', 'TrainConfig', 'UserError', 'check_devices',
+    'flatten', 'from_config_dict', 'from_json', 'to_dict', 'to_json']
 
 
 def __dir__() -> list[str]:

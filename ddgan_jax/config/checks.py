@@ -35,10 +35,19 @@ PREDICTIONS = {
     'ddgan': (('x_0', 'noise', 'x_t'), ''),
     'gaussian': (('x_0', 'noise'), 'a Gaussian step needs the posterior'),
     'augmented_gan': (('x_0',), 'its one evaluation maps pure noise to the image'),
+    'relativistic': (('x_0', 'noise', 'x_t'), ''),
+    'rduot': (('x_0', 'noise'), 'the cost is that of the predicted x_0'),
+    'ufogen': (('x_0', 'noise'), 'the regression is on the predicted x_0'),
+    'siddm': (('x_0', 'noise'), 'the posterior needs the predicted x_0'),
 }
+# Fields of `objective` → the methods that use them.
+_USED_BY = {
+    'cost_weight': ('rduot',), 'psi': ('rduot',), 'regression_weight': ('ufogen', 'siddm'),
+    **dict.fromkeys(('reconstruction_weight', 'reconstruction_schedule'),
+                    tuple(method for method in PREDICTIONS if method != 'gaussian'))}
 
 # Fields that are set in one section and copied from there into the networks.
-_IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data'}
+_IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data', 'transform': 'data'}
 SHARED = {'generator': _IMAGE_FIELDS, 'discriminator': {**_IMAGE_FIELDS, 'num_classes': 'generator'}}
 
 
@@ -119,6 +128,8 @@ def check_generator(g: GeneratorConfig) -> None:
         f'generator.num_classes is {g.num_classes}; use at most 10 with data.stack={g.stack}, where each image is one '
         'digit of the label 100a + 10b + c')
   if g.kind == 'mlp':
+    if g.transform != 'none':
+      raise ConfigError(f"data.transform is {g.transform!r}; use 'none' with generator.kind='mlp'")
     if g.embedding_type != 'positional':
       raise ConfigError(
           f"generator.embedding_type is {g.embedding_type!r}; use 'positional' with generator.kind='mlp'")
@@ -129,11 +140,12 @@ def check_generator(g: GeneratorConfig) -> None:
     raise ConfigError(f'generator.num_channels_dae is {g.num_channels_dae}; use a multiple of 4')
   if not g.ch_mult or min(g.ch_mult) < 1:
     raise ConfigError(f'generator.ch_mult is {g.ch_mult}; use one positive integer per level')
-  factor = 2 ** (len(g.ch_mult) - 1)
-  if g.image_size % factor:
+  halvings = len(g.ch_mult) - 1 + (g.transform == 'haar')
+  if g.image_size % 2**halvings:
+    haar = ' and data.transform=\'haar\'' if g.transform == 'haar' else ''
     raise ConfigError(
-        f'data.image_size is {g.image_size}; use a multiple of {factor}, because generator.ch_mult={g.ch_mult} halves '
-        f'the image {len(g.ch_mult) - 1} times')
+        f'data.image_size is {g.image_size}; use a multiple of {2**halvings}, because generator.ch_mult={g.ch_mult}'
+        f'{haar} halve{"" if haar else "s"} the image {halvings} times')
   for resolution in g.attn_resolutions:
     if resolution not in g.resolutions:
       raise ConfigError(
@@ -150,11 +162,12 @@ def check_generator(g: GeneratorConfig) -> None:
 
 def check_discriminator(d: DiscriminatorConfig) -> None:
   """Raises ConfigError for fields of the discriminator that conflict."""
-  halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind]
+  halvings = {'small': 3, 'large': 6, 'tiny': 1, 'mlp': 0}[d.kind] + (d.transform == 'haar')
   if d.image_size % 2**halvings:
+    haar = ' and data.transform=\'haar\'' if d.transform == 'haar' else ''
     raise ConfigError(
-        f'data.image_size is {d.image_size}; use a multiple of {2**halvings}, because discriminator.kind={d.kind!r} '
-        f'halves the image {halvings} times')
+        f'data.image_size is {d.image_size}; use a multiple of {2**halvings}, because discriminator.kind={d.kind!r}'
+        f'{haar} halve{"" if haar else "s"} the image {halvings} times')
   if d.t_emb_dim < 4 or d.t_emb_dim % 2:
     raise ConfigError(f'discriminator.t_emb_dim is {d.t_emb_dim}; use an even number of at least 4')
   for name in d.augment:
@@ -168,6 +181,16 @@ def _check_method(c: Config) -> None:
     raise ConfigError(
         f'generator.prediction is {c.generator.prediction!r}; use {" or ".join(map(repr, possible))} with '
         f'method={c.method!r}: {why}')
+  for field in dataclasses.fields(c.objective):
+    value, methods = getattr(c.objective, field.name), _USED_BY[field.name]
+    if value != field.default and c.method not in methods:
+      raise ConfigError(
+          f'objective.{field.name} is {value!r}; use it with method={" or ".join(map(repr, methods))}, or leave it at '
+          f'{field.default!r} with method={c.method!r}')
+  if c.objective.reconstruction_weight and c.generator.prediction == 'x_t':
+    raise ConfigError(
+        f"objective.reconstruction_weight is {c.objective.reconstruction_weight}; use 0 with "
+        "generator.prediction='x_t', which does not predict x_0")
 
 
 def _check_points(c: Config) -> None:
@@ -176,7 +199,8 @@ def _check_points(c: Config) -> None:
     return
   if c.discriminator.augment:
     raise ConfigError(f'discriminator.augment is {c.discriminator.augment}; use () with data.name={POINTS!r}')
-  for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train')):
+  for field, right in (('num_channels', 2), ('image_size', 1), ('stack', 1), ('flip', False), ('split', 'train'),
+                       ('transform', 'none')):
     found = getattr(c.data, field)
     if found != right:
       raise ConfigError(

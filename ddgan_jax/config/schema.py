@@ -51,6 +51,9 @@ class DataConfig(_Section):
     num_stacks: with stack=3, the size of a fixed set of stacks (the paper's StackedMNIST has 120,000); 0 draws new
       stacks for every batch.
     num_workers: decoding processes with cache='none'; 0 uses threads.
+    transform: `none`, or `haar`: both networks see the four Haar coefficients of each 2x2 block as channels, at half
+      the resolution (see `models.haar`). Diffusion, sampling and editing stay in pixels, which is the same process,
+      because the transform is orthonormal.
   """
 
   name: str = 'digits'
@@ -68,6 +71,7 @@ class DataConfig(_Section):
   stack: int = choice(1, 3)
   num_stacks: int = number(0, minimum=0)
   num_workers: int = number(0, minimum=0)
+  transform: str = choice('none', 'haar')
 
   @property
   def is_points(self) -> bool:
@@ -127,6 +131,7 @@ class GeneratorConfig(_Section):
     label_dropout: fraction of training rows whose label is dropped, so that the network also samples without a label;
       with 0, sampling requires one.
     stack: number of stacked images per label; each is one digit of the label (see `labels`).
+    transform: as in `DataConfig`; resolutions and ch_mult then begin at half the image size.
   """
 
   kind: str = choice('ncsnpp', 'mlp')
@@ -157,6 +162,7 @@ class GeneratorConfig(_Section):
   num_classes: int = number(0, minimum=0)
   label_dropout: float = number(0.1, minimum=0, below=1)
   stack: int = 1
+  transform: str = 'none'
 
   def __post_init__(self):
     super().__post_init__()
@@ -172,7 +178,8 @@ class GeneratorConfig(_Section):
   @property
   def resolutions(self) -> tuple[int, ...]:
     """H = W at each level, first to last."""
-    return tuple(self.image_size >> i for i in range(len(self.ch_mult)))
+    first = self.image_size // 2 if self.transform == 'haar' else self.image_size
+    return tuple(first >> i for i in range(len(self.ch_mult)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +197,7 @@ class DiscriminatorConfig(_Section):
     stddev_group: rows per group of the minibatch standard deviation.
     augment: some of `color`, `translation` and `cutout`, random transformations of the images that D sees, against
       overfitting on a few thousand images (see `objectives.augmentation`); empty for none.
-    num_classes, stack: as in `GeneratorConfig`; D is a projection discriminator (Miyato and Koyama, 2018).
+    num_classes, stack, transform: as in `GeneratorConfig`; D is a projection discriminator (Miyato and Koyama, 2018).
   """
 
   kind: str = choice('small', 'large', 'tiny', 'mlp')
@@ -202,11 +209,32 @@ class DiscriminatorConfig(_Section):
   augment: tuple[str, ...] = ()
   num_classes: int = 0
   stack: int = 1
+  transform: str = 'none'
 
   def __post_init__(self):
     super().__post_init__()
     object.__setattr__(self, 'augment', tuple(self.augment))
     checks.check_discriminator(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(_Section):
+  """Settings of single methods; see their files in `objectives`.
+
+  Attributes:
+    cost_weight: tau of `rduot`; the authors use 1e-3 at 32x32, 1e-4 at 64x64 and 1e-7 at 256x256.
+    psi: of `rduot`, the conjugate of the entropy: `softplus`, `kl` (exp), `chi_square` or `identity` (plain optimal
+      transport).
+    regression_weight: of `ufogen` and `siddm`.
+    reconstruction_weight: weight of mean |x_0_pred - x_0| in the loss of G, for any method with a D; 1 in WaveDiff.
+    reconstruction_schedule: `constant`, or `sigmoid` to let the weight fall to 0 during training, as in LDDGAN.
+  """
+
+  cost_weight: float = number(1e-3, minimum=0)
+  psi: str = choice('softplus', 'kl', 'chi_square', 'identity')
+  regression_weight: float = number(1.0, minimum=0)
+  reconstruction_weight: float = number(0.0, minimum=0)
+  reconstruction_schedule: str = choice('constant', 'sigmoid')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,9 +332,10 @@ class Config:
   """A whole run; made by `from_config_dict`.
 
   Attributes:
-    method: `ddgan`; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, without a D; or
-      `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level (see `objectives`). A plain
-      one-shot GAN is `ddgan` with diffusion.num_timesteps=1.
+    method: the training objective (see `objectives`): `ddgan`; `relativistic`, `rduot`, `ufogen` or `siddm`, its
+      successors; `gaussian`, Gaussian diffusion (Ho et al., 2020): G learns x_0 or the noise by L2, without a D; or
+      `augmented_gan`, a one-shot GAN whose D sees images diffused to a random level. A plain one-shot GAN is `ddgan`
+      with diffusion.num_timesteps=1.
     seed: seed of all randomness, in 0 … 2**32 - 1.
   """
 
@@ -316,6 +345,7 @@ class Config:
   diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
   generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
   discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+  objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

@@ -91,7 +91,8 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
   """Every tensor of the generator in the original's order. Raises InteropError if the original has none like it."""
   _check_no_labels('generator', config)
   for field, possible in (
-      ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0')):
+      ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0'),
+      ('transform', config.transform == 'none')):
     if not possible:
       raise InteropError(
           f'generator.{field} is {getattr(config, field)!r}, which the original does not have')
@@ -195,6 +196,8 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
   _check_no_labels('discriminator', config)
   if config.kind not in DISCRIMINATORS:
     raise InteropError(f'discriminator.kind is {config.kind!r}, which the original does not have')
+  if config.transform != 'none':
+    raise InteropError(f'discriminator.transform is {config.transform!r}, which the original does not have')
   yield from _weight_and_bias('t_embed.main.0', ('time_dense_0',), 'linear')
   yield from _weight_and_bias('t_embed.main.2', ('time_dense_1',), 'linear')
   yield from _weight_and_bias('start_conv', ('conv_in',), 'conv')

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
-from ddgan_jax.models import resample
+from ddgan_jax.models import haar, resample
 from ddgan_jax.models.blocks import INV_SQRT_2, Conv, LabelEmbedding, sinusoids
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.utils import checks
@@ -71,7 +71,8 @@ class Discriminator(nn.Module):
     temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_0')(sinusoids(t, config.t_emb_dim)))
     temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_1')(temb))
 
-    h = jnp.concatenate([x_t, x_tp1], axis=-1).astype(self.dtype)
+    h = jnp.concatenate([x_t, x_tp1], axis=-1)
+    h = (haar.forward(h) if config.transform == 'haar' else h).astype(self.dtype)
     h = Conv(2 * config.ngf, 1, padding='VALID', dtype=self.dtype, name='conv_in')(h)
     block_class = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock
     for i, (multiple, halve) in enumerate(widths_and_halvings):

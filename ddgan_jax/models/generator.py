@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import blocks, functional
+from ddgan_jax.models import blocks, functional, haar
 from ddgan_jax.models.blocks import Conv
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.models.norms import GroupNormSilu
@@ -49,7 +49,8 @@ class Generator(nn.Module):
       row_indices: [B] int32, indices in the global batch, which seed the dropout; by default 0 … B-1.
 
     Returns:
-      The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`.
+      The prediction, [B, H, W, C] float32; in [-1, 1] if `config.ends_in_tanh`. With `config.transform='haar'` the
+      tanh bounds the coefficients instead, to [-2, 2], as those of an image in [-1, 1].
 
     Raises:
       ValueError, TypeError: an argument has the wrong shape or dtype; the message names it.
@@ -82,8 +83,10 @@ class Generator(nn.Module):
     def attention(name, h):
       return blocks.SelfAttention(config, self.dtype, name=name)(h)
 
+    is_haar = config.transform == 'haar'
+    channels = 4 * config.num_channels if is_haar else config.num_channels
     x = x_tp1 if config.centered else 2 * x_tp1 - 1
-    x = x.astype(self.dtype)
+    x = (haar.forward(x) if is_haar else x).astype(self.dtype)
     pyramid = x
     h = Conv(config.num_channels_dae, dtype=self.dtype, name='conv_in')(x)
     skips = [h]
@@ -120,7 +123,7 @@ class Generator(nn.Module):
         h = attention(f'up_{i}_attention', h)
       if config.progressive == 'output_skip':
         image = GroupNormSilu(name=f'up_{i}_pyramid_norm')((h,))
-        image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name=f'up_{i}_pyramid')(image)
+        image = Conv(channels, init_scale=0.0, dtype=self.dtype, name=f'up_{i}_pyramid')(image)
         pyramid = image if i == last else blocks.Upsample(config)(pyramid) + image
       elif config.progressive == 'residual':
         if i == last:
@@ -140,9 +143,12 @@ class Generator(nn.Module):
       image = pyramid
     else:
       image = GroupNormSilu(name='norm_out')((h,))
-      image = Conv(config.num_channels, init_scale=0.0, dtype=self.dtype, name='conv_out')(image)
+      image = Conv(channels, init_scale=0.0, dtype=self.dtype, name='conv_out')(image)
     image = image.astype(jnp.float32)
-    return jnp.tanh(image) if config.ends_in_tanh else image
+    image = jnp.tanh(image) if config.ends_in_tanh else image
+    if not is_haar:
+      return image
+    return haar.inverse(2 * image if config.ends_in_tanh else image)
 
   def _latent_mapping(self, z: jax.Array) -> jax.Array:
     """Maps z to the style vector, [B, nz] → [B, z_emb_dim]: unit mean square, then 1 + n_mlp dense layers."""

@@ -17,7 +17,8 @@ from ddgan_jax.utils import files
 # TensorBoard groups its charts by the part before the slash.
 _TAGS = {
     'loss_d': 'loss/d', 'loss_d_real': 'loss/d_real', 'loss_d_fake': 'loss/d_fake', 'loss_g': 'loss/g',
-    'r1_penalty': 'loss/r1', 'r2_penalty': 'loss/r2',
+    'loss_d_pairing': 'loss/d_pairing', 'r1_penalty': 'loss/r1', 'r2_penalty': 'loss/r2', 'cost': 'loss/cost',
+    'regression': 'loss/regression', 'reconstruction': 'loss/reconstruction',
     'logits_real': 'logits/real', 'logits_fake': 'logits/fake', 'grad_norm_d': 'grad_norm/d',
     'grad_norm_g': 'grad_norm/g', 'lr_d': 'lr/d', 'lr_g': 'lr/g',
     'images_per_second': 'speed/images_per_second', 'data_wait': 'speed/data_wait',
