@@ -1,11 +1,13 @@
-"""Compare methods (the trilemma): `ddgan compare --config stacked_digits [--workdir DIR] [--quick]`.
+"""Compare methods (the trilemma): `ddgan compare --config stacked_digits [--workdir DIR] [--seeds 3] [--quick]`.
 
 Trains, with the data, network and number of steps of one config: a one-shot GAN (T = 1), Gaussian diffusion (L2 on the
-noise, T = 1000, sampled in 1,000 steps and in 4), and Denoising Diffusion GANs with T = 2, 4, 8, and with T = 4 without
-the latent z. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
+noise, T = 1000, sampled in 1,000 steps and in 4), Denoising Diffusion GANs with T = 2, 4, 8, with T = 4 without the
+latent z and in Haar space, and their successors with T = 4: relativistic, RDUOT, and UFOGen and SIDDM, which are also
+sampled in 1 and 2 steps. Writes a table and a figure of quality, coverage, sampling time and network evaluations.
 
-Each training is a separate run in the workdir; the same command resumes. The EMA averages over at most a tenth of the
-steps, because in a short run it would otherwise still contain the initial weights.
+Each training is a separate run in the workdir; the same command resumes. `--seeds N` trains each method with N seeds,
+all methods with the first seed first, and writes the table after each seed. The EMA averages over at most a tenth of
+the steps, because in a short run it would otherwise still contain the initial weights.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import checks
+from ddgan_jax.config import ConfigError, checks
 
 _QUICK_STEPS, _QUICK_NUM, _QUICK_METHODS = 3000, 1000, ['gan', 'ddpm', 'ddgan_4']
 
@@ -33,6 +35,7 @@ def _define_flags(define: options.Definer) -> None:
       'workdir', None, 'Output folder; default runs/compare_<recipe>, with --quick runs/compare_<recipe>_quick.')
   define.list('methods', None, 'Methods to compare; default all, with --quick three.')
   define.integer('num', 10_000, 'Number of samples per method.', lower_bound=2)
+  define.integer('seeds', 1, 'Runs per method; the seeds are those of the config, plus 0, 1, …', lower_bound=1)
   define.boolean('quick', False, 'Smoke test: at most 3,000 steps and 1,000 samples per method; by default gan, ddpm '
                  'and ddgan_4.')
   define.boolean('force', False, 'Allow fewer than 10,000 samples; the table marks them as biased.')
@@ -48,14 +51,13 @@ def _compare(args: types.SimpleNamespace) -> None:
   from ddgan_jax.parallel import sharding
   from ddgan_jax.runs import workdir as workdir_lib
   from ddgan_jax.runs.checkpoints import Checkpoints
-  from ddgan_jax.training import loop
 
   names = comparison.select_methods(args.methods or (_QUICK_METHODS if args.quick else None))
   comparison.check_metrics(base)
   num = min(args.num, _QUICK_NUM) if args.quick else args.num
   checks.check_num_samples('--num', num, args.force or args.quick, '--force')
   num_steps = min(base.train.num_steps, _QUICK_STEPS) if args.quick else base.train.num_steps
-  configs = {name: comparison.method_config(base, comparison.METHODS[name], num_steps) for name in names}
+  configs = _configs(names, base, num_steps, explicit=bool(args.methods))
   base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
   workdir = args.workdir
   is_default = workdir is None
@@ -68,19 +70,36 @@ def _compare(args: types.SimpleNamespace) -> None:
   mesh = sharding.make_mesh()
   source = sources.load_source(base.data)
   evaluate = evaluator.make_data_evaluator(base, source, mesh)  # fails before training if weights or labels are missing
-  for name, config in configs.items():
-    decay = config.optim.ema_decay
-    print(f'--- {comparison.METHODS[name].title}, T = {config.diffusion.num_timesteps}: {num_steps:,} steps'
-          f'{f", ema_decay {decay:.4g}" if decay != base.optim.ema_decay else ""}', flush=True)
-    folder = os.path.join(workdir, name)
-    if is_default and Checkpoints(folder).latest_step() is not None:
-      workdir_lib.check_data(folder, config, source, workdir)
-    if not loop.train_and_evaluate(config, folder):
-      print('Stopped; the same command resumes.', flush=True)
-      return
-  rows = measurement.measure(evaluate, base, names, workdir, mesh, source.checksum)
-  measurement.time_samplers(rows, args.repeats)
-  measurement.write(rows, workdir, base, num_steps)
+  for index in range(args.seeds):
+    for name, config in configs.items():
+      config = dataclasses.replace(config, seed=config.seed + index)
+      decay = config.optim.ema_decay
+      print(f'--- {comparison.METHODS[name].title}, T = {config.diffusion.num_timesteps}, seed {config.seed}: '
+            f'{num_steps:,} steps{f", ema_decay {decay:.4g}" if decay != base.optim.ema_decay else ""}', flush=True)
+      folder = os.path.join(workdir, measurement.run_folder(name, index))
+      if is_default and Checkpoints(folder).latest_step() is not None:
+        workdir_lib.check_data(folder, config, source, workdir)
+      if not measurement.train(config, folder):
+        print('Stopped; the same command resumes.', flush=True)
+        return
+    rows = measurement.measure(evaluate, base, list(configs), workdir, mesh, source.checksum, index + 1)
+    measurement.time_samplers(rows, args.repeats)
+    measurement.write(rows, workdir, base, num_steps)
+
+
+def _configs(names: Sequence[str], base: config_lib.Config, num_steps: int, explicit: bool) -> dict:
+  """The config of each method; leaves out those that cannot be combined with `base`, unless they are `explicit`."""
+  from ddgan_jax.compare import comparison
+
+  configs = {}
+  for name in names:
+    try:
+      configs[name] = comparison.method_config(base, comparison.METHODS[name], num_steps)
+    except ConfigError as error:
+      if explicit:
+        raise
+      print(f'{comparison.METHODS[name].title} is left out: {error}', flush=True)
+  return configs
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling
-from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.config import Config, ConfigError, checks
 from ddgan_jax.reporting import grids
 from ddgan_jax.reporting.plotting import LIMIT
 
@@ -45,6 +45,13 @@ METHODS = {
     'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
     'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
     'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
+    'relativistic': Method(
+        'relativistic', {'method': 'relativistic', 'diffusion.num_timesteps': 4, 'optim.lazy_reg': 1}),
+    'rduot': Method('RDUOT', {'method': 'rduot', 'diffusion.num_timesteps': 4}),
+    'ufogen': Method('UFOGen', {'method': 'ufogen', 'diffusion.num_timesteps': 4}, (4, 2, 1)),
+    'siddm': Method('SIDDM', {'method': 'siddm', 'diffusion.num_timesteps': 4}, (4, 2, 1)),
+    'haar': Method('DDGAN in Haar space', {
+        'data.transform': 'haar', 'diffusion.num_timesteps': 4, 'objective.reconstruction_weight': 1.0}),
 }
 
 
@@ -52,14 +59,32 @@ def method_config(base: Config, method: Method, num_steps: int) -> Config:
   """`base` with the fields of a method, for `num_steps`, without evaluation during training.
 
   The EMA averages over at most a tenth of the steps, because in a short run it would otherwise contain the initial
-  weights.
+  weights. Settings of `base.objective` that the method does not use have their defaults.
+
+  Raises:
+    ConfigError: the method cannot be combined with `base`.
   """
   nested = config_lib.to_dict(base)
+  nested['objective'] = {
+      name: value for name, value in nested['objective'].items()
+      if checks.is_used(name, method.fields.get('method', 'ddgan'))}
+  nested['method'] = 'ddgan'
   nested['optim']['ema_decay'] = min(nested['optim']['ema_decay'], max(0.0, 1 - 10 / num_steps))
   for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
     section, _, field = name.rpartition('.')
     (nested[section] if section else nested)[field] = value
   return config_lib.from_config_dict(nested)
+
+
+def average(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """The metrics of one sampler over seeds: with several, `value` is the mean, `std` the sample standard deviation."""
+  metrics = {}
+  for name, entry in reports[0]['metrics'].items():
+    metrics[name] = dict(entry)
+    if len(reports) > 1:
+      values = [report['metrics'][name]['value'] for report in reports]
+      metrics[name] |= {'value': float(np.mean(values)), 'std': float(np.std(values, ddof=1)), 'values': values}
+  return metrics
 
 
 def select_methods(names: Sequence[str] | None) -> list[str]:
@@ -90,24 +115,37 @@ def _first_measured(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str
 
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
   """A Markdown table: one line per sampler (rows of `measurement.measure`), below the conditions."""
-  quality, n = _first_measured(_QUALITY, rows), rows[0]['n']
+  quality, n, seeds = _first_measured(_QUALITY, rows), rows[0]['n'], rows[0].get('seeds', 1)
   others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
   head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]
   lines = [
       f'{config.data.name}: {num_steps:,} steps, batch size {config.data.batch_size}, n = {n:,} samples'
-      f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}; seconds are medians of one compiled call.', '',
-      f'| method | network evaluations | {" | ".join(head)} | seconds per 100 |', '|---' * (len(names) + 3) + '|']
+      f'{" (fewer than 10,000: biased)" if rows[0]["biased"] else ""}'
+      f'{f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""}; milliseconds are the median of one '
+      'compiled call, minutes the training, with compilation.', '',
+      f'| method | network evaluations | {" | ".join(head)} | milliseconds per 100 | minutes |',
+      '|---' * (len(names) + 4) + '|']
   for row in rows:
-    values = [row['metrics'][name]['value'] for name in names]
-    shown = [f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in values]
-    lines.append(f'| {row["title"]} | {row["evaluations"]:,} | {" | ".join(shown)} | {row["seconds"]:.3g} |')
+    shown = [_shown(row['metrics'][name]) for name in names]
+    minutes = '' if row.get('minutes') is None else f'{row["minutes"]:.1f}'
+    time = 1e3 * row['seconds']
+    lines.append(f'| {row["title"]} | {row["evaluations"]:,} | {" | ".join(shown)} | '
+                 f'{f"{time:,.0f}" if time >= 100 else f"{time:.3g}"} | {minutes} |')
   of_data = [rows[0]['metrics'][name].get('of_reference') for name in names]
   if any(value is not None for value in of_data):
     shown = ['' if value is None else f'{value:,}' if isinstance(value, int) else f'{value:.4g}' for value in of_data]
-    lines.append(f'| real data | | {" | ".join(shown)} | |')
+    lines.append(f'| real data | | {" | ".join(shown)} | | |')
   return '\n'.join(lines)
+
+
+def _shown(entry: dict[str, Any]) -> str:
+  """A value of a metric, with its standard deviation over seeds if there is one."""
+  value, std = entry['value'], entry.get('std')
+  if std is None:
+    return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
+  return f'{value:.4g} ± {std:.2g}'
 
 
 def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
@@ -118,9 +156,13 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
   figure = Figure(figsize=(8, 5), dpi=110, layout='constrained')
   axes = figure.add_subplot()
   values = [row['metrics'][quality]['value'] for row in rows]
-  seconds = [row['seconds'] for row in rows]
+  stds = [row['metrics'][quality].get('std', 0.0) for row in rows]
+  times = [1e3 * row['seconds'] for row in rows]
+  spread = [[abs(1e3 * row.get(end, row['seconds']) - x) for row, x in zip(rows, times)] for end in (
+      'fastest', 'slowest')]
   coverage = [row['metrics'][coverage_name]['value'] for row in rows]
-  points = axes.scatter(seconds, values, c=coverage, cmap='viridis', s=90, zorder=2)
+  axes.errorbar(times, values, yerr=stds, xerr=spread, fmt='none', ecolor='grey', elinewidth=1, capsize=3, zorder=1)
+  points = axes.scatter(times, values, c=coverage, cmap='viridis', s=90, zorder=2)
   brackets = ' (in brackets: p ≥ 0.9)' if 'modes_certain' in rows[0]['metrics'] else ''
   figure.colorbar(points, label=_NAMES[coverage_name] + brackets)
   axes.set_xscale('log')
@@ -128,18 +170,21 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: str) -> None:
     axes.set_yscale('log')
   axes.margins(x=0.15, y=0.15)
   better = 'higher' if quality == 'in_mode' else 'lower'
-  axes.set(xlabel='seconds per 100 samples', ylabel=f'{_NAMES[quality]} ({better} is better), n = {rows[0]["n"]:,}',
+  seeds = rows[0].get('seeds', 1)
+  bars = f', {seeds} seeds (bars: ± standard deviation)' if seeds > 1 else ''
+  axes.set(xlabel='milliseconds per 100 samples (bars: fastest to slowest)',
+           ylabel=f'{_NAMES[quality]} ({better} is better)\nn = {rows[0]["n"]:,}{bars}',
            title='Method, network evaluations')
   axes.grid(alpha=0.3)
-  middle = np.sqrt(min(seconds) * max(seconds))
+  middle = np.sqrt(min(times) * max(times))
   texts = []
   for i, row in enumerate(rows):
-    side = {'xytext': (6, 6), 'ha': 'left'} if seconds[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
+    side = {'xytext': (6, 6), 'ha': 'left'} if times[i] <= middle else {'xytext': (-6, 6), 'ha': 'right'}
     text = f'{sampler_name(row)}\n{_NAMES[coverage_name]}: {coverage[i]:,.4g}'
     if 'modes_certain' in row['metrics']:
       text += f' ({row["metrics"]["modes_certain"]["value"]:,})'
     texts.append(axes.annotate(
-        text, (seconds[i], values[i]), textcoords='offset points',
+        text, (times[i], values[i]), textcoords='offset points',
         fontsize=8, **side))
   _separate_labels(figure, texts)
   figure.savefig(path, bbox_inches='tight')

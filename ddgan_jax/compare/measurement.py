@@ -21,6 +21,7 @@ from ddgan_jax.config import Config
 from ddgan_jax.metrics import image_sets
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.training import loop
 from ddgan_jax.utils import files
 
 _NUM_TIMED = 100  # images, as in the paper's table
@@ -29,39 +30,77 @@ _REPORT_VERSION = 3  # increased when the same samples would give another report
 _MIN_SECONDS = 1.0  # per sampler and round, at least one call
 
 
-def measure(
-    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any, checksum: str
-) -> list[dict[str, Any]]:
-  """Returns one row per sampler: its run, title, evaluations, and report, which is cached in the run's folder.
+def run_folder(name: str, index: int) -> str:
+  """The folder of the run of a method (a key of `METHODS`) with the config's seed + `index`."""
+  return f'{name}_seed_{index}' if index else name
 
-  `evaluate` maps images to a report, with the data as reference and the metrics of `base.eval`; `names` are keys of
-  `METHODS`. A cached report on data of another `checksum` is ignored.
+
+def train(config: Config, folder: str) -> bool:
+  """Trains or resumes a run, and adds the minutes to those of earlier calls in minutes.json; False if stopped."""
+  begun = time.perf_counter()
+  finished = loop.train_and_evaluate(config, folder)
+  path = os.path.join(folder, 'minutes.json')
+  minutes = (_read_json(path) or 0.0) + (time.perf_counter() - begun) / 60
+  with files.atomic_write(path) as file:
+    file.write(json.dumps(minutes))
+  return finished
+
+
+def measure(
+    evaluate: Callable[[Any], dict[str, Any]], base: Config, names: list[str], workdir: str, mesh: Any, checksum: str,
+    num_seeds: int = 1
+) -> list[dict[str, Any]]:
+  """Returns one row per sampler: the run of its first seed, title, evaluations, and report, averaged over the seeds.
+
+  The report of each run is cached in its folder.
+
+  Args:
+    evaluate: maps images to a report, with the data as reference and the metrics of `base.eval`.
+    base: the recipe.
+    names: keys of `METHODS`.
+    workdir: folder of all runs.
+    mesh: the devices.
+    checksum: of the data; a cached report on other data is ignored.
+    num_seeds: runs per method.
   """
-  num = base.eval.num
   rows = []
   for name in names:
     for num_timesteps in METHODS[name].num_timesteps:
-      run = ddgan_jax.load(os.path.join(workdir, name), None, num_timesteps, sharding.replicated(mesh))
-      evaluations = run.schedule.num_timesteps
-      path = os.path.join(workdir, name, f'compared_{evaluations}_steps_{num}_samples.json')
-      report = _read_report(path)
-      conditions = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
-      if report is None or report.get('asked') != conditions:
-        print(f'{METHODS[name].title}: drawing {num:,} samples with {evaluations} evaluations.', flush=True)
-        images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
-        report = evaluate(images(run.params, name)) | {'asked': conditions}
-        try:
-          with files.atomic_write(path) as file:
-            file.write(json.dumps(report, indent=2))
-        except OSError as error:
-          print(f'{path} cannot be written ({error.strerror or error}); the next call measures again.', flush=True)
+      measured = [_measure_run(evaluate, base, name, run_folder(name, i), num_timesteps, workdir, mesh, checksum)
+                  for i in range(num_seeds)]
+      runs, reports = zip(*measured, strict=True)
       rows.append({
-          'name': name, 'title': METHODS[name].title, 'evaluations': evaluations, 'run': run,
-          'num_timesteps': num_timesteps, **report})
+          **reports[0], 'name': name, 'title': METHODS[name].title, 'fields': METHODS[name].fields,
+          'evaluations': runs[0].schedule.num_timesteps, 'run': runs[0], 'num_timesteps': num_timesteps,
+          'minutes': _read_json(os.path.join(workdir, name, 'minutes.json')), 'seeds': num_seeds,
+          'metrics': comparison.average(reports)})
   return rows
 
 
-def _read_report(path: str) -> dict[str, Any] | None:
+def _measure_run(
+    evaluate: Callable[[Any], dict[str, Any]], base: Config, name: str, folder: str, num_timesteps: int | None,
+    workdir: str, mesh: Any, checksum: str
+) -> tuple[ddgan_jax.Run, dict[str, Any]]:
+  """A run, and its report from the cache if it was measured in the same way."""
+  num = base.eval.num
+  run = ddgan_jax.load(os.path.join(workdir, folder), None, num_timesteps, sharding.replicated(mesh))
+  evaluations = run.schedule.num_timesteps
+  path = os.path.join(workdir, folder, f'compared_{evaluations}_steps_{num}_samples.json')
+  report = _read_json(path)
+  conditions = [_REPORT_VERSION, run.step, *base.eval.metrics, checksum]
+  if report is None or report.get('asked') != conditions:
+    print(f'{METHODS[name].title}: drawing {num:,} samples with {evaluations} evaluations.', flush=True)
+    images = image_sets.generated_images(run.config, 0, mesh, num_timesteps)
+    report = evaluate(images(run.params, name)) | {'asked': conditions}
+    try:
+      with files.atomic_write(path) as file:
+        file.write(json.dumps(report, indent=2))
+    except OSError as error:
+      print(f'{path} cannot be written ({error.strerror or error}); the next call measures again.', flush=True)
+  return run, report
+
+
+def _read_json(path: str) -> Any:
   try:
     with open(path, encoding='utf-8') as file:
       return json.load(file)
@@ -70,7 +109,7 @@ def _read_report(path: str) -> dict[str, Any] | None:
 
 
 def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
-  """Adds `samples` to each row, and `seconds`, the median time of a compiled call for 100 samples.
+  """Adds `samples` to each row, and `seconds`, the median time of a compiled call for 100 samples, and its range.
 
   The samplers take turns, so that other load on the machine affects all of them, and each is timed equally long.
   """
@@ -95,7 +134,7 @@ def time_samplers(rows: list[dict[str, Any]], repeats: int) -> None:
       times[i].append(time.perf_counter() - begun)
       left -= times[i][-1]
   for row, measured in zip(rows, times):
-    row['seconds'] = statistics.median(measured)
+    row.update(seconds=statistics.median(measured), fastest=min(measured), slowest=max(measured))
     generator, is_points = row['run'].config.generator, row['run'].config.data.is_points
     num = _NUM_POINTS if is_points else _NUM_TIMED
     label = np.asarray(labels.draw(0, np.arange(num), generator)) if labels.is_required(generator) else None

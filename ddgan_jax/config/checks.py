@@ -183,7 +183,7 @@ def _check_method(c: Config) -> None:
         f'method={c.method!r}: {why}')
   for field in dataclasses.fields(c.objective):
     value, methods = getattr(c.objective, field.name), _USED_BY[field.name]
-    if value != field.default and c.method not in methods:
+    if value != field.default and not is_used(field.name, c.method):
       raise ConfigError(
           f'objective.{field.name} is {value!r}; use it with method={" or ".join(map(repr, methods))}, or leave it at '
           f'{field.default!r} with method={c.method!r}')
@@ -191,6 +191,11 @@ def _check_method(c: Config) -> None:
     raise ConfigError(
         f"objective.reconstruction_weight is {c.objective.reconstruction_weight}; use 0 with "
         "generator.prediction='x_t', which does not predict x_0")
+
+
+def is_used(objective_field: str, method: str) -> bool:
+  """Whether a method uses a field of `objective`."""
+  return method in _USED_BY[objective_field]
 
 
 def _check_points(c: Config) -> None:

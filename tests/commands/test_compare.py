@@ -1,6 +1,7 @@
 """The comparison of methods: the config of each, and the table and figures of the results."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -13,7 +14,7 @@ from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, train_state
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.compare import comparison, measurement
-from ddgan_jax.config import ConfigError
+from ddgan_jax.config import ConfigError, recipes
 from ddgan_jax.parallel import sharding
 from tests.commands.test_toy_run import SMALL
 from tests.support import tiny_config_dict
@@ -28,19 +29,26 @@ def base():
 def test_methods_share_data_network_and_budget(base):
   configs = {name: comparison.method_config(base, method, 70) for name, method in comparison.METHODS.items()}
   assert {name: config.diffusion.num_timesteps for name, config in configs.items()} == {
-      'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4}
-  for config in configs.values():
-    assert config.data == base.data and config.train.num_steps == 70
+      'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4, 'relativistic': 4, 'rduot': 4,
+      'ufogen': 4, 'siddm': 4, 'haar': 4}
+  for name, config in configs.items():
+    assert dataclasses.replace(config.data, transform='none') == base.data and config.train.num_steps == 70
     # An EMA decay of 0.9 averages 10 steps, more than a tenth of these 70.
     assert config.optim.ema_decay == pytest.approx(1 - 10 / 70)
-    assert dataclasses.replace(config.optim, ema_decay=base.optim.ema_decay) == base.optim
+    lazy_reg = 1 if name == 'relativistic' else base.optim.lazy_reg
+    assert config.optim == dataclasses.replace(base.optim, ema_decay=config.optim.ema_decay, lazy_reg=lazy_reg)
   assert comparison.method_config(base, comparison.METHODS['gan'], 100_000).optim == base.optim
   sizes = {
       name: train_state.count_parameters(train_state.abstract_state(config, None).g_params)
       for name, config in configs.items()}
-  assert len({size for name, size in sizes.items() if name != 'no_latent'}) == 1
+  assert len({size for name, size in sizes.items() if name not in ('no_latent', 'haar')}) == 1
   assert sizes['no_latent'] < sizes['ddgan_4']  # no layers that read z
   assert configs['ddpm'].method == 'gaussian' and configs['ddpm'].generator.prediction == 'noise'
+  # A setting of one method reaches that method alone.
+  base = config_lib.from_config_dict({
+      **config_lib.to_dict(base), 'method': 'rduot', 'objective': {'cost_weight': 0.5}})
+  for name, weight in (('rduot', 0.5), ('ddgan_4', 1e-3)):
+    assert comparison.method_config(base, comparison.METHODS[name], 70).objective.cost_weight == weight
 
 
 def rows(shape):
@@ -59,13 +67,27 @@ def rows(shape):
 def test_table(base):
   text = comparison.table(rows((8, 8, 3)), base, 70)
   assert text.splitlines() == [
-      'digits: 70 steps, batch size 32, n = 2,000 samples (fewer than 10,000: biased); seconds are medians of one '
-      'compiled call.', '',
-      '| method | network evaluations | FD (classifier) | modes found of 1,000 | KL to uniform | seconds per 100 |',
-      '|---|---|---|---|---|---|',
-      '| DDGAN | 4 | 3.25 | 1,000 | 0.5 | 0.21 |',
-      '| Gaussian diffusion | 1,000 | 3.25 | 1 | 0.5 | 80.5 |',
-      '| real data | |  | 998 | 0.25 | |']
+      'digits: 70 steps, batch size 32, n = 2,000 samples (fewer than 10,000: biased); milliseconds are the median of '
+      'one compiled call, minutes the training, with compilation.', '',
+      '| method | network evaluations | FD (classifier) | modes found of 1,000 | KL to uniform | milliseconds per 100 '
+      '| minutes |',
+      '|---|---|---|---|---|---|---|',
+      '| DDGAN | 4 | 3.25 | 1,000 | 0.5 | 210 |  |',
+      '| Gaussian diffusion | 1,000 | 3.25 | 1 | 0.5 | 80,500 |  |',
+      '| real data | |  | 998 | 0.25 | | |']
+
+
+def test_average_over_seeds(base):
+  one, other = rows((8, 8, 3))[0], rows((8, 8, 3))[0]
+  other['metrics'] = {name: entry | {'value': entry['value'] - 4} for name, entry in other['metrics'].items()}
+  metrics = comparison.average([one, other])
+  modes = metrics['modes']
+  assert (modes['value'], modes['values'], modes['out_of']) == (998, [1000, 996], 1000)
+  assert modes['std'] == pytest.approx(2 * 2**0.5)
+  assert comparison.average([one]) == one['metrics']
+  text = comparison.table([{**one, 'metrics': metrics, 'seeds': 2, 'minutes': 12.34}], base, 70)
+  assert 'mean ± standard deviation of 2 seeds' in text
+  assert '| DDGAN | 4 | 1.25 ± 2.8 | 998 ± 2.8 | -1.5 ± 2.8 | 210 | 12.3 |' in text
 
 
 @pytest.mark.parametrize('shape', [(8, 8, 1), (8, 8, 3), (1, 1, 2)])
@@ -111,11 +133,20 @@ def test_unknown_methods_and_missing_metrics_are_refused():
   assert comparison.select_methods(None) == list(comparison.METHODS)
 
 
+def test_methods_that_do_not_fit_are_left_out(capsys):
+  base = config_lib.from_config_dict(recipes.load('gaussians25'))
+  assert list(compare._configs(['gan', 'haar'], base, 20, explicit=False)) == ['gan']
+  assert capsys.readouterr().out.startswith('DDGAN in Haar space is left out: data.transform is')
+  with pytest.raises(ConfigError, match="^data.transform is 'haar'; use 'none' with generator.kind='mlp'"):
+    compare._configs(['gan', 'haar'], base, 20, explicit=True)
+
+
 def test_compare_measures_each_method_once(tmp_path):
-  """Two methods on points, trained, measured, timed and drawn; a second call trains and measures nothing."""
-  first, second = (
-      succeed(compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
-              '--force', *SMALL) for _ in range(2))
+  """Two methods on points, trained, measured, timed and drawn; a second call trains and measures only a second seed."""
+  call = functools.partial(
+      succeed, compare.main, '--config', 'gaussians25', '--workdir', tmp_path, '--methods', 'gan,ddgan_2', '--num', 50,
+      '--force', *SMALL)
+  first, second = call(), call()
   assert first.count('drawing 50 samples') == 2 and 'drawing 50 samples' not in second
   assert 'has finished its 20 steps' in second
   report = json.loads((tmp_path / 'comparison.json').read_text())
@@ -125,6 +156,12 @@ def test_compare_measures_each_method_once(tmp_path):
   assert (tmp_path / 'table.md').read_text().strip() in second
   for name in ('trilemma.png', 'samples.png'):
     assert Image.open(tmp_path / name).size > (400, 200)
+  third = call('--seeds', 2)
+  assert third.count('drawing 50 samples') == 2 and third.count('has finished its 20 steps') == 2
+  report = json.loads((tmp_path / 'comparison.json').read_text())
+  seeds = [config_lib.from_json((tmp_path / name / 'config.json').read_text()).seed for name in ('gan', 'gan_seed_1')]
+  assert seeds == [0, 1] and report[0]['seeds'] == 2 and len(report[0]['metrics']['modes']['values']) == 2
+  assert all(0 < row['minutes'] < 10 and row['fastest'] <= row['seconds'] <= row['slowest'] for row in report)
 
   # With other data, each is measured again, once.
   config = config_lib.from_json((tmp_path / 'gan' / 'config.json').read_text())

@@ -11,7 +11,7 @@ import pytest
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import diffusion, objectives, sampling, train_state
+from ddgan_jax import diffusion, models, objectives, sampling, train_state
 from ddgan_jax.config import ConfigError
 from ddgan_jax.models import haar
 from ddgan_jax.objectives.penalties import GradientPenalty
@@ -19,8 +19,9 @@ from ddgan_jax.objectives.reconstruction import Reconstruction
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.training import loop
-from tests.objectives.test_ablations import normal, toy_config
+from tests.objectives.test_ablations import normal, random_params, toy_config
 from tests.objectives.test_objectives import trained
+from tests.support import tiny_config_dict
 
 METHODS = ('relativistic', 'rduot', 'ufogen', 'siddm')
 B, SHAPE, T = 6, (2, 2, 1), 4
@@ -277,6 +278,29 @@ def test_haar_transform():
   np.testing.assert_array_equal(haar.inverse(haar.forward(pixels)), pixels)
   matrix = np.stack([np.asarray(haar.forward(unit.reshape(4, 4, 1))).ravel() for unit in np.eye(16, dtype=np.float32)])
   np.testing.assert_array_equal(matrix @ matrix.T, np.eye(16))
+
+
+def test_networks_in_haar_space():
+  """G and D on pixels equal plain networks on coefficients; a tanh at the output bounds coefficients to [-2, 2]."""
+  config = config_lib.from_config_dict(tiny_config_dict(num_channels=3, transform='haar'))
+  inner = dict(image_size=4, num_channels=12, transform='none')
+  shapes = train_state.abstract_state(config, None)
+  g_params, d_params = random_params(shapes.g_params, 1.0), random_params(shapes.d_params)
+  x_t, x_tp1, z = normal((4, 8, 8, 3), (4, 8, 8, 3), (4, 4))
+  t = np.array([0, 1, 1, 0])
+  g, d = train_state.make_networks(config)
+  plain = models.Generator(dataclasses.replace(g.config, **inner))
+  expected = 2 * plain.apply({'params': g_params}, haar.forward(x_tp1), t, z)
+  assert 1 < np.abs(expected).max() <= 2
+  np.testing.assert_allclose(g.apply({'params': g_params}, x_tp1, t, z), haar.inverse(expected), atol=1e-5)
+  plain = models.Discriminator(dataclasses.replace(d.config, **inner))
+  logits = d.apply({'params': d_params}, x_t, t, x_tp1)
+  # The pair's coefficients alternate in the first layer of d, and follow each other in that of the plain network.
+  kernel = d_params['conv_in']['kernel'].reshape(1, 1, 4, 2, 3, -1)  # coefficient, image, channel
+  kernel = kernel.transpose(0, 1, 3, 2, 4, 5).reshape(1, 1, 24, -1)
+  d_params['conv_in']['kernel'] = kernel
+  expected = plain.apply({'params': d_params}, haar.forward(x_t), t, haar.forward(x_tp1))
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('fields, message', [
