@@ -24,6 +24,9 @@ SMALL = {
     'generator.kind': 'mlp', 'generator.num_channels_dae': 16, 'discriminator.kind': 'mlp', 'discriminator.ngf': 16,
     'data.batch_size': 8, 'optim.lazy_reg': 1, 'train.num_steps': 2, 'train.log_every': 1, 'train.sample_every': 2,
     'train.checkpoint_every': 2, 'train.eval_every': 0, 'train.num_samples': 4, 'eval.batch_size': 20}
+SMALL_U_NET = {
+    'generator.kind': 'ncsnpp', 'generator.num_channels_dae': 8, 'generator.ch_mult': (1,),
+    'generator.attn_resolutions': (), 'discriminator.kind': 'tiny', 'discriminator.ngf': 2}
 FEW_IMAGES = {
     'sample': ['--num', 4], 'evaluate': ['--num', 20, '--batch_size', 20, '--force'],
     'edit': ['--num', 2], 'compare': ['--num', 20, '--force', '--repeats', 1],
@@ -99,6 +102,8 @@ class Workspace:
       fields |= {'data.name': 'npz', 'data.path': 'cifar10.npz'}
     if recipe and command in ('train', 'compare', 'benchmark'):
       fields |= SMALL
+    if '--config.data.transform=haar' in words:  # an MLP has no such space
+      fields |= SMALL_U_NET
     if '--from_pytorch' in words:
       _, options = golden('netG_tiny_io.npz')
       fields |= {f'generator.{field}': value for field, value in options.items() if field != 'image_size'}
