@@ -277,6 +277,8 @@ class TrainConfig(_Section):
     profile_steps: number of steps to profile, after warm-up and once per workdir; 0 for none.
     steps_per_call: steps in one compiled program, for devices that finish a step before the host dispatches the next;
       num_steps and all intervals above must be multiples of it. Signals are handled between calls.
+    init_from: workdir of a run with the same generator, of any method, whose EMA generator (and D, if it has the same)
+      a new run starts from; empty for random initialization.
   """
 
   num_steps: int = number(400_000, minimum=1)
@@ -289,6 +291,7 @@ class TrainConfig(_Section):
   on_nonfinite: str = choice('stop', 'rollback')
   profile_steps: int = number(0, minimum=0)
   steps_per_call: int = number(1, minimum=1)
+  init_from: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,13 +210,16 @@ class Checkpoints:
 
   def restore_ema(self, target: Any, step: int) -> Any:
     """Restores only the EMA parameters, for sampling; `target` is their tree of `jax.ShapeDtypeStruct`."""
-    partial = {'ema_params': target}
+    return self._restore_part({'ema_params': target}, step)['ema_params']
+
+  def _restore_part(self, target: dict[str, Any], step: int) -> dict[str, Any]:
+    """Restores some fields of the state; `target` has their trees of `jax.ShapeDtypeStruct` by name."""
 
     def read(folder):
       return ocp.PyTreeCheckpointHandler().restore(folder, args=ocp.args.PyTreeRestore(
-          partial, restore_args=ocp.checkpoint_utils.construct_restore_args(partial), partial_restore=True))
+          target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True))
 
-    return self._read_verified(partial, step, read)['ema_params']
+    return self._read_verified(target, step, read)
 
   def restore_newest(self, target: TrainState, log: Callable[[str], None]) -> TrainState | None:
     """Restores the newest good state (see `restore`); None if there is no checkpoint.
@@ -234,7 +237,16 @@ class Checkpoints:
 
   def restore_newest_ema(self, target: Any, log: Callable[[str], None]) -> tuple[Any, int] | None:
     """Restores the newest good EMA parameters and their step; None if there is no checkpoint. Changes nothing."""
-    found = self._restore_newest_good(self.restore_ema, target, log)
+    found = self.restore_newest_part({'ema_params': target}, log)
+    return found and (found[0]['ema_params'], found[1])
+
+  def restore_newest_part(
+      self, target: dict[str, Any], log: Callable[[str], None]) -> tuple[dict[str, Any], int] | None:
+    """Restores some fields of the newest state in which they are good, and its step; None if there is no checkpoint.
+
+    `target` has their trees of `jax.ShapeDtypeStruct` by name, such as `ema_params`. Changes nothing.
+    """
+    found = self._restore_newest_good(self._restore_part, target, log)
     return found and found[:2]
 
   def _restore_newest_good(

@@ -51,7 +51,7 @@ def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = Tr
       session.note('Compiling the training step: seconds if cached, otherwise a minute or more.')
       programs.start(programs.names(step))
     if state is None:
-      state = programs.create_state()
+      state = session.create_state(programs)
     if not is_trained and programs.wait(step, session.stop) is None:
       session.note(f'{session.stop.signal} before the first step: there is nothing to save.')
       return False
@@ -151,4 +151,4 @@ def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Div
   meter.reset()
   if session.progress.started:
     session.progress.start(step)
-  return programs.create_state() if state is None else state, step
+  return session.create_state(programs) if state is None else state, step

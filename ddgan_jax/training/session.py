@@ -19,9 +19,11 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import consensus, sharding
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.reporting.progress import Progress
+from ddgan_jax.runs import init_from
 from ddgan_jax.runs import workdir as workdir_lib
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.train_state import TrainState
+from ddgan_jax.training.programs import StepPrograms
 from ddgan_jax.training.rollback import SkippedBatches
 
 # Fields that may differ between processes: paths on each machine.
@@ -65,6 +67,8 @@ class Session:
     self.mesh = sharding.make_mesh(fsdp=config.parallel.fsdp)
     self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(self.mesh))
     workdir_lib.check_workdir(workdir, config, self.checkpoints)
+    if consensus.broadcast_from_main(self.checkpoints.latest_step() is None):
+      init_from.check(config)
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
@@ -120,6 +124,14 @@ class Session:
     if self.is_main:
       workdir_lib.write_description(self.workdir, self.config, self.abstract_state)
       workdir_lib.describe_data(self.workdir, self.config, self.source, state is not None, self.note)
+    return state
+
+  def create_state(self, programs: StepPrograms) -> TrainState:
+    """Creates the state at step 0, with the networks of `train.init_from` if it is set."""
+    state = programs.create_state()
+    if self.config.train.init_from:
+      state, sentence = init_from.initialize(state, self.config, self.abstract_state)
+      self.note(sentence)
     return state
 
   def listen_for_signals(self) -> None:
