@@ -15,6 +15,7 @@ import optax
 from ddgan_jax import diffusion, models, objectives
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import initializers, labels
+from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.base import Params
 from ddgan_jax.parallel import sharding as sharding_lib
 from ddgan_jax.sampling import GeneratorFn
@@ -100,10 +101,22 @@ def make_sampler(
 def make_optimizers(
     optim: OptimConfig, num_steps: int
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-  """Makes Adam for G and for D, each with its own cosine learning rate (paper, appendix C)."""
-  return tuple(
-      optax.adam(learning_rate(rate, optim.lr_min, num_steps), b1=optim.beta1, b2=optim.beta2, eps=1e-8)
-      for rate in (optim.lr_g, optim.lr_d))
+  """Makes Adam for G and for D, each with its own cosine learning rate (paper, appendix C).
+
+  Args:
+    optim: the settings.
+    num_steps: length of the cosines, `Config.schedule_steps`.
+  """
+  return tuple(_adam(optim, learning_rate(rate, optim.lr_min, num_steps), num_steps) for rate in (
+      optim.lr_g, optim.lr_d))
+
+
+def _adam(optim: OptimConfig, rate: optax.Schedule, num_steps: int) -> optax.GradientTransformation:
+  if optim.beta2_final < 0:
+    return optax.adam(rate, b1=optim.beta1, b2=optim.beta2, eps=1e-8)
+  beta2 = penalties.cosine(optim.beta2, optim.beta2_final, num_steps)
+  return optax.inject_hyperparams(optax.adam, static_args=('b1', 'eps', 'eps_root'))(
+      rate, b1=optim.beta1, b2=beta2, eps=1e-8)
 
 
 def learning_rate(initial: float, final: float, num_steps: int) -> optax.Schedule:
@@ -124,7 +137,7 @@ def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
   g_params, d_params, root = _initial(config)
   if mesh is not None:
     g_params, d_params = sharding_lib.gather((g_params, d_params), mesh)
-  g_optimizer, d_optimizer = make_optimizers(config.optim, config.train.num_steps)
+  g_optimizer, d_optimizer = make_optimizers(config.optim, config.schedule_steps)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       rng=root,

@@ -107,7 +107,7 @@ def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:
   """Makes the setup of a run."""
   model = Model(*train_state.make_networks(config), train_state.make_schedule(config))
   return Setup(
-      objectives.make(config), model, config.optim, config.train.num_steps, mesh, config.parallel.accumulation)
+      objectives.make(config), model, config.optim, config.schedule_steps, mesh, config.parallel.accumulation)
 
 
 def train_step(

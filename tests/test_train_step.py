@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ddgan_jax import config as config_lib
-from ddgan_jax import train_state, train_step
+from ddgan_jax import objectives, train_state, train_step
 from ddgan_jax.benchmark import flops
-from ddgan_jax.config import OptimConfig
+from ddgan_jax.config import Config, ConfigError, DataConfig, OptimConfig
 from ddgan_jax.interop import pytorch
 from ddgan_jax.objectives import penalties
 from ddgan_jax.parallel import sharding
@@ -108,3 +109,31 @@ def test_cosine_learning_rate():
   assert float(schedule(0)) == pytest.approx(2e-4)
   assert float(schedule(50)) == pytest.approx((2e-4 + 1e-5) / 2, rel=1e-5)
   assert float(schedule(100)) == float(schedule(1000)) == pytest.approx(1e-5, rel=1e-4)
+
+
+def test_beta2_and_r1_gamma_follow_cosines_of_images_seen():
+  """Adam with a changing beta2 against NumPy, on one parameter; the weight of R1 at the start, middle and end."""
+  optim = OptimConfig(
+      lr_g=1e-2, lr_d=1e-2, lr_min=1e-3, beta1=0.5, beta2=0.9, beta2_final=0.99, r1_gamma=0.05, r1_gamma_final=0.005,
+      schedule_images=80)
+  config = Config(data=DataConfig(batch_size=8), optim=optim)
+  assert config.schedule_steps == 10 and dataclasses.replace(config, optim=OptimConfig()).schedule_steps == 400_000
+  cosine = lambda first, last, step: last + (first - last) * (1 + np.cos(np.pi * min(step / 10, 1))) / 2
+  optimizer, _ = train_state.make_optimizers(optim, config.schedule_steps)
+  param, mu, nu = np.float64(1), 0.0, 0.0
+  found = jnp.float32(1)
+  state = optimizer.init(found)
+  for step, gradient in enumerate(np.random.default_rng(0).standard_normal(15)):
+    beta2 = cosine(0.9, 0.99, step)
+    mu, nu = 0.5 * mu + 0.5 * gradient, beta2 * nu + (1 - beta2) * gradient**2
+    unbiased = mu / (1 - 0.5 ** (step + 1)), nu / (1 - beta2 ** (step + 1))
+    param -= cosine(1e-2, 1e-3, step) * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    update, state = optimizer.update(jnp.float32(gradient), state)
+    found = optax.apply_updates(found, update)
+  assert float(found) == pytest.approx(param, rel=1e-5)
+  weight = objectives.make(config).penalty.weight
+  for step in (0, 5, 10, 20):
+    assert float(weight(step)) == pytest.approx(cosine(0.05, 0.005, step), rel=1e-5)
+  assert penalties.r1(OptimConfig()).weight(7) == 0.02
+  with pytest.raises(ConfigError, match='optim.beta2_final is -0.5; use at least 0, or -1 for a constant value'):
+    Config(optim=OptimConfig(beta2_final=-0.5))

@@ -253,6 +253,9 @@ def check_run(c: Config) -> None:
     if getattr(c.train, field) % c.train.steps_per_call:
       raise ConfigError(f'train.{field} is {getattr(c.train, field)}; use a multiple of '
                         f'train.steps_per_call={c.train.steps_per_call}')
+  for field in ('beta2_final', 'r1_gamma_final'):
+    if -1 < getattr(c.optim, field) < 0:
+      raise ConfigError(f'optim.{field} is {getattr(c.optim, field)}; use at least 0, or -1 for a constant value')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
     raise ConfigError("eval.metrics contains 'label_accuracy'; use it with a generator.num_classes above 0")

@@ -243,20 +243,27 @@ class OptimConfig(_Section):
 
   Attributes:
     lr_g, lr_d: learning rates of G and D at step 0.
-    lr_min: final learning rate of both cosines, at train.num_steps.
+    lr_min: final learning rate of both cosines.
+    schedule_images: number of images seen at the end of all cosines, those of the learning rates, beta2 and r1_gamma;
+      later values are constant. 0 is the whole training, train.num_steps.
     beta1, beta2: Adam's decay rates, for both networks.
+    beta2_final: final beta2 of a cosine; -1 keeps beta2 constant.
     ema_decay: decay per step of the exponential moving average (EMA) of G's parameters.
-    r1_gamma: weight of the R1 penalty; 0 disables it.
+    r1_gamma: weight of the R1 penalty (and R2, with method=relativistic); 0 disables it.
+    r1_gamma_final: final weight of a cosine; -1 keeps r1_gamma constant.
     lazy_reg: R1 is applied at steps divisible by this; 1 is every step.
   """
 
   lr_g: float = 1.6e-4
   lr_d: float = 1.25e-4
   lr_min: float = number(1e-5, minimum=0)
+  schedule_images: int = number(0, minimum=0)
   beta1: float = number(0.5, minimum=0, below=1)
   beta2: float = number(0.9, minimum=0, below=1)
+  beta2_final: float = number(-1.0, minimum=-1, below=1)
   ema_decay: float = number(0.9999, minimum=0, below=1)
   r1_gamma: float = number(0.02, minimum=0)
+  r1_gamma_final: float = number(-1.0, minimum=-1)
   lazy_reg: int = number(15, minimum=1)
 
 
@@ -362,6 +369,12 @@ class Config:
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C)."""
     return (self.data.image_size, self.data.image_size, self.data.num_channels)
+
+  @property
+  def schedule_steps(self) -> int:
+    """Length of the cosines of `optim`, in steps."""
+    return max(1, self.optim.schedule_images // self.data.batch_size) if (
+        self.optim.schedule_images) else self.train.num_steps
 
 
 def from_config_dict(config_dict: Mapping[str, Any]) -> Config:

@@ -82,7 +82,7 @@ def state_from_content(content: Mapping[str, Any], config: Config) -> tuple[Trai
   if type(step) is not int or not 0 <= step < 2**31:
     raise InteropError(f'global_step is {step!r}; use a number of steps')
   ema_params = g_moments.pop('ema', None)
-  g_optimizer, d_optimizer = train_state.make_optimizers(config.optim, config.train.num_steps)
+  g_optimizer, d_optimizer = train_state.make_optimizers(config.optim, config.schedule_steps)
   state = TrainState(
       step=jnp.int32(step),
       rng=jax.jit(lambda: train_state.create(config).rng)(),
@@ -114,7 +114,7 @@ def content_from_state(state: TrainState, config: Config, epoch: int, num_epochs
     tensors = convert(params)
     moments = {key: [*convert(tree).values()] for key, tree in
                {'exp_avg': adam.mu, 'exp_avg_sq': adam.nu, **extra}.items()}
-    now = float(train_state.learning_rate(rate, optim.lr_min, config.train.num_steps)(step))
+    now = float(train_state.learning_rate(rate, optim.lr_min, config.schedule_steps)(step))
     content[f'net{network}_dict'] = {f'module.{name}': tensor for name, tensor in tensors.items()}
     content[f'optimizer{network}'] = {
         # The step is a tensor: new versions of PyTorch require it, old ones accept it.

@@ -28,7 +28,7 @@ __all__ = [
 def make(config: Config) -> Objective:
   """Makes the objective named by `config.method`; no other code depends on the name."""
   settings = config.objective
-  r1 = penalties.r1(config.optim)
+  r1 = penalties.r1(config.optim, config.schedule_steps)
   reconstruction = Reconstruction(
       settings.reconstruction_weight,
       config.train.num_steps if settings.reconstruction_schedule == 'sigmoid' else None,

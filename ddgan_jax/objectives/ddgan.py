@@ -45,7 +45,7 @@ class Ddgan(Objective):
     discriminator_fn = model.discriminator_fn(d_params, rows)
     real_logits, fake_logits, penalty = penalties.penalized_logits(
         lambda x: discriminator_fn(x, pairs.t, pairs.x_tp1), pairs.x_t, pairs.x_t_fake,
-        self.penalty if penalized else penalties.NONE)
+        self.penalty if penalized else penalties.NONE, rows.step)
     losses = self.losses_of_logits(real_logits, fake_logits, pairs)
     parts = {
         **penalty,

@@ -28,12 +28,19 @@ class GradientPenalty:
     gamma: the weight; 0 disables the penalty.
     interval: the penalty is added in steps divisible by this, beginning with step 0.
     real, fake: whether to add R1, and whether to add R2.
+    gamma_final, num_steps: if `gamma_final` is not None, the weight follows a cosine from `gamma` to it.
   """
 
   gamma: float
   interval: int = 1
   real: bool = True
   fake: bool = False
+  gamma_final: float | None = None
+  num_steps: int = 1
+
+  def weight(self, step: int | jax.Array) -> float | jax.Array:
+    """gamma at state.step == `step`."""
+    return self.gamma if self.gamma_final is None else cosine(self.gamma, self.gamma_final, self.num_steps)(step)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -55,13 +62,23 @@ class GradientPenalty:
 NONE = GradientPenalty(gamma=0.0, real=False)
 
 
-def r1(optim: OptimConfig) -> GradientPenalty:
-  """The lazy R1 penalty of DDGAN (paper, appendix C)."""
-  return GradientPenalty(optim.r1_gamma, optim.lazy_reg)
+def cosine(first: float, last: float, num_steps: int) -> Callable[[int | jax.Array], jax.Array]:
+  """The schedule from `first` at step 0 to `last` at `num_steps` by a cosine, then constant."""
+  def value(step):
+    return last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / num_steps, 1)))
+
+  return value
+
+
+def r1(optim: OptimConfig, num_steps: int = 1) -> GradientPenalty:
+  """The lazy R1 penalty of DDGAN (paper, appendix C); `num_steps` is `Config.schedule_steps`."""
+  final = None if optim.r1_gamma_final < 0 else optim.r1_gamma_final
+  return GradientPenalty(optim.r1_gamma, optim.lazy_reg, gamma_final=final, num_steps=num_steps)
 
 
 def penalized_logits(
-    discriminator_fn: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty
+    discriminator_fn: Callable[[jax.Array], jax.Array], real: jax.Array, fake: jax.Array, penalty: GradientPenalty,
+    step: int | jax.Array = 0
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
   """Computes D's logits and the gradient penalty in one forward pass.
 
@@ -69,6 +86,7 @@ def penalized_logits(
     discriminator_fn: D as a function of x, [B, H, W, C] → logits [B].
     real, fake: [B, H, W, C] float32.
     penalty: `NONE` computes no gradient.
+    step: training steps done so far, for a weight that changes.
 
   Returns:
     real_logits [B], fake_logits [B], and the weighted penalties by `penalty.names`, which are added to D's loss.
@@ -81,7 +99,7 @@ def penalized_logits(
   for name, x, penalized in zip(METRICS, (real, fake), (penalty.real, penalty.fake), strict=True):
     if penalized:
       gradient, logits = jax.grad(score, has_aux=True)(x)
-      parts[name] = 0.5 * penalty.gamma * jnp.square(gradient).sum((1, 2, 3)).mean()
+      parts[name] = 0.5 * penalty.weight(step) * jnp.square(gradient).sum((1, 2, 3)).mean()
     else:
       _, logits = score(x)
     both.append(logits)
