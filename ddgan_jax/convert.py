@@ -139,6 +139,8 @@ def _check_method(config: Config, possible: Sequence[str] = ('ddgan', 'relativis
   """Raises ConfigError unless the method has the original's networks and sampler, or is one of `possible`."""
   if config.optim.beta2_final >= 0:
     raise ConfigError(f'optim.beta2_final is {config.optim.beta2_final}; use -1 with files of the original')
+  if config.optim.ema_profiles:
+    raise ConfigError('optim.ema_profiles is True; use False with files of the original, which have one EMA')
   if config.method not in possible:
     raise ConfigError(f'method is {config.method!r}; use {" or ".join(map(repr, possible))} with files of the original')
 

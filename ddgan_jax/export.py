@@ -2,7 +2,8 @@
 
 `--out` writes the whole sampler, (seed, image indices) → uint8 images, with its parameters, as portable StableHLO;
 `launch/sample_exported.py` runs it with only jax, numpy and flatbuffers. `--safetensors ema.safetensors` writes the EMA
-parameters with the config as metadata; `ddgan_jax.load` reads that file like a workdir.
+parameters with the config as metadata; `ddgan_jax.load` and `ddgan sample --workdir` read that file like a workdir.
+`--sigma_rel 0.1` exports an EMA of another length, if the run has `optim.ema_profiles`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ def _define_flags(define: options.Definer) -> None:
       'num_timesteps', None, 'Number of sampling steps; only Gaussian diffusion can use fewer than in training.')
   define.integer(
       'label', None, 'Class label of the sampler; required if the run was trained with generator.label_dropout=0.')
+  define.float(
+      'sigma_rel', None, "Relative length of the EMA of a run with optim.ema_profiles, such as 0.1; by default, the "
+      "run's own EMA.")
   define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms of the StableHLO file.')
 
 
@@ -53,7 +57,7 @@ def _export(args: types.SimpleNamespace) -> None:
   if args.out:
     labels.check_label(args.label, ddgan_jax.load_config(args.workdir).generator, '--label')
   app.configure()
-  run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, label=args.label)
+  run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, label=args.label, sigma_rel=args.sigma_rel)
   what = f'step {run.step:,} of {args.workdir}'
   if args.safetensors:
     safetensors_file.write(args.safetensors, run.params, run.config, run.step)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddgan_jax import diffusion, models, objectives
+from ddgan_jax import diffusion, models, objectives, posthoc_ema
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import initializers, labels
 from ddgan_jax.objectives import penalties
@@ -40,6 +40,17 @@ class TrainState:
   ema_params: Params
   g_opt_state: optax.OptState
   d_opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class ProfiledState(TrainState):
+  """The state of a run with `optim.ema_profiles`.
+
+  Attributes:
+    ema_profiles: one average of g_params for each of `posthoc_ema.SIGMAS`.
+  """
+
+  ema_profiles: tuple[Params, ...]
 
 
 def make_networks(
@@ -138,7 +149,7 @@ def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
   if mesh is not None:
     g_params, d_params = sharding_lib.gather((g_params, d_params), mesh)
   g_optimizer, d_optimizer = make_optimizers(config.optim, config.schedule_steps)
-  return TrainState(
+  state = TrainState(
       step=jnp.zeros((), jnp.int32),
       rng=root,
       g_params=g_params,
@@ -147,6 +158,10 @@ def create(config: Config, mesh: jax.sharding.Mesh | None = None) -> TrainState:
       g_opt_state=g_optimizer.init(g_params),
       d_opt_state=d_optimizer.init(d_params),
   )
+  if not config.optim.ema_profiles:
+    return state
+  copies = tuple(jax.tree.map(jnp.copy, g_params) for _ in posthoc_ema.SIGMAS)  # the first update replaces them
+  return ProfiledState(**vars(state), ema_profiles=copies)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one trace serves both shapes and values

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ddgan_jax import objectives, train_state
+from ddgan_jax import objectives, posthoc_ema, train_state
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import labels
 from ddgan_jax.objectives import augmentation, penalties
 from ddgan_jax.objectives.base import Metrics, Model, Objective, Rows, UpdateDraws
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.parallel import compilation, sharding
-from ddgan_jax.train_state import TrainState
+from ddgan_jax.train_state import ProfiledState, TrainState
 
 
 class Draws(NamedTuple):
@@ -182,6 +182,8 @@ def train_step(
       g_opt_state=g_opt_state,
       d_opt_state=d_opt_state,
   )
+  if isinstance(state, ProfiledState):
+    state = state.replace(ema_profiles=posthoc_ema.update(state.ema_profiles, g_params, state.step))
   return state, metrics
 
 

@@ -249,6 +249,8 @@ class OptimConfig(_Section):
     beta1, beta2: Adam's decay rates, for both networks.
     beta2_final: final beta2 of a cosine; -1 keeps beta2 constant.
     ema_decay: decay per step of the exponential moving average (EMA) of G's parameters.
+    ema_profiles: also keep two averages of G and save them with every checkpoint, from which EMAs of any length can be
+      reconstructed after the training (see `posthoc_ema`); needs the memory of two more copies of G.
     r1_gamma: weight of the R1 penalty (and R2, with method=relativistic); 0 disables it.
     r1_gamma_final: final weight of a cosine; -1 keeps r1_gamma constant.
     lazy_reg: R1 is applied at steps divisible by this; 1 is every step.
@@ -262,6 +264,7 @@ class OptimConfig(_Section):
   beta2: float = number(0.9, minimum=0, below=1)
   beta2_final: float = number(-1.0, minimum=-1, below=1)
   ema_decay: float = number(0.9999, minimum=0, below=1)
+  ema_profiles: bool = False
   r1_gamma: float = number(0.02, minimum=0)
   r1_gamma_final: float = number(-1.0, minimum=-1)
   lazy_reg: int = number(15, minimum=1)

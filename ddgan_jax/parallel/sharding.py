@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _DATA = 'data'
@@ -58,6 +59,13 @@ def state_sharding(mesh: Mesh) -> Callable[[Any], NamedSharding]:
 def tree_shardings(tree: Any) -> Any:
   """The shardings of the arrays or `jax.ShapeDtypeStruct` leaves of `tree`."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def to_host(array: Any) -> np.ndarray:
+  """Copies a whole array to the host; one that is sharded over processes is gathered, so all of them must call this."""
+  if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

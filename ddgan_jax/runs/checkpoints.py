@@ -18,10 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ddgan_jax.config import UserError
-from ddgan_jax.parallel import consensus
+from ddgan_jax.parallel import consensus, sharding
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.utils import files
 
@@ -376,9 +375,7 @@ def _digests(tree: Any) -> tuple[dict[str, str], list[str]]:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    array = np.ascontiguousarray(leaf)
+    array = np.ascontiguousarray(sharding.to_host(leaf))
     digests[_name(path)] = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()[:16]
     if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
       broken.append(_name(path))

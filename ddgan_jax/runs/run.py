@@ -116,7 +116,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
 
 def load(
     workdir: str | os.PathLike, step: int | None = None, num_timesteps: int | None = None,
-    sharding: jax.sharding.Sharding | None = None, label: Label = None) -> Run:
+    sharding: jax.sharding.Sharding | None = None, label: Label = None, sigma_rel: float | None = None) -> Run:
   """Loads the EMA generator of a run, ready for `Run.sample` and `sampling.sample`.
 
   Args:
@@ -127,6 +127,8 @@ def load(
     label: class label of a conditional run, an integer or an array with one per image; by default no label. Without
       one, `generator_fn` of a run with `generator.label_dropout=0` raises config.ConfigError, but `Run.sample` accepts
       a label.
+    sigma_rel: instead of the EMA, the average of this relative length (up to 0.28; EDM2's models use 0.05 to 0.2), of
+      a run with `optim.ema_profiles` (see `posthoc_ema`).
 
   Returns:
     A `Run`.
@@ -139,6 +141,7 @@ def load(
   import jax
 
   from ddgan_jax import train_state
+  from ddgan_jax.runs import ema_snapshots
   from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 
   workdir = _path(workdir)
@@ -154,6 +157,8 @@ def load(
     params, config, saved_step = safetensors_file.read(workdir)
     if step not in (None, saved_step):
       raise CheckpointError(f'step is {step}; use {saved_step}, the only step in {workdir}')
+    if sigma_rel is not None:
+      raise CheckpointError(f'sigma_rel is {sigma_rel}; use it with the workdir of a run, not with an exported file')
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
     sampler = train_state.make_sampler(config, params, num_timesteps, label)
     return Run(*sampler, config, saved_step, params, label, workdir)
@@ -171,6 +176,9 @@ def load(
     params, step = checkpoints.restore_newest_ema(target, log=print)
   else:
     params = checkpoints.restore_ema(target, step)
+  if sigma_rel is not None:
+    params = ema_snapshots.reconstruct(workdir, target, step, sigma_rel)
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
   sampler = train_state.make_sampler(config, params, num_timesteps, label)
   return Run(*sampler, config, step, params, label, workdir)
 

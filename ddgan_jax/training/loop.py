@@ -10,6 +10,7 @@ import contextlib
 import jax
 
 from ddgan_jax.config import Config, UserError
+from ddgan_jax.runs import ema_snapshots
 from ddgan_jax.runs.checkpoints import NotFiniteError
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.training.cadence import Cadence
@@ -123,6 +124,7 @@ def save(session: Session, state: TrainState, step: int) -> None:
     session.checkpoints.save(state)
   except NotFiniteError as error:
     raise Diverged(error.arrays, step) from error
+  ema_snapshots.write(session.workdir, state)
 
 
 def save_after_error(session: Session, meter: Meter, state: TrainState) -> None:
