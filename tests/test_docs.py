@@ -95,7 +95,8 @@ class Workspace:
     words = list(words)
     flag_values = dict(itertools.pairwise(words))
     recipe, name = flag_values.get('--config', ''), flag_values.get('--workdir', '').removeprefix('runs/')
-    if name and command not in ('train', 'compare') and '--from_pytorch' not in words:
+    is_new = command in ('train', 'compare') or '--from_pytorch' in words or name.endswith('.safetensors')
+    if name and not is_new:
       self.ensure_run(name)
     fields = {}
     if recipe == 'cifar10':
