@@ -4,8 +4,8 @@
     for file in emoji-datasource-*.tgz; do mkdir -p ${file%.tgz} && tar xzf $file -C ${file%.tgz}; done
     python benchmarks/emoji_folders.py emoji-datasource-*/package --out emoji
 
-Copies the 64x64 PNG files of each style, with skin tones, to `OUT/CLASS/STYLE_CODE.png`. Google's images (Noto) are
-under the Apache licence 2.0, Twitter's (Twemoji) under CC BY 4.0.
+Copies the 64x64 PNG files of each style, without the variants of skin tone, to `OUT/CLASS/STYLE_CODE.png`. Google's
+images (Noto) are under the Apache licence 2.0, Twitter's (Twemoji) under CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ def sort(package: pathlib.Path, out: pathlib.Path) -> int:
   copied = 0
   for entry in emoji:
     folder = CLASSES.get(entry['category'])  # None for the parts of other emoji
-    for variant in (entry, *entry.get('skin_variations', {}).values()):
-      source = images / variant['image']
-      if folder and source.exists():
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, out / folder / f'{images.parent.name}_{source.name}')
-        copied += 1
+    source = images / entry['image']
+    if folder and source.exists():
+      (out / folder).mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(source, out / folder / f'{images.parent.name}_{source.name}')
+      copied += 1
   return copied
 
 
