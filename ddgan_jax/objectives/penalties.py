@@ -72,8 +72,10 @@ def cosine(first: float, last: float, num_steps: int) -> Callable[[int | jax.Arr
 
 def r1(optim: OptimConfig, num_steps: int = 1) -> GradientPenalty:
   """The lazy R1 penalty of DDGAN (paper, appendix C); `num_steps` is `Config.schedule_steps`."""
-  final = None if optim.r1_gamma_final < 0 else optim.r1_gamma_final
-  return GradientPenalty(optim.r1_gamma, optim.lazy_reg, gamma_final=final, num_steps=num_steps)
+  constant = GradientPenalty(optim.r1_gamma, optim.lazy_reg)
+  if optim.r1_gamma_final < 0:
+    return constant
+  return dataclasses.replace(constant, gamma_final=optim.r1_gamma_final, num_steps=num_steps)
 
 
 def penalized_logits(

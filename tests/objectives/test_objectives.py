@@ -149,14 +149,16 @@ def test_extra_noise_changes_no_other_draw():
 
 
 def test_every_method_of_the_config_has_an_objective():
-  fields = {'ddgan': 'x_t', 'gaussian': 'noise', 'augmented_gan': 'x_0'}
+  fields = {'ddgan': 'x_t', 'gaussian': 'noise', 'augmented_gan': 'x_0', 'relativistic': 'x_t', 'rduot': 'x_0',
+            'ufogen': 'noise', 'siddm': 'noise'}
   assert set(fields) == set(checks.PREDICTIONS)
   optim = OptimConfig(r1_gamma=0.1, lazy_reg=1)
   for method, prediction in fields.items():
     config = toy_config(method, prediction=prediction)
     objective = objectives.make(config)
     assert objective.name == method
-    assert objective.penalty == (GradientPenalty(0.1) if objective.has_discriminator else penalties.NONE)
+    penalty = GradientPenalty(0.1, fake=method == 'relativistic')
+    assert objective.penalty == (penalty if objective.has_discriminator else penalties.NONE)
     assert (train_state.make_networks(config)[1] is not None) == objective.has_discriminator
     assert objective.penalty.variants(0) == (
         penalties.r1(optim).variants(0) if objective.has_discriminator else (False,))
