@@ -171,14 +171,14 @@ def measure(task: str, rows: list[str], args: argparse.Namespace) -> None:
   with tempfile.TemporaryDirectory() as folder:
     outs = {row: os.path.join(folder, f'{i}.npy') for i, row in enumerate(rows)}
     settings = json.dumps(vars(args))
-    workers = {
-        row: subprocess.Popen(
-            [sys.executable, __file__, '--reference', '', '--worker', json.dumps([task, row, out, settings])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, 'JAX_PLATFORMS': args.device, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
-        for row, out in outs.items()}
+    workers, first_calls = {}, {}
+    for row, out in outs.items():  # one after the other, so that each compiles alone
+      workers[row] = subprocess.Popen(
+          [sys.executable, __file__, '--reference', '', '--worker', json.dumps([task, row, out, settings])],
+          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+          env={**os.environ, 'JAX_PLATFORMS': args.device, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'})
+      first_calls[row] = workers[row].stdout.readline().strip()
     seconds: dict[str, list[list[float]]] = {row: [] for row in rows}
-    first_calls = {row: process.stdout.readline().strip() for row, process in workers.items()}
     failed = [row for row, first_call in first_calls.items() if not first_call]
     for row in failed:
       print(f'| {task} | {row} | failed, see the message above |', flush=True)

@@ -1,11 +1,11 @@
-"""Measures everything worth knowing about a machine: `python benchmarks/on_device.py --minutes 14 --out results`.
+"""Benchmarks a machine within a time limit: `python benchmarks/on_device.py --minutes 14 --out results`.
 
 In order of importance, until the time is up: seconds from the command to the first training step, with empty and filled
 caches; the step with and without R1, its memory and utilisation; sampling; a trace by kind of kernel; PyTorch; other
 batch sizes; and each optimisation on and off (`tactics.py`). Each measurement is a process of its own; $XLA_FLAGS is
 used if it is set. Its output is saved in the folder as soon as it ends, with all others in `results.md`. Call it again
-with the same folder to continue: finished measurements are skipped, interrupted and failed ones repeated last. The
-compilation cache is in the folder too.
+with the same folder to continue: finished measurements are skipped, interrupted and failed measurements are
+repeated last. The compilation cache is in the folder too.
 
 To compare with PyTorch, add `--reference FOLDER` (see `beside_pytorch.py`). A smaller selection, for a CPU:
 
@@ -81,7 +81,7 @@ def measurements(args: argparse.Namespace) -> list[Measurement]:
 
   found = [
       Measurement('first_step', f'From the command to the first step, batch size {first}', (
-          'benchmarks/on_device.py', '--first_step', args.config, args.dtype, str(first))),
+          'benchmarks/on_device.py', '--first_step', args.config, args.dtype, str(first), str(args.out / 'cache'))),
       step(first),
       Measurement('sample', 'Sampling', benchmark(
           'sample', first, '--sample_batches', ','.join(map(str, args.sample_batches)))),
@@ -101,9 +101,9 @@ def measurements(args: argparse.Namespace) -> list[Measurement]:
   return [each for each in found if any(each.name.startswith(prefix) for prefix in args.only)]
 
 
-def first_step(config_name: str, dtype: str, batch_size: str) -> None:
-  """Measures the first step in two new processes, with empty and filled caches."""
-  shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+def first_step(config_name: str, dtype: str, batch_size: str, cache: str) -> None:
+  """Measures the first step in two new processes, with empty and filled caches; deletes what is in `cache`."""
+  shutil.rmtree(cache, ignore_errors=True)
   print('| caches | first step after, s | program | traced in, s | compiled in, s |\n|---|---|---|---|---|', flush=True)
   command = (sys.executable, __file__, '--first_step', config_name, dtype, batch_size)
   for caches in ('empty', 'filled'):
@@ -196,7 +196,7 @@ def main() -> None:
   parser.add_argument('--first_step', nargs='+', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.first_step:
-    (first_step if len(args.first_step) == 3 else take_first_step)(*args.first_step)
+    (first_step if len(args.first_step) == 4 else take_first_step)(*args.first_step)
     return
   if args.minutes is None or args.out is None:
     parser.error('--minutes and --out are required')

@@ -2,9 +2,9 @@
 
     ddgan train --config wavediff
 
-A quarter of the pixels, so both networks are faster. The sizes are those of the paper, except that D halves the image
-three times instead of twice. Noise is added to pixels, which is the same as adding it to the coefficients; the authors
-also halve the coefficients. Hardware and time: not yet measured.
+A quarter of the pixels, so both networks are faster. The sizes are those of the paper, with two differences: D halves
+the image three times instead of twice, and the coefficients are not halved before the diffusion, so the signal has four
+times the variance at every level. Hardware and time: not yet measured.
 """
 
 import ml_collections

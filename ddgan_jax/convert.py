@@ -58,7 +58,7 @@ def _read(args: types.SimpleNamespace) -> None:
   if os.path.exists(workdir) and (not os.path.isdir(workdir) or os.listdir(workdir)):
     raise ConfigError(f'--workdir is {workdir!r}, which exists and is not an empty folder; use another')
   config = config_lib.from_config_dict(args.config.fields)
-  _check_method(config)
+  _check_training(config)
   # Slow to import, so only after the flags are checked.
   from ddgan_jax import train_state
   from ddgan_jax.interop import conversion, pytorch, resume_file, torch_file
@@ -114,7 +114,7 @@ def _write(args: types.SimpleNamespace) -> None:
 
   app.configure()
   run = ddgan_jax.load(workdir, args.step)
-  _check_method(run.config, *([('ddgan',)] if args.resume_file else []))  # the original continues with its own losses
+  (_check_training if args.resume_file else _check_generator)(run.config)
   if not args.resume_file:
     tensors = pytorch.generator_state_dict(run.params, run.config.generator)
     torch_writer.write_checkpoint(file, {f'module.{name}': tensor for name, tensor in tensors.items()})
@@ -135,14 +135,23 @@ def _write(args: types.SimpleNamespace) -> None:
         f'{num_epochs:,}.')
 
 
-def _check_method(config: Config, possible: Sequence[str] = ('ddgan', 'relativistic', 'rduot', 'siddm')) -> None:
-  """Raises ConfigError unless the method has the original's networks and sampler, or is one of `possible`."""
-  if config.optim.beta2_final >= 0:
-    raise ConfigError(f'optim.beta2_final is {config.optim.beta2_final}; use -1 with files of the original')
-  if config.optim.ema_profiles:
-    raise ConfigError('optim.ema_profiles is True; use False with files of the original, which have one EMA')
-  if config.method not in possible:
-    raise ConfigError(f'method is {config.method!r}; use {" or ".join(map(repr, possible))} with files of the original')
+def _check_generator(config: Config) -> None:
+  """Raises ConfigError unless the original can sample the trained G."""
+  from ddgan_jax import objectives
+
+  if not objectives.make(config).samples_like_original:
+    raise ConfigError(f'method is {config.method!r}, whose G the original cannot sample')
+
+
+def _check_training(config: Config) -> None:
+  """Raises ConfigError unless the original trains in the same way."""
+  for field, found, possible in (
+      ('method', config.method, 'ddgan'), ('optim.beta2_final', config.optim.beta2_final, -1.0),
+      ('optim.r1_gamma_final', config.optim.r1_gamma_final, -1.0),
+      ('optim.schedule_images', config.optim.schedule_images, 0),
+      ('optim.ema_profiles', config.optim.ema_profiles, False)):
+    if found != possible:
+      raise ConfigError(f'{field} is {found!r}; use {possible!r} with a training of the original')
 
 
 if __name__ == '__main__':

@@ -97,7 +97,7 @@ def make_schedule(num_timesteps: int, kind: str = 'vp', beta_min: float = 0.1, b
 def respace(schedule: Schedule, num_timesteps: int) -> tuple[Schedule, np.ndarray]:
   """Keeps every (T / num_timesteps)-th level of `schedule`: the same forward process in fewer, larger steps.
 
-  This samples Gaussian diffusion in fewer steps than it was trained with (Nichol and Dhariwal, 2021, section 4). The
+  This samples a run in fewer steps than it was trained with (Nichol and Dhariwal, 2021, section 4). The
   result equals `make_schedule(num_timesteps, …)` up to rounding, because both time grids have the same ends.
 
   Args:
@@ -135,7 +135,7 @@ def identity_posterior(schedule: Schedule) -> Schedule:
 
 
 def marginal_posterior(schedule: Schedule) -> Schedule:
-  """The tables for a sampler that forgets x_{t+1}: `sample_posterior` then samples q(x_t | x_0), as in UFOGen.
+  """The tables for a sampler that draws x_t from q(x_t | x_0), independently of x_{t+1}, as in UFOGen.
 
   The forward tables are those of `schedule`.
   """

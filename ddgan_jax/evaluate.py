@@ -38,7 +38,11 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('num', 50_000, 'Maximum number of images.', lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
   define.integer('step', None, 'Step of the checkpoint; by default the newest.')
-  define.integer('num_timesteps', None, 'Number of sampling steps of a run with Gaussian diffusion.', lower_bound=1)
+  define.integer(
+      'num_timesteps', None, 'Number of sampling steps, a divisor of T; for the methods gaussian, ufogen and siddm.',
+      lower_bound=1)
+  define.float(
+      'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
   define.integer('splits', 10, 'Splits of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
@@ -100,9 +104,12 @@ def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, 
   from ddgan_jax.parallel import sharding
 
   if args.workdir:
-    run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh))
+    run = ddgan_jax.load(
+        args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
     sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps)
-    return run, sampled(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
+    length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
+    name = f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'
+    return run, sampled(run.params, name)
   images = None
   if args.images:
     images = image_sets.file_images(args.images, config.data.num_channels if config else 3)

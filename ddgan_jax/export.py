@@ -27,12 +27,11 @@ def _define_flags(define: options.Definer) -> None:
   define.string('safetensors', None, 'The safetensors file to write.')
   define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Number of sampling steps; only Gaussian diffusion can use fewer than in training.')
+      'num_timesteps', None, 'Number of sampling steps, a divisor of T; for the methods gaussian, ufogen and siddm.')
   define.integer(
       'label', None, 'Class label of the sampler; required if the run was trained with generator.label_dropout=0.')
   define.float(
-      'sigma_rel', None, "Relative length of the EMA of a run with optim.ema_profiles, such as 0.1; by default, the "
-      "run's own EMA.")
+      'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
   define.list('platforms', ['cpu', 'cuda', 'tpu'], 'Platforms of the StableHLO file.')
 
 

@@ -36,13 +36,14 @@ def exponent(sigma_rel: float) -> float:
 def update(averages: tuple[Any, ...], params: Any, step: jax.Array) -> tuple[Any, ...]:
   """Updates the averages with parameters after `step` training steps, an int32 scalar of at least 1."""
   def one(average, gamma):
-    beta = (1 - 1 / step.astype(jnp.float32)) ** (gamma + 1)
-    return jax.tree.map(lambda ema, new: beta * ema + (1 - beta) * new, average, params)
+    # 1 - beta, accurate also for millions of steps
+    weight = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / step.astype(jnp.float32)))
+    return jax.tree.map(lambda ema, new: ema + weight * (new - ema), average, params)
 
   return tuple(one(average, exponent(sigma)) for average, sigma in zip(averages, SIGMAS, strict=True))
 
 
-def weights(steps: Sequence[int], target_step: int, sigma_rel: float) -> np.ndarray:
+def weights(steps: Sequence[int], target_step: int, sigma_rel: float) -> tuple[np.ndarray, float]:
   """The weights of saved averages in the reconstruction of another.
 
   Args:
@@ -51,7 +52,8 @@ def weights(steps: Sequence[int], target_step: int, sigma_rel: float) -> np.ndar
     sigma_rel: its profile.
 
   Returns:
-    [len(steps), len(SIGMAS)] float64, for the averages of each checkpoint.
+    [len(steps), len(SIGMAS)] float64, for the averages of each checkpoint; and the L2 error of the reconstructed
+    profile, relative to the norm of the requested one.
   """
   t = np.repeat(np.asarray(steps, np.float64), len(SIGMAS))
   gamma = np.tile([exponent(sigma) for sigma in SIGMAS], len(steps))
@@ -61,7 +63,10 @@ def weights(steps: Sequence[int], target_step: int, sigma_rel: float) -> np.ndar
   ones = np.full((len(t), 1), gram.max())
   system = np.block([[gram, ones], [ones.T, np.zeros((1, 1))]])
   solution = np.linalg.lstsq(system, np.append(target, gram.max()), rcond=1e-13)[0]
-  return solution[:-1].reshape(len(steps), len(SIGMAS))
+  found = solution[:-1]
+  norm = _inner(target_step, exponent(sigma_rel), np.float64(target_step), exponent(sigma_rel))
+  error = np.sqrt(max(0.0, found @ gram @ found - 2 * found @ target + norm) / norm)
+  return found.reshape(len(steps), len(SIGMAS)), float(error)
 
 
 def _inner(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:

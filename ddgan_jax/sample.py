@@ -38,7 +38,9 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('batch_size', 100, 'Maximum batch size.', lower_bound=1)
   define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
-      'num_timesteps', None, 'Number of sampling steps; only Gaussian diffusion can use fewer than in training.')
+      'num_timesteps', None, 'Number of sampling steps, a divisor of T; for the methods gaussian, ufogen and siddm.')
+  define.float(
+      'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
   define.boolean('trajectory', False, 'Show every denoising step: a strip (.png) or an animation (.gif).')
   define.string(
       'label', 'none', "Class labels of a conditional run: one (3), several in turn (3,1,4), 'all', or 'none'.")
@@ -64,7 +66,7 @@ def _sample(args: types.SimpleNamespace) -> None:
   if noun == 'points' and not os.path.splitext(args.out)[1]:
     raise ConfigError(f'--out is {args.out!r}; use a .png (a scatter plot) or an .npz (an array) for points')
   app.configure()
-  run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps)
+  run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sigma_rel=args.sigma_rel)
   if args.trajectory:
     image_output.save_steps(args.out, image_output.denoise(run, args.num, args.seed, label))
   else:

@@ -59,7 +59,7 @@ def sample_given_noise(
     posterior_noise: [T, B, H, W, C] float32, standard normal; row 0 is used first, and the last row has weight 0.
 
   Returns:
-    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   return _denoise(generator_fn, schedule, x_T, z, posterior_noise, keep=False)[0]
 
@@ -152,7 +152,7 @@ def sample(
     latent_dim: nz, the dimension of z.
 
   Returns:
-    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   _check(generator_fn, schedule)
   checks.shape('shape', shape, 'B H W C')
@@ -191,7 +191,7 @@ def sample_each(
     shape: (H, W, C) of one image.
 
   Returns:
-    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   _check(generator_fn, schedule)
   noise = _draw_each(seed, indices, shape, schedule.num_timesteps, latent_dim)

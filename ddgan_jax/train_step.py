@@ -157,6 +157,10 @@ def train_step(
     d_updates, d_opt_state = d_optimizer.update(d_grads, d_opt_state)
     d_params = optax.apply_updates(d_params, d_updates)
     d_metrics['grad_norm_d'] = optax.tree.norm(d_grads)
+    if optim.beta2_final >= 0:
+      d_metrics['beta2'] = d_opt_state.hyperparams['b2']
+    if setup.objective.penalty.gamma_final is not None:
+      d_metrics['r1_gamma'] = setup.objective.penalty.weight(state.step)
     d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, setup.num_steps)(state.step)
 
   # Fresh draws for the same images, against the updated D.

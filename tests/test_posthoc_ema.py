@@ -23,6 +23,12 @@ def direct(params, gamma):
   return np.tensordot(weight, params, 1)
 
 
+def density(t, sigma):
+  """The profile of a length at step t, on a fine grid of [0, 1600]."""
+  tau, gamma = (np.arange(160_000) + 0.5) / 100, posthoc_ema.exponent(sigma)
+  return np.where(tau < t, (tau / t) ** gamma, 0) * (gamma + 1) / t
+
+
 def test_exponents():
   for sigma in (0.05, 0.1, 0.25):
     gamma = posthoc_ema.exponent(sigma)
@@ -50,12 +56,26 @@ def test_reconstruction():
   steps = np.arange(100, 1601, 100)
   saved = [[direct(params[:t], posthoc_ema.exponent(sigma)) for sigma in posthoc_ema.SIGMAS] for t in steps]
   for sigma, bound in ((0.05, 1e-6), (0.1, 1e-6), (0.07, 0.02), (0.15, 0.02), (0.2, 0.02)):
-    weights = posthoc_ema.weights(steps, 1600, sigma)
+    weights, error = posthoc_ema.weights(steps, 1600, sigma)
     found = np.einsum('is,isp->p', weights, saved)
     expected = direct(params, posthoc_ema.exponent(sigma))
     assert np.sqrt(np.mean((found - expected) ** 2)) < bound * params.std(), sigma
     assert weights.sum() == pytest.approx(1, abs=1e-6)
-  assert posthoc_ema.weights([2, 4], 4, 0.2).sum() == pytest.approx(1, abs=1e-6)  # even if the profile is far off
+    # The error of the profile, by numerical integration of the saved and the requested densities.
+    combined = sum(
+        weights[i, j] * density(t, saved_sigma) for i, t in enumerate(steps)
+        for j, saved_sigma in enumerate(posthoc_ema.SIGMAS))
+    wanted = density(1600, sigma)
+    assert error == pytest.approx(np.linalg.norm(combined - wanted) / np.linalg.norm(wanted), abs=2e-3)
+  weights, error = posthoc_ema.weights([2, 4], 4, 0.2)
+  assert weights.sum() == pytest.approx(1, abs=1e-6) and error > 0.2
+
+
+def test_updates_are_accurate_after_millions_of_steps():
+  for step in (400_000, 20_000_000):
+    (average, _) = posthoc_ema.update((jnp.float32(0), jnp.float32(0)), jnp.float32(1), jnp.int32(step))
+    expected = 1 - (1 - 1 / step) ** (posthoc_ema.exponent(posthoc_ema.SIGMAS[0]) + 1)
+    assert float(average) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_saves_profiles_and_loads_any_length(tmp_path, monkeypatch):
@@ -71,17 +91,30 @@ def test_a_run_saves_profiles_and_loads_any_length(tmp_path, monkeypatch):
   for i, sigma in enumerate(posthoc_ema.SIGMAS):
     run = ddgan_jax.load(tmp_path, sigma_rel=sigma)
     np.testing.assert_allclose(run.params['dense_0']['kernel'], files[4][f'{i}.dense_0.kernel'], rtol=1e-4, atol=1e-6)
-  long = ddgan_jax.load(tmp_path, sigma_rel=0.15).params['dense_0']['kernel']
-  assert 0 < np.abs(np.asarray(long) - files[4]['1.dense_0.kernel']).max() < 0.01
-  (tmp_path / 'ema_profiles' / '4.npz').unlink()
+  weights, _ = posthoc_ema.weights([2, 4], 4, 0.09)
+  expected = sum(weights[i, j] * np.float64(files[step][f'{j}.dense_0.kernel'])
+                 for i, step in enumerate((2, 4)) for j in range(2))
+  np.testing.assert_allclose(ddgan_jax.load(tmp_path, sigma_rel=0.09).params['dense_0']['kernel'], expected, rtol=1e-5)
+  assert ddgan_jax.load(tmp_path, step=2, sigma_rel=0.1).step == 2
+  with pytest.raises(UserError, match='step is 3; use one of 2, 4'):
+    ddgan_jax.load(tmp_path, step=3, sigma_rel=0.1)
+  with pytest.raises(UserError, match='sigma_rel is 0.25, whose profile the averages of 2 checkpoints fit only within'):
+    ddgan_jax.load(tmp_path, sigma_rel=0.25)
+  with pytest.raises(TypeError, match="sigma_rel is '0.1'"):
+    ddgan_jax.load(tmp_path, sigma_rel='0.1')
+  # Of an interrupted save only the checkpoint is there; files of later steps are from another course of the run.
+  (tmp_path / 'ema_profiles' / '2.npz').unlink()
+  (tmp_path / 'ema_profiles' / '9.npz').write_bytes(b'')
   shutil.rmtree(tmp_path / 'checkpoints' / '4')
   loop.train_and_evaluate(config, str(tmp_path))
-  for name, array in np.load(tmp_path / 'ema_profiles' / '4.npz').items():
-    np.testing.assert_array_equal(array, files[4][name])
+  for step in (2, 4):
+    for name, array in np.load(tmp_path / 'ema_profiles' / f'{step}.npz').items():
+      np.testing.assert_array_equal(array, files[step][name])
+  assert not (tmp_path / 'ema_profiles' / '9.npz').exists()
   with pytest.raises(UserError, match='sigma_rel is 0.5; use a value above 0'):
     ddgan_jax.load(tmp_path, sigma_rel=0.5)
   (tmp_path / 'ema_profiles' / '2.npz').write_bytes(b'no file')
-  with pytest.raises(UserError, match='2.npz cannot be read .* delete it to do without'):
+  with pytest.raises(UserError, match='2.npz cannot be read .* delete it to reconstruct'):
     ddgan_jax.load(tmp_path, sigma_rel=0.1)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import ConfigError, checks
+from ddgan_jax.config import ConfigError, UserError, checks
 
 _QUICK_STEPS, _QUICK_NUM, _QUICK_METHODS = 3000, 1000, ['gan', 'ddpm', 'ddgan_4']
 
@@ -70,6 +70,7 @@ def _compare(args: types.SimpleNamespace) -> None:
   mesh = sharding.make_mesh()
   source = sources.load_source(base.data)
   evaluate = evaluator.make_data_evaluator(base, source, mesh)  # fails before training if weights or labels are missing
+  failed: dict[str, UserError] = {}
   for index in range(args.seeds):
     for name, config in configs.items():
       config = dataclasses.replace(config, seed=config.seed + index)
@@ -79,12 +80,23 @@ def _compare(args: types.SimpleNamespace) -> None:
       folder = os.path.join(workdir, measurement.run_folder(name, index))
       if is_default and Checkpoints(folder).latest_step() is not None:
         workdir_lib.check_data(folder, config, source, workdir)
-      if not measurement.train(config, folder):
+      try:
+        finished = measurement.train(config, folder)
+      except UserError as error:  # such as diverged losses
+        print(f'{comparison.METHODS[name].title} is left out: {error}', flush=True)
+        failed[name] = error
+        continue
+      if not finished:
         print('Stopped; the same command resumes.', flush=True)
         return
-    rows = measurement.measure(evaluate, base, list(configs), workdir, mesh, source.checksum, index + 1)
-    measurement.time_samplers(rows, args.repeats)
-    measurement.write(rows, workdir, base, num_steps)
+    configs = {name: config for name, config in configs.items() if name not in failed}
+    is_last = index + 1 == args.seeds
+    if configs and (is_last or not measurement.are_finished(configs, workdir, index + 1)):
+      rows = measurement.measure(evaluate, base, list(configs), workdir, mesh, source.checksum, index + 1)
+      measurement.time_samplers(rows, args.repeats)
+      measurement.write(rows, workdir, base, num_steps)
+  if failed:
+    raise UserError(f'{len(failed)} methods failed: {"; ".join(map(str, failed.values()))}')
 
 
 def _configs(names: Sequence[str], base: config_lib.Config, num_steps: int, explicit: bool) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import sampling
-from ddgan_jax.config import Config, ConfigError, checks
+from ddgan_jax.config import Config, ConfigError, ObjectiveConfig, checks
 from ddgan_jax.reporting import grids
 from ddgan_jax.reporting.plotting import LIMIT
 
@@ -22,12 +23,25 @@ _NAMES = {
     'coverage': 'coverage'}
 
 
+def _mean_r1(base: Config) -> float:
+  """The weight of a penalty in every step that equals the recipe's lazy one on average."""
+  return base.optim.r1_gamma / base.optim.lazy_reg
+
+
+def _cost_weight(base: Config) -> float:
+  """tau of `rduot`: the recipe's; its default is scaled by size and range to the cost of a CIFAR-10 image."""
+  weight = base.objective.cost_weight
+  if weight != ObjectiveConfig.cost_weight:
+    return weight
+  return weight * 32 * 32 * 3 / (math.prod(base.image_shape) * base.data.bound**2)
+
+
 class Method(NamedTuple):
   """One training, and the numbers of steps in which it samples.
 
   Attributes:
     title: its name in the table.
-    fields: config fields that define the method.
+    fields: config fields that define the method; a function computes the value from the recipe's config.
     num_timesteps: numbers of sampling steps; None is that of the training.
   """
 
@@ -44,10 +58,13 @@ METHODS = {
     'ddgan_2': Method('DDGAN', {'diffusion.num_timesteps': 2}),
     'ddgan_4': Method('DDGAN', {'diffusion.num_timesteps': 4}),
     'ddgan_8': Method('DDGAN', {'diffusion.num_timesteps': 8}),
+    'augmented_gan': Method('GAN on diffused images', {'method': 'augmented_gan', 'diffusion.num_timesteps': 4}),
     'no_latent': Method('DDGAN without z', {'diffusion.num_timesteps': 4, 'generator.nz': 0}),
     'relativistic': Method(
-        'relativistic', {'method': 'relativistic', 'diffusion.num_timesteps': 4, 'optim.lazy_reg': 1}),
-    'rduot': Method('RDUOT', {'method': 'rduot', 'diffusion.num_timesteps': 4}),
+        'Relativistic (R3GAN losses)', {
+            'method': 'relativistic', 'diffusion.num_timesteps': 4, 'optim.r1_gamma': _mean_r1, 'optim.lazy_reg': 1}),
+    'rduot': Method('RDUOT', {
+        'method': 'rduot', 'diffusion.num_timesteps': 4, 'objective.cost_weight': _cost_weight}),
     'ufogen': Method('UFOGen', {'method': 'ufogen', 'diffusion.num_timesteps': 4}, (4, 2, 1)),
     'siddm': Method('SIDDM', {'method': 'siddm', 'diffusion.num_timesteps': 4}, (4, 2, 1)),
     'haar': Method('DDGAN in Haar space', {
@@ -59,7 +76,7 @@ def method_config(base: Config, method: Method, num_steps: int) -> Config:
   """`base` with the fields of a method, for `num_steps`, without evaluation during training.
 
   The EMA averages over at most a tenth of the steps, because in a short run it would otherwise contain the initial
-  weights. Settings of `base.objective` that the method does not use have their defaults.
+  weights. Fields of `base.objective` that the method does not use are reset to their defaults.
 
   Raises:
     ConfigError: the method cannot be combined with `base`.
@@ -72,7 +89,7 @@ def method_config(base: Config, method: Method, num_steps: int) -> Config:
   nested['optim']['ema_decay'] = min(nested['optim']['ema_decay'], max(0.0, 1 - 10 / num_steps))
   for name, value in {**method.fields, 'train.num_steps': num_steps, 'train.eval_every': 0}.items():
     section, _, field = name.rpartition('.')
-    (nested[section] if section else nested)[field] = value
+    (nested[section] if section else nested)[field] = value(base) if callable(value) else value
   return config_lib.from_config_dict(nested)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 import ddgan_jax
+from ddgan_jax import config as config_lib
 from ddgan_jax import sampling, train_state
 from ddgan_jax.cli import image_output
 from ddgan_jax.compare import comparison
@@ -21,12 +23,14 @@ from ddgan_jax.config import Config
 from ddgan_jax.metrics import image_sets
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
+from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.training import loop
 from ddgan_jax.utils import files
 
 _NUM_TIMED = 100  # images, as in the paper's table
 _NUM_POINTS = 2_000  # in a scatter plot
 _REPORT_VERSION = 3  # increased when the same samples would give another report
+_MINUTES = 'minutes.json'  # in a run's folder
 _MIN_SECONDS = 1.0  # per sampler and round, at least one call
 
 
@@ -35,15 +39,23 @@ def run_folder(name: str, index: int) -> str:
   return f'{name}_seed_{index}' if index else name
 
 
+def are_finished(configs: Mapping[str, Config], workdir: str, index: int) -> bool:
+  """Whether the runs of all methods with this seed are finished."""
+  latest = {name: Checkpoints(os.path.join(workdir, run_folder(name, index))).latest_step() for name in configs}
+  return all((latest[name] or 0) >= config.train.num_steps for name, config in configs.items())
+
+
 def train(config: Config, folder: str) -> bool:
   """Trains or resumes a run, and adds the minutes to those of earlier calls in minutes.json; False if stopped."""
-  begun = time.perf_counter()
-  finished = loop.train_and_evaluate(config, folder)
-  path = os.path.join(folder, 'minutes.json')
-  minutes = (_read_json(path) or 0.0) + (time.perf_counter() - begun) / 60
-  with files.atomic_write(path) as file:
-    file.write(json.dumps(minutes))
-  return finished
+  before, begun = Checkpoints(folder).latest_step(), time.perf_counter()
+  path = os.path.join(folder, _MINUTES)
+  try:
+    return loop.train_and_evaluate(config, folder)
+  finally:
+    known = 0.0 if before is None else _read_json(path)  # None: trained before minutes were recorded
+    if known is not None and Checkpoints(folder).latest_step() != before:
+      with contextlib.suppress(OSError), files.atomic_write(path) as file:
+        file.write(json.dumps(known + (time.perf_counter() - begun) / 60))
 
 
 def measure(
@@ -70,11 +82,24 @@ def measure(
                   for i in range(num_seeds)]
       runs, reports = zip(*measured, strict=True)
       rows.append({
-          **reports[0], 'name': name, 'title': METHODS[name].title, 'fields': METHODS[name].fields,
+          **reports[0], 'name': name, 'title': METHODS[name].title, 'fields': _fields(name, runs[0].config),
           'evaluations': runs[0].schedule.num_timesteps, 'run': runs[0], 'num_timesteps': num_timesteps,
-          'minutes': _read_json(os.path.join(workdir, name, 'minutes.json')), 'seeds': num_seeds,
+          'minutes': _mean_minutes(os.path.join(workdir, run_folder(name, i)) for i in range(num_seeds)),
+          'seeds': num_seeds,
           'metrics': comparison.average(reports)})
   return rows
+
+
+def _fields(name: str, config: Config) -> dict[str, Any]:
+  """The values of the fields that define a method."""
+  flat = config_lib.flatten(config)
+  return {field: flat[field] for field in METHODS[name].fields}
+
+
+def _mean_minutes(folders: Iterable[str]) -> float | None:
+  """The mean training time; None if one is unknown."""
+  minutes = [_read_json(os.path.join(folder, _MINUTES)) for folder in folders]
+  return None if None in minutes else statistics.fmean(minutes)
 
 
 def _measure_run(

@@ -43,8 +43,9 @@ PREDICTIONS = {
 # Fields of `objective` → the methods that use them.
 _USED_BY = {
     'cost_weight': ('rduot',), 'psi': ('rduot',), 'regression_weight': ('ufogen', 'siddm'),
+    # Of `gaussian` and `augmented_gan`, x_0_pred is not a prediction of the real image for a D.
     **dict.fromkeys(('reconstruction_weight', 'reconstruction_schedule'),
-                    tuple(method for method in PREDICTIONS if method != 'gaussian'))}
+                    ('ddgan', 'relativistic', 'rduot', 'ufogen', 'siddm'))}
 
 # Fields that are set in one section and copied from there into the networks.
 _IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data', 'transform': 'data'}
@@ -172,6 +173,9 @@ def check_discriminator(d: DiscriminatorConfig) -> None:
     raise ConfigError(f'discriminator.t_emb_dim is {d.t_emb_dim}; use an even number of at least 4')
   for name in d.augment:
     _check_choice('discriminator.augment', name, AUGMENTATIONS)
+  if 'translation' in d.augment and d.image_size < 8:
+    raise ConfigError(f'discriminator.augment contains translation; use it with images of 8 pixels and more, not '
+                      f'{d.image_size}')
 
 
 def _check_method(c: Config) -> None:
@@ -187,6 +191,12 @@ def _check_method(c: Config) -> None:
       raise ConfigError(
           f'objective.{field.name} is {value!r}; use it with method={" or ".join(map(repr, methods))}, or leave it at '
           f'{field.default!r} with method={c.method!r}')
+  if c.method == 'relativistic' and c.optim.lazy_reg != 1:
+    raise ConfigError(f"optim.lazy_reg is {c.optim.lazy_reg}; use 1 with method='relativistic', whose penalties are in "
+                      'every step')
+  if c.objective.reconstruction_schedule != 'constant' and not c.objective.reconstruction_weight:
+    raise ConfigError(f'objective.reconstruction_schedule is {c.objective.reconstruction_schedule!r}; set '
+                      'objective.reconstruction_weight above 0')
   if c.objective.reconstruction_weight and c.generator.prediction == 'x_t':
     raise ConfigError(
         f"objective.reconstruction_weight is {c.objective.reconstruction_weight}; use 0 with "
@@ -256,6 +266,8 @@ def check_run(c: Config) -> None:
   for field in ('beta2_final', 'r1_gamma_final'):
     if -1 < getattr(c.optim, field) < 0:
       raise ConfigError(f'optim.{field} is {getattr(c.optim, field)}; use at least 0, or -1 for a constant value')
+  if c.optim.r1_gamma_final >= 0 and not c.optim.r1_gamma:
+    raise ConfigError(f'optim.r1_gamma is 0 and r1_gamma_final is {c.optim.r1_gamma_final}; set r1_gamma above 0')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
     raise ConfigError("eval.metrics contains 'label_accuracy'; use it with a generator.num_classes above 0")

@@ -52,8 +52,9 @@ class DataConfig(_Section):
       stacks for every batch.
     num_workers: decoding processes with cache='none'; 0 uses threads.
     transform: `none`, or `haar`: both networks see the four Haar coefficients of each 2x2 block as channels, at half
-      the resolution (see `models.haar`). Diffusion, sampling and editing stay in pixels, which is the same process,
-      because the transform is orthonormal.
+      the resolution (see `models.haar`). Diffusion, sampling and editing stay in pixels: the transform is orthonormal,
+      so noise is added to the coefficients in the same way. WaveDiff also halves the coefficients, so there the signal
+      has a quarter of the variance at every level.
   """
 
   name: str = 'digits'
@@ -162,7 +163,7 @@ class GeneratorConfig(_Section):
   num_classes: int = number(0, minimum=0)
   label_dropout: float = number(0.1, minimum=0, below=1)
   stack: int = 1
-  transform: str = 'none'
+  transform: str = choice('none', 'haar')
 
   def __post_init__(self):
     super().__post_init__()
@@ -209,11 +210,13 @@ class DiscriminatorConfig(_Section):
   augment: tuple[str, ...] = ()
   num_classes: int = 0
   stack: int = 1
-  transform: str = 'none'
+  transform: str = choice('none', 'haar')
 
   def __post_init__(self):
     super().__post_init__()
-    object.__setattr__(self, 'augment', tuple(self.augment))
+    # A comma on the command line, `color,cutout`, arrives as one item.
+    names = tuple(name for item in self.augment for name in item.split(','))
+    object.__setattr__(self, 'augment', names)
     checks.check_discriminator(self)
 
 
@@ -226,7 +229,8 @@ class ObjectiveConfig(_Section):
     psi: of `rduot`, the conjugate of the entropy: `softplus`, `kl` (exp), `chi_square` or `identity` (plain optimal
       transport).
     regression_weight: of `ufogen` and `siddm`.
-    reconstruction_weight: weight of mean |x_0_pred - x_0| in the loss of G, for any method with a D; 1 in WaveDiff.
+    reconstruction_weight: weight of mean |x_0_pred - x_0| in the loss of G, for `ddgan` and its successors; 1 in
+      WaveDiff.
     reconstruction_schedule: `constant`, or `sigmoid` to let the weight fall to 0 during training, as in LDDGAN.
   """
 
@@ -287,8 +291,9 @@ class TrainConfig(_Section):
     profile_steps: number of steps to profile, after warm-up and once per workdir; 0 for none.
     steps_per_call: steps in one compiled program, for devices that finish a step before the host dispatches the next;
       num_steps and all intervals above must be multiples of it. Signals are handled between calls.
-    init_from: workdir of a run with the same generator, of any method, whose EMA generator (and D, if it has the same)
-      a new run starts from; empty for random initialization.
+    init_from: workdir of a run of any method whose EMA generator (and D, if it has the same and sees the same) a new
+      run starts from; empty for random initialization. The generator fields must be equal, and with positional
+      embeddings also `diffusion`.
   """
 
   num_steps: int = number(400_000, minimum=1)

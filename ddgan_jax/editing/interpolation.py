@@ -35,7 +35,7 @@ def interpolate(
     num_frames: at least 2, including both ends.
 
   Returns:
-    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   checks.key('key_a', key_a)
   checks.key('key_b', key_b)
@@ -65,7 +65,7 @@ def interpolate_given_noise(
     num_frames: at least 2, including both ends.
 
   Returns:
-    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   checks.floats('x_T', x_T, 'frames H W C', frames=2)
   checks.floats('z', z, 'T frames nz', frames=2)
@@ -104,7 +104,7 @@ def interpolate_images(
     num_frames: at least 2, including both ends.
 
   Returns:
-    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [num_frames, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   checks.floats('images', images, 'images H W C', images=2)
   checks.whole('num_frames', num_frames, 2)

@@ -54,7 +54,7 @@ def sample_matching(
     learning_rate: Adam's initial learning rate; decays to 0 with a cosine.
 
   Returns:
-    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   checks.function('measure', measure, 'images')
   checks.floats('target', target)

@@ -130,7 +130,7 @@ def image_to_image(
       anything of the image remains.
 
   Returns:
-    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh.
+    [B, H, W, C] float32 images, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly).
   """
   checks.floats('image', image, 'B H W C')
   check_level(from_level, schedule)

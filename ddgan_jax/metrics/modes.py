@@ -29,6 +29,7 @@ from ddgan_jax.utils import files
 
 REQUIRED_ACCURACY = 0.97  # to count modes
 REQUIRED_FOR_LABELS = 0.5  # for `label_accuracy` alone, which is reported beside the classifier's accuracy
+_MARGIN = 0.2  # over the share of the largest class
 _CERTAIN = 0.9
 _VERSION = 2  # increased when the same data would give another classifier
 _HELD_OUT = 10  # every tenth image is held out
@@ -68,7 +69,7 @@ def load_classifier(
   Args:
     source: labelled images; grey for stacked sets.
     log: receives a sentence with the accuracy.
-    required: least accuracy on the held-out images.
+    required: least accuracy on the held-out images; at least the share of the largest class plus 20%.
 
   Raises:
     ClassifierError: the source has no labels, or the held-out accuracy is below `required`.
@@ -98,6 +99,7 @@ def load_classifier(
   params, accuracy = found
   accuracy = float(accuracy)
   log(f'The classifier of {source.name} has accuracy {accuracy:.1%} on {len(held_out):,} held-out images.')
+  required = max(required, min(REQUIRED_ACCURACY, float(np.bincount(source.labels).max() / len(source)) + _MARGIN))
   if accuracy < required:
     raise ClassifierError(
         f'{source.name}: the classifier has accuracy {accuracy:.1%} on {len(held_out):,} held-out images; '

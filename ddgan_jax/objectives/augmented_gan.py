@@ -23,6 +23,8 @@ class AugmentedGan(Ddgan):
   """The losses of `Ddgan` on diffused images; sampled in one step from pure noise."""
 
   name = 'augmented_gan'
+  conditions_on_x_tp1 = False
+  samples_like_original = False
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
     """Uses the draws noise_tp1 as G's input and posterior_noise to diffuse its output."""
@@ -31,7 +33,7 @@ class AugmentedGan(Ddgan):
     last = jnp.full_like(draws.t, model.schedule.num_timesteps - 1)
     x_0_pred = model.predict(g_params, rows)(draws.noise_tp1, last, draws.z)
     x_t_fake = diffusion.q_sample(model.schedule, x_0_pred, draws.t, draws.posterior_noise)
-    return Pairs(x_t, x_t_fake, draws.t, jnp.zeros_like(x_t), x_0_pred)
+    return Pairs(x_t, x_t_fake, draws.t, None, x_0_pred)
 
   def default_steps(self, trained: int) -> int:
     del trained

@@ -27,7 +27,7 @@ from ddgan_jax.sampling import GeneratorFn
 
 Params = Any
 Metrics = dict[str, jax.Array]
-DiscriminatorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+DiscriminatorFn = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 class UpdateDraws(NamedTuple):
@@ -79,14 +79,14 @@ class Pairs(NamedTuple):
   Attributes:
     x_t, x_t_fake: like x_0, the real and the generated less noisy neighbour.
     t: [B] int32.
-    x_tp1: like x_0, the noisier neighbour; zeros for a D that is not conditioned on it.
+    x_tp1: like x_0, the noisier neighbour; None for a D that is not conditioned on it.
     x_0_pred: like x_0, the prediction from which x_t_fake is sampled.
   """
 
   x_t: jax.Array
   x_t_fake: jax.Array
   t: jax.Array
-  x_tp1: jax.Array
+  x_tp1: jax.Array | None
   x_0_pred: jax.Array
 
 
@@ -112,14 +112,18 @@ class Model:
     return models.output_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
-    """D with the labels and the augmentation of `rows`, (x_t, t, x_tp1) → logits [B]."""
+    """D with the labels and the augmentation of `rows`, (x_t, t, x_tp1) → logits [B]; zeros in place of a None."""
     options = {} if rows.label is None else {'label': rows.label}
 
     def augment(x):
       uniforms = rows.draws.augmentation
       return x if uniforms is None else augmentation.augment(x, uniforms, self.discriminator.config.augment)
 
-    return lambda x_t, t, x_tp1: models.apply(self.discriminator, d_params, augment(x_t), t, augment(x_tp1), **options)
+    def discriminator_fn(x_t, t, x_tp1):
+      x_tp1 = jnp.zeros_like(x_t) if x_tp1 is None else augment(x_tp1)
+      return models.apply(self.discriminator, d_params, augment(x_t), t, x_tp1, **options)
+
+    return discriminator_fn
 
   def _options(self, rows: Rows) -> dict[str, Any]:
     options = {}
@@ -139,6 +143,8 @@ class Objective(abc.ABC):
     penalty: gradient penalty on D and its interval.
     name: `config.method`.
     has_discriminator: whether there is a D; without one only `generator_loss` is called.
+    conditions_on_x_tp1: whether D sees x_{t+1}.
+    samples_like_original: whether the original DDGAN's sampler can sample the trained G.
     can_respace: whether the trained G can be sampled in any number of steps that divides T.
     extra_noise: number of arrays in `UpdateDraws.extra_noise`.
   """
@@ -146,6 +152,8 @@ class Objective(abc.ABC):
   penalty: GradientPenalty = penalties.NONE
   name: ClassVar[str]
   has_discriminator: ClassVar[bool] = True
+  conditions_on_x_tp1: ClassVar[bool] = True
+  samples_like_original: ClassVar[bool] = True
   can_respace: ClassVar[bool] = False
   extra_noise: ClassVar[int] = 0
 

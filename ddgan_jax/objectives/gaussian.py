@@ -28,6 +28,7 @@ class Gaussian(Objective):
   bound: float = 1.0
   name = 'gaussian'
   has_discriminator = False
+  samples_like_original = False
   can_respace = True
 
   def generator_loss(

@@ -7,7 +7,8 @@ not be generated:
     L_D = mean psi(-D(x_t)) + mean psi(D(x_t') - c) + R1 every optim.lazy_reg steps
     L_G = mean (c - D(x_t'))
 
-psi is the convex conjugate of the entropy that relaxes the data's marginal; `identity` gives plain optimal transport.
+psi is the convex conjugate of the entropy that relaxes the marginals; like the authors' code, this applies it to both
+terms. `identity` gives plain optimal transport.
 """
 
 from __future__ import annotations

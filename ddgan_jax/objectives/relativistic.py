@@ -6,8 +6,8 @@ label:
     L_D = mean softplus(-(D(x_t) - D(x_t'))) + gamma/2 · mean (‖∂D(x_t)/∂x_t‖² + ‖∂D(x_t')/∂x_t'‖²)
     L_G = mean softplus(-(D(x_t') - D(x_t)))
 
-Both penalties belong in every step: set optim.lazy_reg=1. Pairs are those of `ddgan`. Differences of logits are
-unaffected by a constant, so D's scale and bias need no anchor other than the penalties.
+Both penalties are in every step (optim.lazy_reg=1). Pairs are those of `ddgan`. Both losses depend only on differences
+of logits, so D's bias is undetermined.
 """
 
 from __future__ import annotations

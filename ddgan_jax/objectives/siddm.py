@@ -34,11 +34,12 @@ class Siddm(Ddgan):
   regression_weight: float = 1.0
   name = 'siddm'
   can_respace = True
+  conditions_on_x_tp1 = False
   extra_noise = 1
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
     pairs = super().pairs(model, g_params, rows)
-    return pairs._replace(x_tp1=jnp.zeros_like(pairs.x_tp1))
+    return pairs._replace(x_tp1=None)
 
   def generator_loss_of_logits(
       self, fake_logits: jax.Array, discriminator_fn: DiscriminatorFn, model: Model, pairs: Pairs, rows: Rows

@@ -33,13 +33,15 @@ class Ufogen(Ddgan):
   regression_weight: float = 1.0
   name = 'ufogen'
   can_respace = True
+  conditions_on_x_tp1 = False
+  samples_like_original = False
 
   def make_schedule(self, config: Config) -> diffusion.Schedule:
     return diffusion.marginal_posterior(super().make_schedule(config))
 
   def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
     pairs = super().pairs(model, g_params, rows)  # with the marginal posterior of `make_schedule`
-    return pairs._replace(x_tp1=jnp.zeros_like(pairs.x_tp1))
+    return pairs._replace(x_tp1=None)
 
   def generator_loss_of_logits(
       self, fake_logits: jax.Array, discriminator_fn: DiscriminatorFn, model: Model, pairs: Pairs, rows: Rows

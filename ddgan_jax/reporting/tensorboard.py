@@ -20,7 +20,8 @@ _TAGS = {
     'loss_d_pairing': 'loss/d_pairing', 'r1_penalty': 'loss/r1', 'r2_penalty': 'loss/r2', 'cost': 'loss/cost',
     'regression': 'loss/regression', 'reconstruction': 'loss/reconstruction',
     'logits_real': 'logits/real', 'logits_fake': 'logits/fake', 'grad_norm_d': 'grad_norm/d',
-    'grad_norm_g': 'grad_norm/g', 'lr_d': 'lr/d', 'lr_g': 'lr/g',
+    'grad_norm_g': 'grad_norm/g', 'lr_d': 'lr/d', 'lr_g': 'lr/g', 'beta2': 'schedule/beta2',
+    'r1_gamma': 'schedule/r1_gamma',
     'images_per_second': 'speed/images_per_second', 'data_wait': 'speed/data_wait',
     'compile_seconds': 'speed/compile_seconds', 'step_memory_mib': 'memory/step_mib',
     'device_peak_mib': 'memory/device_peak_mib'}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from ddgan_jax import objectives
 from ddgan_jax.config import Config, ConfigError, DiscriminatorConfig, GeneratorConfig, UserError
 from ddgan_jax.runs import run
 from ddgan_jax.runs.checkpoints import Checkpoints
@@ -18,9 +21,11 @@ _FREE = ('dropout', 'label_dropout', 'stddev_group', 'augment')
 
 def check(config: Config) -> None:
   """Raises UserError unless `train.init_from` is empty or a run whose G has the same architecture and inputs."""
-  path = config.train.init_from
+  path = os.path.expanduser(config.train.init_from)
   if not path:
     return
+  if path.endswith('.safetensors'):
+    raise ConfigError(f'train.init_from is {path!r}; use the workdir of a run instead of an exported file')
   try:
     other = run.load_config(path)
   except UserError as error:
@@ -31,22 +36,25 @@ def check(config: Config) -> None:
   for section, here, there in sections:
     if different := _differences(here, there):
       name, mine, its = different[0]
-      raise ConfigError(f'train.init_from is {path!r}, whose {section}.{name} is {its}; set it to the same, instead of '
-                        f'{mine}, or use another run')
+      raise ConfigError(f'train.init_from is {path!r}, but {section}.{name} is {mine}; use {its}, as in that run, or '
+                        'use another run')
   if not Checkpoints(path).steps():
     raise ConfigError(f'train.init_from is {path!r}, which has no checkpoint yet; train that run first')
 
 
-def initialize(state: TrainState, config: Config, abstract_state: TrainState) -> tuple[TrainState, str]:
+def initialize(
+    state: TrainState, config: Config, abstract_state: TrainState, log: Callable[[str], None]
+) -> tuple[TrainState, str]:
   """Replaces the networks of the state at step 0 by those of `train.init_from`.
 
-  G and the EMA become the other run's EMA; D becomes its D if both have one with the same architecture. The optimizers
-  begin anew.
+  G and the EMA become the other run's EMA; D becomes its D if both have the same architecture and both or neither see
+  x_{t+1}. The optimizer states are newly initialized.
 
   Args:
     state: the state at step 0.
     config: the run, after `check`.
     abstract_state: shapes and shardings of the state.
+    log: receives a sentence for each damaged checkpoint.
 
   Returns:
     The new state, and a sentence that says what was taken.
@@ -54,14 +62,15 @@ def initialize(state: TrainState, config: Config, abstract_state: TrainState) ->
   Raises:
     CheckpointError: the other run has no good checkpoint.
   """
-  path = config.train.init_from
+  path = os.path.expanduser(config.train.init_from)
   target: dict[str, Any] = {'ema_params': abstract_state.ema_params}
   other = run.load_config(path)
-  with_d = bool(state.d_params) and other.method != 'gaussian' and not _differences(
-      config.discriminator, other.discriminator)
+  mine, its = objectives.make(config), objectives.make(other)
+  with_d = (mine.has_discriminator and its.has_discriminator and mine.conditions_on_x_tp1 == its.conditions_on_x_tp1
+            and not _differences(config.discriminator, other.discriminator))
   if with_d:
     target['d_params'] = abstract_state.d_params
-  found, step = Checkpoints(path).restore_newest_part(target, log=lambda text: None)
+  found, step = Checkpoints(path).restore_newest_part(target, log)
   g_params = found['ema_params']
   state = state.replace(
       g_params=g_params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), g_params),

@@ -55,7 +55,8 @@ class Run:
         does not recompile.
 
     Returns:
-      [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh; convert with `sampling.to_uint8`.
+      [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly); convert with
+      `sampling.to_uint8`.
 
     Raises:
       ValueError, TypeError: an argument has the wrong value or type; the message names it.
@@ -121,14 +122,15 @@ def load(
 
   Args:
     workdir: the run's folder, or a `.safetensors` file written by `ddgan export`.
-    step: the checkpoint to load; by default the newest good one (each damaged one prints a warning).
-    num_timesteps: sampling steps, by default those of the run; only Gaussian diffusion can use fewer.
+    step: the checkpoint to load; by default the newest good one (each damaged one prints a warning). With `sigma_rel`,
+      any step in ema_profiles/.
+    num_timesteps: sampling steps, by default those of the run; fewer for the methods gaussian, ufogen and siddm.
     sharding: the sharding of the parameters; by default the first device.
     label: class label of a conditional run, an integer or an array with one per image; by default no label. Without
       one, `generator_fn` of a run with `generator.label_dropout=0` raises config.ConfigError, but `Run.sample` accepts
       a label.
-    sigma_rel: instead of the EMA, the average of this relative length (up to 0.28; EDM2's models use 0.05 to 0.2), of
-      a run with `optim.ema_profiles` (see `posthoc_ema`).
+    sigma_rel: instead of the EMA, the average of this relative length, of a run with `optim.ema_profiles` (see
+      `posthoc_ema`).
 
   Returns:
     A `Run`.
@@ -148,6 +150,8 @@ def load(
   for name, value in (('step', step), ('num_timesteps', num_timesteps)):
     if value is not None:
       checks.integer(name, value)
+  if not isinstance(sigma_rel, (int, float, type(None))):
+    raise TypeError(f'sigma_rel is {checks.describe(sigma_rel)}; use a number')
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   checks.instance('sharding', sharding, jax.sharding.Sharding)
@@ -165,20 +169,21 @@ def load(
 
   config = load_config(workdir)
   train_state.make_sampler(config, None, num_timesteps, label)  # raises before anything is read
+  target = train_state.abstract_state(config, sharding).ema_params
+  if sigma_rel is not None:
+    params, step = ema_snapshots.reconstruct(workdir, target, step, sigma_rel)
+    params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
+    return Run(*train_state.make_sampler(config, params, num_timesteps, label), config, step, params, label, workdir)
   checkpoints = Checkpoints(workdir)
   steps = checkpoints.steps()
   if not steps or (step is not None and step not in steps):
     if not steps:
       raise CheckpointError(f'{workdir}: has no checkpoint yet; train the run first')
     raise CheckpointError(f'{workdir}: has no checkpoint of step {step}; use one of {", ".join(map(str, steps))}')
-  target = train_state.abstract_state(config, sharding).ema_params
   if step is None:
     params, step = checkpoints.restore_newest_ema(target, log=print)
   else:
     params = checkpoints.restore_ema(target, step)
-  if sigma_rel is not None:
-    params = ema_snapshots.reconstruct(workdir, target, step, sigma_rel)
-    params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
   sampler = train_state.make_sampler(config, params, num_timesteps, label)
   return Run(*sampler, config, step, params, label, workdir)
 

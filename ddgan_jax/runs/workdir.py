@@ -85,9 +85,12 @@ def check_workdir(workdir: str, config: Config, checkpoints: Checkpoints) -> Non
   if changed:
     raise WorkdirError(f'{workdir}: belongs to a run with another config ({"; ".join(changed)}); use another '
                        f'--workdir, set the fields back, or resume the run unchanged with --workdir={workdir} alone')
+  if now['train.init_from'] != before['train.init_from']:
+    raise WorkdirError(f'train.init_from is {now["train.init_from"]!r}, but {workdir} has trained already; use another '
+                       '--workdir')
   if before['train.num_steps'] != now['train.num_steps'] and jax.process_index() == 0:
-    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: from now on the learning '
-          'rates follow the cosine of the new length.', flush=True)
+    print(f'train.num_steps was {before["train.num_steps"]:,}, is {now["train.num_steps"]:,}: from now on the '
+          'schedules follow the new length.', flush=True)
 
 
 def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract_state: TrainState) -> None:

@@ -134,6 +134,7 @@ def save_after_error(session: Session, meter: Meter, state: TrainState) -> None:
       meter.drain()
       session.checkpoints.save(state)
       session.checkpoints.wait()
+      ema_snapshots.write(session.workdir, state)
 
 
 def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Diverged) -> tuple[TrainState, int]:
@@ -149,6 +150,7 @@ def roll_back(session: Session, programs: StepPrograms, meter: Meter, error: Div
     raise UserError(f'{error}; {kept}; {ADVICE}, or set train.on_nonfinite=rollback') from None
   state = checkpoints.restore_newest(session.abstract_state, session.note)
   step = 0 if state is None else int(state.step)
+  ema_snapshots.resume(session.workdir, state)
   session.note(session.skipped.roll_back(step, error, write=session.is_main))
   meter.reset()
   if session.progress.started:

@@ -19,7 +19,7 @@ from ddgan_jax.models import labels
 from ddgan_jax.parallel import consensus, sharding
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.reporting.progress import Progress
-from ddgan_jax.runs import init_from
+from ddgan_jax.runs import ema_snapshots, init_from
 from ddgan_jax.runs import workdir as workdir_lib
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.train_state import TrainState
@@ -68,7 +68,7 @@ class Session:
     self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(self.mesh))
     workdir_lib.check_workdir(workdir, config, self.checkpoints)
     if consensus.broadcast_from_main(self.checkpoints.latest_step() is None):
-      init_from.check(config)
+      self._check_init_from()
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
@@ -120,6 +120,7 @@ class Session:
     if state is not None and int(state.step) % several:
       raise UserError(f'train.steps_per_call is {several}; use 1, or a divisor of {int(state.step):,}, the step from '
                       'which the run resumes')
+    ema_snapshots.resume(self.workdir, state)
     self.skipped = SkippedBatches(self.workdir, self.note)
     if self.is_main:
       workdir_lib.write_description(self.workdir, self.config, self.abstract_state)
@@ -130,7 +131,7 @@ class Session:
     """Creates the state at step 0, with the networks of `train.init_from` if it is set."""
     state = programs.create_state()
     if self.config.train.init_from:
-      state, sentence = init_from.initialize(state, self.config, self.abstract_state)
+      state, sentence = init_from.initialize(state, self.config, self.abstract_state, self.note)
       self.note(sentence)
     return state
 
@@ -166,6 +167,17 @@ class Session:
     self.last_step.end()
     self.note(f'Finished {step:,} steps in {self.workdir}{self._last_grid(step)}.')
     return True
+
+  def _check_init_from(self) -> None:
+    """Checks `train.init_from`; an error on one process is raised on all."""
+    error = ''
+    try:
+      init_from.check(self.config)
+    except UserError as mistake:
+      error = str(mistake)
+    error = consensus.shared_text(error)
+    if error:
+      raise UserError(error)
 
   def _lock_workdir(self, exits: contextlib.ExitStack) -> None:
     workdir_lib.check_space(self.workdir, self.config, self.checkpoints, self.abstract_state)

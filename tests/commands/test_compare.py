@@ -29,14 +29,14 @@ def base():
 def test_methods_share_data_network_and_budget(base):
   configs = {name: comparison.method_config(base, method, 70) for name, method in comparison.METHODS.items()}
   assert {name: config.diffusion.num_timesteps for name, config in configs.items()} == {
-      'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'no_latent': 4, 'relativistic': 4, 'rduot': 4,
-      'ufogen': 4, 'siddm': 4, 'haar': 4}
+      'gan': 1, 'ddpm': 1000, 'ddgan_2': 2, 'ddgan_4': 4, 'ddgan_8': 8, 'augmented_gan': 4, 'no_latent': 4,
+      'relativistic': 4, 'rduot': 4, 'ufogen': 4, 'siddm': 4, 'haar': 4}
   for name, config in configs.items():
     assert dataclasses.replace(config.data, transform='none') == base.data and config.train.num_steps == 70
     # An EMA decay of 0.9 averages 10 steps, more than a tenth of these 70.
     assert config.optim.ema_decay == pytest.approx(1 - 10 / 70)
-    lazy_reg = 1 if name == 'relativistic' else base.optim.lazy_reg
-    assert config.optim == dataclasses.replace(base.optim, ema_decay=config.optim.ema_decay, lazy_reg=lazy_reg)
+    r1 = {'r1_gamma': base.optim.r1_gamma / 4, 'lazy_reg': 1} if name == 'relativistic' else {}  # the same on average
+    assert config.optim == dataclasses.replace(base.optim, ema_decay=config.optim.ema_decay, **r1)
   assert comparison.method_config(base, comparison.METHODS['gan'], 100_000).optim == base.optim
   sizes = {
       name: train_state.count_parameters(train_state.abstract_state(config, None).g_params)
@@ -44,6 +44,7 @@ def test_methods_share_data_network_and_budget(base):
   assert len({size for name, size in sizes.items() if name not in ('no_latent', 'haar')}) == 1
   assert sizes['no_latent'] < sizes['ddgan_4']  # no layers that read z
   assert configs['ddpm'].method == 'gaussian' and configs['ddpm'].generator.prediction == 'noise'
+  assert configs['rduot'].objective.cost_weight == pytest.approx(1e-3 * 32**2 * 3 / (8 * 8 * 3))
   # A setting of one method reaches that method alone.
   base = config_lib.from_config_dict({
       **config_lib.to_dict(base), 'method': 'rduot', 'objective': {'cost_weight': 0.5}})

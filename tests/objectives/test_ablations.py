@@ -41,7 +41,10 @@ def random_state(config):
   shapes = train_state.abstract_state(config, None)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (shapes.g_opt_state, shapes.d_opt_state))
   g_params, d_params = random_params(shapes.g_params), random_params(shapes.d_params)
-  return train_state.TrainState(np.int32(0), jax.random.key(0), g_params, d_params, g_params, *zeros)
+  state = train_state.TrainState(np.int32(0), jax.random.key(0), g_params, d_params, g_params, *zeros)
+  if config.optim.ema_profiles:
+    return train_state.ProfiledState(**vars(state), ema_profiles=(g_params, g_params))
+  return state
 
 
 @functools.cache

@@ -101,6 +101,17 @@ def test_both_images_of_a_pair_are_transformed_alike(monkeypatch):
   assert 0 < float(seen['x_t'].mean()) < 1
 
 
+def test_a_d_without_x_tp1_gets_zeros(monkeypatch):
+  """Colour does not reach the place of x_{t+1}."""
+  setup = train_step.make_setup(run_config(augment=('color', 'cutout')))
+  draws = setup.draws(jax.random.key(0), (8, 8, 8, 1)).d
+  rows = objectives.Rows(jnp.zeros((8, 8, 8, 1)), draws, jnp.arange(8), None, jnp.int32(0))
+  seen = []
+  monkeypatch.setattr('ddgan_jax.models.apply', lambda module, params, *inputs: seen.extend(inputs))
+  setup.model.discriminator_fn({}, rows)(jnp.ones((8, 8, 8, 1)), draws.t, None)
+  np.testing.assert_array_equal(seen[2], np.zeros((8, 8, 8, 1)))
+
+
 def test_settings_are_checked():
   with pytest.raises(ConfigError, match="^discriminator.augment is 'colour'; use one of 'color', 'translation', 'cut"):
     run_config(augment=('translation', 'colour'))
@@ -108,5 +119,6 @@ def test_settings_are_checked():
     config_lib.from_config_dict({
         'data': {'name': checks.POINTS, 'image_size': 1, 'num_channels': 2, 'batch_size': 8},
         'generator': {'kind': 'mlp'}, 'discriminator': {'kind': 'mlp', 'augment': ('cutout',)}})
+  assert run_config(augment=('color,cutout',)).discriminator.augment == ('color', 'cutout')
   gaussian = dataclasses.replace(run_config(augment=('cutout',)), method='gaussian')
   assert train_step.make_setup(gaussian).draws(jax.random.key(0), (8, 8, 8, 1)).d.augmentation is None

@@ -235,9 +235,15 @@ def run_config(method, **generator):
   return dataclasses.replace(config, discriminator=dataclasses.replace(config.discriminator, stddev_group=1))
 
 
+def with_schedules(config):
+  """The config with every option that changes the state or the weights during training."""
+  return dataclasses.replace(config, optim=dataclasses.replace(
+      config.optim, beta2_final=0.99, r1_gamma_final=0.01, schedule_images=64, ema_profiles=True))
+
+
 @pytest.mark.parametrize('method', METHODS)
 def test_eight_devices_with_two_microbatches_match_one(method):
-  config = run_config(method)
+  config = with_schedules(run_config(method))
   expected, state = trained(config, num_devices=1)
   split = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, accumulation=2))
   history, other = trained(split, num_devices=8)
@@ -245,13 +251,14 @@ def test_eight_devices_with_two_microbatches_match_one(method):
     assert set(actual) == set(reference)
     for name, value in reference.items():
       np.testing.assert_allclose(actual[name], value, rtol=1e-3, atol=1e-6, err_msg=name)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other.g_params, state.g_params)
+  for name in ('g_params', 'ema_profiles'):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), getattr(other, name), getattr(state, name))
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_a_run_resumes_with_the_same_bits_and_samples(method, tmp_path, monkeypatch):
   monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
-  config = run_config(method, num_classes=25)
+  config = with_schedules(run_config(method, num_classes=25))
   config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4, checkpoint_every=2))
   assert loop.train_and_evaluate(config, str(tmp_path / 'whole'))
   shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
@@ -305,6 +312,10 @@ def test_networks_in_haar_space():
 
 @pytest.mark.parametrize('fields, message', [
     ({'method': 'ufogen', 'objective': {'psi': 'kl'}}, "^objective.psi is 'kl'; use it with method='rduot', or leave"),
+    ({'objective': {'reconstruction_schedule': 'sigmoid'}}, "^objective.reconstruction_schedule is 'sigmoid'; set"),
+    ({'method': 'relativistic'}, "^optim.lazy_reg is 15; use 1 with method='relativistic'"),
+    ({'optim': {'r1_gamma': 0, 'r1_gamma_final': 0.1}}, '^optim.r1_gamma is 0 and r1_gamma_final is 0.1; set'),
+    ({'method': 'augmented_gan', 'objective': {'reconstruction_weight': 1.0}}, '^objective.reconstruction_weight is'),
     ({'method': 'gaussian', 'objective': {'reconstruction_weight': 1.0}}, '^objective.reconstruction_weight is 1.0;'),
     ({'method': 'rduot', 'generator': {'kind': 'mlp', 'prediction': 'x_t'}}, "^generator.prediction is 'x_t'; use 'x"),
     ({'generator': {'kind': 'mlp', 'prediction': 'x_t'}, 'objective': {'reconstruction_weight': 1.0}},

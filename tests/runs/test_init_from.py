@@ -36,23 +36,25 @@ def runs(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize('source, taken', [('ddgan', 'G and D'), ('gaussian', 'G')])
-def test_networks_are_those_of_the_other_run(runs, source, taken):
+@pytest.mark.parametrize('source, method, taken', [
+    ('ddgan', 'rduot', 'G and D'), ('ddgan', 'siddm', 'G'), ('gaussian', 'siddm', 'G')])
+def test_networks_are_those_of_the_other_run(runs, source, method, taken):
   """G and the EMA are its EMA, D its D; the optimizers, the step and the key are new."""
-  config = from_run(run_config('siddm'), runs / source)
+  config = from_run(run_config(method), runs / source)
   init_from.check(config)
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = train_state.abstract_state(config, device)
   created = jax.jit(lambda: train_state.create(config))()
-  state, sentence = init_from.initialize(created, config, abstract)
+  state, sentence = init_from.initialize(created, config, abstract, log=pytest.fail)
   assert sentence == f'Starts with {taken} of {runs / source} at step 3 (train.init_from).'
   other = Checkpoints(str(runs / source)).restore(train_state.abstract_state(run_config(source), device), 3)
   expected = created.replace(
       g_params=other.ema_params, ema_params=other.ema_params,
-      d_params=other.d_params if source == 'ddgan' else created.d_params)
+      d_params=other.d_params if taken == 'G and D' else created.d_params)
   for name in ('step', 'g_params', 'd_params', 'ema_params', 'g_opt_state', 'd_opt_state'):
     jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(expected, name))
-  jax.tree.map(lambda a, b: a is not b or pytest.fail('shared buffers'), state.g_params, state.ema_params)
+  for a, b in zip(jax.tree.leaves(state.g_params), jax.tree.leaves(state.ema_params), strict=True):
+    assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()  # the state is donated to the step
 
 
 def test_a_run_starts_from_another_and_resumes_without_it(tmp_path):
@@ -64,14 +66,16 @@ def test_a_run_starts_from_another_and_resumes_without_it(tmp_path):
   first.rename(tmp_path / 'moved')
   output = succeed(train.main, *arguments, '--config.train.num_steps=30')
   assert 'Resumed at step 20' in output and 'Starts with' not in output
+  result = run_command(train.main, *arguments[:-1], f'--config.train.init_from={tmp_path}')
+  assert result.status == 2 and 'but' in result.err and 'has trained already; use another --workdir' in result.err
   result = run_command(train.main, *arguments[:3], tmp_path / 'third', *arguments[4:])
   assert result.status == 2 and result.err.startswith(f"Error: train.init_from is '{first}'; use the workdir of a run")
 
 
 @pytest.mark.parametrize('fields, message', [
     ({'generator': {'num_channels_dae': 16}},
-     'whose generator.num_channels_dae is 8; set it to the same, instead of 16, or use another run'),
-    ({'diffusion': {'num_timesteps': 2}}, 'whose diffusion.num_timesteps is 4; set it to the same, instead of 2'),
+     'but generator.num_channels_dae is 16; use 8, as in that run, or use another run'),
+    ({'diffusion': {'num_timesteps': 2}}, 'but diffusion.num_timesteps is 2; use 4, as in that run'),
 ])
 def test_other_networks_are_refused(runs, fields, message):
   nested = config_lib.to_dict(run_config('ddgan'))
