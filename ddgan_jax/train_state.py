@@ -15,7 +15,6 @@ import optax
 from ddgan_jax import diffusion, models, objectives, posthoc_ema
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import initializers, labels
-from ddgan_jax.objectives import penalties
 from ddgan_jax.objectives.base import Params
 from ddgan_jax.parallel import sharding as sharding_lib
 from ddgan_jax.sampling import GeneratorFn
@@ -118,19 +117,19 @@ def make_optimizers(
     optim: the settings.
     num_steps: length of the cosines, `Config.schedule_steps`.
   """
-  return tuple(_adam(optim, learning_rate(rate, optim.lr_min, num_steps), num_steps) for rate in (
+  return tuple(_adam(optim, cosine(rate, optim.lr_min, num_steps), num_steps) for rate in (
       optim.lr_g, optim.lr_d))
 
 
 def _adam(optim: OptimConfig, rate: optax.Schedule, num_steps: int) -> optax.GradientTransformation:
   if optim.beta2_final < 0:
     return optax.adam(rate, b1=optim.beta1, b2=optim.beta2, eps=1e-8)
-  beta2 = penalties.cosine(optim.beta2, optim.beta2_final, num_steps)
+  beta2 = cosine(optim.beta2, optim.beta2_final, num_steps)
   return optax.inject_hyperparams(optax.adam, static_args=('b1', 'eps', 'eps_root'))(
       rate, b1=optim.beta1, b2=beta2, eps=1e-8)
 
 
-def learning_rate(initial: float, final: float, num_steps: int) -> optax.Schedule:
+def cosine(initial: float, final: float, num_steps: int) -> optax.Schedule:
   """Cosine decay from `initial` at step 0 to `final` at `num_steps`, then constant."""
   return optax.cosine_decay_schedule(initial, num_steps, alpha=final / initial)
 

@@ -161,7 +161,7 @@ def train_step(
       d_metrics['beta2'] = d_opt_state.hyperparams['b2']
     if setup.objective.penalty.gamma_final is not None:
       d_metrics['r1_gamma'] = setup.objective.penalty.weight(state.step)
-    d_metrics['lr_d'] = train_state.learning_rate(optim.lr_d, optim.lr_min, setup.num_steps)(state.step)
+    d_metrics['lr_d'] = train_state.cosine(optim.lr_d, optim.lr_min, setup.num_steps)(state.step)
 
   # Fresh draws for the same images, against the updated D.
   g_grads, g_metrics = _mean_gradient(
@@ -176,7 +176,7 @@ def train_step(
       **d_metrics,
       **g_metrics,
       'grad_norm_g': optax.tree.norm(g_grads),
-      'lr_g': train_state.learning_rate(optim.lr_g, optim.lr_min, setup.num_steps)(state.step),
+      'lr_g': train_state.cosine(optim.lr_g, optim.lr_min, setup.num_steps)(state.step),
   }
   state = state.replace(
       step=state.step + 1,

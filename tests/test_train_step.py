@@ -105,7 +105,7 @@ def test_r1_is_lazy():
 
 
 def test_cosine_learning_rate():
-  schedule = train_state.learning_rate(2e-4, 1e-5, 100)
+  schedule = train_state.cosine(2e-4, 1e-5, 100)
   assert float(schedule(0)) == pytest.approx(2e-4)
   assert float(schedule(50)) == pytest.approx((2e-4 + 1e-5) / 2, rel=1e-5)
   assert float(schedule(100)) == float(schedule(1000)) == pytest.approx(1e-5, rel=1e-4)

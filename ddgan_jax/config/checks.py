@@ -266,8 +266,9 @@ def check_run(c: Config) -> None:
   for field in ('beta2_final', 'r1_gamma_final'):
     if -1 < getattr(c.optim, field) < 0:
       raise ConfigError(f'optim.{field} is {getattr(c.optim, field)}; use at least 0, or -1 for a constant value')
-  if c.optim.r1_gamma_final >= 0 and not c.optim.r1_gamma:
-    raise ConfigError(f'optim.r1_gamma is 0 and r1_gamma_final is {c.optim.r1_gamma_final}; set r1_gamma above 0')
+    first = field.removesuffix('_final')
+    if getattr(c.optim, field) >= 0 and not getattr(c.optim, first):
+      raise ConfigError(f'optim.{first} is 0 and {field} is {getattr(c.optim, field)}; set {first} above 0')
   check_metrics('eval.metrics', c.eval.metrics)
   if 'label_accuracy' in c.eval.metrics and not c.generator.num_classes:
     raise ConfigError("eval.metrics contains 'label_accuracy'; use it with a generator.num_classes above 0")

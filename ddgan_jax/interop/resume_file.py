@@ -114,7 +114,7 @@ def content_from_state(state: TrainState, config: Config, epoch: int, num_epochs
     tensors = convert(params)
     moments = {key: [*convert(tree).values()] for key, tree in
                {'exp_avg': adam.mu, 'exp_avg_sq': adam.nu, **extra}.items()}
-    now = float(train_state.learning_rate(rate, optim.lr_min, config.schedule_steps)(step))
+    now = float(train_state.cosine(rate, optim.lr_min, config.schedule_steps)(step))
     content[f'net{network}_dict'] = {f'module.{name}': tensor for name, tensor in tensors.items()}
     content[f'optimizer{network}'] = {
         # The step is a tensor: new versions of PyTorch require it, old ones accept it.

@@ -38,7 +38,7 @@ class Ddgan(Objective):
     x_t, x_tp1 = diffusion.q_sample_pair(model.schedule, rows.x_0, draws.t, draws.noise_t, draws.noise_tp1)
     x_0_pred = model.predict(g_params, rows)(x_tp1, draws.t, draws.z)
     x_t_fake = diffusion.sample_posterior(model.schedule, x_0_pred, x_tp1, draws.t, draws.posterior_noise)
-    return Pairs(x_t, x_t_fake, draws.t, x_tp1, x_0_pred)
+    return Pairs(x_t, x_t_fake, draws.t, x_tp1 if self.conditions_on_x_tp1 else None, x_0_pred)
 
   def discriminator_loss(
       self, model: Model, d_params: Params, pairs: Pairs, rows: Rows, penalized: bool) -> tuple[jax.Array, Metrics]:

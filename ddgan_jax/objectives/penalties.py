@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ddgan_jax.config import OptimConfig
 
@@ -40,7 +41,9 @@ class GradientPenalty:
 
   def weight(self, step: int | jax.Array) -> float | jax.Array:
     """gamma at state.step == `step`."""
-    return self.gamma if self.gamma_final is None else cosine(self.gamma, self.gamma_final, self.num_steps)(step)
+    if self.gamma_final is None:
+      return self.gamma
+    return optax.cosine_decay_schedule(self.gamma, self.num_steps, alpha=self.gamma_final / self.gamma)(step)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -60,14 +63,6 @@ class GradientPenalty:
 
 
 NONE = GradientPenalty(gamma=0.0, real=False)
-
-
-def cosine(first: float, last: float, num_steps: int) -> Callable[[int | jax.Array], jax.Array]:
-  """The schedule from `first` at step 0 to `last` at `num_steps` by a cosine, then constant."""
-  def value(step):
-    return last + (first - last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step / num_steps, 1)))
-
-  return value
 
 
 def r1(optim: OptimConfig, num_steps: int = 1) -> GradientPenalty:

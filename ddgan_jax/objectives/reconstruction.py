@@ -1,4 +1,4 @@
-"""A reconstruction term for G, which any adversarial objective can add (WaveDiff; Phung, Dao and Tran, 2023).
+"""A reconstruction term for G, which `ddgan` and its successors can add (WaveDiff; Phung, Dao and Tran, 2023).
 
     L_G += weight · mean |x_0_pred - x_0|
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ddgan_jax import diffusion
-from ddgan_jax.objectives.base import DiscriminatorFn, Metrics, Model, Pairs, Params, Rows
+from ddgan_jax.objectives.base import DiscriminatorFn, Metrics, Model, Pairs, Rows
 from ddgan_jax.objectives.ddgan import Ddgan
 
 
@@ -36,10 +36,6 @@ class Siddm(Ddgan):
   can_respace = True
   conditions_on_x_tp1 = False
   extra_noise = 1
-
-  def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
-    pairs = super().pairs(model, g_params, rows)
-    return pairs._replace(x_tp1=None)
 
   def generator_loss_of_logits(
       self, fake_logits: jax.Array, discriminator_fn: DiscriminatorFn, model: Model, pairs: Pairs, rows: Rows

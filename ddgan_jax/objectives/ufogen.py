@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ddgan_jax import diffusion
 from ddgan_jax.config import Config
-from ddgan_jax.objectives.base import DiscriminatorFn, Metrics, Model, Pairs, Params, Rows
+from ddgan_jax.objectives.base import DiscriminatorFn, Metrics, Model, Pairs, Rows
 from ddgan_jax.objectives.ddgan import Ddgan
 from ddgan_jax.sampling import GeneratorFn
 
@@ -37,11 +37,8 @@ class Ufogen(Ddgan):
   samples_like_original = False
 
   def make_schedule(self, config: Config) -> diffusion.Schedule:
+    # With these tables the posterior of `Ddgan.pairs` is q(x_t | x_0_pred).
     return diffusion.marginal_posterior(super().make_schedule(config))
-
-  def pairs(self, model: Model, g_params: Params, rows: Rows) -> Pairs:
-    pairs = super().pairs(model, g_params, rows)  # with the marginal posterior of `make_schedule`
-    return pairs._replace(x_tp1=None)
 
   def generator_loss_of_logits(
       self, fake_logits: jax.Array, discriminator_fn: DiscriminatorFn, model: Model, pairs: Pairs, rows: Rows
