@@ -143,7 +143,7 @@ def run(measurement: Measurement, out: pathlib.Path, seconds: float) -> bool:
   name = str(out / measurement.name)
   started = time.time()
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(out / 'cache'), 'PYTHONUNBUFFERED': '1'}
-  with open(f'{name}.partial', 'w') as output, open(f'{name}.log', 'w') as errors:
+  with open(f'{name}.log', 'w') as errors, open(f'{name}.partial', 'w') as output:
     process = subprocess.Popen([sys.executable, *measurement.command], cwd=ROOT, env=environment, stdout=output,
                                stderr=errors, start_new_session=True)
     try:

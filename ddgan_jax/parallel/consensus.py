@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from ddgan_jax.config import UserError
 _BYTES = 2048  # maximum length of a shared text
 _BARRIER_TIMEOUT = 3600  # seconds; compilation may take long
 _sync_ids = itertools.count(1)  # JAX's preemption service needs consecutive ids
+
+T = TypeVar('T')
 
 
 def shared_text(text: str) -> str:
@@ -73,6 +76,30 @@ def run_on_main(function: Callable[[], None]) -> None:
   message = shared_text(message)
   if message:
     raise UserError(message)
+
+
+def run_on_all(function: Callable[[], T], name: str) -> T:
+  """Calls `function` on every process, waits until it has returned on all, and returns its result.
+
+  Args:
+    function: may take much longer on some processes.
+    name: of the barrier; use each once.
+
+  Raises:
+    UserError: on every process, if `function` raised it on one.
+  """
+  result, message = None, ''
+  try:
+    result = function()
+  except UserError as error:
+    if jax.process_count() == 1:
+      raise
+    message = str(error)
+  barrier(name)
+  message = shared_text(message)
+  if message:
+    raise UserError(message)
+  return result
 
 
 def barrier(name: str) -> None:

@@ -24,7 +24,7 @@ from ddgan_jax.data.sources import Source
 from ddgan_jax.parallel import consensus
 from ddgan_jax.reporting import grids
 from ddgan_jax.runs.checkpoints import Checkpoints, is_disk_full
-from ddgan_jax.train_state import TrainState
+from ddgan_jax.train_state import ProfiledState, TrainState
 from ddgan_jax.utils import files
 
 
@@ -115,10 +115,15 @@ def check_space(workdir: str, config: Config, checkpoints: Checkpoints, abstract
   free = shutil.disk_usage(workdir).free
   size = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state))
   wanted = size * max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps()))
+  needs = f'checkpoints of {size / 2**20:,.1f} MiB each'
+  if isinstance(abstract_state, ProfiledState):
+    saves = -(-(config.train.num_steps - (checkpoints.latest_step() or 0)) // config.train.checkpoint_every)
+    wanted += max(0, saves) * sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(abstract_state.ema_profiles))
+    needs += f' and the averages of optim.ema_profiles at {saves:,} steps'
   if free < wanted:
     raise WorkdirError(
-        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but checkpoints of {size / 2**20:,.1f} MiB each need '
-        f'{wanted / 2**20:,.0f} MiB; free some space, or use another --workdir')
+        f'{workdir}: has {free / 2**20:,.0f} MiB of free space, but {needs} need {wanted / 2**20:,.0f} MiB; free some '
+        'space, or use another --workdir')
 
 
 def check_shared(workdir: str) -> None:

@@ -68,7 +68,7 @@ class Session:
     self.abstract_state = train_state.abstract_state(config, sharding.state_sharding(self.mesh))
     workdir_lib.check_workdir(workdir, config, self.checkpoints)
     if consensus.broadcast_from_main(self.checkpoints.latest_step() is None):
-      self._check_init_from()
+      consensus.run_on_all(lambda: init_from.check(self.config), 'init_from')
     self.progress = Progress(config.train.num_steps, config.data.batch_size, quiet=not self.is_main)
     self.last_step = workdir_lib.LastStep(workdir, config, self.checkpoints)
     self.source: sources.Source | None = None
@@ -168,33 +168,18 @@ class Session:
     self.note(f'Finished {step:,} steps in {self.workdir}{self._last_grid(step)}.')
     return True
 
-  def _check_init_from(self) -> None:
-    """Checks `train.init_from`; an error on one process is raised on all."""
-    error = ''
-    try:
-      init_from.check(self.config)
-    except UserError as mistake:
-      error = str(mistake)
-    error = consensus.shared_text(error)
-    if error:
-      raise UserError(error)
-
   def _lock_workdir(self, exits: contextlib.ExitStack) -> None:
     workdir_lib.check_space(self.workdir, self.config, self.checkpoints, self.abstract_state)
     exits.enter_context(workdir_lib.locked(self.workdir))
 
   def _load_data(self) -> None:
     """Loads and compares the data; an error on one process is raised on all."""
-    source, error = None, ''
-    try:
+    def load() -> sources.Source:
       source = sources.load_source(self.config.data, self.note)
       labels.check_data(self.config, source)
-    except UserError as mistake:
-      error = str(mistake)
-    consensus.barrier('data')
-    error = consensus.shared_text(error)
-    if error:
-      raise UserError(error)
+      return source
+
+    source = consensus.run_on_all(load, 'data')
     consensus.check_same('the data', f'{len(source):,} {_noun(self.config)} with checksum {source.checksum}')
     if self._must_check_data:
       consensus.run_on_main(lambda: workdir_lib.check_data(self.workdir, self.config, source))

@@ -1,5 +1,7 @@
 """The commands as a user types them: train, stop, kill, resume, sample; and every mistake gets one sentence."""
 
+import dataclasses
+import math
 import pathlib
 import re
 import signal
@@ -379,12 +381,21 @@ def test_too_little_disk_space_is_reported(tiny_config, tmp_path, monkeypatch):
   from ddgan_jax.runs import workdir
   from ddgan_jax.runs.checkpoints import Checkpoints
 
-  usage = collections.namedtuple('usage', 'total used free')(10**9, 10**9, 10_000)
-  monkeypatch.setattr(workdir.shutil, 'disk_usage', lambda path: usage)
+  here, checkpoints = sharding.replicated(sharding.make_mesh()), Checkpoints(tmp_path)
+  usage = collections.namedtuple('usage', 'total used free')
+  monkeypatch.setattr(workdir.shutil, 'disk_usage', lambda path: usage(10**9, 10**9, 10_000))
+  state = train_state.abstract_state(tiny_config, here)
   with pytest.raises(workdir.WorkdirError, match='has 0 MiB of free space, but checkpoints of .* MiB each need'):
-    workdir.check_space(
-        str(tmp_path), tiny_config, Checkpoints(tmp_path),
-        train_state.abstract_state(tiny_config, sharding.replicated(sharding.make_mesh())))
+    workdir.check_space(str(tmp_path), tiny_config, checkpoints, state)
+  # Enough for the checkpoints of a short run, but not for the averages of a thousand steps.
+  config = dataclasses.replace(
+      tiny_config, optim=dataclasses.replace(tiny_config.optim, ema_profiles=True),
+      train=dataclasses.replace(tiny_config.train, num_steps=1000, checkpoint_every=1, keep_checkpoints=1))
+  state = train_state.abstract_state(config, here)
+  size = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+  monkeypatch.setattr(workdir.shutil, 'disk_usage', lambda path: usage(10**9, 10**9, 3 * size))
+  with pytest.raises(workdir.WorkdirError, match='and the averages of optim.ema_profiles at 1,000 steps need'):
+    workdir.check_space(str(tmp_path), config, checkpoints, state)
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
+from ddgan_jax.runs import ema_snapshots
 from ddgan_jax.runs import workdir as workdir_lib
 from ddgan_jax.runs.checkpoints import Checkpoints
 from tests import support
@@ -175,6 +176,23 @@ def test_a_run_moves_to_other_devices_and_is_stopped_and_killed_on_the_way(never
   assert len(steps) > 10
   np.testing.assert_allclose(losses(workdir, steps), losses(never_moved, steps), rtol=1e-4)
   np.testing.assert_allclose(parameters(workdir), parameters(never_moved), atol=1e-3)
+
+
+def test_two_processes_start_from_another_run_and_save_averages(never_moved, command, start, tmp_path):
+  """`train.init_from` and `optim.ema_profiles`: the same averages as on one device."""
+  flags = ('train.num_steps=4', 'train.checkpoint_every=2', f'train.init_from={never_moved}', 'optim.ema_profiles=True')
+  averages = []
+  for processes in (2, 1):
+    workdir = tmp_path / f'on_{processes}'
+    group = start(command(workdir, *(f'--config.{flag}' for flag in flags)), processes, 1)
+    statuses, outputs = finish(group)
+    assert statuses == processes * [0], outputs
+    assert f'Starts with G and D of {never_moved} at step 40' in outputs[0]
+    with np.load(workdir / 'ema_profiles' / '4.npz') as file:
+      averages.append({name: file[name] for name in file})
+  assert ema_snapshots.saved_steps(tmp_path / 'on_2') == [2, 4] and averages[0].keys() == averages[1].keys()
+  for name, array in averages[0].items():
+    np.testing.assert_allclose(array, averages[1][name], atol=1e-3)
 
 
 # Each process tries three runs, and would end with status 2 at each.
