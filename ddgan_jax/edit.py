@@ -71,13 +71,16 @@ def _edit(args: types.SimpleNamespace) -> None:
   # Slow to import, so only after the flags are checked.
   import ddgan_jax
   from ddgan_jax.cli import image_output
-  from ddgan_jax.models import labels
+  from ddgan_jax.models import conditions, labels
 
   image_output.check_out(args.out)
   config = ddgan_jax.load_config(args.workdir)
   if config.data.is_points:
     raise ConfigError(f'{args.workdir} is a run on points; use a run on images')
   labels.check_label(args.label, config.generator, '--label')
+  if conditions.is_required(config):
+    raise ConfigError(f'{args.workdir} is a run with data.condition={config.data.condition!r}; use ddgan sample '
+                      '--condition')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, label=args.label)
   results, inputs = _results(run, args)

@@ -100,13 +100,15 @@ def _evaluate(args: types.SimpleNamespace) -> None:
 
 def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
   """The run and the images to evaluate, or None."""
+  from ddgan_jax.data import sources
   from ddgan_jax.metrics import image_sets
   from ddgan_jax.parallel import sharding
 
   if args.workdir:
     run = ddgan_jax.load(
         args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
-    sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps)
+    source = sources.load_source(run.config.data) if run.config.data.condition_shape else None
+    sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, source)
     length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
     name = f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'
     return run, sampled(run.params, name)

@@ -8,6 +8,11 @@ For a conditional run (generator.num_classes > 0), `--label 3` samples that clas
 samples several in turn (one column each in a grid). Without the flag, or with `--label none`, images are from all
 classes; a run trained with generator.label_dropout=0 requires a label.
 
+For a run with data.condition, `--condition` names the conditions themselves, an image, a folder or an npz with
+`conditions` (for `mask`, images whose hole is transparent), and `--condition_from` images from which they are computed.
+Each gets `--num` samples (default 6), in one row of a grid: the condition, the samples, their mean and standard
+deviation and, with `--condition_from`, the true image.
+
 `--trajectory` shows the denoising steps: a strip from noise x_T to the sample x_0, one row per image, with G's
 prediction at each step (`--out strip.png`), or an animation with one frame per x_t (`--out strip.gif`). At most 16
 images, by default 4. Points are shown as one cloud, by default of 2,000.
@@ -44,20 +49,24 @@ def _define_flags(define: options.Definer) -> None:
   define.boolean('trajectory', False, 'Show every denoising step: a strip (.png) or an animation (.gif).')
   define.string(
       'label', 'none', "Class labels of a conditional run: one (3), several in turn (3,1,4), 'all', or 'none'.")
+  define.string('condition', None, 'Conditions of a run with data.condition: an image, a folder or an npz.')
+  define.string('condition_from', None, 'Images from which to compute the conditions: an image, a folder, zip or npz.')
 
 
 _MAX_ROWS = 16  # of a strip
+_SAMPLES_PER_CONDITION = 6
 
 
 def _sample(args: types.SimpleNamespace) -> None:
   # Slow to import, so only after the flags are parsed.
   import ddgan_jax
-  from ddgan_jax.cli import image_output
+  from ddgan_jax.cli import condition_input, image_output
   from ddgan_jax.models import labels
 
   image_output.check_out(args.out, args.trajectory)
   config = ddgan_jax.load_config(args.workdir)
   label = labels.parse(args.label, config.generator)
+  given = condition_input.read(config, args.condition, args.condition_from)
   noun = 'points' if config.data.is_points else 'images'
   if args.trajectory and 'num' not in args.given:
     args.num = 2000 if noun == 'points' else min(max(4, np.size(label)), _MAX_ROWS)
@@ -65,9 +74,17 @@ def _sample(args: types.SimpleNamespace) -> None:
     raise ConfigError(f'--num is {args.num}; use at most {_MAX_ROWS} images with --trajectory')
   if noun == 'points' and not os.path.splitext(args.out)[1]:
     raise ConfigError(f'--out is {args.out!r}; use a .png (a scatter plot) or an .npz (an array) for points')
+  if given and args.trajectory:
+    raise ConfigError('--trajectory does not show conditions; omit it or the condition')
   app.configure()
   run = ddgan_jax.load(args.workdir, args.step, args.num_timesteps, sigma_rel=args.sigma_rel)
-  if args.trajectory:
+  if given:
+    count = args.num if 'num' in args.given else _SAMPLES_PER_CONDITION
+    args.num = count * len(given.condition)
+    images = image_output.generate(
+        run, args.num, args.seed, args.batch_size, label, given.condition.repeat(count, axis=0))
+    image_output.save_conditional(args.out, images, given.condition, given.truth)
+  elif args.trajectory:
     image_output.save_steps(args.out, image_output.denoise(run, args.num, args.seed, label))
   else:
     images = image_output.generate(run, args.num, args.seed, args.batch_size, label)

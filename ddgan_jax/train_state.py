@@ -14,7 +14,7 @@ import optax
 
 from ddgan_jax import diffusion, models, objectives, posthoc_ema
 from ddgan_jax.config import Config, OptimConfig
-from ddgan_jax.models import initializers, labels
+from ddgan_jax.models import conditions, initializers, labels
 from ddgan_jax.objectives.base import Params
 from ddgan_jax.parallel import sharding as sharding_lib
 from ddgan_jax.sampling import GeneratorFn
@@ -76,7 +76,8 @@ def make_schedule(config: Config) -> diffusion.Schedule:
 
 
 def make_sampler(
-    config: Config, params: Params, num_timesteps: int | None = None, label: int | np.ndarray | jax.Array | None = None
+    config: Config, params: Params, num_timesteps: int | None = None, label: int | np.ndarray | jax.Array | None = None,
+    condition: np.ndarray | jax.Array | None = None
 ) -> tuple[GeneratorFn, diffusion.Schedule]:
   """Makes the generator function and schedule for `sampling.sample`, by `Objective.make_sampler`.
 
@@ -86,25 +87,34 @@ def make_sampler(
     num_timesteps: sampling steps; by default the objective's.
     label: class label of a conditional run, one for all images or [B] int32. By default no label, which samples from
       all classes; in a run with `generator.label_dropout=0`, `generator_fn` then raises ConfigError.
+    condition: condition of a run with `data.condition`, one for all images, [h, w, c] float32, or [B, h, w, c]. By
+      default none; in a run with `generator.condition_dropout=0`, `generator_fn` then raises ConfigError.
 
   Returns:
     (generator_fn, schedule) for `sampling.sample`.
 
   Raises:
-    ConfigError: the run does not support this number of steps, or has no such label.
+    ConfigError: the run does not support this number of steps, or has no such label or condition.
   """
   generator, _ = make_networks(config)
   schedule = make_schedule(config)
-  if label is None and labels.is_required(config.generator):
-    # Raises when called, not here: a run may be loaded before its label is chosen.
-    predict = lambda x_tp1, t, z: labels.check_label(None, config.generator)
-  elif label is None:
-    predict = models.generator_fn(generator, params, schedule)
-  else:
+  # A run may be loaded before its label and condition are chosen, so a missing one is an error only when G is called.
+  if label is not None:
     labels.check_label(label, config.generator)
-    label = jnp.asarray(label, jnp.int32)
-    predict = lambda x_tp1, t, z: models.generator_fn(
-        generator, params, schedule, label=jnp.broadcast_to(label, t.shape))(x_tp1, t, z)
+  if condition is not None:
+    conditions.check_condition(condition, config)
+
+  def predict(x_tp1, t, z):
+    labels.check_label(label, config.generator)
+    conditions.check_condition(condition, config)
+    given = {}
+    if label is not None:
+      given['label'] = jnp.broadcast_to(jnp.asarray(label, jnp.int32), t.shape)
+    if condition is not None:
+      given['condition'] = jnp.broadcast_to(
+          jnp.asarray(condition, jnp.float32), (*t.shape, *config.data.condition_shape))
+    return models.generator_fn(generator, params, schedule, **given)(x_tp1, t, z)
+
   return objectives.make(config).make_sampler(predict, schedule, num_timesteps)
 
 

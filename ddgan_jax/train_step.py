@@ -40,6 +40,7 @@ def make_draws(
     label_dropout: float = 0.0,
     extra_noise: int = 0,
     augment: bool = False,
+    condition_dropout: float = 0.0,
 ) -> Draws:
   """Draws all random numbers of a training step.
 
@@ -51,11 +52,12 @@ def make_draws(
     label_dropout: probability that a row's label is dropped, independent in the two updates.
     extra_noise: n of `UpdateDraws.extra_noise`.
     augment: whether to draw `UpdateDraws.augmentation`.
+    condition_dropout: probability that a row's condition is dropped, independent in the two updates.
   """
 
   def update_draws(key):
     # One key per field; optional fields come last, so that they do not change the others.
-    count = 6 + bool(label_dropout) + bool(extra_noise) + augment
+    count = 6 + bool(label_dropout) + bool(extra_noise) + augment + bool(condition_dropout)
     t_key, noise_t_key, noise_tp1_key, z_key, posterior_key, dropout_key, *others = jax.random.split(key, count)
     others = iter(others)
     return UpdateDraws(
@@ -68,6 +70,8 @@ def make_draws(
         keep_label=jax.random.bernoulli(next(others), 1 - label_dropout, shape[:1]) if label_dropout else None,
         extra_noise=jax.random.normal(next(others), (shape[0], extra_noise, *shape[1:])) if extra_noise else None,
         augmentation=jax.random.uniform(next(others), (shape[0], augmentation.NUM_UNIFORMS)) if augment else None,
+        keep_condition=(
+            jax.random.bernoulli(next(others), 1 - condition_dropout, shape[:1]) if condition_dropout else None),
     )
 
   d_key, g_key = jax.random.split(key)
@@ -100,7 +104,8 @@ class Setup:
     return make_draws(
         key, shape, self.model.schedule.num_timesteps, generator.nz,
         generator.label_dropout if generator.num_classes else 0.0, self.objective.extra_noise,
-        bool(self.objective.has_discriminator and self.model.discriminator.config.augment))
+        bool(self.objective.has_discriminator and self.model.discriminator.config.augment),
+        generator.condition_dropout if generator.condition_channels else 0.0)
 
 
 def make_setup(config: Config, mesh: Mesh | None = None) -> Setup:
@@ -115,6 +120,7 @@ def train_step(
     x_0: jax.Array,
     draws: Draws,
     label: jax.Array | None = None,
+    condition: jax.Array | None = None,
     *,
     setup: Setup,
     with_r1: bool | jax.Array,
@@ -132,6 +138,7 @@ def train_step(
     x_0: [B, H, W, C] float32 in [-1, 1], the global batch.
     draws: all random numbers of the step.
     label: [B] int32 class labels of a conditional run, otherwise None.
+    condition: [B, h, w, c] float32 of a run with `data.condition`, otherwise None.
     setup: the static settings.
     with_r1: whether to add the objective's penalty on D. A bool compiles one program per value; a bool scalar array
       compiles one program for both, and the penalty's metrics are 0 without it.
@@ -147,7 +154,10 @@ def train_step(
   def make_rows(draws: UpdateDraws) -> Rows:
     dropped = label is not None and draws.keep_label is not None
     kept = jnp.where(draws.keep_label, label, labels.NONE) if dropped else label
-    return Rows(x_0, draws, row_indices, kept, state.step)
+    seen = condition
+    if condition is not None and draws.keep_condition is not None:
+      seen = jnp.where(draws.keep_condition[:, None, None, None], condition, 0)
+    return Rows(x_0, draws, row_indices, kept, state.step, seen)
 
   d_params, d_opt_state, d_metrics = state.d_params, state.d_opt_state, {}
   if setup.objective.has_discriminator:
@@ -232,14 +242,16 @@ def _mean_gradient(name: str, function: Callable, setup: Setup, params, others, 
 
 
 def abstract_batch(config: Config, mesh: Mesh, stacked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes, dtypes and shardings of the batch of `make_step_fn`, by name and in order: `image`, and `label` of a
-  conditional run. With `stacked`, `train.steps_per_call` batches, for `make_steps_fn`.
+  """Shapes, dtypes and shardings of the batch of `make_step_fn`, by name and in order: `image`, and `label` and
+  `condition` of a run that has them. With `stacked`, `train.steps_per_call` batches, for `make_steps_fn`.
   """
   rows = sharding.batch_sharding(mesh, stacked)
   batch = (*((config.train.steps_per_call,) if stacked else ()), config.data.batch_size)
   arrays = {'image': jax.ShapeDtypeStruct((*batch, *config.image_shape), jnp.float32, sharding=rows)}
   if config.generator.num_classes:
     arrays['label'] = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=rows)
+  if config.data.condition_shape:
+    arrays['condition'] = jax.ShapeDtypeStruct((*batch, *config.data.condition_shape), jnp.float32, sharding=rows)
   return arrays
 
 
@@ -250,8 +262,12 @@ def make_step_fn(config: Config, mesh: Mesh, with_r1: bool) -> Callable[..., tup
   is drawn for the global batch, so a run does not depend on the number of devices. Inside another jit it becomes part
   of that program (`compilation.jit`).
   """
-  setup = make_setup(config, mesh)
-  return _jit(lambda state, *batch: _step_of_run(setup, state, with_r1, *batch), config, mesh, stacked=False)
+  setup, names = make_setup(config, mesh), [*abstract_batch(config, mesh)]
+
+  def one(state, *batch):
+    return _step_of_run(setup, state, with_r1, **dict(zip(names, batch, strict=True)))
+
+  return _jit(one, config, mesh, stacked=False)
 
 
 def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -259,10 +275,11 @@ def make_steps_fn(config: Config, mesh: Mesh) -> Callable[..., tuple[TrainState,
 
   Each step adds the penalty if it is due at its state.step.
   """
-  setup = make_setup(config, mesh)
+  setup, names = make_setup(config, mesh), [*abstract_batch(config, mesh)]
 
   def one(state, batch):
-    return _step_of_run(setup, state, setup.objective.penalty.is_due(state.step), *batch)
+    penalized = setup.objective.penalty.is_due(state.step)
+    return _step_of_run(setup, state, penalized, **dict(zip(names, batch, strict=True)))
 
   return _jit(lambda state, *batches: jax.lax.scan(one, state, batches), config, mesh, stacked=True)
 
@@ -277,10 +294,11 @@ def unstack_metrics(metrics: Metrics, last: int, penalty: GradientPenalty) -> li
 
 
 def _step_of_run(
-    setup: Setup, state: TrainState, with_r1: bool | jax.Array, x_0: jax.Array, label: jax.Array | None = None
+    setup: Setup, state: TrainState, with_r1: bool | jax.Array, image: jax.Array, label: jax.Array | None = None,
+    condition: jax.Array | None = None
 ) -> tuple[TrainState, Metrics]:
-  draws = setup.draws(jax.random.fold_in(state.rng, state.step), x_0.shape)
-  return train_step(state, x_0, sharding.constrain_rows(draws, setup.mesh), label, setup=setup, with_r1=with_r1)
+  draws = sharding.constrain_rows(setup.draws(jax.random.fold_in(state.rng, state.step), image.shape), setup.mesh)
+  return train_step(state, image, draws, label, condition, setup=setup, with_r1=with_r1)
 
 
 def _jit(function: Callable, config: Config, mesh: Mesh, stacked: bool) -> Callable:

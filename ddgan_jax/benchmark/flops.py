@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ddgan_jax import train_state, train_step
 from ddgan_jax.config import Config
-from ddgan_jax.models import labels
+from ddgan_jax.models import conditions, labels
 
 
 def count(function: Callable, *args: Any) -> int:
@@ -33,22 +33,24 @@ def step_flops(config: Config, with_r1: bool) -> float:
   setup = train_step.make_setup(config)
   rows = config.discriminator.stddev_group
 
-  def step(state, x_0):
-    return train_step.train_step(state, x_0, setup.draws(state.rng, x_0.shape), setup=setup, with_r1=with_r1)
+  def step(state, x_0, condition=None):
+    draws = setup.draws(state.rng, x_0.shape)
+    return train_step.train_step(state, x_0, draws, None, condition, setup=setup, with_r1=with_r1)
 
   x_0 = jax.ShapeDtypeStruct((rows, *config.image_shape), jnp.float32)
-  return count(step, train_state.abstract_state(config, None), x_0) / rows
+  given = [jax.ShapeDtypeStruct((rows, *shape), jnp.float32)] if (shape := config.data.condition_shape) else []
+  return count(step, train_state.abstract_state(config, None), x_0, *given) / rows
 
 
 @functools.lru_cache(maxsize=8)
 def sample_flops(config: Config) -> float:
   """FLOPs per image of sampling, with the objective's default number of evaluations of G."""
   params = train_state.abstract_state(config, None).ema_params
-  label = labels.timing_label(config.generator)
-  _, schedule = train_state.make_sampler(config, params, label=label)
+  options = dict(label=labels.timing_label(config.generator), condition=conditions.timing_condition(config))
+  _, schedule = train_state.make_sampler(config, params, **options)
 
   def evaluate(params, x, t, z):
-    generator_fn, _ = train_state.make_sampler(config, params, label=label)
+    generator_fn, _ = train_state.make_sampler(config, params, **options)
     return generator_fn(x, t, z)
 
   x = jax.ShapeDtypeStruct((1, *config.image_shape), jnp.float32)

@@ -17,7 +17,7 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.benchmark import flops, peak_flops, timing
 from ddgan_jax.config import Config
 from ddgan_jax.data import pipeline, sources
-from ddgan_jax.models import labels
+from ddgan_jax.models import conditions, labels
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.training.programs import CALL, PLAIN, R1, Program, StepPrograms
 
@@ -86,7 +86,8 @@ class Programs(StepPrograms):
 
 def sample(config: Config, batch_size: int, ema_params: Any, seed: Any) -> jax.Array:
   """Samples a batch, with its noise: the program that the benchmark times."""
-  generator_fn, schedule = train_state.make_sampler(config, ema_params, label=labels.timing_label(config.generator))
+  generator_fn, schedule = train_state.make_sampler(
+      config, ema_params, label=labels.timing_label(config.generator), condition=conditions.timing_condition(config))
   return sampling.sample_in_batches(
       seed, np.arange(batch_size, dtype=np.int32), generator_fn, schedule, config.image_shape, config.generator.nz)
 

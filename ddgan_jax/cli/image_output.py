@@ -11,7 +11,8 @@ import numpy as np
 import ddgan_jax
 from ddgan_jax import sampling, train_state
 from ddgan_jax.config import ConfigError
-from ddgan_jax.models import labels
+from ddgan_jax.data import conditions as conditions_lib
+from ddgan_jax.models import conditions, labels
 from ddgan_jax.parallel import compilation
 from ddgan_jax.reporting import grids, trajectories
 
@@ -19,8 +20,8 @@ _COLUMNS = 10  # of a grid that starts with its inputs
 
 
 def generate(
-    run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100, label: int | np.ndarray | None = None
-) -> np.ndarray:
+    run: ddgan_jax.Run, num: int, seed: int, batch_size: int = 100, label: int | np.ndarray | None = None,
+    condition: np.ndarray | None = None) -> np.ndarray:
   """Samples `num` images of a run.
 
   Args:
@@ -28,13 +29,15 @@ def generate(
     num, batch_size: number of images, and the maximum batch size.
     seed: image i is a function of (seed, i).
     label: an integer, or [k] labels, of which image i gets label i mod k; by default that of the run.
+    condition: [num, h, w, c] float32, one condition per image; by default none.
 
   Returns:
     [num, H, W, C] uint8; for points, [num, 1, 1, 2] float32.
 
   Raises:
-    ConfigError: the run has no such label, or requires one.
+    ConfigError: the run has no such label or condition, or requires one.
   """
+  conditions.check_condition(condition, run.config)
   if label is not None:
     labels.check_label(label, run.config.generator)
     label = np.atleast_1d(label)
@@ -42,14 +45,17 @@ def generate(
   batch_size = min(batch_size, num, most)
 
   @compilation.jit
-  def sample_batch(first):
+  def sample_batch(first, condition):
     indices = first + np.arange(batch_size)
     images = sampling.sample_each(
-        seed, indices, _generator_fn(run, label, indices), run.schedule, run.config.image_shape,
+        seed, indices, _generator_fn(run, label, indices, condition), run.schedule, run.config.image_shape,
         run.config.generator.nz)
     return _quantized(images, run)
 
-  return np.concatenate([np.asarray(sample_batch(first)) for first in range(0, num, batch_size)])[:num]
+  def rows(first):
+    return None if condition is None else condition[np.arange(first, first + batch_size) % num]
+
+  return np.concatenate([np.asarray(sample_batch(first, rows(first))) for first in range(0, num, batch_size)])[:num]
 
 
 def denoise(run: ddgan_jax.Run, num: int, seed: int, label: np.ndarray | None = None) -> trajectories.Steps:
@@ -75,12 +81,14 @@ def denoise(run: ddgan_jax.Run, num: int, seed: int, label: np.ndarray | None = 
       predicts_x_t=config.generator.prediction == 'x_t', names=names)
 
 
-def _generator_fn(run: ddgan_jax.Run, label: np.ndarray | None, indices: jax.Array) -> sampling.GeneratorFn:
+def _generator_fn(
+    run: ddgan_jax.Run, label: np.ndarray | None, indices: jax.Array, condition: jax.Array | None = None
+) -> sampling.GeneratorFn:
   """The generator function of the run; with labels [k], image i gets label i mod k."""
-  if label is None:
+  if label is None and condition is None:
     return run.generator_fn
-  return train_state.make_sampler(
-      run.config, run.params, run.schedule.num_timesteps, jnp.asarray(label)[indices % len(label)])[0]
+  label = run.label if label is None else jnp.asarray(label)[indices % len(label)]
+  return train_state.make_sampler(run.config, run.params, run.schedule.num_timesteps, label, condition)[0]
 
 
 def _quantized(images: jax.Array, run: ddgan_jax.Run) -> jax.Array:
@@ -121,6 +129,35 @@ def save(
       grids.save_png(os.path.join(path, f'input_{i}.png'), image)
     for i, image in enumerate(images):
       grids.save_png(os.path.join(path, f'{i:06d}.png'), image)
+
+
+def save_conditional(path: str, images: np.ndarray, condition: np.ndarray, truth: np.ndarray | None) -> None:
+  """Writes samples [k n, H, W, C] uint8, n of each condition in turn; call `check_out` first.
+
+  A grid has one row per condition: the condition, its samples, their mean and standard deviation (white: 0.5 of the
+  range 0 … 1) and the true image; an .npz has `images`, `conditions` float32 and, if known, `truths` uint8.
+
+  Args:
+    path: see `save`.
+    images: the samples.
+    condition: [k, h, w, c] float32.
+    truth: [k, H, W, C] float32, or None.
+  """
+  if os.path.splitext(path)[1].lower() != '.png':
+    known = {'conditions': condition} | ({} if truth is None else {'truths': conditions_lib.to_uint8(truth)})
+    if path.lower().endswith('.npz'):
+      np.savez_compressed(path, images=images, **known)
+    else:
+      save(path, images, inputs=conditions_lib.picture(condition, *images.shape[2:]))
+    return
+  samples = images.reshape(len(condition), -1, *images.shape[1:])
+  spread = np.clip(2 * samples.std(1), 0, 255)
+  columns = [conditions_lib.picture(condition, *images.shape[2:])[:, None], samples, samples.mean(1)[:, None],
+             spread[:, None]]
+  if truth is not None:
+    columns.append(conditions_lib.to_uint8(truth)[:, None])
+  rows = np.concatenate([np.round(column).astype(np.uint8) for column in columns], axis=1)
+  grids.save_png(path, grids.make_grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1]))
 
 
 def check_out(path: str, trajectory: bool = False) -> None:

@@ -44,6 +44,8 @@ def _define_flags(define: options.Definer) -> None:
 
 def _compare(args: types.SimpleNamespace) -> None:
   base = config_lib.from_config_dict(args.config.fields)
+  if base.data.condition_shape:
+    raise ConfigError(f"data.condition is {base.data.condition!r}; use 'none', because compare has no conditions")
   # After the config is checked, because these take seconds to import.
   from ddgan_jax.compare import comparison, measurement
   from ddgan_jax.data import sources

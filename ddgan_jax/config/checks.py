@@ -15,7 +15,7 @@ from typing import Any
 from ddgan_jax.config.errors import ConfigError
 
 if typing.TYPE_CHECKING:
-  from ddgan_jax.config.schema import Config, DiscriminatorConfig, GeneratorConfig
+  from ddgan_jax.config.schema import Config, DataConfig, DiscriminatorConfig, GeneratorConfig
 
 # The value of data.name for points instead of images.
 POINTS = 'gaussians25'
@@ -24,6 +24,9 @@ FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 
 # Transformations of `objectives.augmentation`.
 AUGMENTATIONS = ('color', 'translation', 'cutout')
+
+# Values of data.condition; `lowres` is followed by a factor, as in `lowres:4`.
+CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges')
 
 # Metrics of `metrics.evaluator`.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
@@ -48,7 +51,7 @@ _USED_BY = {
                     ('ddgan', 'relativistic', 'rduot', 'ufogen', 'siddm'))}
 
 # Fields that are set in one section and copied from there into the networks.
-_IMAGE_FIELDS = {'image_size': 'data', 'num_channels': 'data', 'stack': 'data', 'transform': 'data'}
+_IMAGE_FIELDS = dict.fromkeys(('image_size', 'num_channels', 'stack', 'transform', 'condition_channels'), 'data')
 SHARED = {'generator': _IMAGE_FIELDS, 'discriminator': {**_IMAGE_FIELDS, 'num_classes': 'generator'}}
 
 
@@ -120,6 +123,29 @@ def convert(name: str, value: Any, kind: Any) -> Any:
   if kind is float and not math.isfinite(value):
     raise ConfigError(f'{name} is {value!r}; use a finite number')
   return value
+
+
+def parse_condition(text: str) -> tuple[str, int]:
+  """Splits `data.condition` into its kind and the factor of `lowres`, otherwise 1. Raises ConfigError."""
+  kind, colon, factor = text.partition(':')
+  known = kind in CONDITIONS and bool(colon) == (kind == 'lowres')
+  if not known or (colon and not (factor.isdecimal() and int(factor) >= 2)):
+    raise ConfigError(f"data.condition is {text!r}; use 'none', 'lowres:K' with an integer K of at least 2, 'grey', "
+                      "'mask' or 'edges'")
+  return kind, int(factor) if colon else 1
+
+
+def check_condition(d: DataConfig) -> None:
+  """Raises ConfigError for a condition that the data cannot have."""
+  kind, factor = parse_condition(d.condition)
+  if kind == 'none':
+    return
+  if d.is_points:
+    raise ConfigError(f"data.condition is {d.condition!r}; use 'none' with data.name={POINTS!r}")
+  if d.image_size % factor:
+    raise ConfigError(f'data.condition is {d.condition!r}; use a factor that divides data.image_size={d.image_size}')
+  if kind == 'grey' and d.num_channels != 3:
+    raise ConfigError(f"data.condition is 'grey'; use it with data.num_channels=3, not {d.num_channels}")
 
 
 def check_generator(g: GeneratorConfig) -> None:

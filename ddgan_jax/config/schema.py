@@ -55,6 +55,8 @@ class DataConfig(_Section):
       the resolution (see `models.haar`). Diffusion, sampling and editing stay in pixels: the transform is orthonormal,
       so noise is added to the coefficients in the same way. WaveDiff also halves the coefficients, so there the signal
       has a quarter of the variance at every level.
+    condition: what G and D see of each image beside its noisy versions (see `data.conditions`): `none`; `lowres:K`, the
+      means of its K x K blocks; `grey`; `mask`, the image with random holes; or `edges`.
   """
 
   name: str = 'digits'
@@ -73,6 +75,23 @@ class DataConfig(_Section):
   num_stacks: int = number(0, minimum=0)
   num_workers: int = number(0, minimum=0)
   transform: str = choice('none', 'haar')
+  condition: str = 'none'
+
+  def __post_init__(self):
+    super().__post_init__()
+    checks.check_condition(self)
+
+  @property
+  def condition_shape(self) -> tuple[int, int, int] | None:
+    """(H, W, C) of a condition; None without one."""
+    kind, factor = checks.parse_condition(self.condition)
+    channels = {'none': 0, 'lowres': self.num_channels, 'grey': 1, 'mask': self.num_channels + 1, 'edges': 1}[kind]
+    return (self.image_size // factor, self.image_size // factor, channels) if channels else None
+
+  @property
+  def condition_channels(self) -> int:
+    """The number of channels of a condition; 0 without one."""
+    return self.condition_shape[2] if self.condition_shape else 0
 
   @property
   def is_points(self) -> bool:
@@ -132,6 +151,10 @@ class GeneratorConfig(_Section):
     label_dropout: fraction of training rows whose label is dropped, so that the network also samples without a label;
       with 0, sampling requires one.
     stack: number of stacked images per label; each is one digit of the label (see `labels`).
+    condition_channels: channels of the condition, which is enlarged to the image's size and concatenated to x_{t+1}; 0
+      without one.
+    condition_dropout: fraction of training rows whose condition is replaced by zeros, so that the network also samples
+      without one; with 0, sampling requires one.
     transform: as in `DataConfig`; resolutions and ch_mult then begin at half the image size.
   """
 
@@ -163,6 +186,8 @@ class GeneratorConfig(_Section):
   num_classes: int = number(0, minimum=0)
   label_dropout: float = number(0.1, minimum=0, below=1)
   stack: int = 1
+  condition_channels: int = 0
+  condition_dropout: float = number(0.0, minimum=0, below=1)
   transform: str = choice('none', 'haar')
 
   def __post_init__(self):
@@ -198,7 +223,8 @@ class DiscriminatorConfig(_Section):
     stddev_group: rows per group of the minibatch standard deviation.
     augment: some of `color`, `translation` and `cutout`, random transformations of the images that D sees, against
       overfitting on a few thousand images (see `objectives.augmentation`); empty for none.
-    num_classes, stack, transform: as in `GeneratorConfig`; D is a projection discriminator (Miyato and Koyama, 2018).
+    num_classes, stack, condition_channels, transform: as in `GeneratorConfig`; for labels, D is a projection
+      discriminator (Miyato and Koyama, 2018).
   """
 
   kind: str = choice('small', 'large', 'tiny', 'mlp')
@@ -210,6 +236,7 @@ class DiscriminatorConfig(_Section):
   augment: tuple[str, ...] = ()
   num_classes: int = 0
   stack: int = 1
+  condition_channels: int = 0
   transform: str = choice('none', 'haar')
 
   def __post_init__(self):

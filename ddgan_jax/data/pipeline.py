@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ddgan_jax.config import ConfigError, DataConfig
+from ddgan_jax.data import conditions
 from ddgan_jax.data.sources import Source
 
 # Streams of randomness. 0, 1 and 2 permute R, G and B (images that are not stacked use 0); 4, 5 and 6 choose the images
@@ -30,6 +31,8 @@ _FLIP = 3
 _STACKS = 4
 SUBSET = 7  # the permutation that chooses a subset to measure
 SPLITS = 8  # the permutation before the splits of the Inception score
+_CONDITION = 9  # the holes of data.condition='mask', by step
+_STORED_CONDITION = 10  # and by index of the image
 
 
 def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
@@ -39,6 +42,11 @@ def _random_words(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
   methods, and a run that resumes with another NumPy must see the same data.
   """
   return np.random.Philox(np.random.SeedSequence((seed, stream, counter))).random_raw(n)
+
+
+def _uniforms(seed: int, stream: int, counter: int, n: int) -> np.ndarray:
+  """[n] float64 in [0, 1), a pure function of the arguments."""
+  return (_random_words(seed, stream, counter, n) >> np.uint64(11)) * 2.0**-53
 
 
 @functools.lru_cache(maxsize=8)  # three streams, before and after the end of an epoch
@@ -93,17 +101,19 @@ def global_batch(
   Each image appears exactly once per epoch, even if the batch size does not divide the size of the set. With
   data.stack=3 each channel is a grey image from its own stream of permutations, and the label is 100a + 10b + c; with
   data.num_stacks=M an epoch is a permutation of a fixed set of M stacks. With data.flip each image (after stacking) is
-  mirrored left to right with probability 1/2. Only the images of `rows` are read.
+  mirrored left to right with probability 1/2; data.condition is computed after that. Only the images of `rows` are
+  read.
 
   Args:
     source: returns uint8 images, grey if data.stack is 3; or float32 points, which are not rescaled.
-    data_config: uses batch_size (global), flip, stack and num_stacks.
+    data_config: uses batch_size (global), flip, stack, num_stacks and condition.
     seed: in 0..2**32-1.
     step: 0, 1, …
     rows: a contiguous block of the global batch; by default all of it.
 
   Returns:
-    {'image': [b, H, W, C] float32 in [-1, 1] (x / 127.5 - 1), 'label': [b] int32}.
+    {'image': [b, H, W, C] float32 in [-1, 1] (x / 127.5 - 1), 'label': [b] int32}, and with a data.condition
+    'condition': [b, *data_config.condition_shape] float32.
   """
   batch_size = data_config.batch_size
   start, stop, _ = rows.indices(batch_size)
@@ -123,12 +133,21 @@ def global_batch(
     # Drawn for the whole batch, so that a row's draw does not depend on which process holds it.
     flipped = (_random_words(seed, _FLIP, step, batch_size) >> np.uint64(63)).astype(bool)[start:stop]
     pixels[flipped] = pixels[flipped, :, ::-1]
-  if pixels.dtype == np.uint8:
-    image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
-    image -= 1
-  else:
-    image = pixels
-  return {'image': image, 'label': label.astype(np.int32, copy=False)}
+  image = _scaled(pixels)
+  batch = {'image': image, 'label': label.astype(np.int32, copy=False)}
+  if data_config.condition_shape:
+    uniforms = _uniforms(seed, _CONDITION, step, batch_size * conditions.NUM_UNIFORMS)
+    batch['condition'] = conditions.compute(image, data_config, uniforms.reshape(batch_size, -1)[start:stop])
+  return batch
+
+
+def _scaled(pixels: np.ndarray) -> np.ndarray:
+  """Maps uint8 0 … 255 to float32 [-1, 1]; returns float32 points unchanged."""
+  if pixels.dtype != np.uint8:
+    return pixels
+  image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
+  image -= 1
+  return image
 
 
 def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
@@ -146,6 +165,12 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
   else:
     chosen = [_indices(0, k, len(source), int(numbers[0]), len(numbers)) for k in range(data_config.stack)]
   return np.concatenate([source.gather(row)[0] for row in chosen], axis=-1)
+
+
+def stored_conditions(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
+  """The conditions of `stored_images`: [n, *data_config.condition_shape] float32; a function of (image, its number)."""
+  uniforms = np.stack([_uniforms(0, _STORED_CONDITION, int(i), conditions.NUM_UNIFORMS) for i in numbers])
+  return conditions.compute(_scaled(stored_images(source, data_config, numbers)), data_config, uniforms)
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
@@ -181,7 +206,7 @@ def batches(
     process_count: number of processes.
 
   Returns:
-    A generator of {'image': [b, H, W, C] float32 in [-1, 1], 'label': [b] int32} with b = batch_size / process_count.
+    A generator of the dicts of `global_batch`, with b = batch_size / process_count.
 
   Raises:
     ConfigError: the global batch does not split evenly over the processes.

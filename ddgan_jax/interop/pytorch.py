@@ -215,6 +215,9 @@ def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -
   if config.num_classes:
     raise InteropError(f'generator.num_classes is {config.num_classes}; use 0, because the {name} of the original is '
                        'not conditioned on labels')
+  if config.condition_channels:
+    raise InteropError("data.condition is not 'none'; convert a run without a condition, because the original's "
+                       f'{name} has none')
 
 
 @functools.lru_cache(maxsize=8)

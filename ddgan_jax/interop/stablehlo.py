@@ -9,7 +9,7 @@ import jax.export
 import jax.numpy as jnp
 
 import ddgan_jax
-from ddgan_jax import sampling
+from ddgan_jax import sampling, train_state
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # If the noise of this many images fits in memory, the program draws the noise of the whole batch at once.
@@ -28,30 +28,35 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
 
   Returns:
     `.call(seed, indices)` maps a uint32 scalar and int32 [B], for any B, to [B, H, W, C] uint8 (float32 for points);
-    image i is a function of (seed, i). `.serialize()` returns the bytes of a file.
+    image i is a function of (seed, i). The sampler of a run with data.condition has a third argument, the conditions
+    [B, h, w, c] float32, zeros for none. `.serialize()` returns the bytes of a file.
   """
   config = run.config
   most = sampling.max_batch_size(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
 
-  def sample(seed, indices):
-    images = sampling.sample_each(
-        seed, indices, run.generator_fn, run.schedule, config.image_shape, config.generator.nz)
+  def sample(seed, indices, condition=None):
+    generator_fn = run.generator_fn if condition is None else train_state.make_sampler(
+        config, run.params, run.schedule.num_timesteps, run.label, condition)[0]
+    images = sampling.sample_each(seed, indices, generator_fn, run.schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  def sample_in_parts(seed, indices):
+  def sample_in_parts(seed, indices, *condition):
     count = indices.shape[0]
     num_parts = -(-count // most)
     size = jax.core.min_dim(count, -(-count // num_parts))
 
     # Slices are clamped, so a last part that would exceed the batch begins earlier.
     def sample_part(part, images):
-      sampled = sample(seed, jax.lax.dynamic_slice_in_dim(indices, part * size, size))
+      rows = [jax.lax.dynamic_slice_in_dim(array, part * size, size) for array in (indices, *condition)]
+      sampled = sample(seed, *rows)
       return jax.lax.dynamic_update_slice_in_dim(images, sampled, part * size, axis=0)
 
     dtype = jnp.float32 if config.data.is_points else jnp.uint8
     return jax.lax.fori_loop(0, num_parts, sample_part, jnp.zeros((count, *config.image_shape), dtype))
 
   (batch,) = jax.export.symbolic_shape('batch')
+  arguments = [jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((batch,), jnp.int32)]
+  if config.data.condition_shape:
+    arguments.append(jax.ShapeDtypeStruct((batch, *config.data.condition_shape), jnp.float32))
   return jax.export.export(
-      jax.jit(sample if most >= _LARGE_BATCH else sample_in_parts), platforms=tuple(platforms))(
-          jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((batch,), jnp.int32))
+      jax.jit(sample if most >= _LARGE_BATCH else sample_in_parts), platforms=tuple(platforms))(*arguments)

@@ -52,25 +52,29 @@ class ImageSet(NamedTuple):
 
 
 def generated_images(
-    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None) -> Callable[[Any, str], ImageSet]:
+    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, source: sources.Source | None = None
+) -> Callable[[Any, str], ImageSet]:
   """Samples of a generator: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
-  A conditional run samples with uniformly drawn labels (`labels.draw`).
+  A run with labels samples with uniformly drawn labels (`labels.draw`), a run with conditions with those of the images
+  of `source`, in stored order and again from the first.
 
   Args:
     config: the config of the run.
     seed: the seed of the noise.
     mesh: the devices that sample.
     num_timesteps: see `train_state.make_sampler`.
+    source: the data, needed by a run with conditions.
 
   Returns:
     A function of the EMA parameters (replicated or sharded on `mesh`) and of a name for tables.
   """
   conditional = bool(config.generator.num_classes)
 
-  def sample(params, indices):
+  def sample(params, indices, condition=None):
     label = labels.draw(seed, indices, config.generator) if conditional else None
-    generator_fn, schedule = train_state.make_sampler(config, sharding.gather(params, mesh), num_timesteps, label)
+    generator_fn, schedule = train_state.make_sampler(
+        config, sharding.gather(params, mesh), num_timesteps, label, condition)
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
     return images if config.data.is_points else sampling.to_uint8(images)
 
@@ -84,9 +88,13 @@ def generated_images(
     devices = mesh.size // jax.process_count()
     parts = -(-len(indices) // (most * devices))
     size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program suffices
-    found = [
-        sharding.local_rows(compiled(ema_params, jax.make_array_from_process_local_data(rows, part)))
-        for part in np.resize(indices, (parts, size))]
+    found = []
+    for part in np.resize(indices, (parts, size)):
+      given = [part]
+      if config.data.condition_shape:
+        given.append(pipeline.stored_conditions(source, config.data, part % pipeline.epoch_size(source, config.data)))
+      arrays = [jax.make_array_from_process_local_data(rows, array) for array in given]
+      found.append(sharding.local_rows(compiled(ema_params, *arrays)))
     return np.concatenate(found)[:len(indices)]
 
   def requested(num: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ddgan_jax.config import ConfigError, DiscriminatorConfig
-from ddgan_jax.models import haar, resample
+from ddgan_jax.models import conditions, haar, resample
 from ddgan_jax.models.blocks import INV_SQRT_2, Conv, LabelEmbedding, sinusoids
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.utils import checks
@@ -44,7 +44,8 @@ class Discriminator(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
+      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None,
+      condition: jax.Array | None = None
   ) -> jax.Array:
     """Computes the logits of a batch of pairs.
 
@@ -53,6 +54,7 @@ class Discriminator(nn.Module):
       t: [B] int32 in 0 … T-1, its index.
       x_tp1: [B, H, W, C] float32, the noisier neighbour.
       label: [B] int32, used if `config.num_classes` > 0; `labels.NONE` or None means no label.
+      condition: as for the generator.
 
     Returns:
       [B] float32 logits, high for real.
@@ -63,6 +65,7 @@ class Discriminator(nn.Module):
     """
     check_pair(x_t, t, x_tp1, label)
     config = self.config
+    conditions.check(condition, x_t, config.condition_channels)
     widths_and_halvings = BLOCKS[config.kind]
 
     def dense(features, name):
@@ -71,7 +74,7 @@ class Discriminator(nn.Module):
     temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_0')(sinusoids(t, config.t_emb_dim)))
     temb = leaky_relu(dense(config.t_emb_dim, 'time_dense_1')(temb))
 
-    h = jnp.concatenate([x_t, x_tp1], axis=-1)
+    h = conditions.append(jnp.concatenate([x_t, x_tp1], axis=-1), condition, config.condition_channels)
     h = (haar.forward(h) if config.transform == 'haar' else h).astype(self.dtype)
     h = Conv(2 * config.ngf, 1, padding='VALID', dtype=self.dtype, name='conv_in')(h)
     block_class = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock

@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgan_jax import diffusion
 from ddgan_jax.config import GeneratorConfig
-from ddgan_jax.models import blocks, functional, haar
+from ddgan_jax.models import blocks, conditions, functional, haar
 from ddgan_jax.models.blocks import Conv
 from ddgan_jax.models.initializers import default_init
 from ddgan_jax.models.norms import GroupNormSilu
@@ -34,8 +34,8 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, *,
-      deterministic: bool = True, row_indices: jax.Array | None = None
+      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None,
+      condition: jax.Array | None = None, *, deterministic: bool = True, row_indices: jax.Array | None = None
   ) -> jax.Array:
     """Predicts x_0, or the noise or x_t if `config.prediction` is set to them.
 
@@ -45,6 +45,8 @@ class Generator(nn.Module):
         sigma_bar[t+1] instead, positive float32 (see `generator_fn`).
       z: [B, nz] float32, standard normal.
       label: [B] int32, used if `config.num_classes` > 0; `labels.NONE` or None means no label.
+      condition: [B, h, w, c] float32 in [-1, 1] with c = `config.condition_channels` > 0 and h, w that divide H, W;
+        zeros or None mean no condition.
       deterministic: disables dropout.
       row_indices: [B] int32, indices in the global batch, which seed the dropout; by default 0 … B-1.
 
@@ -56,7 +58,7 @@ class Generator(nn.Module):
       ValueError, TypeError: an argument has the wrong shape or dtype; the message names it.
     """
     config = self.config
-    check_inputs(config, x_tp1, t, z, label)
+    check_inputs(config, x_tp1, t, z, label, condition)
     widths = [config.num_channels_dae * mult for mult in config.ch_mult]
     last = len(widths) - 1
     resampling_block = config.resblock_type != 'ddpm'
@@ -86,6 +88,7 @@ class Generator(nn.Module):
     is_haar = config.transform == 'haar'
     channels = 4 * config.num_channels if is_haar else config.num_channels
     x = x_tp1 if config.centered else 2 * x_tp1 - 1
+    x = conditions.append(x, condition, config.condition_channels)
     x = (haar.forward(x) if is_haar else x).astype(self.dtype)
     pyramid = x
     h = Conv(config.num_channels_dae, dtype=self.dtype, name='conv_in')(x)
@@ -175,7 +178,8 @@ class Generator(nn.Module):
 
 
 def check_inputs(
-    config: GeneratorConfig, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None) -> None:
+    config: GeneratorConfig, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None,
+    condition: jax.Array | None = None) -> None:
   """Raises ValueError or TypeError for arguments of the wrong shape or dtype for this config."""
   size = config.image_size
   checks.floats('x_tp1', x_tp1, 'B H W C', H=size, W=size, C=config.num_channels)
@@ -183,6 +187,7 @@ def check_inputs(
   checks.floats('z', z, 'B nz', B=x_tp1.shape[0], nz=config.nz)
   if label is not None:
     checks.integers('label', label, 'B', B=x_tp1.shape[0])
+  conditions.check(condition, x_tp1, config.condition_channels)
 
 
 def output_fn(generator, params, schedule, **apply_kwargs):

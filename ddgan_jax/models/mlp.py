@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import DiscriminatorConfig, GeneratorConfig
+from ddgan_jax.models import conditions
 from ddgan_jax.models.blocks import LabelEmbedding, sinusoids
 from ddgan_jax.models.discriminator import check_pair, leaky_relu, score
 from ddgan_jax.models.generator import check_inputs
@@ -42,13 +43,14 @@ class MlpGenerator(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None, **training
+      self, x_tp1: jax.Array, t: jax.Array, z: jax.Array, label: jax.Array | None = None,
+      condition: jax.Array | None = None, **training
   ) -> jax.Array:
     """Predicts `config.prediction`; see `Generator.__call__`. `training` is ignored: there is no dropout."""
     del training
     config = self.config
-    check_inputs(config, x_tp1, t, z, label)
-    inputs = [_value_features(x_tp1), z]
+    check_inputs(config, x_tp1, t, z, label, condition)
+    inputs = [_value_features(conditions.append(x_tp1, condition, config.condition_channels)), z]
     if config.conditional:
       inputs.append(sinusoids(t, _TIME_FEATURES))
     if config.num_classes:
@@ -74,11 +76,15 @@ class MlpDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None
+      self, x_t: jax.Array, t: jax.Array, x_tp1: jax.Array, label: jax.Array | None = None,
+      condition: jax.Array | None = None
   ) -> jax.Array:
     """Computes the logits [B] float32, high for real, of pairs [B, H, W, C]; see `Discriminator.__call__`."""
     check_pair(x_t, t, x_tp1, label)
-    inputs = [_value_features(x_t), _value_features(x_tp1), sinusoids(t, self.config.t_emb_dim)]
+    channels = self.config.condition_channels
+    conditions.check(condition, x_t, channels)
+    inputs = [_value_features(x_t), _value_features(conditions.append(x_tp1, condition, channels)),
+              sinusoids(t, self.config.t_emb_dim)]
     h = _hidden_layers(inputs, self.config.ngf, self.dtype).astype(jnp.float32)
     return score(self.config, h, label)
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from ddgan_jax import diffusion, models
 from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.models import conditions
 from ddgan_jax.objectives import augmentation, penalties
 from ddgan_jax.objectives.penalties import GradientPenalty
 from ddgan_jax.sampling import GeneratorFn
@@ -42,6 +43,7 @@ class UpdateDraws(NamedTuple):
     keep_label: [B] bool, mask of the rows whose label is kept; None keeps all labels.
     extra_noise: [B, n, H, W, C] float32, standard normal, with n = `Objective.extra_noise`; None if n = 0.
     augmentation: [B, 7] float32, uniform in [0, 1), for `augmentation.augment`; None if D sees the images as they are.
+    keep_condition: [B] bool, mask of the rows whose condition is kept; None keeps all conditions.
   """
 
   t: jax.Array
@@ -53,6 +55,7 @@ class UpdateDraws(NamedTuple):
   keep_label: jax.Array | None = None
   extra_noise: jax.Array | None = None
   augmentation: jax.Array | None = None
+  keep_condition: jax.Array | None = None
 
 
 class Rows(NamedTuple):
@@ -64,6 +67,7 @@ class Rows(NamedTuple):
     row_indices: [B] int32, indices in the global batch.
     label: [B] int32 of a conditional run, `labels.NONE` where dropped; otherwise None.
     step: int32 scalar, training steps done so far, for weights that change during training.
+    condition: [B, h, w, c] float32 of a run with data.condition, zeros where dropped; otherwise None.
   """
 
   x_0: jax.Array
@@ -71,6 +75,7 @@ class Rows(NamedTuple):
   row_indices: jax.Array
   label: jax.Array | None
   step: jax.Array
+  condition: jax.Array | None = None
 
 
 class Pairs(NamedTuple):
@@ -104,7 +109,7 @@ class Model:
   schedule: diffusion.Schedule
 
   def predict(self, g_params: Params, rows: Rows) -> GeneratorFn:
-    """G during training, (x_tp1, t, z) → x_0_pred, with the dropout and labels of `rows`."""
+    """G during training, (x_tp1, t, z) → x_0_pred, with the dropout, labels and conditions of `rows`."""
     return models.generator_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def output(self, g_params: Params, rows: Rows) -> GeneratorFn:
@@ -112,12 +117,17 @@ class Model:
     return models.output_fn(self.generator, g_params, self.schedule, **self._options(rows))
 
   def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
-    """D with the labels and the augmentation of `rows`, (x_t, t, x_tp1) → logits [B]; zeros in place of a None."""
-    options = {} if rows.label is None else {'label': rows.label}
+    """D with the labels, conditions and augmentation of `rows`, (x_t, t, x_tp1) → logits [B]; zeros for a None."""
+    uniforms, names = rows.draws.augmentation, self.discriminator.config.augment
 
-    def augment(x):
-      uniforms = rows.draws.augmentation
-      return x if uniforms is None else augmentation.augment(x, uniforms, self.discriminator.config.augment)
+    def augment(x, names=names):
+      return x if uniforms is None else augmentation.augment(x, uniforms, names)
+
+    options = {} if rows.label is None else {'label': rows.label}
+    if rows.condition is not None:
+      condition = conditions.enlarge(rows.condition, rows.x_0.shape[1]) if names else rows.condition
+      # Moved and cut like the image; its channels may not be colours.
+      options['condition'] = augment(condition, [name for name in names if name != 'color'])
 
     def discriminator_fn(x_t, t, x_tp1):
       x_tp1 = jnp.zeros_like(x_t) if x_tp1 is None else augment(x_tp1)
@@ -129,7 +139,8 @@ class Model:
     options = {}
     if self.generator.config.dropout:
       options = {'deterministic': False, 'row_indices': rows.row_indices, 'rngs': {'dropout': rows.draws.dropout_key}}
-    return options if rows.label is None else {**options, 'label': rows.label}
+    given = {'label': rows.label, 'condition': rows.condition}
+    return options | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)

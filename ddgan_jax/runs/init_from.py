@@ -16,7 +16,7 @@ from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.train_state import TrainState
 
 # Fields that change neither the parameters nor what they compute.
-_FREE = ('dropout', 'label_dropout', 'stddev_group', 'augment')
+_FREE = ('dropout', 'label_dropout', 'condition_dropout', 'stddev_group', 'augment')
 
 
 def check(config: Config) -> None:

@@ -43,7 +43,8 @@ class Run:
   label: Label = None
   workdir: str = ''
 
-  def sample(self, key: jax.Array, n: int, label: Label = None) -> jax.Array:
+  def sample(
+      self, key: jax.Array, n: int, label: Label = None, condition: np.ndarray | jax.Array | None = None) -> jax.Array:
     """Samples n images with a jitted `sampling.sample`, compiled once for each n.
 
     With the same key, the images equal those of `sampling.sample` up to float32 rounding.
@@ -53,6 +54,8 @@ class Run:
       n: number of images, at least 1; the noise of all images must fit in memory (`sampling.max_batch_size`).
       label: class label of a conditional run, one for all images or [n] int32; by default that of `load`. A new label
         does not recompile.
+      condition: of a run with data.condition, float32 in [-1, 1]: one for all images, [h, w, c], or [n, h, w, c] (see
+        `data.conditions`). A new condition does not recompile.
 
     Returns:
       [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly); convert with
@@ -60,11 +63,11 @@ class Run:
 
     Raises:
       ValueError, TypeError: an argument has the wrong value or type; the message names it.
-      config.ConfigError: the run has no such label, or requires one.
+      config.ConfigError: the run has no such label or condition, or requires one.
     """
     import jax.numpy as jnp
 
-    from ddgan_jax.models import labels
+    from ddgan_jax.models import conditions, labels
 
     checks.key('key', key)
     checks.whole('n', n, 1)
@@ -74,16 +77,22 @@ class Run:
       label = jnp.asarray(label, jnp.int32)
       if label.shape not in ((), (n,)):
         raise ValueError(f'label has shape {list(label.shape)}; use an integer or shape [{n}], one label per image')
-    return self._sample(self.params, key, label, n=n)
+    if condition is not None:
+      checks.floats('condition', condition)
+      if condition.ndim not in (3, 4) or condition.ndim == 4 and len(condition) != n:
+        raise ValueError(f'condition has shape {list(condition.shape)}; use [h, w, c] or [{n}, h, w, c]')
+    conditions.check_condition(condition, self.config)
+    return self._sample(self.params, key, label, condition, n=n)
 
   @functools.cached_property
   def _sample(self) -> Callable[..., jax.Array]:
-    """The jitted function (params, key, label, n) → images."""
+    """The jitted function (params, key, label, condition, n) → images."""
     from ddgan_jax import sampling, train_state
     from ddgan_jax.parallel import compilation
 
-    def sample(params, key, label, n):
-      generator_fn, schedule = train_state.make_sampler(self.config, params, self.schedule.num_timesteps, label)
+    def sample(params, key, label, condition, n):
+      generator_fn, schedule = train_state.make_sampler(
+          self.config, params, self.schedule.num_timesteps, label, condition)
       return sampling.sample(key, generator_fn, schedule, (n, *self.config.image_shape), self.config.generator.nz)
 
     return compilation.jit(sample, static_argnames='n')

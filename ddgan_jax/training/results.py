@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 
 from ddgan_jax import sampling, train_state
 from ddgan_jax.config import Config
+from ddgan_jax.data import conditions, pipeline
+from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import evaluator, image_sets
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, consensus, sharding
@@ -20,6 +23,8 @@ from ddgan_jax.runs.workdir import grid_path, missing_names
 from ddgan_jax.train_state import TrainState
 from ddgan_jax.training.programs import Program, wait_for
 from ddgan_jax.training.session import Session
+
+_SAMPLES_PER_CONDITION = 6  # in a grid, between the condition and the true image
 
 
 class Results:
@@ -34,7 +39,7 @@ class Results:
     if session.config.train.eval_every:
       config, mesh = session.config, session.mesh
       self._evaluate = evaluator.make_data_evaluator(config, session.source, mesh, session.note)
-      self._images_of = image_sets.generated_images(config, config.seed, mesh)
+      self._images_of = image_sets.generated_images(config, config.seed, mesh, source=session.source)
 
   def start(self) -> None:
     """Starts compiling the sampling program in the background."""
@@ -61,10 +66,18 @@ class Results:
 
   def _write_grid(self, program: Program, state: TrainState, step: int) -> None:
     session, config = self._session, self._session.config
-    images = np.asarray(program(state.ema_params))
+    columns = _grid_labels(config)[1]
+    if config.data.condition_shape:
+      examples = _examples(config, session.source)
+      rows = jax.make_array_from_process_local_data(
+          sharding.replicated(session.mesh), examples['condition'].repeat(_SAMPLES_PER_CONDITION, axis=0))
+      images = np.asarray(program(state.ema_params, rows))
+      images, columns = conditions.picture_rows(examples['image'], examples['condition'], images)
+    else:
+      images = np.asarray(program(state.ema_params))
     if session.is_main:
       title = f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}'
-      grid = grids.make_picture(images, title, _grid_labels(config)[1])
+      grid = grids.make_picture(images, title, columns)
       grids.save_png(grid_path(session.workdir, step), grid)
       session.writer.image(step, 'samples', grid)
 
@@ -82,33 +95,52 @@ class Results:
     return measured
 
 
-def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -> Callable[[Any], jax.Array]:
+def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -> Callable[..., jax.Array]:
   """Compiles EMA parameters → [train.num_samples, H, W, C] uint8 images, with the same noise every time.
 
-  Points stay float32. The grid of a conditional run has one row per class. If the noise of all images does not fit in
-  memory, the images are those of `ddgan sample` for the run's seed, sampled in batches.
+  Points stay float32. The grid of a run with labels has one row per class. A run with data.condition takes the
+  conditions [n, h, w, c] as a second argument, n as in `_examples`, and samples without labels if it can. If the noise
+  of all images does not fit in memory, the images are those of `ddgan sample` for the run's seed, sampled in batches.
   """
-  label, _ = _grid_labels(config)
-  shape, latent_dim = config.image_shape, config.generator.nz
+  num, shape, latent_dim = config.train.num_samples, config.image_shape, config.generator.nz
+  arguments = [abstract_ema]
+  if config.data.condition_shape:
+    num = _num_conditions(config) * _SAMPLES_PER_CONDITION
+    arguments.append(jax.ShapeDtypeStruct(
+        (num, *config.data.condition_shape), np.float32, sharding=sharding.replicated(mesh)))
+    label = np.zeros(num, np.int32) if labels.is_required(config.generator) else None
+  else:
+    label, _ = _grid_labels(config)
 
-  def sample(ema_params):
+  def sample(ema_params, condition=None):
     ema_params = sharding.gather(ema_params, mesh)
-    generator_fn, schedule = train_state.make_sampler(config, ema_params, label=label)
+    generator_fn, schedule = train_state.make_sampler(config, ema_params, None, label, condition)
     max_batch_size = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
-    if config.train.num_samples <= max_batch_size:
-      images = sampling.sample(
-          jax.random.key(config.seed), generator_fn, schedule, (config.train.num_samples, *shape), latent_dim)
+    if num <= max_batch_size:
+      images = sampling.sample(jax.random.key(config.seed), generator_fn, schedule, (num, *shape), latent_dim)
     else:
+      given = {name: rows for name, rows in (('label', label), ('condition', condition)) if rows is not None}
 
-      def sample_batch(indices, label=None):
-        generator_fn, _ = train_state.make_sampler(config, ema_params, label=label)
+      def sample_batch(indices, *rows):
+        generator_fn, _ = train_state.make_sampler(config, ema_params, **dict(zip(given, rows)))
         return sampling.sample_each(config.seed, indices, generator_fn, schedule, shape, latent_dim)
 
-      rows = [np.arange(config.train.num_samples, dtype=np.int32), *([] if label is None else [label])]
-      images = sampling.map_in_batches(sample_batch, max_batch_size, *rows)
+      images = sampling.map_in_batches(
+          sample_batch, max_batch_size, np.arange(num, dtype=np.int32), *given.values())
     return images if config.data.is_points else sampling.to_uint8(images)
 
-  return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(abstract_ema).compile()
+  return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(*arguments).compile()
+
+
+def _num_conditions(config: Config) -> int:
+  """The number of conditions, each in one row of the sample grid."""
+  return max(1, config.train.num_samples // _SAMPLES_PER_CONDITION)
+
+
+def _examples(config: Config, source: Source) -> dict[str, np.ndarray]:
+  """The first images of the run and their conditions, for the sample grid."""
+  data_config = dataclasses.replace(config.data, batch_size=_num_conditions(config))
+  return pipeline.global_batch(source, data_config, config.seed, 0)
 
 
 def _grid_labels(config: Config) -> tuple[np.ndarray | None, int | None]:

@@ -47,4 +47,5 @@ def _once(key, make):
 
 def _networks(config):
   return (config.method, config.generator, config.discriminator, config.diffusion, config.optim, config.parallel,
-          config.image_shape, config.data.batch_size, config.data.is_points, config.train.steps_per_call)
+          config.image_shape, config.data.condition, config.data.batch_size, config.data.is_points,
+          config.train.steps_per_call)

@@ -1,0 +1,120 @@
+"""Conditions of `data.condition`, computed from images: what G and D see of an image besides its noisy versions.
+
+Each is a pure function of the images and, for `mask`, of uniform random numbers. Arrays are float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddgan_jax.config import DataConfig
+from ddgan_jax.config.checks import parse_condition
+
+NUM_UNIFORMS = 12  # random numbers per image
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
+
+
+def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -> np.ndarray:
+  """Computes the conditions of images.
+
+  - `lowres:K`: the mean of each K x K block, [n, H/K, W/K, C];
+  - `grey`: the luma, [n, H, W, 1];
+  - `mask`: the image with 0 in random boxes and strokes, and a channel that is 1 there and -1 elsewhere,
+    [n, H, W, C + 1];
+  - `edges`: the magnitude of the Sobel gradient of the luma, 1 at the largest possible, [n, H, W, 1].
+
+  Args:
+    images: [n, H, W, C] float32 in [-1, 1].
+    data_config: uses condition.
+    uniforms: [n, NUM_UNIFORMS] in [0, 1), used by `mask`.
+
+  Returns:
+    [n, *data_config.condition_shape] float32.
+  """
+  kind, factor = parse_condition(data_config.condition)
+  if kind == 'lowres':
+    n, height, width, channels = images.shape
+    return images.reshape(n, height // factor, factor, width // factor, factor, channels).mean((2, 4))
+  if kind == 'grey':
+    return images @ _LUMA[:, None]
+  if kind == 'edges':
+    return _sobel(images @ _LUMA if images.shape[-1] == 3 else images[..., 0])[..., None]
+  hole = holes(uniforms, images.shape[1])[..., None]
+  return np.concatenate([np.where(hole, np.float32(0), images), np.where(hole, np.float32(1), np.float32(-1))], axis=-1)
+
+
+def picture(condition: np.ndarray, size: int, num_channels: int) -> np.ndarray:
+  """Draws conditions [n, h, w, c] as images [n, size, size, num_channels] uint8.
+
+  Smaller ones are enlarged without interpolation; one channel is repeated; of more channels than those of the image,
+  the first are shown.
+  """
+  factor = size // condition.shape[1]
+  shown = condition.repeat(factor, axis=1).repeat(factor, axis=2)
+  shown = shown.repeat(num_channels, axis=-1) if shown.shape[-1] == 1 else shown[..., :num_channels]
+  return to_uint8(shown)
+
+
+def picture_rows(images: np.ndarray, condition: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, int]:
+  """Arranges condition, samples and the true image in rows of a grid.
+
+  Args:
+    images: [n, H, W, C] float32, the true images.
+    condition: [n, h, w, c] float32.
+    samples: [n k, H, W, C] uint8, k samples of each condition in turn.
+
+  Returns:
+    [n (k + 2), H, W, C] uint8 and the number of columns, k + 2.
+  """
+  shape = images.shape[1:]
+  rows = np.concatenate([
+      picture(condition, shape[0], shape[2])[:, None], samples.reshape(len(images), -1, *shape),
+      to_uint8(images)[:, None]], axis=1)
+  return rows.reshape(-1, *shape), rows.shape[1]
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """Quantises [-1, 1] to 0 … 255."""
+  return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def holes(uniforms: np.ndarray, size: int) -> np.ndarray:
+  """Draws a box, a stroke or both for each image: [n, size, size] bool, True in the hole.
+
+  A box has sides of 1/4 to 5/8 of the image; a stroke is a line through three points, 1/8 to 1/4 of the image wide.
+
+  Args:
+    uniforms: [n, NUM_UNIFORMS] in [0, 1).
+    size: H = W.
+  """
+  choice, top, left, height, width, thickness = uniforms[:, :6, None, None].swapaxes(0, 1)
+  points = uniforms[:, 6:12].reshape(-1, 3, 2)
+  centres = (np.arange(size) + 0.5) / size
+  y, x = centres[:, None], centres[None, :]
+  height, width = 0.25 + 0.375 * height, 0.25 + 0.375 * width
+  top, left = top * (1 - height), left * (1 - width)
+  box = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+  pixels = np.stack(np.broadcast_arrays(y, x), axis=-1)[None]  # [1, size, size, 2]
+  distance = np.minimum(*(_distance(pixels, points[:, i], points[:, i + 1]) for i in range(2)))
+  stroke = distance < (0.125 + 0.125 * thickness) / 2
+  hole = (box & (choice < 2 / 3)) | (stroke & (choice >= 1 / 3))
+  # A stroke may miss every pixel of a small image; its hole is then the box.
+  return np.where(hole.any((1, 2), keepdims=True), hole, box)
+
+
+def _distance(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+  """Distance of each pixel to the segment from `start` to `end`, [n, 2] each: [n, size, size]."""
+  start, end = start[:, None, None], end[:, None, None]
+  along = end - start
+  share = ((pixels - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12)
+  return np.linalg.norm(pixels - start - np.clip(share, 0, 1)[..., None] * along, axis=-1)
+
+
+def _sobel(luma: np.ndarray) -> np.ndarray:
+  """Magnitude of the Sobel gradient of [n, H, W] in [-1, 1], scaled from 0 … its maximum to [-1, 1]."""
+  padded = np.pad(luma, ((0, 0), (1, 1), (1, 1)), mode='edge')
+  smooth_y = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+  smooth_x = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+  across, down = smooth_y[:, :, 2:] - smooth_y[:, :, :-2], smooth_x[:, 2:] - smooth_x[:, :-2]
+  # The sum of squares is at most 80: 8² + 4² for one 3x3 block of -1 and 1.
+  return (np.sqrt(across**2 + down**2) * np.float32(2 / np.sqrt(80)) - 1).astype(np.float32)
