@@ -8,10 +8,14 @@ statistics of the data.
 `fid`, `is` and `kid` need the FID Inception weights; `pr` (improved precision and recall) and `dc` (density and
 coverage) need VGG16 weights. `modes` trains a classifier on the data's labels and needs no download. `label_accuracy`
 is the fraction of a conditional run's samples that this classifier assigns to the requested label.
+
+`psnr`, `ssim`, `diversity` and `consistency` compare samples of a run with data.condition to the true images, to their
+conditions and to each other, `--samples_per_condition` for each image of the data.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from collections.abc import Callable, Sequence
@@ -33,7 +37,8 @@ def _define_flags(define: options.Definer) -> None:
   define.string('workdir', None, "The run's folder.")
   define.string('images', None, 'Images to evaluate: a folder, a zip, or an npz with uint8 `images`.')
   define.string('statistics', None, 'Write the statistics of the data of --config to this .npz.')
-  define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes, label_accuracy; by default, those of the config.')
+  define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes and label_accuracy, or of psnr, ssim, diversity '
+              'and consistency; by default, those of the config.')
   define.string('reference', None, 'Reference images, or an .npz or .npy with mu and sigma; by default, the data.')
   define.integer('num', 50_000, 'Maximum number of images.', lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
@@ -43,6 +48,8 @@ def _define_flags(define: options.Definer) -> None:
       lower_bound=1)
   define.float(
       'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
+  define.integer(
+      'samples_per_condition', 8, 'Samples of each condition, for psnr, ssim, diversity, consistency.', lower_bound=1)
   define.integer('splits', 10, 'Splits of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
@@ -66,6 +73,9 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   log = print if processes.is_main() else lambda text: None
   mesh = sharding.make_mesh()
   metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
+  if set(metrics) <= set(checks.CONDITION_METRICS):
+    _evaluate_conditions(args, config, metrics, mesh, log)
+    return
   run, images = _load_images(args, config, mesh)
   if 'label_accuracy' in metrics:
     evaluator.check_label_accuracy(images)
@@ -100,14 +110,13 @@ def _evaluate(args: types.SimpleNamespace) -> None:
 
 def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
   """The run and the images to evaluate, or None."""
-  from ddgan_jax.data import sources
   from ddgan_jax.metrics import image_sets
   from ddgan_jax.parallel import sharding
 
   if args.workdir:
     run = ddgan_jax.load(
         args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
-    source = sources.load_source(run.config.data) if run.config.data.condition_shape else None
+    source = _condition_source(run.config, config)[0] if run.config.data.condition_shape else None
     sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, source)
     length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
     name = f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'
@@ -117,6 +126,39 @@ def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, 
     images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
     checks.check_num_samples(f'{args.images}: images', images.size, args.force, '--force')
   return None, images
+
+
+def _condition_source(of_run: config_lib.Config, config: config_lib.Config) -> tuple[Any, config_lib.DataConfig]:
+  """The data of the config, of which a run with data.condition takes its conditions, and their DataConfig."""
+  from ddgan_jax.data import sources
+
+  data_config = dataclasses.replace(config.data, condition=of_run.data.condition)
+  if data_config.condition_shape != of_run.data.condition_shape:
+    raise ConfigError(f'--config has images of {data_config.image_size}x{data_config.image_size}x'
+                      f'{data_config.num_channels}; use those of the run, '
+                      f'{"x".join(map(str, of_run.image_shape))}')
+  return sources.load_source(data_config, print), data_config
+
+
+def _evaluate_conditions(
+    args: types.SimpleNamespace, config: config_lib.Config, metrics: tuple[str, ...], mesh: Any,
+    log: Callable[[str], None]) -> None:
+  """Writes the report of the metrics of `restoration`."""
+  from ddgan_jax.metrics import evaluator, image_sets
+  from ddgan_jax.parallel import consensus, sharding
+
+  run = ddgan_jax.load(
+      args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
+  source, data_config = _condition_source(run.config, config)
+  consensus.barrier('data')
+
+  def sampled(count):
+    images = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, source, count)
+    return images(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
+
+  report = evaluator.evaluate_conditions(
+      sampled, source, data_config, metrics, args.num, args.samples_per_condition, args.batch_size, mesh)
+  _write_report(report, run, args, log)
 
 
 def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
@@ -143,15 +185,19 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if len(given) != 1:
     raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '
                       '--statistics (with --config)')
+  of_conditions = sorted(set(args.metrics or ()) & set(checks.CONDITION_METRICS))
   if args.metrics:
-    checks.check_metrics('--metrics', args.metrics)
-  if not args.statistics:
+    known = checks.CONDITION_METRICS if of_conditions else checks.METRICS + checks.CONDITION_METRICS
+    checks.check_metrics('--metrics', args.metrics, known)
+  if not args.statistics and not of_conditions:
     checks.check_num_samples('--num', args.num, args.force, '--force')
-  if args.config:
-    return config_lib.from_config_dict(args.config.fields)
-  if args.statistics:
+  config = config_lib.from_config_dict(args.config.fields) if args.config else None
+  if args.statistics and not config:
     raise ConfigError('--statistics requires --config, the recipe of the data')
-  return ddgan_jax.load_config(args.workdir) if args.workdir else None
+  of_run = ddgan_jax.load_config(args.workdir) if args.workdir else None
+  if of_conditions and not (of_run and of_run.data.condition_shape):
+    raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')
+  return config or of_run
 
 
 if __name__ == '__main__':

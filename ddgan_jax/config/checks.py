@@ -30,6 +30,7 @@ CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges')
 
 # Metrics of `metrics.evaluator`.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
+CONDITION_METRICS = ('psnr', 'ssim', 'diversity', 'consistency')  # of `ddgan evaluate`, for runs with data.condition
 MIN_SAMPLES = 10_000  # with fewer, the upward bias of a Fréchet distance exceeds the differences between papers
 
 # Method → (what its G may predict, why nothing else). All else about a method is in `objectives`, which this module may
@@ -303,10 +304,10 @@ def check_run(c: Config) -> None:
   check_num_samples('eval.num', c.eval.num, c.eval.force, 'eval.force=True')
 
 
-def check_metrics(name: str, metrics: Sequence[str]) -> None:
+def check_metrics(name: str, metrics: Sequence[str], known: Sequence[str] = METRICS) -> None:
   """Raises ConfigError unless `metrics` names at least one known metric and no unknown one."""
   for metric in metrics:
-    _check_choice(name, metric, METRICS)
+    _check_choice(name, metric, known)
   if not metrics:
     raise ConfigError(f'{name} is empty; use some of {", ".join(METRICS)}')
 

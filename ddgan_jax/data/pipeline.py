@@ -169,8 +169,13 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
 
 def stored_conditions(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
   """The conditions of `stored_images`: [n, *data_config.condition_shape] float32; a function of (image, its number)."""
-  uniforms = np.stack([_uniforms(0, _STORED_CONDITION, int(i), conditions.NUM_UNIFORMS) for i in numbers])
-  return conditions.compute(_scaled(stored_images(source, data_config, numbers)), data_config, uniforms)
+  images = _scaled(stored_images(source, data_config, numbers))
+  return conditions.compute(images, data_config, condition_uniforms(numbers))
+
+
+def condition_uniforms(numbers: np.ndarray) -> np.ndarray:
+  """The random numbers of the conditions of stored images, [n, conditions.NUM_UNIFORMS] in [0, 1)."""
+  return np.stack([_uniforms(0, _STORED_CONDITION, int(i), conditions.NUM_UNIFORMS) for i in numbers])
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:

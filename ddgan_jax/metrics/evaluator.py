@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
+from ddgan_jax.data import pipeline
 from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
-from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall
+from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall, restoration
 from ddgan_jax.metrics import points as points_lib
 from ddgan_jax.metrics.features import inception, vgg
 from ddgan_jax.metrics.image_sets import ImageSet
@@ -328,6 +329,47 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
           'metrics': metrics}
 
 
+def evaluate_conditions(
+    sampled: Callable[[int], ImageSet], source: Source, data_config: DataConfig, metrics: Sequence[str], num: int,
+    samples_per_condition: int, batch_size: int, mesh: Any
+) -> dict[str, Any]:
+  """Reports `restoration` metrics of samples given the conditions of a source, like `Evaluator.evaluate`.
+
+  Args:
+    sampled: samples per condition → the set of samples.
+    source: the data.
+    data_config: uses condition, stack and num_stacks.
+    metrics: some of `restoration.VALUES`.
+    num: maximum number of conditions, the first images of the source.
+    samples_per_condition: samples of each condition.
+    batch_size: maximum number of samples in a global batch, if all devices have one condition or more.
+    mesh: the devices.
+  """
+  images = sampled(samples_per_condition)
+  if 'ssim' in metrics and min(images.shape[:2]) < restoration.MIN_SIZE:
+    raise ConfigError(f'ssim: images are {images.shape[0]}x{images.shape[1]}; use images of at least '
+                      f'{restoration.MIN_SIZE}x{restoration.MIN_SIZE}')
+  num = min(num, pipeline.epoch_size(source, data_config))
+  count = max(1, batch_size // samples_per_condition // mesh.size) * mesh.size  # conditions in a batch
+  blocks: dict[str, list[np.ndarray]] = {}
+  for first in range(0, num, count):
+    rows = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    numbers = np.arange(first, first + count)[rows] % num
+    samples = images.rows(first * samples_per_condition, count * samples_per_condition)
+    truth = pipeline.stored_images(source, data_config, numbers)
+    found = restoration.measure(
+        samples.reshape(len(numbers), samples_per_condition, *images.shape), truth,
+        pipeline.stored_conditions(source, data_config, numbers), pipeline.condition_uniforms(numbers), data_config)
+    for name, values in found.items():
+      blocks.setdefault(name, []).append(values)
+  consensus.barrier(f'features {next(_barrier_ids)}')
+  values = {name: _gathered(parts)[:num] for name, parts in blocks.items()}
+  shown = [name for metric in metrics for name in restoration.VALUES[metric]]
+  features = f'{samples_per_condition} samples per condition'
+  return {'images': images.name, 'n': num, 'reference': source.name, 'n_reference': num, 'biased': False, 'metrics': {
+      name: {'value': float(values[name].mean()), 'features': features} for name in shown}}
+
+
 def make_data_evaluator(
     config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
@@ -367,7 +409,9 @@ _NAMES = {
     'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
     'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
     'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',
-    'digit_accuracy': 'label accuracy per channel'}
+    'digit_accuracy': 'label accuracy per channel', 'psnr': 'PSNR, dB', 'psnr_of_mean': 'PSNR of the mean sample, dB',
+    'ssim': 'SSIM', 'ssim_of_mean': 'SSIM of the mean sample', 'diversity': 'standard deviation of samples, 0 … 255',
+    'consistency': 'difference to the condition, 0 … 255'}
 
 
 def _number(value: float) -> str:
@@ -379,6 +423,7 @@ def table(report: dict[str, Any]) -> str:
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
       f'; reference {report["reference"]}' if report['reference'] else '') + (
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
+  width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
   for name, entry in report['metrics'].items():
     text = _number(entry['value'])
     if 'deviation' in entry:
@@ -393,7 +438,7 @@ def table(report: dict[str, Any]) -> str:
       text += f'  (reference: n = {entry["n_reference"]:,})'
     if 'of_classifier' in entry:
       text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
-    lines.append(f'  {_NAMES.get(name, name):28s} {text}   [{entry["features"]}]')
+    lines.append(f'  {_NAMES.get(name, name):{width}s} {text}   [{entry["features"]}]')
   if report['biased']:
     lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
   return '\n'.join(lines)

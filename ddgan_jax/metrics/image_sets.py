@@ -52,7 +52,8 @@ class ImageSet(NamedTuple):
 
 
 def generated_images(
-    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, source: sources.Source | None = None
+    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, source: sources.Source | None = None,
+    samples_per_condition: int = 1
 ) -> Callable[[Any, str], ImageSet]:
   """Samples of a generator: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
@@ -65,6 +66,7 @@ def generated_images(
     mesh: the devices that sample.
     num_timesteps: see `train_state.make_sampler`.
     source: the data, needed by a run with conditions.
+    samples_per_condition: samples of each condition, which follow each other.
 
   Returns:
     A function of the EMA parameters (replicated or sharded on `mesh`) and of a name for tables.
@@ -92,7 +94,8 @@ def generated_images(
     for part in np.resize(indices, (parts, size)):
       given = [part]
       if config.data.condition_shape:
-        given.append(pipeline.stored_conditions(source, config.data, part % pipeline.epoch_size(source, config.data)))
+        numbers = part // samples_per_condition % pipeline.epoch_size(source, config.data)
+        given.append(pipeline.stored_conditions(source, config.data, numbers))
       arrays = [jax.make_array_from_process_local_data(rows, array) for array in given]
       found.append(sharding.local_rows(compiled(ema_params, *arrays)))
     return np.concatenate(found)[:len(indices)]

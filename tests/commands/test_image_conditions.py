@@ -279,8 +279,8 @@ def test_transparent_pixels_are_the_hole(tmp_path):
   alpha = np.full((8, 8), 255, np.uint8)
   alpha[2:5, 1:4] = 0
   Image.merge('LA', [Image.fromarray(pixels), Image.fromarray(alpha)]).save(tmp_path / 'hole.png')
-  succeed(sample.main, '--workdir', tmp_path, '--condition', tmp_path / 'hole.png', '--out', tmp_path / 'x.npz', '--num',
-          2)
+  succeed(
+      sample.main, '--workdir', tmp_path, '--condition', tmp_path / 'hole.png', '--out', tmp_path / 'x.npz', '--num', 2)
   with np.load(tmp_path / 'x.npz') as found:
     condition = found['conditions'][0]
   np.testing.assert_array_equal(condition[..., 1], np.where(alpha == 0, 1, -1))

@@ -1,0 +1,106 @@
+"""Metrics of samples given conditions: distance to the true image, to the condition, and between samples.
+
+Images are uint8; distances are in grey levels 0 … 255.
+
+- `psnr`: 10 log10(255² / MSE) in dB, at most 100;
+- `ssim`: structural similarity (Wang et al., 2004), mean over pixels and channels, with a Gaussian window of 11 x 11
+  pixels and sigma 1.5, without padding; for images smaller than 11 pixels, with a uniform window of 7 x 7;
+- `diversity`: standard deviation between the samples of a condition, mean over pixels;
+- `consistency`: root mean square difference between the condition and that of the sample, computed in the same way; for
+  `mask`, over the known pixels.
+
+`psnr_of_mean` and `ssim_of_mean` are those of the mean of the samples, which is the better estimate of the true image.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddgan_jax.config import DataConfig
+from ddgan_jax.config.checks import parse_condition
+from ddgan_jax.data import conditions
+
+_MAX_PSNR = 100.0
+_WINDOW, _SIGMA, _SMALL_WINDOW = 11, 1.5, 7
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+# Metric → its values.
+VALUES = {
+    'psnr': ('psnr', 'psnr_of_mean'), 'ssim': ('ssim', 'ssim_of_mean'), 'diversity': ('diversity',),
+    'consistency': ('consistency',)}
+MIN_SIZE = _SMALL_WINDOW  # of images for `ssim`
+
+
+def psnr(images: jax.Array, truth: jax.Array) -> jax.Array:
+  """[..., H, W, C] in 0 … 255 twice → [...] in dB."""
+  error = jnp.square(jnp.float32(images) - jnp.float32(truth)).mean((-3, -2, -1))
+  return 10 * jnp.log10(255**2 / jnp.maximum(error, 255**2 * 10 ** (-_MAX_PSNR / 10)))
+
+
+def ssim(images: jax.Array, truth: jax.Array) -> jax.Array:
+  """[n, H, W, C] in 0 … 255 twice, at least 7 x 7 pixels → [n]."""
+  x, y = jnp.float32(images), jnp.float32(truth)
+  if x.shape[1] >= _WINDOW:
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    window = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+  else:
+    window = np.ones(_SMALL_WINDOW)
+  window = (window / window.sum()).astype(np.float32)
+
+  def blur(image):
+    for axis in (1, 2):
+      count = image.shape[axis] - len(window) + 1
+      image = sum(w * jax.lax.slice_in_dim(image, i, i + count, axis=axis) for i, w in enumerate(window))
+    return image
+
+  mean_x, mean_y = blur(x), blur(y)
+  var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+  similarity = (2 * mean_x * mean_y + _C1) * (2 * cov + _C2) / (
+      (mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2))
+  return similarity.mean((1, 2, 3))
+
+
+@jax.jit
+def _compare(samples: jax.Array, truth: jax.Array) -> dict[str, jax.Array]:
+  """[n, k, H, W, C] and [n, H, W, C] in 0 … 255 → values [n]."""
+  n, k, *shape = samples.shape
+  mean = jnp.float32(samples).mean(1)
+  repeated = jnp.repeat(truth, k, axis=0)
+  return {
+      'psnr': psnr(samples, truth[:, None]).mean(1),
+      'psnr_of_mean': psnr(mean, truth),
+      'ssim': ssim(samples.reshape(n * k, *shape), repeated).reshape(n, k).mean(1),
+      'ssim_of_mean': ssim(mean, truth),
+      'diversity': jnp.float32(samples).std(1).mean((1, 2, 3)),
+  }
+
+
+def measure(
+    samples: np.ndarray, truth: np.ndarray, condition: np.ndarray, uniforms: np.ndarray, data_config: DataConfig
+) -> dict[str, np.ndarray]:
+  """Measures samples of several conditions.
+
+  Args:
+    samples: [n, k, H, W, C] uint8, k samples of each condition.
+    truth: [n, H, W, C] uint8.
+    condition: [n, h, w, c] float32, computed from `truth`.
+    uniforms: [n, conditions.NUM_UNIFORMS], with which it was computed.
+    data_config: uses condition.
+
+  Returns:
+    [n] float32 for each metric.
+  """
+  n, k = samples.shape[:2]
+  found = {name: np.asarray(values) for name, values in _compare(samples, truth).items()}
+  scaled = samples.reshape(n * k, *samples.shape[2:]) / np.float32(127.5) - 1
+  again = conditions.compute(scaled, data_config, uniforms.repeat(k, axis=0))
+  square = np.square(127.5 * (again - condition.repeat(k, axis=0))).reshape(n, k, *condition.shape[1:])
+  if parse_condition(data_config.condition)[0] == 'mask':
+    known = (condition[:, None, ..., -1:] < 0).astype(np.float32)
+    total, count = (square[..., :-1] * known).sum((2, 3, 4)), known.sum((2, 3, 4)) * (condition.shape[-1] - 1)
+    error = total / np.maximum(count, 1)
+  else:
+    error = square.mean((2, 3, 4))
+  return found | {'consistency': np.sqrt(error).mean(1)}
