@@ -3,8 +3,8 @@
     ddgan train --config folder_inpaint:64 --config.data.path=photos
     ddgan sample --workdir runs/folder_inpaint_photos --condition hole.png
 
-The data, sizes and networks are those of `folder.py`. The transparent pixels of
-`hole.png` are filled. Not a published recipe.
+The transparent pixels of `hole.png` are filled. The data, sizes and networks are those of `folder.py`. Not a published
+recipe.
 """
 
 import ml_collections

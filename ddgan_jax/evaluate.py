@@ -132,11 +132,14 @@ def _condition_source(of_run: config_lib.Config, config: config_lib.Config) -> t
   """The data of the config, of which a run with data.condition takes its conditions, and their DataConfig."""
   from ddgan_jax.data import sources
 
-  data_config = dataclasses.replace(config.data, condition=of_run.data.condition)
-  if data_config.condition_shape != of_run.data.condition_shape:
-    raise ConfigError(f'--config has images of {data_config.image_size}x{data_config.image_size}x'
-                      f'{data_config.num_channels}; use those of the run, '
-                      f'{"x".join(map(str, of_run.image_shape))}')
+  if config.image_shape != of_run.image_shape:
+    found, expected = ('x'.join(map(str, each.image_shape)) for each in (config, of_run))
+    raise ConfigError(f'--config has images of {found}; use those of the run, {expected}')
+  data_config = config.data
+  if of_run.data.condition != 'pairs':
+    data_config = dataclasses.replace(data_config, condition=of_run.data.condition)
+  elif data_config.condition_shape != of_run.data.condition_shape:
+    raise ConfigError(f"--config has data.condition={data_config.condition!r}; use 'pairs' with the sizes of the run")
   return sources.load_source(data_config, print), data_config
 
 
@@ -197,6 +200,8 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   of_run = ddgan_jax.load_config(args.workdir) if args.workdir else None
   if of_conditions and not (of_run and of_run.data.condition_shape):
     raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')
+  if 'consistency' in of_conditions and of_run.data.condition == 'pairs':
+    raise ConfigError("consistency: omit it, because data.condition='pairs' cannot be computed from samples")
   return config or of_run
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddgan_jax.cli import image_input
-from ddgan_jax.config import Config, ConfigError
+from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.config.checks import parse_condition
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, sources
@@ -44,6 +44,9 @@ def read(config: Config, condition: str | None, condition_from: str | None) -> C
   (flag, path), = flags
   if config.data.condition_shape is None:
     raise ConfigError(f"--{flag}: omit it, because the run was trained with data.condition='none'")
+  kind, _ = parse_condition(config.data.condition)
+  if kind == 'pairs' and flag == 'condition_from':
+    raise ConfigError("--condition_from: use --condition, because data.condition='pairs' is not computed from images")
   if not os.path.exists(path):
     raise ConfigError(f'--{flag} is {path!r}, which does not exist; use an image, a folder or an npz')
   return _compute(flag, path, config) if flag == 'condition_from' else Conditions(_read(path, config), None)
@@ -52,7 +55,7 @@ def read(config: Config, condition: str | None, condition_from: str | None) -> C
 def _compute(flag: str, path: str, config: Config) -> Conditions:
   """Computes the conditions of the images at `path`."""
   data_config = dataclasses.replace(config.data, stack=1, resize='cover')
-  images = _images(flag, path, data_config)
+  images = _images(flag, path, data_config, computed=True)
   computed = pipeline.stored_conditions(sources.ArraySource(images), data_config, np.arange(len(images)))
   return Conditions(computed, (images / 127.5 - 1).astype(np.float32))
 
@@ -67,7 +70,8 @@ def _read(path: str, config: Config) -> np.ndarray:
     files = sorted(os.path.join(path, name) for name in os.listdir(path)) if os.path.isdir(path) else [path]
     return np.stack([_read_transparent(file, config) for file in files])
   images = _images('condition', path, dataclasses.replace(
-      config.data, image_size=shape[0], num_channels=shape[2], stack=1, condition='none', resize='none'))
+      config.data, image_size=shape[0], num_channels=shape[2], stack=1, condition='none', condition_path='',
+      pair_size=0, pair_channels=3, resize=config.data.resize if kind == 'pairs' else 'none'), kind != 'pairs')
   return (images / 127.5 - 1).astype(np.float32)
 
 
@@ -102,9 +106,10 @@ def _read_transparent(path: str, config: Config) -> np.ndarray:
   return np.concatenate([np.where(hole, 0, scaled), np.where(hole, 1, -1)], axis=-1).astype(np.float32)
 
 
-def _images(flag: str, path: str, data_config) -> np.ndarray:
+def _images(flag: str, path: str, data_config: DataConfig, computed: bool) -> np.ndarray:
   """Reads an image, or those of a folder, zip or npz: [k, H, W, C] uint8."""
-  advice = f'; use {data_config.image_size}x{data_config.image_size}, or --condition_from to compute the condition'
+  size = f'{data_config.image_size}x{data_config.image_size}'
+  advice = f'; use {size}, or --condition_from to compute the condition' if computed else f'; use {size}'
   if os.path.isfile(path) and not path.endswith(('.npz', '.zip')):
     height, width = image_input.picture_size(flag, path)
     if images_lib.size_problem(height, width, data_config)[0]:

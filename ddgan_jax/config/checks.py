@@ -26,7 +26,7 @@ FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 AUGMENTATIONS = ('color', 'translation', 'cutout')
 
 # Values of data.condition; `lowres` is followed by a factor, as in `lowres:4`.
-CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges')
+CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges', 'pairs')
 
 # Metrics of `metrics.evaluator`.
 METRICS = ('fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy')
@@ -132,13 +132,17 @@ def parse_condition(text: str) -> tuple[str, int]:
   known = kind in CONDITIONS and bool(colon) == (kind == 'lowres')
   if not known or (colon and not (factor.isdecimal() and int(factor) >= 2)):
     raise ConfigError(f"data.condition is {text!r}; use 'none', 'lowres:K' with an integer K of at least 2, 'grey', "
-                      "'mask' or 'edges'")
+                      "'mask', 'edges' or 'pairs'")
   return kind, int(factor) if colon else 1
 
 
 def check_condition(d: DataConfig) -> None:
   """Raises ConfigError for a condition that the data cannot have."""
   kind, factor = parse_condition(d.condition)
+  if kind != 'pairs':
+    for field, default in (('condition_path', ''), ('pair_size', 0), ('pair_channels', 3)):
+      if getattr(d, field) != default:
+        raise ConfigError(f"data.{field} is {getattr(d, field)!r}; use it with data.condition='pairs'")
   if kind == 'none':
     return
   if d.is_points:
@@ -147,6 +151,21 @@ def check_condition(d: DataConfig) -> None:
     raise ConfigError(f'data.condition is {d.condition!r}; use a factor that divides data.image_size={d.image_size}')
   if kind == 'grey' and d.num_channels != 3:
     raise ConfigError(f"data.condition is 'grey'; use it with data.num_channels=3, not {d.num_channels}")
+  if kind == 'pairs':
+    _check_pairs(d)
+
+
+def _check_pairs(d: DataConfig) -> None:
+  if d.name not in ('folder', 'zip', 'npz'):
+    raise ConfigError(f"data.name is {d.name!r}; use 'folder', 'zip' or 'npz' with data.condition='pairs'")
+  if not d.condition_path and d.name != 'npz':
+    raise ConfigError("data.condition_path is empty; set it to the folder or zip of the conditions, because "
+                      "data.condition='pairs'")
+  for field, right in (('stack', 1), ('skip_bad', False)):
+    if getattr(d, field) != right:
+      raise ConfigError(f"data.{field} is {getattr(d, field)}; use {right} with data.condition='pairs'")
+  if d.pair_size and d.image_size % d.pair_size:
+    raise ConfigError(f'data.pair_size is {d.pair_size}; use a divisor of data.image_size={d.image_size}')
 
 
 def check_generator(g: GeneratorConfig) -> None:

@@ -11,8 +11,8 @@ from ddgan_jax.config.schema import Config, flatten, from_json
 # Fields that may change when a run resumes (a dot ends a whole section): they change a training step by rounding at
 # most, except train.num_steps, which stretches the cosine and is announced.
 CHANGEABLE_FIELDS = (
-    'data.path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad', 'data.num_workers', 'train.',
-    'eval.', 'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
+    'data.path', 'data.condition_path', 'data.data_dir', 'data.cache_dir', 'data.cache', 'data.skip_bad',
+    'data.num_workers', 'train.', 'eval.', 'parallel.fsdp', 'parallel.accumulation', 'parallel.remat')
 _MACHINE_FIELD = 'parallel.fsdp'  # depends on the number of devices, so the recipe's value is used
 
 

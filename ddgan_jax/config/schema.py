@@ -56,7 +56,12 @@ class DataConfig(_Section):
       so noise is added to the coefficients in the same way. WaveDiff also halves the coefficients, so there the signal
       has a quarter of the variance at every level.
     condition: what G and D see of each image beside its noisy versions (see `data.conditions`): `none`; `lowres:K`, the
-      means of its K x K blocks; `grey`; `mask`, the image with random holes; or `edges`.
+      means of its K x K blocks; `grey`; `mask`, the image with random holes; `edges`; or `pairs`, a second image from
+      condition_path.
+    condition_path: for `pairs`, a folder or zip whose images have the names of those at data.path, apart from the
+      extension, or an `npz` with `conditions` in the same order; empty if data.path is an `npz` with both.
+    pair_size: H = W of the conditions of `pairs`, a divisor of image_size; 0 is image_size.
+    pair_channels: channels of the conditions of `pairs`, 1 (grey) or 3 (RGB).
   """
 
   name: str = 'digits'
@@ -76,6 +81,9 @@ class DataConfig(_Section):
   num_workers: int = number(0, minimum=0)
   transform: str = choice('none', 'haar')
   condition: str = 'none'
+  condition_path: str = ''
+  pair_size: int = number(0, minimum=0)
+  pair_channels: int = choice(1, 3, default=3)
 
   def __post_init__(self):
     super().__post_init__()
@@ -85,8 +93,10 @@ class DataConfig(_Section):
   def condition_shape(self) -> tuple[int, int, int] | None:
     """(H, W, C) of a condition; None without one."""
     kind, factor = checks.parse_condition(self.condition)
-    channels = {'none': 0, 'lowres': self.num_channels, 'grey': 1, 'mask': self.num_channels + 1, 'edges': 1}[kind]
-    return (self.image_size // factor, self.image_size // factor, channels) if channels else None
+    channels = {'none': 0, 'lowres': self.num_channels, 'grey': 1, 'mask': self.num_channels + 1, 'edges': 1,
+                'pairs': self.pair_channels}[kind]
+    size = self.pair_size if kind == 'pairs' and self.pair_size else self.image_size // factor
+    return (size, size, channels) if channels else None
 
   @property
   def condition_channels(self) -> int:

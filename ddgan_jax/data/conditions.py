@@ -46,13 +46,16 @@ def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -
 def picture(condition: np.ndarray, size: int, num_channels: int) -> np.ndarray:
   """Draws conditions [n, h, w, c] as images [n, size, size, num_channels] uint8.
 
-  Smaller ones are enlarged without interpolation; one channel is repeated; of more channels than those of the image,
-  the first are shown.
+  Smaller ones are enlarged without interpolation; one channel is repeated, and RGB shown as grey, to match the images;
+  of a masked image, the image is shown.
   """
   factor = size // condition.shape[1]
   shown = condition.repeat(factor, axis=1).repeat(factor, axis=2)
-  shown = shown.repeat(num_channels, axis=-1) if shown.shape[-1] == 1 else shown[..., :num_channels]
-  return to_uint8(shown)
+  if shown.shape[-1] == 1:
+    shown = shown.repeat(num_channels, axis=-1)
+  elif shown.shape[-1] == 3 and num_channels == 1:
+    shown = shown @ _LUMA[:, None]
+  return to_uint8(shown[..., :num_channels])
 
 
 def picture_rows(images: np.ndarray, condition: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, int]:

@@ -122,20 +122,27 @@ def global_batch(
     chosen = fixed_stacks(data_config.num_stacks, len(source))
     gathered = [source.gather(row) for row in chosen[:, _indices(seed, 0, data_config.num_stacks, first, count)]]
   else:
-    gathered = [source.gather(_indices(seed, k, len(source), first, count)) for k in range(data_config.stack)]
+    indices = [_indices(seed, k, len(source), first, count) for k in range(data_config.stack)]
+    gathered = [source.gather(row) for row in indices]
   if data_config.stack == 1:
     pixels, label = gathered[0]
   else:
     pixels = np.concatenate([pixels for pixels, _ in gathered], axis=-1)
     (_, a), (_, b), (_, c) = gathered
     label = 100 * a + 10 * b + c
+  flipped = None
   if data_config.flip:
     # Drawn for the whole batch, so that a row's draw does not depend on which process holds it.
     flipped = (_random_words(seed, _FLIP, step, batch_size) >> np.uint64(63)).astype(bool)[start:stop]
     pixels[flipped] = pixels[flipped, :, ::-1]
   image = _scaled(pixels)
   batch = {'image': image, 'label': label.astype(np.int32, copy=False)}
-  if data_config.condition_shape:
+  if source.conditions:
+    pair, _ = source.conditions.gather(indices[0])
+    if flipped is not None:
+      pair[flipped] = pair[flipped, :, ::-1]
+    batch['condition'] = _scaled(pair)
+  elif data_config.condition_shape:
     uniforms = _uniforms(seed, _CONDITION, step, batch_size * conditions.NUM_UNIFORMS)
     batch['condition'] = conditions.compute(image, data_config, uniforms.reshape(batch_size, -1)[start:stop])
   return batch
@@ -169,6 +176,8 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
 
 def stored_conditions(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
   """The conditions of `stored_images`: [n, *data_config.condition_shape] float32; a function of (image, its number)."""
+  if source.conditions:
+    return _scaled(source.conditions.gather(numbers)[0])
   images = _scaled(stored_images(source, data_config, numbers))
   return conditions.compute(images, data_config, condition_uniforms(numbers))
 

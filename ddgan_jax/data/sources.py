@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Callable
 
@@ -12,8 +15,8 @@ import numpy as np
 
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
 from ddgan_jax.data import images, points, preparation, readers
-from ddgan_jax.data.readers import DataError
-from ddgan_jax.data.readers.open import open_reader
+from ddgan_jax.data.readers import DataError, PathError
+from ddgan_jax.data.readers.open import CONDITIONS, kind_of, open_reader
 
 # Larger sets are memory-mapped. A small host (12 to 16 GiB, as in Colab) can spare 4 GiB.
 MAX_BYTES_IN_MEMORY = 4 * 2**30
@@ -28,7 +31,8 @@ class Source:
     labels: [N] int32, or None if the set has no labels.
     num_classes: number of classes, or None if the set has no labels.
     class_names: names of the classes, if known.
-    checksum: of all pixels and labels, equal for equal sets; '' if unknown.
+    checksum: of all pixels, labels and conditions, equal for equal sets; '' if unknown.
+    conditions: the images of data.condition='pairs', in the same order; otherwise None.
     num_threads: number of threads that make batches.
     decodes: whether `gather` decodes, so that worker processes (data.num_workers) help.
   """
@@ -37,6 +41,7 @@ class Source:
   decodes = False
   class_names: tuple[str, ...] | None = None
   checksum = ''
+  conditions: Source | None = None
 
   def __init__(
       self, name: str, image_shape: tuple[int, int, int], labels: np.ndarray | None = None,
@@ -148,6 +153,59 @@ def load_source(
     source.checksum = f'{zlib.crc32(drawn):08x}{zlib.crc32(labels):08x}'
     return source
   log_line = lambda text: log(preparation.printable(text))
+  source = _load_images(data_config, log_line, overwrite)
+  if data_config.condition == 'pairs':
+    source.conditions = _load_pairs(source, data_config, log_line, overwrite)
+    source.checksum += source.conditions.checksum[:8]  # that of its pixels
+  return source
+
+
+def _load_pairs(
+    source: Source, data_config: DataConfig, log_line: Callable[[str], None], overwrite: bool) -> Source:
+  """Opens the conditions of data.condition='pairs'. Raises DataError unless they match the images."""
+  path = os.path.expanduser(data_config.condition_path or data_config.path)
+  size, _, num_channels = data_config.condition_shape
+  try:
+    if not os.path.exists(path):
+      raise PathError(f'{path} does not exist')
+    kind = kind_of(path)
+    if kind not in ('folder', 'zip', 'npz') or (kind == 'npz') != (data_config.name == 'npz'):
+      expected = 'an npz' if data_config.name == 'npz' else 'a folder or a zip of images'
+      raise PathError(f'{path} is {kind or "of an unknown kind"}; use {expected}, because data.name is '
+                      f'{data_config.name!r}')
+    pairs = dataclasses.replace(
+        data_config, name=kind, path=path, split=CONDITIONS if kind == 'npz' else 'train', condition='none',
+        condition_path='', pair_size=0, pair_channels=3, image_size=size, num_channels=num_channels)
+    if kind != 'npz':
+      _check_names(open_reader(data_config), open_reader(pairs))
+    found = _load_images(pairs, log_line, overwrite)
+    if len(found) != len(source):
+      raise PathError(f'{path} has {len(found):,} conditions for {len(source):,} images; use one for each image, in '
+                      'the same order')
+  except PathError as error:
+    raise DataError(f'data.condition_path: {error.problem}') from error
+  return found
+
+
+def _check_names(images_reader: readers.Reader, pairs_reader: readers.Reader) -> None:
+  """Raises PathError unless both have the same names, apart from the extensions."""
+  names, others = (
+      collections.Counter(os.path.splitext(reader.name(i))[0] for i in range(len(reader)))
+      for reader in (images_reader, pairs_reader))
+  for found, missing, reader in ((names, others, pairs_reader), (others, names, images_reader)):
+    lacking = sorted(found - missing)
+    if lacking:
+      more = f' and {len(lacking) - 3:,} more' if len(lacking) > 3 else ''
+      raise PathError(f'{reader.title} has no image named {", ".join(lacking[:3])}{more}; use the same names in both, '
+                      'apart from the extension')
+  twice = [name for name, count in names.items() if count > 1]
+  if twice:
+    raise PathError(f'{images_reader.title} has several images named {twice[0]}; rename them, because images and '
+                    'conditions are matched by name')
+
+
+def _load_images(data_config: DataConfig, log_line: Callable[[str], None], overwrite: bool) -> Source:
+  """Opens a set of images, and prepares them first if necessary."""
   reader = None
   # Finds a prepared set without TFDS, which takes seconds to import.
   prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)

@@ -90,14 +90,17 @@ def measure(
     data_config: uses condition.
 
   Returns:
-    [n] float32 for each metric.
+    [n] float32 for each metric; no `consistency` for `pairs`, which are not computed.
   """
   n, k = samples.shape[:2]
+  kind, _ = parse_condition(data_config.condition)
   found = {name: np.asarray(values) for name, values in _compare(samples, truth).items()}
+  if kind == 'pairs':
+    return found
   scaled = samples.reshape(n * k, *samples.shape[2:]) / np.float32(127.5) - 1
   again = conditions.compute(scaled, data_config, uniforms.repeat(k, axis=0))
   square = np.square(127.5 * (again - condition.repeat(k, axis=0))).reshape(n, k, *condition.shape[1:])
-  if parse_condition(data_config.condition)[0] == 'mask':
+  if kind == 'mask':
     known = (condition[:, None, ..., -1:] < 0).astype(np.float32)
     total, count = (square[..., :-1] * known).sum((2, 3, 4)), known.sum((2, 3, 4)) * (condition.shape[-1] - 1)
     error = total / np.maximum(count, 1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import edit, export, models, sample, sampling, train_state, train_step
+from ddgan_jax import edit, evaluate, export, models, sample, sampling, train_state, train_step
 from ddgan_jax.benchmark import flops, performance
 from ddgan_jax.cli import image_output
 from ddgan_jax.compare import __main__ as compare
@@ -352,3 +352,32 @@ def test_pictures_of_conditions_are_images():
     source = sources.ArraySource(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
     computed = pipeline.stored_conditions(source, config.data, np.arange(3))
     assert data_conditions.picture(computed, 8, 1).shape == (3, 8, 8, 1)
+
+
+def test_a_run_on_pairs(tmp_path, monkeypatch):
+  """From an npz with smaller grey conditions of RGB images."""
+  monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
+  rng = np.random.default_rng(0)
+  arrays = {'images': rng.integers(0, 256, (40, 8, 8, 3), np.uint8),
+            'conditions': rng.integers(0, 256, (40, 4, 4), np.uint8)}
+  np.savez(tmp_path / 'x.npz', **arrays)
+  fields = quick_config_dict(
+      name='npz', path=str(tmp_path / 'x.npz'), num_channels=3, condition='pairs', pair_size=4, pair_channels=1,
+      cache_dir=str(tmp_path / 'cache'))
+  fields['train'] |= {'num_steps': 2, 'sample_every': 2, 'checkpoint_every': 1, 'num_samples': 6}
+  config = config_lib.from_config_dict(fields)
+  workdir = tmp_path / 'run'
+  assert loop.train_and_evaluate(config, str(workdir))
+  with Image.open(workdir / 'samples' / 'step_00000002.png') as image:
+    assert image.size == (8 * 50 + 2, 50 + 2)
+  Image.fromarray(arrays['conditions'][0]).save(tmp_path / 'small.png')
+  succeed(sample.main, '--workdir', workdir, '--condition', tmp_path / 'small.png', '--out', tmp_path / 'x.png')
+  out = succeed(evaluate.main, '--workdir', workdir, '--metrics', 'psnr,diversity', '--num', 4)
+  assert 'PSNR, dB' in out
+  for command, flags, message in (
+      (evaluate, ('--metrics', 'psnr,consistency'), "consistency: omit it, because data.condition='pairs'"),
+      (sample, ('--condition_from', tmp_path / 'small.png'), '--condition_from: use --condition, because'),
+      (sample, ('--condition', tmp_path / 'large.png'), 'large.png is 8x8; use 4x4')):
+    Image.new('L', (8, 8)).save(tmp_path / 'large.png')
+    result = run_command(command.main, '--workdir', workdir, *flags)
+    assert result.status == 2 and message in result.err, result.err

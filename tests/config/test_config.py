@@ -96,6 +96,8 @@ def test_recipes_are_valid(name):
   config_dict = recipes.load(name)
   if config_dict.data.name in ('folder', 'npz'):
     config_dict.data.path = 'photos'
+  if config_dict.data.condition == 'pairs':
+    config_dict.data.condition_path = 'sketches'
   config = config_lib.from_config_dict(config_dict)
   assert f'ddgan train --config {name}' in pathlib.Path(recipes.find(name.partition(':')[0])).read_text()
   assert config_lib.from_json(config_lib.to_json(config)) == config

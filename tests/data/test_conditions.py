@@ -1,12 +1,15 @@
-"""Conditions computed from images: their values, their batches, and the same holes in any order."""
+"""Conditions, computed from images or paired with them: their values, their batches, and data that do not match."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import conditions, pipeline, sources
+from ddgan_jax.data.readers import DataError
 
 RNG = np.random.default_rng(0)
 UNIFORMS = RNG.random((500, conditions.NUM_UNIFORMS))
@@ -31,8 +34,6 @@ def test_low_resolution_is_the_block_mean():
 
 
 def test_grey_is_pillows_luma():
-  from PIL import Image
-
   pixels = RNG.integers(0, 256, (8, 8, 3), np.uint8)
   found = conditions.compute(pixels[None] / np.float32(127.5) - 1, config('grey'), UNIFORMS[:1])
   expected = np.asarray(Image.fromarray(pixels).convert('L'))
@@ -126,3 +127,117 @@ def test_pictures():
   assert columns == 5 and rows.shape == (10, 8, 8, 3)
   np.testing.assert_array_equal(rows[[0, 5]], picture)
   np.testing.assert_array_equal(rows[[4, 9]], conditions.to_uint8(x))
+
+
+PHOTOS = RNG.integers(0, 256, (6, 8, 8, 3), np.uint8)
+SKETCHES = RNG.integers(0, 256, (6, 4, 4), np.uint8)
+NAMES = ('cat/a-2', 'cat/a', 'cat/b', 'dog/a', 'dog/c.d', 'dog/e')
+
+
+@pytest.fixture
+def pairs(tmp_path):
+  """Folders of photos and sketches with other extensions, and the config of the pairs."""
+  for folder, ending, images_ in (('photos', 'png', PHOTOS), ('sketches', 'bmp', SKETCHES)):
+    for name, image in zip(NAMES, images_):
+      path = tmp_path / folder / f'{name}.{ending}'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(image).save(path)
+  return DataConfig(
+      name='folder', path=str(tmp_path / 'photos'), image_size=8, cache_dir=str(tmp_path / 'cache'), flip=True,
+      batch_size=12, condition='pairs', condition_path=str(tmp_path / 'sketches'), pair_size=4, pair_channels=1)
+
+
+def load(data_config):
+  return sources.load_source(data_config, log=lambda text: None)
+
+
+def check_pairs(data_config):
+  """Each image of a batch has its sketch, flipped with it."""
+  batch = pipeline.global_batch(load(data_config), data_config, seed=1, step=0)
+  scaled = [np.float32(2) * each.astype(np.float32) / 255 - 1 for each in (PHOTOS, SKETCHES[..., None])]
+  seen = []
+  for image, condition in zip(batch['image'], batch['condition'], strict=True):
+    flipped = [np.abs(scaled[0][:, :, ::step] - image).max((1, 2, 3)).argmin() for step in (1, -1)]
+    which = [(i, step) for i, step in zip(flipped, (1, -1)) if np.abs(scaled[0][i, :, ::step] - image).max() < 1e-5]
+    (i, step), = which
+    np.testing.assert_allclose(condition, scaled[1][i, :, ::step], atol=1e-6)
+    seen.append((i, step))
+  assert {i for i, _ in seen} == set(range(6)) and {step for _, step in seen} == {1, -1}
+
+
+@pytest.mark.parametrize('cache', ['array', 'none'])
+def test_pairs_of_folders(pairs, cache):
+  data_config = dataclasses.replace(pairs, cache=cache)
+  check_pairs(data_config)
+  source_ = load(data_config)
+  assert source_.class_names == ('cat', 'dog') and list(source_.labels) == [0, 0, 0, 1, 1, 1]
+  stored = pipeline.stored_conditions(source_, data_config, np.array([4, 1]))
+  np.testing.assert_allclose(stored[..., 0], SKETCHES[[4, 1]] / 127.5 - 1, atol=1e-6)
+
+
+def test_pairs_of_a_folder_and_a_zip_and_of_arrays(pairs, tmp_path):
+  shutil.make_archive(str(tmp_path / 'sketches'), 'zip', tmp_path / 'sketches')
+  check_pairs(dataclasses.replace(pairs, condition_path=str(tmp_path / 'sketches.zip')))
+  np.savez(tmp_path / 'both.npz', images=PHOTOS, conditions=SKETCHES, labels=np.arange(6))
+  np.savez(tmp_path / 'photos.npz', images=PHOTOS)
+  np.savez(tmp_path / 'conditions.npz', conditions=SKETCHES)
+  for path, other in (('both.npz', ''), ('photos.npz', 'conditions.npz')):
+    data_config = dataclasses.replace(
+        pairs, name='npz', path=str(tmp_path / path), condition_path=other and str(tmp_path / other))
+    check_pairs(data_config)
+  # Arrays of the same size in one file are prepared separately.
+  np.savez(tmp_path / 'same.npz', images=PHOTOS, conditions=255 - PHOTOS)
+  data_config = dataclasses.replace(
+      pairs, name='npz', path=str(tmp_path / 'same.npz'), condition_path='', pair_size=0, pair_channels=3)
+  batch = pipeline.global_batch(load(data_config), data_config, seed=1, step=0)
+  np.testing.assert_allclose(batch['condition'], -batch['image'], atol=1e-6)
+
+
+def test_the_checksum_covers_the_conditions(pairs, tmp_path):
+  before = load(pairs).checksum
+  Image.fromarray(255 - SKETCHES[0]).save(tmp_path / 'sketches' / 'cat' / 'a.bmp')
+  after = load(pairs).checksum
+  assert before != after and before[:16] == after[:16]
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda folder: (folder / 'sketches/cat/b.bmp').unlink(),
+     'data.condition_path: .*sketches has no image named cat/b; use the same names in both'),
+    (lambda folder: (folder / 'photos/dog/e.png').unlink(), 'photos has no image named dog/e; use the same names'),
+    (lambda folder: [(folder / f'sketches/{name}.bmp').unlink() for name in NAMES[1:]],
+     'no image named cat/a, cat/b, dog/a and 2 more; use'),
+    (lambda folder: [shutil.copy(folder / f / f'cat/a.{e}', folder / f / f'cat/a.{o}') for f, e, o in (
+        ('photos', 'png', 'jpg'), ('sketches', 'bmp', 'png'))], 'has several images named cat/a; rename them'),
+    (lambda folder: shutil.rmtree(folder / 'sketches'), 'data.condition_path: .*sketches does not exist'),
+    (lambda folder: Image.new('L', (5, 5)).save(folder / 'sketches/cat/b.bmp'), 'cat/b.bmp is 5x5, which data.resize='),
+])
+def test_images_that_do_not_match(pairs, tmp_path, change, message):
+  change(tmp_path)
+  with pytest.raises(DataError, match=message):
+    load(pairs)
+
+
+def test_arrays_that_do_not_match(pairs, tmp_path):
+  np.savez(tmp_path / 'x.npz', images=PHOTOS, conditions=SKETCHES[:5])
+  np.savez(tmp_path / 'y.npz', images=PHOTOS)
+  data_config = dataclasses.replace(pairs, name='npz', path=str(tmp_path / 'x.npz'), condition_path='')
+  with pytest.raises(DataError, match='has 5 conditions for 6 images; use one for each image'):
+    load(data_config)
+  with pytest.raises(DataError, match="data.condition_path: .*y.npz has no array 'conditions' \\(it has images"):
+    load(dataclasses.replace(data_config, path=str(tmp_path / 'y.npz')))
+  with pytest.raises(DataError, match='sketches is folder; use an npz, because data.name is '):
+    load(dataclasses.replace(data_config, condition_path=str(tmp_path / 'sketches')))
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'condition_path': ''}, 'data.condition_path is empty; set it to the folder or zip'),
+    ({'name': 'digits', 'path': ''}, "data.name is 'digits'; use 'folder', 'zip' or 'npz' with data.condition='pairs'"),
+    ({'stack': 3}, 'data.stack is 3; use 1'),
+    ({'skip_bad': True}, 'data.skip_bad is True; use False'),
+    ({'pair_size': 3}, 'data.pair_size is 3; use a divisor of data.image_size=8'),
+    ({'pair_channels': 2}, 'data.pair_channels is 2; use one of 1, 3'),
+    ({'condition': 'edges'}, "data.condition_path is '.*'; use it with data.condition='pairs'"),
+])
+def test_wrong_fields_of_pairs(pairs, fields, message):
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(pairs, **fields)

@@ -21,26 +21,30 @@ _UNPACKING = threading.Lock()
 
 
 class NpzReader(Reader):
-  """An npz with uint8 `images` [N, H, W, C] (C = 1, 3 or 4) or [N, H, W], and optional integer `labels` [N]."""
+  """An npz with uint8 `images` [N, H, W, C] (C = 1, 3 or 4) or [N, H, W], and optional integer `labels` [N].
 
-  def __init__(self, path: str):
+  `array` is the name of the array of images.
+  """
+
+  def __init__(self, path: str, array: str = 'images'):
     self.title = self._path = path
+    self._name = array
     try:
-      self._headers = _npz_headers(path)
+      self._headers = _npz_headers(path, array)
     except Exception as e:  # zipfile and its decompressors fail in many ways
       raise PathError(f'{path} cannot be read as npz ({e})') from e
-    if 'images' not in self._headers:
-      raise PathError(f"{path} has no array 'images' (it has {', '.join(self._headers) or 'none'})")
-    shape, dtype = self._headers['images']
+    if array not in self._headers:
+      raise PathError(f"{path} has no array '{array}' (it has {', '.join(self._headers) or 'none'})")
+    shape, dtype = self._headers[array]
     if dtype != np.uint8:
-      raise PathError(f"'images' in {path} is {dtype}; use uint8 (0 to 255)")
+      raise PathError(f"'{array}' in {path} is {dtype}; use uint8 (0 to 255)")
     if len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,)):
-      raise PathError(f"'images' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C] with C = 1, 3 or 4")
+      raise PathError(f"'{array}' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C] with C = 1, 3 or 4")
     if 0 in shape:
-      raise PathError(f"'images' in {path} is empty ({list(shape)})")
+      raise PathError(f"'{array}' in {path} is empty ({list(shape)})")
     self._len = shape[0]
     self._labels = None
-    if 'labels' in self._headers:
+    if 'labels' in self._headers and array == 'images':
       label_shape, label_dtype = self._headers['labels']
       if label_shape != shape[:1] or not np.issubdtype(label_dtype, np.integer):
         raise PathError(f"'labels' in {path} is {label_dtype}{list(label_shape)}; use integers [{self._len}]")
@@ -67,14 +71,14 @@ class NpzReader(Reader):
   @functools.cached_property
   def _images(self) -> np.ndarray:
     # Read lazily, so that a prepared set is not unpacked again.
-    images_ = self._array('images')
+    images_ = self._array(self._name)
     return images_ if images_.ndim == 4 else images_[..., None]
 
   def __len__(self) -> int:
     return self._len
 
   def name(self, i: int) -> str:
-    return f'images[{i}]'
+    return f'{self._name}[{i}]'
 
   def read(self, i: int) -> tuple[np.ndarray, int]:
     with _UNPACKING:  # or each thread would unpack its own copy
@@ -85,11 +89,11 @@ class NpzReader(Reader):
     return stamp(self._path)
 
 
-def _npz_headers(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype] | None]:
-  """Array name → (shape, dtype) for `images` and `labels`, None for others; does not read the arrays."""
+def _npz_headers(path: str, array: str) -> dict[str, tuple[tuple[int, ...], np.dtype] | None]:
+  """Array name → (shape, dtype) for `array` and `labels`, None for others; does not read the arrays."""
   with zipfile.ZipFile(path) as archive:
     headers = dict.fromkeys(name.removesuffix('.npy') for name in archive.namelist())
-    for name in headers.keys() & {'images', 'labels'}:
+    for name in headers.keys() & {array, 'labels'}:
       with archive.open(f'{name}.npy') as file:
         read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)

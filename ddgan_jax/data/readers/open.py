@@ -9,6 +9,8 @@ from ddgan_jax.config import DataConfig
 from ddgan_jax.data.readers import arrays, trees
 from ddgan_jax.data.readers.base import PathError, Reader
 
+CONDITIONS = 'conditions'  # as data.split of an npz: this array instead of `images`
+
 
 def open_reader(data_config: DataConfig) -> Reader:
   """Opens the reader for data.name and data.path.
@@ -21,19 +23,19 @@ def open_reader(data_config: DataConfig) -> Reader:
     raise PathError(f'{path} is not a local path; copy or mount it first')
   if not os.path.exists(path):
     raise PathError(f'{path} does not exist')
-  kind = _kind(path)
+  kind = kind_of(path)
   if kind != name:
     found = f'{kind}; use --config.data.name={kind}' if kind else 'none of folder, npz, zip, lmdb'
     if name == 'lmdb' and kind == 'folder':
       found = 'a folder without data.mdb; use the folder that contains data.mdb'
     raise PathError(f'{path} is opened as data.name={name!r}, but is {found}')
-  return {
-      'folder': trees.FolderReader, 'zip': trees.ZipReader, 'npz': arrays.NpzReader, 'lmdb': arrays.LmdbReader,
-  }[name](path)
+  if name == 'npz':
+    return arrays.NpzReader(path, CONDITIONS if data_config.split == CONDITIONS else 'images')
+  return {'folder': trees.FolderReader, 'zip': trees.ZipReader, 'lmdb': arrays.LmdbReader}[name](path)
 
 
-def _kind(path: str) -> str:
-  """The matching data.name, by contents and not by extension; '' if none."""
+def kind_of(path: str) -> str:
+  """The matching data.name, by contents and not by extension; '' if none. Raises PathError if it cannot be read."""
   if os.path.isdir(path):
     return 'lmdb' if os.path.exists(os.path.join(path, 'data.mdb')) else 'folder'
   try:
