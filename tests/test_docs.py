@@ -51,8 +51,9 @@ class Workspace:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     for name, i in itertools.product(('cat', 'dog'), range(4)):
-      (folder / 'photos' / name).mkdir(parents=True, exist_ok=True)
-      Image.fromarray(pixels[i]).save(folder / 'photos' / name / f'{i}.png')
+      for parent in ('photos', 'sketches'):
+        (folder / parent / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i]).save(folder / parent / name / f'{i}.png')
     for name, size in (('digit', 8), ('drawing', 8), ('mask', 8), ('small', 4)):
       Image.fromarray(255 * (rng.random((size, size)) > 0.5).astype(np.uint8)).save(folder / f'{name}.png')
     for name in ('photos', 'samples', 'cifar10'):
