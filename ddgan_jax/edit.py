@@ -77,6 +77,8 @@ def _edit(args: types.SimpleNamespace) -> None:
   config = ddgan_jax.load_config(args.workdir)
   if config.data.is_points:
     raise ConfigError(f'{args.workdir} is a run on points; use a run on images')
+  if config.data.value_range:
+    raise ConfigError(f'{args.workdir} is a run with data.value_range; use a run on images of 8 bits')
   labels.check_label(args.label, config.generator, '--label')
   if conditions.is_required(config):
     raise ConfigError(f'{args.workdir} is a run with data.condition={config.data.condition!r}; use ddgan sample '

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,7 +77,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if set(metrics) <= set(checks.CONDITION_METRICS):
     _evaluate_conditions(args, config, metrics, mesh, log)
     return
-  run, images = _load_images(args, config, mesh)
+  run, images = _load_images(args, config, mesh, log)
   if 'label_accuracy' in metrics:
     evaluator.check_label_accuracy(images)
   if config and config.data.is_points:
@@ -108,19 +109,14 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   log(f'Statistics of {found.count:,} images of {found.name}: {args.statistics}')
 
 
-def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any) -> tuple[Any, Any]:
+def _load_images(
+    args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any, log: Callable[[str], None]
+) -> tuple[Any, Any]:
   """The run and the images to evaluate, or None."""
   from ddgan_jax.metrics import image_sets
-  from ddgan_jax.parallel import sharding
 
   if args.workdir:
-    run = ddgan_jax.load(
-        args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
-    source = _condition_source(run.config, config)[0] if run.config.data.condition_shape else None
-    sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, source)
-    length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
-    name = f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'
-    return run, sampled(run.params, name)
+    return _load_run(args, config, mesh, log)[:2]
   images = None
   if args.images:
     images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
@@ -128,40 +124,55 @@ def _load_images(args: types.SimpleNamespace, config: config_lib.Config | None, 
   return None, images
 
 
-def _condition_source(of_run: config_lib.Config, config: config_lib.Config) -> tuple[Any, config_lib.DataConfig]:
-  """The data of the config, of which a run with data.condition takes its conditions, and their DataConfig."""
+def _condition_data(
+    args: types.SimpleNamespace, of_run: config_lib.Config, config: config_lib.Config, log: Callable[[str], None]
+) -> Any:
+  """The data whose conditions are sampled: --reference, or the data of the config. Raises ConfigError."""
   from ddgan_jax.data import sources
+  from ddgan_jax.metrics import image_sets
+  from ddgan_jax.parallel import consensus
 
-  if config.image_shape != of_run.image_shape:
-    found, expected = ('x'.join(map(str, each.image_shape)) for each in (config, of_run))
-    raise ConfigError(f'--config has images of {found}; use those of the run, {expected}')
   data_config = config.data
+  if args.reference and set(args.metrics or ()) & set(checks.CONDITION_METRICS):
+    kind = 'folder' if os.path.isdir(args.reference) else args.reference[-3:]
+    data_config = dataclasses.replace(of_run.data, name=kind, path=args.reference, split='train', data_dir='')
+  for field in ('image_size', 'num_channels', 'stack', 'value_range'):
+    found, expected = (getattr(each, field) for each in (data_config, of_run.data))
+    if found != expected:
+      raise ConfigError(f'--config.data.{field} is {found}; use {expected}, as in the run')
   if of_run.data.condition != 'pairs':
     data_config = dataclasses.replace(data_config, condition=of_run.data.condition)
-  elif data_config.condition_shape != of_run.data.condition_shape:
-    raise ConfigError(f"--config has data.condition={data_config.condition!r}; use 'pairs' with the sizes of the run")
-  return sources.load_source(data_config, print), data_config
+  if data_config.condition_shape != of_run.data.condition_shape:
+    raise ConfigError(f'--config.data.condition is {data_config.condition!r}; use the pairs, pair_size and '
+                      'pair_channels of the run')
+  source = sources.load_source(data_config, log)
+  consensus.barrier('conditions')  # loading may take much longer on one machine
+  return image_sets.ConditionData(source, data_config, args.samples_per_condition)
 
 
 def _evaluate_conditions(
     args: types.SimpleNamespace, config: config_lib.Config, metrics: tuple[str, ...], mesh: Any,
     log: Callable[[str], None]) -> None:
   """Writes the report of the metrics of `restoration`."""
-  from ddgan_jax.metrics import evaluator, image_sets
-  from ddgan_jax.parallel import consensus, sharding
+  from ddgan_jax.metrics import evaluator
+
+  run, images, given = _load_run(args, config, mesh, log)
+  _write_report(evaluator.evaluate_conditions(images, given, metrics, args.num, args.batch_size, mesh), run, args, log)
+
+
+def _load_run(
+    args: types.SimpleNamespace, config: config_lib.Config, mesh: Any, log: Callable[[str], None]
+) -> tuple[Any, Any, Any]:
+  """The run of --workdir, its samples, and the data of their conditions or None."""
+  from ddgan_jax.metrics import image_sets
+  from ddgan_jax.parallel import sharding
 
   run = ddgan_jax.load(
       args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
-  source, data_config = _condition_source(run.config, config)
-  consensus.barrier('data')
-
-  def sampled(count):
-    images = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, source, count)
-    return images(run.params, f'{args.workdir}, step {run.step:,}, seed {args.seed}')
-
-  report = evaluator.evaluate_conditions(
-      sampled, source, data_config, metrics, args.num, args.samples_per_condition, args.batch_size, mesh)
-  _write_report(report, run, args, log)
+  given = _condition_data(args, run.config, config, log) if run.config.data.condition_shape else None
+  sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, given)
+  length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
+  return run, sampled(run.params, f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'), given
 
 
 def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
@@ -188,10 +199,16 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if len(given) != 1:
     raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '
                       '--statistics (with --config)')
-  of_conditions = sorted(set(args.metrics or ()) & set(checks.CONDITION_METRICS))
+  of_conditions = [name for name in args.metrics or () if name in checks.CONDITION_METRICS]
   if args.metrics:
-    known = checks.CONDITION_METRICS if of_conditions else checks.METRICS + checks.CONDITION_METRICS
-    checks.check_metrics('--metrics', args.metrics, known)
+    checks.check_metrics('--metrics', args.metrics, checks.METRICS + checks.CONDITION_METRICS)
+    others = [name for name in args.metrics if name not in of_conditions]
+    if of_conditions and others:
+      raise ConfigError(f'--metrics has {of_conditions[0]} and {others[0]}; measure them in separate commands')
+  if of_conditions and args.jpeg:
+    raise ConfigError(f'--jpeg: omit it with --metrics {",".join(of_conditions)}')
+  if 'diversity' in of_conditions and args.samples_per_condition < 2:
+    raise ConfigError('--samples_per_condition is 1; use at least 2 for diversity')
   if not args.statistics and not of_conditions:
     checks.check_num_samples('--num', args.num, args.force, '--force')
   config = config_lib.from_config_dict(args.config.fields) if args.config else None
@@ -202,7 +219,11 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
     raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')
   if 'consistency' in of_conditions and of_run.data.condition == 'pairs':
     raise ConfigError("consistency: omit it, because data.condition='pairs' cannot be computed from samples")
-  return config or of_run
+  config = config or of_run
+  if config and config.data.value_range and not of_conditions:
+    raise ConfigError(f'data.value_range is {config.data.value_range}; use --metrics with some of '
+                      f'{", ".join(checks.CONDITION_METRICS)}, because the others are for images of 8 bits')
+  return config
 
 
 if __name__ == '__main__':

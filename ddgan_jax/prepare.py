@@ -30,9 +30,10 @@ def _define_flags(define: options.Definer) -> None:
 
 def _prepare(args: types.SimpleNamespace) -> None:
   config = config_lib.from_config_dict(args.config.fields)
-  if config.data.is_points:
+  if not config.data.is_8_bit:
     raise config_lib.ConfigError(
-        f'data.name is {config.data.name!r}, which needs no preparation; use `ddgan train`')
+        f'data.name is {config.data.name!r}{" with data.value_range" if config.data.value_range else ""}, which needs '
+        'no preparation; use `ddgan train`')
 
   # Slow to import, so only after the config is checked.
   from ddgan_jax.data import pipeline, preparation, sources

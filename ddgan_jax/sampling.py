@@ -20,7 +20,8 @@ from ddgan_jax.utils import checks
 
 __all__ = [
     'GeneratorFn', 'Trajectory', 'draw_noise', 'map_in_batches', 'max_batch_size', 'sample', 'sample_each',
-    'sample_given_noise', 'sample_in_batches', 'to_uint8', 'trajectory', 'trajectory_each', 'trajectory_given_noise']
+    'sample_given_noise', 'sample_in_batches', 'to_uint8', 'to_values', 'trajectory', 'trajectory_each',
+    'trajectory_given_noise']
 
 GeneratorFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 _MAX_NOISE = 2**27  # floats, half a GiB; the noise of T steps takes T times the memory of an image
@@ -270,6 +271,17 @@ def to_uint8(images: jax.Array) -> jax.Array:
   """
   checks.floats('images', images)
   return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def to_values(images: jax.Array, value_range: tuple[float, float]) -> jax.Array:
+  """Maps float images linearly from [-1, 1] to [lowest, highest], the units of the data.
+
+  Raises:
+    TypeError: the images are not floating point.
+  """
+  checks.floats('images', images)
+  lowest, highest = value_range
+  return lowest + (images + 1) * ((highest - lowest) / 2)
 
 
 def _check(generator_fn: GeneratorFn, schedule: diffusion.Schedule) -> None:

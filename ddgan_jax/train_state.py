@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddgan_jax import diffusion, models, objectives, posthoc_ema
+from ddgan_jax import diffusion, models, objectives, posthoc_ema, sampling
 from ddgan_jax.config import Config, OptimConfig
 from ddgan_jax.models import conditions, initializers, labels
 from ddgan_jax.objectives.base import Params
@@ -116,6 +116,13 @@ def make_sampler(
     return models.generator_fn(generator, params, schedule, **given)(x_tp1, t, z)
 
   return objectives.make(config).make_sampler(predict, schedule, num_timesteps)
+
+
+def in_units_of_data(images: jax.Array, config: Config) -> jax.Array:
+  """Converts samples to what the run's data are: uint8 images, float32 values in `data.value_range`, or points."""
+  if config.data.is_8_bit:
+    return sampling.to_uint8(images)
+  return sampling.to_values(images, config.data.value_range) if config.data.value_range else images
 
 
 def make_optimizers(

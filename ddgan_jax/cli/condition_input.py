@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ddgan_jax.cli import image_input
 from ddgan_jax.config import Config, ConfigError, DataConfig
 from ddgan_jax.config.checks import parse_condition
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.data.readers import PathError
-from ddgan_jax.data.readers.open import open_reader
+from ddgan_jax.data.readers.open import CONDITIONS, kind_of, open_reader
 from ddgan_jax.models import conditions
 
 
@@ -23,8 +22,9 @@ class Conditions(NamedTuple):
   """Conditions to sample.
 
   Attributes:
-    condition: [k, h, w, c] float32.
-    truth: [k, H, W, C] float32, the images from which they were computed; None if unknown.
+    condition: [k, h, w, c] float32 in [-1, 1].
+    truth: [k, H, W, C], the images from which they were computed, uint8 or, with data.value_range, float32; None if
+      unknown.
   """
 
   condition: np.ndarray
@@ -36,94 +36,141 @@ def read(config: Config, condition: str | None, condition_from: str | None) -> C
   flags = [(name, path) for name, path in (('condition', condition), ('condition_from', condition_from)) if path]
   if len(flags) > 1:
     raise ConfigError('--condition and --condition_from: use one of them')
+  kind, _ = parse_condition(config.data.condition)
   if not flags:
     if conditions.is_required(config):
-      raise ConfigError(f'--condition: missing; use it, or --condition_from, because the run was trained with '
+      alternative = '' if kind == 'pairs' else ' or --condition_from'
+      raise ConfigError(f'--condition is missing; use --condition{alternative}, because the run was trained with '
                         f'data.condition={config.data.condition!r}')
     return None
   (flag, path), = flags
-  if config.data.condition_shape is None:
+  if kind == 'none':
     raise ConfigError(f"--{flag}: omit it, because the run was trained with data.condition='none'")
-  kind, _ = parse_condition(config.data.condition)
   if kind == 'pairs' and flag == 'condition_from':
     raise ConfigError("--condition_from: use --condition, because data.condition='pairs' is not computed from images")
   if not os.path.exists(path):
     raise ConfigError(f'--{flag} is {path!r}, which does not exist; use an image, a folder or an npz')
-  return _compute(flag, path, config) if flag == 'condition_from' else Conditions(_read(path, config), None)
+  try:
+    return _compute(path, config.data) if flag == 'condition_from' else Conditions(_read(path, kind, config.data), None)
+  except ConfigError as error:
+    raise ConfigError(f'--{flag}: {error}') from error
+  except PathError as error:
+    raise ConfigError(f'--{flag}: {error.problem}') from error
 
 
-def _compute(flag: str, path: str, config: Config) -> Conditions:
+def _compute(path: str, data_config: DataConfig) -> Conditions:
   """Computes the conditions of the images at `path`."""
-  data_config = dataclasses.replace(config.data, stack=1, resize='cover')
-  images = _images(flag, path, data_config, computed=True)
-  computed = pipeline.stored_conditions(sources.ArraySource(images), data_config, np.arange(len(images)))
-  return Conditions(computed, (images / 127.5 - 1).astype(np.float32))
+  if data_config.value_range:
+    source = _values(path, data_config)
+  else:
+    data_config = dataclasses.replace(data_config, stack=1, num_stacks=0, resize='cover')
+    source = sources.ArraySource(np.stack([
+        _decode(name, raw, data_config) for name, raw in _raw_images(path, data_config)]))
+  numbers = np.arange(len(source))
+  images, _ = source.gather(numbers)
+  truth = pipeline.in_units_of_data(images, data_config) if data_config.value_range else images
+  return Conditions(pipeline.stored_conditions(source, data_config, numbers), truth)
 
 
-def _read(path: str, config: Config) -> np.ndarray:
+def _read(path: str, kind: str, data_config: DataConfig) -> np.ndarray:
   """Reads conditions themselves."""
-  shape = config.data.condition_shape
   if path.endswith('.npz'):
-    return _read_npz(path, config)
-  kind, _ = parse_condition(config.data.condition)
+    return _read_npz(path, data_config)
+  if data_config.pair_range or data_config.value_range and kind != 'pairs':
+    raise ConfigError(f"{path} is not an npz; use an npz with float32 'conditions', because the run has a range of "
+                      'values')
   if kind == 'mask':
-    files = sorted(os.path.join(path, name) for name in os.listdir(path)) if os.path.isdir(path) else [path]
-    return np.stack([_read_transparent(file, config) for file in files])
-  images = _images('condition', path, dataclasses.replace(
-      config.data, image_size=shape[0], num_channels=shape[2], stack=1, condition='none', condition_path='',
-      pair_size=0, pair_channels=3, resize=config.data.resize if kind == 'pairs' else 'none'), kind != 'pairs')
-  return (images / 127.5 - 1).astype(np.float32)
+    data_config = dataclasses.replace(data_config, condition='none', stack=1, num_stacks=0, resize='cover')
+    return np.stack([_masked(name, raw, data_config) for name, raw in _raw_images(path, data_config)])
+  size, _, num_channels = data_config.condition_shape
+  fitted = dataclasses.replace(
+      data_config, image_size=size, num_channels=num_channels, stack=1, num_stacks=0, condition='none',
+      condition_path='', pair_size=0, pair_channels=3, resize='cover')
+  found = []
+  for name, raw in _raw_images(path, fitted):
+    # Only a pair may have another size, like the pairs of the training.
+    if kind != 'pairs' and _size(name, raw) != (size, size):
+      height, width = _size(name, raw)
+      raise ConfigError(f'{name} is {height}x{width}; use {size}x{size}, or --condition_from to compute the condition')
+    found.append(_decode(name, raw, fitted) / np.float32(127.5) - 1)
+  return np.stack(found)
 
 
-def _read_npz(path: str, config: Config) -> np.ndarray:
+def _read_npz(path: str, data_config: DataConfig) -> np.ndarray:
+  shape = data_config.condition_shape
+  if data_config.pair_range:
+    source = _values(
+        path, data_config, split=CONDITIONS, image_size=shape[0], num_channels=shape[2],
+        value_range=data_config.pair_range)
+    return source.gather(np.arange(len(source)))[0]
   try:
     with np.load(path) as file:
       found = file['conditions']
   except Exception as error:  # zipfile and its decompressors fail in many ways
-    raise ConfigError(f"--condition: {path} cannot be read as npz with an array 'conditions' ({error})") from error
-  shape = config.data.condition_shape
+    raise ConfigError(f"{path} cannot be read as npz with an array 'conditions' ({error})") from error
   if found.ndim != 4 or found.shape[1:] != shape or not len(found) or found.dtype not in (np.uint8, np.float32):
-    raise ConfigError(f"--condition: 'conditions' in {path} is {found.dtype}{list(found.shape)}; use float32 in "
-                      f'[-1, 1] or uint8, [n, {", ".join(map(str, shape))}]')
+    raise ConfigError(f"'conditions' in {path} is {found.dtype}{list(found.shape)}; use float32 in [-1, 1] or uint8, "
+                      f'[n, {", ".join(map(str, shape))}]')
   if found.dtype == np.uint8:
-    return (found / 127.5 - 1).astype(np.float32)
+    return found / np.float32(127.5) - 1
   if not np.isfinite(found).all() or np.abs(found).max() > 1:
-    raise ConfigError(f"--condition: 'conditions' in {path} has values in {found.min()} … {found.max()}; use [-1, 1]")
+    raise ConfigError(f"'conditions' in {path} has values in {found.min()} … {found.max()}; use [-1, 1]")
   return found
 
 
-def _read_transparent(path: str, config: Config) -> np.ndarray:
-  """Reads an image whose transparent pixels are the hole, as the condition `mask`."""
-  pixels = image_input.read_image('condition', path, config.data)
-  with Image.open(path) as image:
-    alpha = np.asarray(image.convert('RGBA').getchannel('A'))
-  grey = dataclasses.replace(config.data, num_channels=1, stack=1, condition='none')
-  hole = images_lib.decode(alpha[..., None], grey) < 128  # resized and cropped like the image
-  if not hole.any():
-    raise ConfigError(f'--condition: {path} has no transparent pixel; make the pixels to fill transparent, or use '
-                      '--condition_from for random holes')
-  scaled = (pixels / 127.5 - 1).astype(np.float32)
-  return np.concatenate([np.where(hole, 0, scaled), np.where(hole, 1, -1)], axis=-1).astype(np.float32)
+def _values(path: str, data_config: DataConfig, **fields) -> sources.Source:
+  """Reads an npz of measurements like those of the run."""
+  return sources.load_source(dataclasses.replace(
+      data_config, path=path, condition='none', condition_path='', pair_size=0, pair_channels=3, pair_range=(),
+      **fields))
 
 
-def _images(flag: str, path: str, data_config: DataConfig, computed: bool) -> np.ndarray:
-  """Reads an image, or those of a folder, zip or npz: [k, H, W, C] uint8."""
-  size = f'{data_config.image_size}x{data_config.image_size}'
-  advice = f'; use {size}, or --condition_from to compute the condition' if computed else f'; use {size}'
-  if os.path.isfile(path) and not path.endswith(('.npz', '.zip')):
-    height, width = image_input.picture_size(flag, path)
-    if images_lib.size_problem(height, width, data_config)[0]:
-      raise ConfigError(f'--{flag}: {path} is {height}x{width}{advice}')
-    return image_input.read_image(flag, path, data_config)[None]
-  kind = 'folder' if os.path.isdir(path) else path[-3:]
+def _raw_images(path: str, data_config: DataConfig) -> Iterator[tuple[str, bytes | np.ndarray]]:
+  """The names and undecoded images of an image file, a folder, a zip or an npz."""
+  kind = kind_of(path) if os.path.isdir(path) or path.endswith(('.npz', '.zip')) else ''
+  if not kind:
+    yield path, _file(path)
+    return
+  reader = open_reader(dataclasses.replace(data_config, name=kind, path=path, split='train'))
+  for i in range(len(reader)):
+    name = f'{reader.name(i)} in {path}'
+    try:
+      raw, _ = reader.read(i)
+    except images_lib.BadImage as error:
+      raise ConfigError(f'{name} {error}') from error
+    yield name, raw
+
+
+def _file(path: str) -> bytes:
   try:
-    reader = open_reader(dataclasses.replace(data_config, name=kind, path=path, split='train'))
-    images = []
-    for i in range(len(reader)):
-      try:
-        images.append(images_lib.decode(reader.read(i)[0], data_config))
-      except images_lib.BadImage as error:
-        raise ConfigError(f'--{flag}: {reader.name(i)} in {path} {error}{advice if error.hint else ""}') from error
-    return np.stack(images)
-  except PathError as error:
-    raise ConfigError(f'--{flag}: {error.problem}') from error
+    return images_lib.read_file(path)
+  except images_lib.BadImage as error:
+    raise ConfigError(f'{path} {error}') from error
+
+
+def _size(name: str, raw: bytes | np.ndarray) -> tuple[int, int]:
+  try:
+    return raw.shape[:2] if isinstance(raw, np.ndarray) else images_lib.size(raw)
+  except images_lib.BadImage as error:
+    raise ConfigError(f'{name} {error}') from error
+
+
+def _decode(name: str, raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
+  try:
+    return images_lib.decode(raw, data_config)
+  except images_lib.BadImage as error:
+    raise ConfigError(f'{name} {error}') from error
+
+
+def _masked(name: str, raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
+  """The condition `mask` of an image whose transparent pixels are the hole."""
+  try:
+    pixels, alpha = images_lib.decode_with_alpha(raw, data_config)
+  except images_lib.BadImage as error:
+    raise ConfigError(f'{name} {error}') from error
+  hole = alpha < 255
+  if not hole.any():
+    raise ConfigError(f'{name} has no transparent pixel; make the pixels to fill transparent, or use --condition_from '
+                      'for random holes')
+  scaled = pixels / np.float32(127.5) - 1
+  return np.concatenate([np.where(hole, 0, scaled), np.where(hole, 1, -1)], axis=-1).astype(np.float32)

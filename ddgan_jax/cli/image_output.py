@@ -29,10 +29,10 @@ def generate(
     num, batch_size: number of images, and the maximum batch size.
     seed: image i is a function of (seed, i).
     label: an integer, or [k] labels, of which image i gets label i mod k; by default that of the run.
-    condition: [num, h, w, c] float32, one condition per image; by default none.
+    condition: [k, h, w, c] float32, conditions of which each is that of num / k images in turn; by default none.
 
   Returns:
-    [num, H, W, C] uint8; for points, [num, 1, 1, 2] float32.
+    [num, H, W, C] uint8; for data with a value_range float32 in it, for points [num, 1, 1, 2] float32.
 
   Raises:
     ConfigError: the run has no such label or condition, or requires one.
@@ -50,10 +50,11 @@ def generate(
     images = sampling.sample_each(
         seed, indices, _generator_fn(run, label, indices, condition), run.schedule, run.config.image_shape,
         run.config.generator.nz)
-    return _quantized(images, run)
+    return train_state.in_units_of_data(images, run.config)
 
   def rows(first):
-    return None if condition is None else condition[np.arange(first, first + batch_size) % num]
+    return None if condition is None else condition[np.arange(first, first + batch_size) * len(condition) // num % len(
+        condition)]
 
   return np.concatenate([np.asarray(sample_batch(first, rows(first))) for first in range(0, num, batch_size)])[:num]
 
@@ -69,7 +70,7 @@ def denoise(run: ddgan_jax.Run, num: int, seed: int, label: np.ndarray | None = 
     indices = first + np.arange(batch_size)
     steps = sampling.trajectory_each(
         seed, indices, _generator_fn(run, label, indices), run.schedule, config.image_shape, config.generator.nz)
-    return jax.tree.map(lambda images: _quantized(images, run), steps)
+    return jax.tree.map(lambda images: train_state.in_units_of_data(images, config), steps)
 
   parts = [jax.device_get(denoise_batch(first)) for first in range(0, num, batch_size)]
   x_t, predictions = (np.concatenate(part, axis=1)[:, :num] for part in zip(*parts))
@@ -91,11 +92,6 @@ def _generator_fn(
   return train_state.make_sampler(run.config, run.params, run.schedule.num_timesteps, label, condition)[0]
 
 
-def _quantized(images: jax.Array, run: ddgan_jax.Run) -> jax.Array:
-  """Quantises images to uint8; returns points unchanged."""
-  return images if run.config.data.is_points else sampling.to_uint8(images)
-
-
 def save_steps(path: str, steps: trajectories.Steps) -> None:
   """Writes denoising steps as a strip (.png) or an animation (.gif)."""
   if path.lower().endswith('.gif'):
@@ -106,10 +102,11 @@ def save_steps(path: str, steps: trajectories.Steps) -> None:
 
 def save(
     path: str, images: np.ndarray, title: str = '', label: np.ndarray | None = None,
-    inputs: np.ndarray | None = None) -> None:
+    inputs: np.ndarray | None = None, value_range: tuple[float, ...] = ()) -> None:
   """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; call `check_out` first.
 
-  Float32 points go to a scatter plot with a title (.png) or to an array. With labels [k], image i has label i mod k: a
+  Float32 points go to a scatter plot with a title (.png) or to an array, float32 values in `value_range` to a grid of
+  `grids.values_to_uint8` or to an array. With labels [k], image i has label i mod k: a
   grid has one column per label, and an .npz also has `labels` [n]. `inputs` [m, H, W, C] uint8, the images that were
   edited, come first in a grid, are `inputs` in an .npz, and input_0.png, … in a folder.
   """
@@ -119,7 +116,7 @@ def save(
     grids.save_png(path, grids.make_grid(both, columns=min(len(both), _COLUMNS)))
   elif ending == '.png':
     columns = len(label) if label is not None and 1 < len(label) <= len(images) else None
-    grids.save_png(path, grids.make_picture(images, title, columns))
+    grids.save_png(path, grids.make_picture(images, title, columns, value_range))
   elif ending == '.npz':
     known = {} if label is None else {'labels': np.resize(label, len(images))}
     known |= {} if inputs is None else {'inputs': inputs}
@@ -131,33 +128,40 @@ def save(
       grids.save_png(os.path.join(path, f'{i:06d}.png'), image)
 
 
-def save_conditional(path: str, images: np.ndarray, condition: np.ndarray, truth: np.ndarray | None) -> None:
-  """Writes samples [k n, H, W, C] uint8, n of each condition in turn; call `check_out` first.
+def save_conditional(
+    path: str, images: np.ndarray, condition: np.ndarray, truth: np.ndarray | None, label: np.ndarray | None = None,
+    value_range: tuple[float, ...] = ()) -> None:
+  """Writes samples [k n, H, W, C], n of each condition in turn; call `check_out` first.
 
-  A grid has one row per condition: the condition, its samples, their mean and standard deviation (white: 0.5 of the
-  range 0 … 1) and the true image; an .npz has `images`, `conditions` float32 and, if known, `truths` uint8.
+  A grid has one row per condition: the condition, its samples, their mean and standard deviation (white: half of the
+  range) and the true image; an .npz has `images`, `conditions` and, if known, `truths` and `labels`; a folder has the
+  samples as 000000.png, …, the conditions as input_0.png, … and the true images as truth_0.png, ….
 
   Args:
     path: see `save`.
-    images: the samples.
-    condition: [k, h, w, c] float32.
-    truth: [k, H, W, C] float32, or None.
+    images: the samples, uint8, or float32 values.
+    condition: [k, h, w, c] float32 in [-1, 1].
+    truth: [k, H, W, C] like the samples, or None.
+    label: [m] labels, of which image i has label i mod m, or None.
+    value_range: of float32 values.
   """
-  if os.path.splitext(path)[1].lower() != '.png':
-    known = {'conditions': condition} | ({} if truth is None else {'truths': conditions_lib.to_uint8(truth)})
-    if path.lower().endswith('.npz'):
-      np.savez_compressed(path, images=images, **known)
-    else:
-      save(path, images, inputs=conditions_lib.picture(condition, *images.shape[2:]))
+  if path.lower().endswith('.npz'):
+    known = {'conditions': condition} | ({} if truth is None else {'truths': truth})
+    known |= {} if label is None else {'labels': np.resize(label, len(images))}
+    np.savez_compressed(path, images=images, **known)
+    return
+  if value_range:
+    images = grids.values_to_uint8(images, value_range)
+    truth = None if truth is None else grids.values_to_uint8(truth, value_range)
+  if not path.lower().endswith('.png'):
+    save(path, images, inputs=conditions_lib.picture(condition, *images.shape[2:]))
+    for i, image in enumerate(() if truth is None else truth):
+      grids.save_png(os.path.join(path, f'truth_{i}.png'), image)
     return
   samples = images.reshape(len(condition), -1, *images.shape[1:])
-  spread = np.clip(2 * samples.std(1), 0, 255)
-  columns = [conditions_lib.picture(condition, *images.shape[2:])[:, None], samples, samples.mean(1)[:, None],
-             spread[:, None]]
-  if truth is not None:
-    columns.append(conditions_lib.to_uint8(truth)[:, None])
-  rows = np.concatenate([np.round(column).astype(np.uint8) for column in columns], axis=1)
-  grids.save_png(path, grids.make_grid(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1]))
+  mean, spread = (np.round(np.clip(each, 0, 255)).astype(np.uint8) for each in (samples.mean(1), 2 * samples.std(1)))
+  rows, columns = conditions_lib.picture_rows(condition, images, mean, spread, *([] if truth is None else [truth]))
+  grids.save_png(path, grids.make_grid(rows, columns))
 
 
 def check_out(path: str, trajectory: bool = False) -> None:

@@ -46,6 +46,8 @@ def _compare(args: types.SimpleNamespace) -> None:
   base = config_lib.from_config_dict(args.config.fields)
   if base.data.condition_shape:
     raise ConfigError(f"data.condition is {base.data.condition!r}; use 'none', because compare has no conditions")
+  if base.data.value_range:
+    raise ConfigError(f'data.value_range is {base.data.value_range}; use images of 8 bits, for which there are metrics')
   # After the config is checked, because these take seconds to import.
   from ddgan_jax.compare import comparison, measurement
   from ddgan_jax.data import sources

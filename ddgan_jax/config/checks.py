@@ -25,6 +25,8 @@ FILE_SOURCES = ('folder', 'npz', 'zip', 'lmdb')
 # Transformations of `objectives.augmentation`.
 AUGMENTATIONS = ('color', 'translation', 'cutout')
 
+MAX_CHANNELS = 16  # of data with a range of values
+
 # Values of data.condition; `lowres` is followed by a factor, as in `lowres:4`.
 CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges', 'pairs')
 
@@ -95,7 +97,8 @@ def make_section(name: str, raw: Any, cls: type, carried: Mapping[str, Any]) -> 
   types = {k: v for k, v in typing.get_type_hints(cls).items() if k not in carried}
   for field in raw:
     if field in carried:
-      raise ConfigError(f'{name}.{field} is set by {SHARED[name][field]}.{field}; use that field')
+      source = 'data.condition' if field == 'condition_channels' else f'{SHARED[name][field]}.{field}'
+      raise ConfigError(f'{name}.{field} is set by {source}; use that field')
   check_known(f'{name}.', raw, types)
   values = {field: convert(f'{name}.{field}', value, types[field]) for field, value in raw.items()}
   return cls(**values, **carried)
@@ -136,11 +139,31 @@ def parse_condition(text: str) -> tuple[str, int]:
   return kind, int(factor) if colon else 1
 
 
+def check_values(d: DataConfig) -> None:
+  """Raises ConfigError for ranges of values, and for fields that conflict with them."""
+  for field, channels in (('value_range', 'num_channels'), ('pair_range', 'pair_channels')):
+    found = getattr(d, field)
+    if not found:
+      if field == 'pair_range':
+        _check_choice('data.pair_channels', d.pair_channels, (1, 3))
+      continue
+    if len(found) != 2 or found[0] >= found[1]:
+      raise ConfigError(f'data.{field} is {found}; use two numbers, the lowest and the highest value')
+    if d.name != 'npz':
+      raise ConfigError(f"data.{field} is {found}; use it with data.name='npz', not {d.name!r}")
+    if not 1 <= getattr(d, channels) <= MAX_CHANNELS:
+      raise ConfigError(f'data.{channels} is {getattr(d, channels)}; use 1 … {MAX_CHANNELS} with data.{field}')
+  if d.value_range:
+    for field, right in (('stack', 1), ('resize', 'none'), ('skip_bad', False), ('cache', 'array')):
+      if getattr(d, field) != right:
+        raise ConfigError(f'data.{field} is {getattr(d, field)!r}; use {right!r} with data.value_range')
+
+
 def check_condition(d: DataConfig) -> None:
   """Raises ConfigError for a condition that the data cannot have."""
   kind, factor = parse_condition(d.condition)
   if kind != 'pairs':
-    for field, default in (('condition_path', ''), ('pair_size', 0), ('pair_channels', 3)):
+    for field, default in (('condition_path', ''), ('pair_size', 0), ('pair_channels', 3), ('pair_range', ())):
       if getattr(d, field) != default:
         raise ConfigError(f"data.{field} is {getattr(d, field)!r}; use it with data.condition='pairs'")
   if kind == 'none':
@@ -256,7 +279,11 @@ def is_used(objective_field: str, method: str) -> bool:
 
 def _check_points(c: Config) -> None:
   if not c.data.is_points:
-    _check_choice('data.num_channels', c.data.num_channels, (1, 3))
+    if c.data.is_8_bit:
+      _check_choice('data.num_channels', c.data.num_channels, (1, 3))
+    elif c.train.eval_every:
+      raise ConfigError(f'train.eval_every is {c.train.eval_every}; use 0 with data.value_range, because the metrics '
+                        'of eval are for images of 8 bits')
     return
   if c.discriminator.augment:
     raise ConfigError(f'discriminator.augment is {c.discriminator.augment}; use () with data.name={POINTS!r}')
@@ -297,6 +324,12 @@ def check_run(c: Config) -> None:
       right = getattr(getattr(c, source), field)
       if getattr(other, field) != right:
         raise ConfigError(f'{section}.{field} is {getattr(other, field)}; use {right}, as in {source}.{field}')
+  if c.generator.condition_dropout and not c.data.condition_shape:
+    raise ConfigError(f'generator.condition_dropout is {c.generator.condition_dropout}; use it with a data.condition')
+  if 'color' in c.discriminator.augment and (c.data.condition_shape or c.data.value_range):
+    other = 'condition' if c.data.condition_shape else 'value_range'
+    raise ConfigError(f'discriminator.augment contains color; use translation or cutout with data.{other}, whose '
+                      'channels may not be colours')
   group = c.discriminator.stddev_group
   if c.data.batch_size < 1 or c.data.batch_size % group:
     raise ConfigError(

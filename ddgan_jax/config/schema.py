@@ -41,7 +41,9 @@ class DataConfig(_Section):
       time they are used (less disk, more CPU).
     skip_bad: skip unreadable images and report them; otherwise they are an error.
     image_size: H = W of the images that the networks see, in pixels.
-    num_channels: C, 1 (grey) or 3 (RGB); 2 for points.
+    num_channels: C, 1 (grey) or 3 (RGB); 2 for points; 1 … 16 with value_range.
+    value_range: (lowest, highest) value of an `npz` whose `images` are float32 or uint16 measurements; they are mapped
+      linearly to [-1, 1], samples are float32 in these units, and nothing is quantised. Empty for images of 8 bits.
     batch_size: global batch, over all devices and processes.
     resize: for images of another size: `none` (an error), `crop` (shrink the shorter side to image_size and crop the
       centre; smaller images are an error), `cover` (like `crop`, but smaller images are enlarged) or `pad` (centre on
@@ -55,13 +57,14 @@ class DataConfig(_Section):
       the resolution (see `models.haar`). Diffusion, sampling and editing stay in pixels: the transform is orthonormal,
       so noise is added to the coefficients in the same way. WaveDiff also halves the coefficients, so there the signal
       has a quarter of the variance at every level.
-    condition: what G and D see of each image beside its noisy versions (see `data.conditions`): `none`; `lowres:K`, the
-      means of its K x K blocks; `grey`; `mask`, the image with random holes; `edges`; or `pairs`, a second image from
-      condition_path.
+    condition: what G and D see of each image besides its noisy versions (see `data.conditions`): `none`; `lowres:K`,
+      the means of its K x K blocks; `grey`; `mask`, the image with random holes; `edges`; or `pairs`, a second image
+      from condition_path.
     condition_path: for `pairs`, a folder or zip whose images have the names of those at data.path, apart from the
       extension, or an `npz` with `conditions` in the same order; empty if data.path is an `npz` with both.
     pair_size: H = W of the conditions of `pairs`, a divisor of image_size; 0 is image_size.
-    pair_channels: channels of the conditions of `pairs`, 1 (grey) or 3 (RGB).
+    pair_channels: channels of the conditions of `pairs`, 1 (grey) or 3 (RGB); 1 … 16 with pair_range.
+    pair_range: as value_range, for the `conditions` of an `npz`.
   """
 
   name: str = 'digits'
@@ -73,6 +76,7 @@ class DataConfig(_Section):
   skip_bad: bool = False
   image_size: int = number(32, minimum=1)
   num_channels: int = 3
+  value_range: tuple[float, ...] = ()
   batch_size: int = 256
   resize: str = choice('none', 'crop', 'cover', 'pad')
   flip: bool = False
@@ -83,10 +87,14 @@ class DataConfig(_Section):
   condition: str = 'none'
   condition_path: str = ''
   pair_size: int = number(0, minimum=0)
-  pair_channels: int = choice(1, 3, default=3)
+  pair_channels: int = number(3, minimum=1)
+  pair_range: tuple[float, ...] = ()
 
   def __post_init__(self):
     super().__post_init__()
+    for field in ('value_range', 'pair_range'):  # a list is not hashable
+      object.__setattr__(self, field, tuple(getattr(self, field)))
+    checks.check_values(self)
     checks.check_condition(self)
 
   @property
@@ -107,6 +115,11 @@ class DataConfig(_Section):
   def is_points(self) -> bool:
     """Whether the data are points, float32 [B, 1, 1, 2], instead of images."""
     return self.name == checks.POINTS
+
+  @property
+  def is_8_bit(self) -> bool:
+    """Whether the data are images of 8 bits, neither points nor measurements."""
+    return not (self.is_points or self.value_range)
 
   @property
   def bound(self) -> float:
@@ -130,7 +143,7 @@ class GeneratorConfig(_Section):
 
   Attributes:
     kind: `ncsnpp`, or `mlp` (three hidden layers), which uses only num_channels_dae, nz, conditional, prediction,
-      not_use_tanh, num_classes, label_dropout and stack.
+      not_use_tanh, num_classes, label_dropout, stack, condition_channels and condition_dropout.
     prediction: the network's output: `x_0`; `noise`, the noise in x_{t+1}, from which x_0 follows; or `x_t`, "direct
       denoising" without a posterior (the last two are ablations of the paper).
     image_size: H = W of the images.
@@ -322,7 +335,7 @@ class TrainConfig(_Section):
     sample_every: interval of the grid of `num_samples` images from the EMA generator.
     checkpoint_every: interval of the asynchronous checkpoint of the whole state.
     keep_checkpoints: number of newest checkpoints that stay on disk.
-    num_samples: images in a grid.
+    num_samples: images in a grid; with data.condition, max(1, num_samples // 6) rows of six samples.
     on_nonfinite: when a loss or the state is NaN or infinite: `stop`, or `rollback` to the last good checkpoint and
       skip the batches since then (see `training.rollback`).
     profile_steps: number of steps to profile, after warm-up and once per workdir; 0 for none.

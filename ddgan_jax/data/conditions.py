@@ -11,6 +11,7 @@ from ddgan_jax.config import DataConfig
 from ddgan_jax.config.checks import parse_condition
 
 NUM_UNIFORMS = 12  # random numbers per image
+SAMPLES_PER_CONDITION = 6  # in a grid, by default
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 
 
@@ -21,7 +22,8 @@ def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -
   - `grey`: the luma, [n, H, W, 1];
   - `mask`: the image with 0 in random boxes and strokes, and a channel that is 1 there and -1 elsewhere,
     [n, H, W, C + 1];
-  - `edges`: the magnitude of the Sobel gradient of the luma, 1 at the largest possible, [n, H, W, 1].
+  - `edges`: the magnitude of the Sobel gradient of the luma (with other than three channels, of their mean), 1 at the
+    largest possible, [n, H, W, 1].
 
   Args:
     images: [n, H, W, C] float32 in [-1, 1].
@@ -38,41 +40,40 @@ def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -
   if kind == 'grey':
     return images @ _LUMA[:, None]
   if kind == 'edges':
-    return _sobel(images @ _LUMA if images.shape[-1] == 3 else images[..., 0])[..., None]
+    return _sobel(images @ _LUMA if images.shape[-1] == 3 else images.mean(-1))[..., None]
   hole = holes(uniforms, images.shape[1])[..., None]
   return np.concatenate([np.where(hole, np.float32(0), images), np.where(hole, np.float32(1), np.float32(-1))], axis=-1)
 
 
 def picture(condition: np.ndarray, size: int, num_channels: int) -> np.ndarray:
-  """Draws conditions [n, h, w, c] as images [n, size, size, num_channels] uint8.
+  """Draws conditions [n, h, w, c] as images [n, size, size, num_channels] uint8, num_channels = 1 or 3.
 
-  Smaller ones are enlarged without interpolation; one channel is repeated, and RGB shown as grey, to match the images;
-  of a masked image, the image is shown.
+  Smaller ones are enlarged without interpolation; RGB is shown as grey or grey as RGB, to match the images. Of other
+  numbers of channels, the first three or the first are shown; of a masked image, the image.
   """
   factor = size // condition.shape[1]
   shown = condition.repeat(factor, axis=1).repeat(factor, axis=2)
-  if shown.shape[-1] == 1:
-    shown = shown.repeat(num_channels, axis=-1)
-  elif shown.shape[-1] == 3 and num_channels == 1:
-    shown = shown @ _LUMA[:, None]
-  return to_uint8(shown[..., :num_channels])
+  if num_channels == 1:
+    shown = shown @ _LUMA[:, None] if shown.shape[-1] == 3 else shown[..., :1]
+  else:
+    shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=-1)
+  return to_uint8(shown)
 
 
-def picture_rows(images: np.ndarray, condition: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, int]:
-  """Arranges condition, samples and the true image in rows of a grid.
+def picture_rows(condition: np.ndarray, samples: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, int]:
+  """Arranges condition, samples and other images of it in rows of a grid.
 
   Args:
-    images: [n, H, W, C] float32, the true images.
     condition: [n, h, w, c] float32.
-    samples: [n k, H, W, C] uint8, k samples of each condition in turn.
+    samples: [n k, H, W, C] uint8, k samples of each condition in turn; C is 1 or 3.
+    *others: [n, H, W, C] uint8 each, such as the true images.
 
   Returns:
-    [n (k + 2), H, W, C] uint8 and the number of columns, k + 2.
+    [n m, H, W, C] uint8 and the number of columns, m.
   """
-  shape = images.shape[1:]
-  rows = np.concatenate([
-      picture(condition, shape[0], shape[2])[:, None], samples.reshape(len(images), -1, *shape),
-      to_uint8(images)[:, None]], axis=1)
+  n, shape = len(condition), samples.shape[1:]
+  columns = [picture(condition, shape[0], shape[2]), samples, *others]
+  rows = np.concatenate([column.reshape(n, -1, *shape) for column in columns], axis=1)
   return rows.reshape(-1, *shape), rows.shape[1]
 
 

@@ -64,6 +64,22 @@ def decode(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
   return np.asarray(image).reshape(data_config.image_size, data_config.image_size, channels(data_config))
 
 
+def decode_with_alpha(raw: bytes | np.ndarray, data_config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+  """Like `decode`, but does not composite transparency.
+
+  Returns:
+    [image_size, image_size, C] uint8, and the opacity [image_size, image_size, 1] uint8.
+  """
+  image = _open(raw, data_config)
+  if not image.has_transparency_data:
+    pixels = decode(raw, data_config)
+    return pixels, np.full_like(pixels[..., :1], 255)
+  image = image.convert('RGBA')
+  colours = image.convert('RGB').convert('L' if channels(data_config) == 1 else 'RGB')  # drops the opacity
+  shape = (data_config.image_size, data_config.image_size, -1)
+  return tuple(np.asarray(_fit(each, data_config)).reshape(shape) for each in (colours, image.getchannel('A')))
+
+
 def size(raw: bytes) -> tuple[int, int]:
   """(height, width) of an encoded image after EXIF rotation, read from its header. Raises BadImage."""
   return _upright_size(_open_encoded(raw))

@@ -124,12 +124,7 @@ def global_batch(
   else:
     indices = [_indices(seed, k, len(source), first, count) for k in range(data_config.stack)]
     gathered = [source.gather(row) for row in indices]
-  if data_config.stack == 1:
-    pixels, label = gathered[0]
-  else:
-    pixels = np.concatenate([pixels for pixels, _ in gathered], axis=-1)
-    (_, a), (_, b), (_, c) = gathered
-    label = 100 * a + 10 * b + c
+  pixels, label = _joined(gathered)
   flipped = None
   if data_config.flip:
     # Drawn for the whole batch, so that a row's draw does not depend on which process holds it.
@@ -149,7 +144,7 @@ def global_batch(
 
 
 def _scaled(pixels: np.ndarray) -> np.ndarray:
-  """Maps uint8 0 … 255 to float32 [-1, 1]; returns float32 points unchanged."""
+  """Maps uint8 0 … 255 to float32 [-1, 1]; returns float32 points and values unchanged."""
   if pixels.dtype != np.uint8:
     return pixels
   image = np.divide(pixels, np.float32(127.5), dtype=np.float32)
@@ -165,13 +160,36 @@ def stored_images(source: Source, data_config: DataConfig, numbers: np.ndarray) 
     data_config: uses stack and num_stacks.
     numbers: [n] consecutive indices of stored images, of fixed stacks, or of the infinite sequence of stacks.
   """
-  if data_config.stack == 1:
-    return source.gather(numbers)[0]
+  return _stored(source, data_config, numbers)[0]
+
+
+def stored_labels(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
+  """The labels of `stored_images`, [n] int32; all 0 if the set has none."""
+  return _stored(source, data_config, numbers)[1]
+
+
+def stored_numbers(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
+  """Indices of stored images, starting over after the last; with infinitely many stacks, `numbers` themselves."""
+  infinite = data_config.stack > 1 and not data_config.num_stacks
+  return numbers if infinite else numbers % epoch_size(source, data_config)
+
+
+def _stored(source: Source, data_config: DataConfig, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   if data_config.num_stacks:
     chosen = fixed_stacks(data_config.num_stacks, len(source))[:, numbers]
+  elif data_config.stack == 1:
+    chosen = [numbers]
   else:
     chosen = [_indices(0, k, len(source), int(numbers[0]), len(numbers)) for k in range(data_config.stack)]
-  return np.concatenate([source.gather(row)[0] for row in chosen], axis=-1)
+  return _joined([source.gather(row) for row in chosen])
+
+
+def _joined(gathered: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """Images and labels, of one gathered set or of the stacks of three."""
+  if len(gathered) == 1:
+    return gathered[0]
+  (_, a), (_, b), (_, c) = gathered
+  return np.concatenate([pixels for pixels, _ in gathered], axis=-1), 100 * a + 10 * b + c
 
 
 def stored_conditions(source: Source, data_config: DataConfig, numbers: np.ndarray) -> np.ndarray:
@@ -188,10 +206,20 @@ def condition_uniforms(numbers: np.ndarray) -> np.ndarray:
 
 
 def preview(source: Source, data_config: DataConfig, seed: int, count: int = 64) -> np.ndarray:
-  """The first n ≤ `count` images of a run, flipped and stacked as in training: [n, H, W, C] uint8; points float32."""
+  """The first n ≤ `count` images of a run, flipped and stacked as in training: [n, H, W, C] uint8; points and values
+  float32, in the units of the data.
+  """
   count = min(count, epoch_size(source, data_config))
   batch = global_batch(source, dataclasses.replace(data_config, batch_size=count), seed, 0)
-  return batch['image'] if data_config.is_points else np.round((batch['image'] + 1) * 127.5).astype(np.uint8)
+  return in_units_of_data(batch['image'], data_config)
+
+
+def in_units_of_data(images: np.ndarray, data_config: DataConfig) -> np.ndarray:
+  """Maps [-1, 1] to uint8 0 … 255, or to float32 in data.value_range; returns points unchanged."""
+  if data_config.value_range:
+    lowest, highest = data_config.value_range
+    return lowest + (images + 1) * np.float32((highest - lowest) / 2)
+  return conditions.to_uint8(images) if data_config.is_8_bit else images
 
 
 def batches(

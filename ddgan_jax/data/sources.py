@@ -1,4 +1,4 @@
-"""Sources: random access to the data of a config, as uint8 images of one size or float32 points."""
+"""Sources: random access to the data of a config, as uint8 images of one size, float32 points or float32 values."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from ddgan_jax.config import FILE_SOURCES, ConfigError, DataConfig
 from ddgan_jax.data import images, points, preparation, readers
 from ddgan_jax.data.readers import DataError, PathError
+from ddgan_jax.data.readers.arrays import NpzReader
 from ddgan_jax.data.readers.open import CONDITIONS, kind_of, open_reader
 
 # Larger sets are memory-mapped. A small host (12 to 16 GiB, as in Colab) can spare 4 GiB.
@@ -61,7 +62,8 @@ class Source:
       indices: [n] integers in 0..N-1, repeats allowed.
 
     Returns:
-      images, a new array [n, H, W, C] uint8, or float32 (points); labels [n] int32, all 0 if the set has none.
+      images, a new array [n, H, W, C] uint8, or float32 (points, and values in [-1, 1]); labels [n] int32, all 0 if the
+      set has none.
     """
     raise NotImplementedError
 
@@ -84,6 +86,32 @@ class ArraySource(Source):
 
   def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(self.images[indices]), self._gather_labels(indices)
+
+
+class ValueSource(Source):
+  """A `Source` over measurements [N, H, W, C], float32, uint16 or uint8, in memory; returns float32 in [-1, 1].
+
+  Args:
+    values: the measurements.
+    value_range: (lowest, highest), mapped to -1 and 1.
+    name, labels, num_classes: see `Source`.
+  """
+
+  def __init__(
+      self, values: np.ndarray, value_range: tuple[float, float], name: str = 'values',
+      labels: np.ndarray | None = None, num_classes: int | None = None):
+    super().__init__(name, values.shape[1:], labels, num_classes)
+    self._values = values
+    self._lowest, highest = value_range
+    self._scale = 2 / (highest - self._lowest)
+    self.checksum = f'{zlib.crc32(np.ascontiguousarray(values)):08x}{zlib.crc32(b"" if labels is None else labels):08x}'
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scaled = (self._values[indices].astype(np.float64) - self._lowest) * self._scale - 1
+    return scaled.astype(np.float32), self._gather_labels(indices)
 
 
 class DecodingSource(Source):
@@ -175,7 +203,8 @@ def _load_pairs(
                       f'{data_config.name!r}')
     pairs = dataclasses.replace(
         data_config, name=kind, path=path, split=CONDITIONS if kind == 'npz' else 'train', condition='none',
-        condition_path='', pair_size=0, pair_channels=3, image_size=size, num_channels=num_channels)
+        condition_path='', pair_size=0, pair_channels=3, pair_range=(), image_size=size, num_channels=num_channels,
+        value_range=data_config.pair_range, resize=data_config.resize if not data_config.pair_range else 'none')
     if kind != 'npz':
       _check_names(open_reader(data_config), open_reader(pairs))
     found = _load_images(pairs, log_line, overwrite)
@@ -204,8 +233,36 @@ def _check_names(images_reader: readers.Reader, pairs_reader: readers.Reader) ->
                     'conditions are matched by name')
 
 
+def _load_values(data_config: DataConfig) -> ValueSource:
+  """Reads the measurements of an npz. Raises PathError if they do not fit data.value_range and the other fields."""
+  path = os.path.expanduser(data_config.path)
+  array = CONDITIONS if data_config.split == CONDITIONS else 'images'
+  if not os.path.exists(path):
+    raise PathError(f'{path} does not exist')
+  reader = NpzReader(path, array, ('float32', 'uint16', 'uint8'))
+  found, labels = reader.values()
+  expected = (data_config.image_size, data_config.image_size, data_config.num_channels)
+  if found.shape[1:] != expected:
+    sizes, wanted = ('x'.join(map(str, shape)) for shape in (found.shape[1:], expected))
+    fields = 'data.pair_size and pair_channels' if array == CONDITIONS else 'data.image_size and num_channels'
+    raise PathError(f'{array!r} in {path} are {sizes}; use {wanted}, or change {fields}')
+  lowest, highest = data_config.value_range
+  for first in range(0, len(found), 1024):  # little memory for the masks
+    part = found[first:first + 1024]
+    inside = (part >= lowest) & (part <= highest)  # False for NaN
+    if not inside.all():
+      where = first + int((~inside).any((1, 2, 3)).argmax())
+      value = part[where - first][~inside[where - first]][0]
+      field = 'data.pair_range' if array == CONDITIONS else 'data.value_range'
+      raise PathError(f'{array}[{where}] in {path} has the value {value}; use values in {lowest:g} … {highest:g}, or '
+                      f'change {field}')
+  return ValueSource(found, data_config.value_range, data_config.path, labels, reader.num_classes)
+
+
 def _load_images(data_config: DataConfig, log_line: Callable[[str], None], overwrite: bool) -> Source:
   """Opens a set of images, and prepares them first if necessary."""
+  if data_config.value_range:
+    return _load_values(data_config)
   reader = None
   # Finds a prepared set without TFDS, which takes seconds to import.
   prepared = None if overwrite or data_config.name in FILE_SOURCES else preparation.find(data_config)

@@ -89,7 +89,7 @@ def _check(tensors: Any, name: str, config: Any, kind: type) -> None:
 
 def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
   """Every tensor of the generator in the original's order. Raises InteropError if the original has none like it."""
-  _check_no_labels('generator', config)
+  _check_no_conditions('generator', config)
   for field, possible in (
       ('kind', config.kind == 'ncsnpp'), ('nz', config.nz > 0), ('prediction', config.prediction == 'x_0'),
       ('transform', config.transform == 'none')):
@@ -193,7 +193,7 @@ def generator_rows(config: GeneratorConfig) -> Iterator[Row]:
 
 def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
   """Every tensor of the discriminator in the original's order. Raises InteropError if the original has none like it."""
-  _check_no_labels('discriminator', config)
+  _check_no_conditions('discriminator', config)
   if config.kind not in DISCRIMINATORS:
     raise InteropError(f'discriminator.kind is {config.kind!r}, which the original does not have')
   if config.transform != 'none':
@@ -211,7 +211,7 @@ def discriminator_rows(config: DiscriminatorConfig) -> Iterator[Row]:
   yield from _weight_and_bias('end_linear', ('dense_out',), 'linear')
 
 
-def _check_no_labels(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
+def _check_no_conditions(name: str, config: GeneratorConfig | DiscriminatorConfig) -> None:
   if config.num_classes:
     raise InteropError(f'generator.num_classes is {config.num_classes}; use 0, because the {name} of the original is '
                        'not conditioned on labels')

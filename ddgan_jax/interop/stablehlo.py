@@ -27,9 +27,10 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
     platforms: target platforms; each gets its own implementation of the FIR filters.
 
   Returns:
-    `.call(seed, indices)` maps a uint32 scalar and int32 [B], for any B, to [B, H, W, C] uint8 (float32 for points);
-    image i is a function of (seed, i). The sampler of a run with data.condition has a third argument, the conditions
-    [B, h, w, c] float32, zeros for none. `.serialize()` returns the bytes of a file.
+    `.call(seed, indices)` maps a uint32 scalar and int32 [B], for any B, to [B, H, W, C] uint8 (float32 for points and
+    values); image i is a function of (seed, i). The sampler of a run with data.condition has a third argument, the
+    conditions [B, h, w, c] float32; zeros mean none if the run has a condition_dropout. `.serialize()` returns the
+    bytes of a file.
   """
   config = run.config
   most = sampling.max_batch_size(run.schedule.num_timesteps, config.image_shape, config.generator.nz)
@@ -38,7 +39,7 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
     generator_fn = run.generator_fn if condition is None else train_state.make_sampler(
         config, run.params, run.schedule.num_timesteps, run.label, condition)[0]
     images = sampling.sample_each(seed, indices, generator_fn, run.schedule, config.image_shape, config.generator.nz)
-    return images if config.data.is_points else sampling.to_uint8(images)
+    return train_state.in_units_of_data(images, config)
 
   def sample_in_parts(seed, indices, *condition):
     count = indices.shape[0]
@@ -51,7 +52,7 @@ def export_sampler(run: ddgan_jax.Run, platforms: Sequence[str] = PLATFORMS) -> 
       sampled = sample(seed, *rows)
       return jax.lax.dynamic_update_slice_in_dim(images, sampled, part * size, axis=0)
 
-    dtype = jnp.float32 if config.data.is_points else jnp.uint8
+    dtype = jnp.uint8 if config.data.is_8_bit else jnp.float32
     return jax.lax.fori_loop(0, num_parts, sample_part, jnp.zeros((count, *config.image_shape), dtype))
 
   (batch,) = jax.export.symbolic_shape('batch')

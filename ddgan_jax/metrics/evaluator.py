@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddgan_jax.config import Config, ConfigError, DataConfig
+from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
 from ddgan_jax.data import pipeline
 from ddgan_jax.data import points as data_points
@@ -330,44 +330,46 @@ def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> d
 
 
 def evaluate_conditions(
-    sampled: Callable[[int], ImageSet], source: Source, data_config: DataConfig, metrics: Sequence[str], num: int,
-    samples_per_condition: int, batch_size: int, mesh: Any
+    images: ImageSet, given: image_sets.ConditionData, metrics: Sequence[str], num: int, batch_size: int, mesh: Any
 ) -> dict[str, Any]:
-  """Reports `restoration` metrics of samples given the conditions of a source, like `Evaluator.evaluate`.
+  """Reports `restoration` metrics of samples and the images of their conditions, like `Evaluator.evaluate`.
 
   Args:
-    sampled: samples per condition → the set of samples.
-    source: the data.
-    data_config: uses condition, stack and num_stacks.
-    metrics: some of `restoration.VALUES`.
-    num: maximum number of conditions, the first images of the source.
-    samples_per_condition: samples of each condition.
-    batch_size: maximum number of samples in a global batch, if all devices have one condition or more.
+    images: the samples, `image_sets.generated_images` of `given`.
+    given: the data and the number of samples per condition.
+    metrics: some of `config.checks.CONDITION_METRICS`.
+    num: maximum number of conditions, the first images of the data.
+    batch_size: maximum number of samples per global batch; exceeded if one condition per device needs more.
     mesh: the devices.
   """
-  images = sampled(samples_per_condition)
+  source, data_config, per_condition = given
   if 'ssim' in metrics and min(images.shape[:2]) < restoration.MIN_SIZE:
     raise ConfigError(f'ssim: images are {images.shape[0]}x{images.shape[1]}; use images of at least '
                       f'{restoration.MIN_SIZE}x{restoration.MIN_SIZE}')
   num = min(num, pipeline.epoch_size(source, data_config))
-  count = max(1, batch_size // samples_per_condition // mesh.size) * mesh.size  # conditions in a batch
+  count = max(1, batch_size // per_condition // mesh.size) * mesh.size  # conditions in a batch
   blocks: dict[str, list[np.ndarray]] = {}
   for first in range(0, num, count):
     rows = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    numbers = np.arange(first, first + count)[rows] % num
-    samples = images.rows(first * samples_per_condition, count * samples_per_condition)
+    numbers = pipeline.stored_numbers(source, data_config, np.arange(first, first + count)[rows])
+    samples = images.rows(first * per_condition, count * per_condition)
     truth = pipeline.stored_images(source, data_config, numbers)
+    if data_config.value_range:
+      samples, truth = restoration.grey_levels(samples, data_config.value_range), 127.5 * (truth + 1)
     found = restoration.measure(
-        samples.reshape(len(numbers), samples_per_condition, *images.shape), truth,
-        pipeline.stored_conditions(source, data_config, numbers), pipeline.condition_uniforms(numbers), data_config)
+        samples.reshape(len(numbers), per_condition, *images.shape), truth,
+        pipeline.stored_conditions(source, data_config, numbers), pipeline.condition_uniforms(numbers), data_config,
+        metrics)
     for name, values in found.items():
       blocks.setdefault(name, []).append(values)
   consensus.barrier(f'features {next(_barrier_ids)}')
-  values = {name: _gathered(parts)[:num] for name, parts in blocks.items()}
-  shown = [name for metric in metrics for name in restoration.VALUES[metric]]
-  features = f'{samples_per_condition} samples per condition'
-  return {'images': images.name, 'n': num, 'reference': source.name, 'n_reference': num, 'biased': False, 'metrics': {
-      name: {'value': float(values[name].mean()), 'features': features} for name in shown}}
+  values = {name: float(_gathered(parts)[:num].mean()) for name, parts in blocks.items()}
+  split = f' ({data_config.split})' if data_config.split != 'train' else ''
+  features = f'{per_condition} samples per condition'
+  return {
+      'images': images.name, 'n': num, 'reference': f'{source.name}{split}',
+      'reference_digest': source.checksum or None, 'n_reference': num, 'samples_per_condition': per_condition,
+      'biased': False, 'metrics': {name: {'value': value, 'features': features} for name, value in values.items()}}
 
 
 def make_data_evaluator(

@@ -51,34 +51,56 @@ class ImageSet(NamedTuple):
   take: Callable[[np.ndarray], np.ndarray] | None = None
 
 
+class ConditionData(NamedTuple):
+  """Data whose conditions are sampled.
+
+  Attributes:
+    source: the data.
+    data_config: uses condition, stack and num_stacks.
+    samples_per_condition: samples of each condition, which follow each other.
+  """
+
+  source: sources.Source
+  data_config: DataConfig
+  samples_per_condition: int = 1
+
+  def conditions_and_labels(self, indices: np.ndarray, with_labels: bool) -> list[np.ndarray]:
+    """The conditions of consecutive samples, [n, h, w, c] float32, and with labels [n] int32."""
+    first, last = indices[0] // self.samples_per_condition, indices[-1] // self.samples_per_condition
+    numbers = pipeline.stored_numbers(self.source, self.data_config, np.arange(first, last + 1))
+    found = [pipeline.stored_conditions(self.source, self.data_config, numbers)]
+    if with_labels:
+      found.append(pipeline.stored_labels(self.source, self.data_config, numbers))
+    return [array[indices // self.samples_per_condition - first] for array in found]
+
+
 def generated_images(
-    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, source: sources.Source | None = None,
-    samples_per_condition: int = 1
+    config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, given: ConditionData | None = None
 ) -> Callable[[Any, str], ImageSet]:
   """Samples of a generator: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
-  A run with labels samples with uniformly drawn labels (`labels.draw`), a run with conditions with those of the images
-  of `source`, in stored order and again from the first.
+  A run with labels samples with uniformly drawn labels (`labels.draw`). A run with data.condition uses the conditions
+  and labels of the images of `given`, in stored order, starting over after the last.
 
   Args:
     config: the config of the run.
     seed: the seed of the noise.
     mesh: the devices that sample.
     num_timesteps: see `train_state.make_sampler`.
-    source: the data, needed by a run with conditions.
-    samples_per_condition: samples of each condition, which follow each other.
+    given: the data whose conditions a run with data.condition uses.
 
   Returns:
     A function of the EMA parameters (replicated or sharded on `mesh`) and of a name for tables.
   """
   conditional = bool(config.generator.num_classes)
 
-  def sample(params, indices, condition=None):
-    label = labels.draw(seed, indices, config.generator) if conditional else None
+  def sample(params, indices, condition=None, label=None):
+    if conditional and label is None:
+      label = labels.draw(seed, indices, config.generator)
     generator_fn, schedule = train_state.make_sampler(
         config, sharding.gather(params, mesh), num_timesteps, label, condition)
     images = sampling.sample_each(seed, indices, generator_fn, schedule, config.image_shape, config.generator.nz)
-    return images if config.data.is_points else sampling.to_uint8(images)
+    return train_state.in_units_of_data(images, config)
 
   rows = sharding.batch_sharding(mesh)
   compiled = compilation.jit(sample, out_shardings=rows)
@@ -91,16 +113,15 @@ def generated_images(
     parts = -(-len(indices) // (most * devices))
     size = -(-len(indices) // (parts * devices)) * devices  # the same for all parts, so that one program suffices
     found = []
-    for part in np.resize(indices, (parts, size)):
-      given = [part]
-      if config.data.condition_shape:
-        numbers = part // samples_per_condition % pipeline.epoch_size(source, config.data)
-        given.append(pipeline.stored_conditions(source, config.data, numbers))
-      arrays = [jax.make_array_from_process_local_data(rows, array) for array in given]
-      found.append(sharding.local_rows(compiled(ema_params, *arrays)))
+    for part in (indices[0] + np.arange(parts * size, dtype=np.int32)).reshape(parts, size):
+      arrays = [part, *(given.conditions_and_labels(part, conditional) if given else ())]
+      found.append(sharding.local_rows(
+          compiled(ema_params, *(jax.make_array_from_process_local_data(rows, array) for array in arrays))))
     return np.concatenate(found)[:len(indices)]
 
   def requested(num: int) -> np.ndarray:
+    if given:
+      return given.conditions_and_labels(np.arange(num), True)[1]
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
 
   return lambda ema_params, name: ImageSet(

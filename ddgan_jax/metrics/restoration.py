@@ -1,11 +1,11 @@
 """Metrics of samples given conditions: distance to the true image, to the condition, and between samples.
 
-Images are uint8; distances are in grey levels 0 … 255.
+Distances are in grey levels 0 … 255, to which values of `data.value_range` are scaled without rounding.
 
 - `psnr`: 10 log10(255² / MSE) in dB, at most 100;
 - `ssim`: structural similarity (Wang et al., 2004), mean over pixels and channels, with a Gaussian window of 11 x 11
   pixels and sigma 1.5, without padding; for images smaller than 11 pixels, with a uniform window of 7 x 7;
-- `diversity`: standard deviation between the samples of a condition, mean over pixels;
+- `diversity`: standard deviation over the samples of a condition, mean over pixels;
 - `consistency`: root mean square difference between the condition and that of the sample, computed in the same way; for
   `mask`, over the known pixels.
 
@@ -13,6 +13,9 @@ Images are uint8; distances are in grey levels 0 … 255.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +28,6 @@ from ddgan_jax.data import conditions
 _MAX_PSNR = 100.0
 _WINDOW, _SIGMA, _SMALL_WINDOW = 11, 1.5, 7
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-
-# Metric → its values.
-VALUES = {
-    'psnr': ('psnr', 'psnr_of_mean'), 'ssim': ('ssim', 'ssim_of_mean'), 'diversity': ('diversity',),
-    'consistency': ('consistency',)}
 MIN_SIZE = _SMALL_WINDOW  # of images for `ssim`
 
 
@@ -62,45 +60,53 @@ def ssim(images: jax.Array, truth: jax.Array) -> jax.Array:
   return similarity.mean((1, 2, 3))
 
 
-@jax.jit
-def _compare(samples: jax.Array, truth: jax.Array) -> dict[str, jax.Array]:
+def grey_levels(values: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:
+  """Scales values from `value_range` to 0 … 255."""
+  lowest, highest = value_range
+  return (values - lowest) * np.float32(255 / (highest - lowest))
+
+
+@functools.partial(jax.jit, static_argnames='metrics')
+def _compare(samples: jax.Array, truth: jax.Array, metrics: tuple[str, ...]) -> dict[str, jax.Array]:
   """[n, k, H, W, C] and [n, H, W, C] in 0 … 255 → values [n]."""
   n, k, *shape = samples.shape
   mean = jnp.float32(samples).mean(1)
-  repeated = jnp.repeat(truth, k, axis=0)
-  return {
-      'psnr': psnr(samples, truth[:, None]).mean(1),
-      'psnr_of_mean': psnr(mean, truth),
-      'ssim': ssim(samples.reshape(n * k, *shape), repeated).reshape(n, k).mean(1),
-      'ssim_of_mean': ssim(mean, truth),
-      'diversity': jnp.float32(samples).std(1).mean((1, 2, 3)),
-  }
+  found = {}
+  if 'psnr' in metrics:
+    found |= {'psnr': psnr(samples, truth[:, None]).mean(1), 'psnr_of_mean': psnr(mean, truth)}
+  if 'ssim' in metrics:
+    of_samples = ssim(samples.reshape(n * k, *shape), jnp.repeat(truth, k, axis=0))
+    found |= {'ssim': of_samples.reshape(n, k).mean(1), 'ssim_of_mean': ssim(mean, truth)}
+  if 'diversity' in metrics:
+    found['diversity'] = jnp.float32(samples).std(1).mean((1, 2, 3))
+  return found
 
 
 def measure(
-    samples: np.ndarray, truth: np.ndarray, condition: np.ndarray, uniforms: np.ndarray, data_config: DataConfig
+    samples: np.ndarray, truth: np.ndarray, condition: np.ndarray, uniforms: np.ndarray, data_config: DataConfig,
+    metrics: Sequence[str]
 ) -> dict[str, np.ndarray]:
   """Measures samples of several conditions.
 
   Args:
-    samples: [n, k, H, W, C] uint8, k samples of each condition.
-    truth: [n, H, W, C] uint8.
+    samples: [n, k, H, W, C] in 0 … 255, k samples of each condition.
+    truth: [n, H, W, C] in 0 … 255.
     condition: [n, h, w, c] float32, computed from `truth`.
     uniforms: [n, conditions.NUM_UNIFORMS], with which it was computed.
     data_config: uses condition.
+    metrics: some of `config.checks.CONDITION_METRICS`; `consistency` not for `pairs`, which are not computed.
 
   Returns:
-    [n] float32 for each metric; no `consistency` for `pairs`, which are not computed.
+    [n] float32 for each value, in the order of the metrics.
   """
   n, k = samples.shape[:2]
-  kind, _ = parse_condition(data_config.condition)
-  found = {name: np.asarray(values) for name, values in _compare(samples, truth).items()}
-  if kind == 'pairs':
+  found = {name: np.asarray(values) for name, values in _compare(samples, truth, tuple(metrics)).items()}
+  if 'consistency' not in metrics:
     return found
   scaled = samples.reshape(n * k, *samples.shape[2:]) / np.float32(127.5) - 1
   again = conditions.compute(scaled, data_config, uniforms.repeat(k, axis=0))
   square = np.square(127.5 * (again - condition.repeat(k, axis=0))).reshape(n, k, *condition.shape[1:])
-  if kind == 'mask':
+  if parse_condition(data_config.condition)[0] == 'mask':
     known = (condition[:, None, ..., -1:] < 0).astype(np.float32)
     total, count = (square[..., :-1] * known).sum((2, 3, 4)), known.sum((2, 3, 4)) * (condition.shape[-1] - 1)
     error = total / np.maximum(count, 1)

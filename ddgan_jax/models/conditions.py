@@ -42,6 +42,8 @@ def check(condition: jax.Array | None, x: jax.Array, channels: int) -> None:
   """Raises ValueError or TypeError unless `condition` is None or fits a batch of images x and a network."""
   if condition is None:
     return
+  if not channels:
+    raise ValueError('condition is given; omit it, because the network has no condition')
   checks.floats('condition', condition, 'B h w c', B=x.shape[0], c=channels)
   height, width = condition.shape[1:3]
   if x.shape[1] % height or x.shape[2] % width:
@@ -69,7 +71,8 @@ def check_condition(condition: np.ndarray | jax.Array | None, config: Config, na
   shape = config.data.condition_shape
   if condition is None:
     if is_required(config):
-      raise ConfigError(f'{name} is none; use an array of {_listed(shape)}, because the run was trained with '
+      raise ConfigError(f'{name} is none; use an array of {_listed(shape)} with Run.sample or '
+                        'train_state.make_sampler, because the run was trained with '
                         f'data.condition={config.data.condition!r} and generator.condition_dropout=0')
     return
   if shape is None:

@@ -120,14 +120,13 @@ class Model:
     """D with the labels, conditions and augmentation of `rows`, (x_t, t, x_tp1) → logits [B]; zeros for a None."""
     uniforms, names = rows.draws.augmentation, self.discriminator.config.augment
 
-    def augment(x, names=names):
+    def augment(x):
       return x if uniforms is None else augmentation.augment(x, uniforms, names)
 
     options = {} if rows.label is None else {'label': rows.label}
     if rows.condition is not None:
       condition = conditions.enlarge(rows.condition, rows.x_0.shape[1]) if names else rows.condition
-      # Moved and cut like the image; its channels may not be colours.
-      options['condition'] = augment(condition, [name for name in names if name != 'color'])
+      options['condition'] = augment(condition)
 
     def discriminator_fn(x_t, t, x_tp1):
       x_tp1 = jnp.zeros_like(x_t) if x_tp1 is None else augment(x_tp1)

@@ -51,9 +51,29 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   return grid
 
 
-def make_picture(images: np.ndarray, title: str, columns: int | None = None) -> np.ndarray:
-  """Draws a batch as [H', W', C] uint8: uint8 images as a grid, float32 points as a scatter plot with a title."""
+def make_picture(
+    images: np.ndarray, title: str, columns: int | None = None, value_range: tuple[float, ...] = ()) -> np.ndarray:
+  """Draws a batch as [H', W', C] uint8: images as a grid, float32 points as a scatter plot with a title.
+
+  Float32 images have values in `value_range`; `describe_values` says what of them is shown.
+  """
+  if value_range:
+    images = values_to_uint8(images, value_range)
   return make_grid(images, columns) if images.dtype == np.uint8 else plotting.draw(images.reshape(-1, 2), title)
+
+
+def values_to_uint8(images: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:
+  """Draws [..., C] values as [..., 3] uint8 from the first three channels, or [..., 1] from the first of two or one."""
+  lowest, highest = value_range
+  shown = images[..., :3 if images.shape[-1] >= 3 else 1]
+  return np.clip(np.round((shown - lowest) * (255 / (highest - lowest))), 0, 255).astype(np.uint8)
+
+
+def describe_values(num_channels: int, value_range: tuple[float, ...]) -> str:
+  """Says what `values_to_uint8` shows."""
+  lowest, highest = value_range
+  shown = 'channels 0, 1, 2 as red, green, blue' if num_channels >= 3 else 'channel 0'
+  return f'{shown} of {num_channels}, {lowest:g} black, {highest:g} bright'
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

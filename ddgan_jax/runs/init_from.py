@@ -36,6 +36,8 @@ def check(config: Config) -> None:
   for section, here, there in sections:
     if different := _differences(here, there):
       name, mine, its = different[0]
+      if name == 'condition_channels':
+        section, name, mine, its = 'data', 'condition', repr(config.data.condition), repr(other.data.condition)
       raise ConfigError(f'train.init_from is {path!r}, but {section}.{name} is {mine}; use {its}, as in that run, or '
                         'use another run')
   if not Checkpoints(path).steps():
@@ -47,8 +49,8 @@ def initialize(
 ) -> tuple[TrainState, str]:
   """Replaces the networks of the state at step 0 by those of `train.init_from`.
 
-  G and the EMA become the other run's EMA; D becomes its D if both have the same architecture and both or neither see
-  x_{t+1}. The optimizer states are newly initialized.
+  G and the EMA become the other run's EMA; D becomes its D if both have the same architecture and condition and both or
+  neither see x_{t+1}. The optimizer states are newly initialized.
 
   Args:
     state: the state at step 0.
@@ -67,6 +69,7 @@ def initialize(
   other = run.load_config(path)
   mine, its = objectives.make(config), objectives.make(other)
   with_d = (mine.has_discriminator and its.has_discriminator and mine.conditions_on_x_tp1 == its.conditions_on_x_tp1
+            and config.data.condition == other.data.condition
             and not _differences(config.discriminator, other.discriminator))
   if with_d:
     target['d_params'] = abstract_state.d_params

@@ -241,6 +241,10 @@ def describe_data(
     return
   count = config.train.num_samples if config.data.is_points else 64
   seen = pipeline.preview(source, config.data, config.seed, count)
-  grids.save_png(path.parent / 'data.png', grids.make_picture(seen, f'{count:,} points of {config.data.name}'))
+  value_range = config.data.value_range
+  picture = grids.make_picture(seen, f'{count:,} points of {config.data.name}', value_range=value_range)
+  grids.save_png(path.parent / 'data.png', picture)
+  if value_range:
+    log(f'Pictures show {grids.describe_values(config.data.num_channels, value_range)}.')
   with files.atomic_write(path) as file:
     file.write(json.dumps(found) + '\n')

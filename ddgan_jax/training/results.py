@@ -24,8 +24,6 @@ from ddgan_jax.train_state import TrainState
 from ddgan_jax.training.programs import Program, wait_for
 from ddgan_jax.training.session import Session
 
-_SAMPLES_PER_CONDITION = 6  # in a grid, between the condition and the true image
-
 
 class Results:
   """Writes sample grids and evaluates states, as set by `train` and `eval` of the config.
@@ -39,7 +37,8 @@ class Results:
     if session.config.train.eval_every:
       config, mesh = session.config, session.mesh
       self._evaluate = evaluator.make_data_evaluator(config, session.source, mesh, session.note)
-      self._images_of = image_sets.generated_images(config, config.seed, mesh, source=session.source)
+      given = image_sets.ConditionData(session.source, config.data) if config.data.condition_shape else None
+      self._images_of = image_sets.generated_images(config, config.seed, mesh, given=given)
 
   def start(self) -> None:
     """Starts compiling the sampling program in the background."""
@@ -69,17 +68,25 @@ class Results:
     columns = _grid_labels(config)[1]
     if config.data.condition_shape:
       examples = _examples(config, session.source)
-      rows = jax.make_array_from_process_local_data(
-          sharding.replicated(session.mesh), examples['condition'].repeat(_SAMPLES_PER_CONDITION, axis=0))
-      images = np.asarray(program(state.ema_params, rows))
-      images, columns = conditions.picture_rows(examples['image'], examples['condition'], images)
+      names = ['condition', 'label'] if config.generator.num_classes else ['condition']
+      rows = [jax.make_array_from_process_local_data(
+          sharding.replicated(session.mesh), examples[name].repeat(conditions.SAMPLES_PER_CONDITION, axis=0))
+              for name in names]
+      images = self._to_uint8(program(state.ema_params, *rows))
+      truth = self._to_uint8(pipeline.in_units_of_data(examples['image'], config.data))
+      images, columns = conditions.picture_rows(examples['condition'], images, truth)
     else:
-      images = np.asarray(program(state.ema_params))
+      images = self._to_uint8(program(state.ema_params))
     if session.is_main:
       title = f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}'
       grid = grids.make_picture(images, title, columns)
       grids.save_png(grid_path(session.workdir, step), grid)
       session.writer.image(step, 'samples', grid)
+
+  def _to_uint8(self, images: Any) -> np.ndarray:
+    """Draws values as uint8; returns uint8 images and points unchanged."""
+    value_range = self._session.config.data.value_range
+    return grids.values_to_uint8(np.asarray(images), value_range) if value_range else np.asarray(images)
 
   def _measure(self, state: TrainState, step: int) -> dict[str, float] | None:
     """The metrics by name; None if a signal came first (ignored during evaluation with several processes)."""
@@ -98,21 +105,24 @@ class Results:
 def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -> Callable[..., jax.Array]:
   """Compiles EMA parameters → [train.num_samples, H, W, C] uint8 images, with the same noise every time.
 
-  Points stay float32. The grid of a run with labels has one row per class. A run with data.condition takes the
-  conditions [n, h, w, c] as a second argument, n as in `_examples`, and samples without labels if it can. If the noise
-  of all images does not fit in memory, the images are those of `ddgan sample` for the run's seed, sampled in batches.
+  Points and values stay float32. The grid of a run with labels has one row per class. A run with data.condition takes
+  the conditions [n, h, w, c] and, if it has labels, the labels [n] as further arguments; n is a multiple of
+  `_num_conditions`. If the noise of all images does not fit in memory, the images are those of `ddgan sample` for the
+  run's seed, sampled in batches.
   """
   num, shape, latent_dim = config.train.num_samples, config.image_shape, config.generator.nz
   arguments = [abstract_ema]
   if config.data.condition_shape:
-    num = _num_conditions(config) * _SAMPLES_PER_CONDITION
-    arguments.append(jax.ShapeDtypeStruct(
-        (num, *config.data.condition_shape), np.float32, sharding=sharding.replicated(mesh)))
-    label = np.zeros(num, np.int32) if labels.is_required(config.generator) else None
+    num = _num_conditions(config) * conditions.SAMPLES_PER_CONDITION
+    whole = sharding.replicated(mesh)
+    arguments.append(jax.ShapeDtypeStruct((num, *config.data.condition_shape), np.float32, sharding=whole))
+    if config.generator.num_classes:
+      arguments.append(jax.ShapeDtypeStruct((num,), np.int32, sharding=whole))
+    grid_label = None
   else:
-    label, _ = _grid_labels(config)
+    grid_label, _ = _grid_labels(config)
 
-  def sample(ema_params, condition=None):
+  def sample(ema_params, condition=None, label=grid_label):
     ema_params = sharding.gather(ema_params, mesh)
     generator_fn, schedule = train_state.make_sampler(config, ema_params, None, label, condition)
     max_batch_size = sampling.max_batch_size(schedule.num_timesteps, shape, latent_dim)
@@ -127,14 +137,14 @@ def make_sample_fn(config: Config, mesh: jax.sharding.Mesh, abstract_ema: Any) -
 
       images = sampling.map_in_batches(
           sample_batch, max_batch_size, np.arange(num, dtype=np.int32), *given.values())
-    return images if config.data.is_points else sampling.to_uint8(images)
+    return train_state.in_units_of_data(images, config)
 
   return compilation.jit(sample, out_shardings=sharding.replicated(mesh)).lower(*arguments).compile()
 
 
 def _num_conditions(config: Config) -> int:
   """The number of conditions, each in one row of the sample grid."""
-  return max(1, config.train.num_samples // _SAMPLES_PER_CONDITION)
+  return max(1, config.train.num_samples // conditions.SAMPLES_PER_CONDITION)
 
 
 def _examples(config: Config, source: Source) -> dict[str, np.ndarray]:

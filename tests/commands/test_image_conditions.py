@@ -18,7 +18,6 @@ from ddgan_jax.benchmark import flops, performance
 from ddgan_jax.cli import image_output
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import ConfigError, GeneratorConfig
-from ddgan_jax.data import conditions as data_conditions
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.interop import pytorch
 from ddgan_jax.metrics import image_sets
@@ -82,7 +81,7 @@ def test_wrong_arrays_are_refused():
       models.Generator(U_NET).apply(params, x, t, z, None, condition)
     with pytest.raises((ValueError, TypeError), match=message):
       models.Discriminator(D).apply(params, x, t, x, None, condition)
-  with pytest.raises(ValueError, match='c=0'):
+  with pytest.raises(ValueError, match='condition is given; omit it, because the network has no condition'):
     models.Generator(GeneratorConfig(image_size=8, num_channels=1, ch_mult=(1,), attn_resolutions=(), nz=4)).apply(
         params, x, t, z, None, np.zeros((2, 4, 4, 1), np.float32))
 
@@ -107,7 +106,7 @@ def test_eight_devices_with_augmentation_and_dropout_match_one():
   config = make_config('mask', condition_dropout=0.3)
   config = dataclasses.replace(
       config, discriminator=dataclasses.replace(
-          config.discriminator, augment=('color', 'translation', 'cutout'), stddev_group=1))
+          config.discriminator, augment=('translation', 'cutout'), stddev_group=1))
   expected, state = steps(config, 1)
   split = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, accumulation=2))
   found, other = steps(split, 8)
@@ -194,7 +193,7 @@ def test_samples_depend_on_their_condition(finished):
   np.testing.assert_array_equal(
       by_index[2:], image_output.generate(run, 3, 0, 1, condition=condition)[2:])
   for wrong, error, message in (
-      (None, ConfigError, r'condition is none; use an array of \[4, 4, 1\], .* generator.condition_dropout=0'),
+      (None, ConfigError, r'condition is none; use an array of \[4, 4, 1\] .* generator.condition_dropout=0'),
       (condition[:2], ValueError, r'use \[h, w, c\] or \[3, h, w, c\]'),
       (np.zeros((8, 8, 1), np.float32), ConfigError, r"has shape \[8, 8, 1\]; use \[4, 4, 1\] for data.condition="),
       (np.zeros((4, 4, 1), np.uint8), TypeError, 'condition is uint8')):
@@ -217,7 +216,8 @@ def test_a_run_with_dropout_also_samples_without_a_condition():
 def test_measured_samples_have_the_conditions_of_the_data(finished):
   run, source = random_run(finished[0]), sources.load_source(finished[1].data)
   mesh = sharding.make_mesh()
-  rows = image_sets.generated_images(run.config, 5, mesh, source=source)(run.params, 'run').rows(8, 8)
+  given = image_sets.ConditionData(source, run.config.data)
+  rows = image_sets.generated_images(run.config, 5, mesh, given=given)(run.params, 'run').rows(8, 8)
   condition = pipeline.stored_conditions(source, run.config.data, np.arange(16))
   expected = image_output.generate(run, 16, seed=5, condition=condition)[8:]
   assert np.abs(rows.astype(int) - expected).max() <= 1
@@ -291,7 +291,7 @@ def test_transparent_pixels_are_the_hole(tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ((), '--condition: missing; use it, or --condition_from, because the run was trained with data.condition='),
+    ((), '--condition is missing; use --condition or --condition_from, because the run was trained with data.condit'),
     (('--condition', 'large.png'), 'large.png is 8x8; use 4x4, or --condition_from to compute the condition'),
     (('--condition', 'absent.png'), "--condition is 'absent.png', which does not exist"),
     (('--condition', 'text.png'), '--condition: text.png is not an image'),
@@ -300,8 +300,9 @@ def test_transparent_pixels_are_the_hole(tmp_path):
     (('--condition', 'nan.npz'), r"'conditions' in nan.npz has values in nan … nan; use \[-1, 1\]"),
     (('--condition', 'range.npz'), r"'conditions' in range.npz has values in 0.0 … 3.0; use \[-1, 1\]"),
     (('--condition', 'empty'), '--condition: empty contains no image'),
-    (('--condition', 'folder'), r'--condition: large.png in folder is 8x8.*; use 4x4, or --condition_from'),
-    (('--condition_from', 'large.png', '--trajectory'), '--trajectory does not show conditions'),
+    (('--condition', 'folder'), r'--condition: large.png in folder is 8x8; use 4x4, or --condition_from'),
+    (('--condition_from', 'large.png', '--trajectory'), '--trajectory: omit it, because it is not available for runs'),
+    (('--trajectory',), '--trajectory: omit it, because it is not available for runs with data.condition'),
 ])
 def test_wrong_input_of_sample(finished, tmp_path, flags, message):
   folder = tmp_path / 'folder'
@@ -346,14 +347,6 @@ def test_benchmarks_supply_conditions():
   assert images.shape == (3, 8, 8, 1)
 
 
-def test_pictures_of_conditions_are_images():
-  for condition in ('lowres:2', 'mask', 'edges'):
-    config = make_config(condition)
-    source = sources.ArraySource(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
-    computed = pipeline.stored_conditions(source, config.data, np.arange(3))
-    assert data_conditions.picture(computed, 8, 1).shape == (3, 8, 8, 1)
-
-
 def test_a_run_on_pairs(tmp_path, monkeypatch):
   """From an npz with smaller grey conditions of RGB images."""
   monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
@@ -377,7 +370,6 @@ def test_a_run_on_pairs(tmp_path, monkeypatch):
   for command, flags, message in (
       (evaluate, ('--metrics', 'psnr,consistency'), "consistency: omit it, because data.condition='pairs'"),
       (sample, ('--condition_from', tmp_path / 'small.png'), '--condition_from: use --condition, because'),
-      (sample, ('--condition', tmp_path / 'large.png'), 'large.png is 8x8; use 4x4')):
-    Image.new('L', (8, 8)).save(tmp_path / 'large.png')
+      (evaluate, ('--metrics', 'psnr', '--config', 'digits'), '--config.data.num_channels is 1; use 3, as in the run')):
     result = run_command(command.main, '--workdir', workdir, *flags)
     assert result.status == 2 and message in result.err, result.err

@@ -95,7 +95,7 @@ def test_batches_have_the_condition_of_their_flipped_images(condition):
   assert not np.array_equal(other['condition'], batch['condition'])
 
 
-def test_stored_conditions_depend_on_the_image_alone():
+def test_stored_conditions_depend_on_the_image_and_its_number():
   data, data_config = source(), config('mask', flip=True)
   both = pipeline.stored_conditions(data, data_config, np.array([7, 2]))
   np.testing.assert_array_equal(both[1:], pipeline.stored_conditions(data, data_config, np.array([2])))
@@ -123,7 +123,7 @@ def test_pictures():
   picture = conditions.picture(small, 8, 3)
   np.testing.assert_array_equal(picture[:, ::2, ::2], conditions.to_uint8(small))
   samples = np.zeros((6, 8, 8, 3), np.uint8)
-  rows, columns = conditions.picture_rows(x, small, samples)
+  rows, columns = conditions.picture_rows(small, samples, conditions.to_uint8(x))
   assert columns == 5 and rows.shape == (10, 8, 8, 3)
   np.testing.assert_array_equal(rows[[0, 5]], picture)
   np.testing.assert_array_equal(rows[[4, 9]], conditions.to_uint8(x))

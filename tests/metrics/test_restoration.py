@@ -9,6 +9,7 @@ from skimage import metrics as skimage_metrics
 
 from ddgan_jax import evaluate
 from ddgan_jax.config import ConfigError, DataConfig
+from ddgan_jax.config.checks import CONDITION_METRICS
 from ddgan_jax.data import conditions, pipeline, sources
 from ddgan_jax.metrics import evaluator, image_sets, restoration
 from ddgan_jax.parallel import sharding
@@ -51,7 +52,7 @@ def test_values_of_several_samples():
   data_config = DataConfig(image_size=16, num_channels=1, condition='lowres:4')
   uniforms = RNG.random((2, conditions.NUM_UNIFORMS))
   condition = conditions.compute(clean / np.float32(127.5) - 1, data_config, uniforms)
-  found = restoration.measure(samples, clean, condition, uniforms, data_config)
+  found = restoration.measure(samples, clean, condition, uniforms, data_config, CONDITION_METRICS)
   decibels = 10 * np.log10(255**2 / offsets.astype(float) ** 2)
   np.testing.assert_allclose(found['psnr'], decibels.mean(), rtol=1e-5)
   np.testing.assert_allclose(found['psnr_of_mean'], 100)
@@ -64,7 +65,8 @@ def test_values_of_several_samples():
   hole = conditions.holes(uniforms, 16)[..., None]
   changed = np.where(hole, 255 - clean, clean + 10).astype(np.uint8)[:, None]
   np.testing.assert_allclose(
-      restoration.measure(changed, clean, condition, uniforms, data_config)['consistency'], 10, rtol=1e-4)
+      restoration.measure(changed, clean, condition, uniforms, data_config, ('consistency',))['consistency'], 10,
+      rtol=1e-4)
 
 
 def test_the_number_of_devices_does_not_matter(tmp_path):
@@ -74,22 +76,25 @@ def test_the_number_of_devices_does_not_matter(tmp_path):
   found = []
   for devices, batch_size in ((1, 6), (4, 64)):
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    sampled = lambda k, mesh=mesh: image_sets.generated_images(config, 3, mesh, source=source, samples_per_condition=k)(
-        run.params, 'run')
-    found.append(evaluator.evaluate_conditions(
-        sampled, source, config.data, ('psnr', 'ssim', 'diversity', 'consistency'), 10, 2, batch_size, mesh))
+    given = image_sets.ConditionData(source, config.data, 2)
+    images_ = image_sets.generated_images(config, 3, mesh, given=given)(run.params, 'run')
+    found.append(evaluator.evaluate_conditions(images_, given, CONDITION_METRICS, 10, batch_size, mesh))
   assert [report['n'] for report in found] == [10, 10]
   for name, entry in found[0]['metrics'].items():
     np.testing.assert_allclose(entry['value'], found[1]['metrics'][name]['value'], rtol=1e-3, err_msg=name)
   # Samples 2 i and 2 i + 1 are of condition i, which is that of the stored image i.
-  samples = sampled(2).rows(0, 20).reshape(10, 2, 8, 8, 1)
+  samples = images_.rows(0, 20).reshape(10, 2, 8, 8, 1)
   truth = pipeline.stored_images(source, config.data, np.arange(10))
   psnr = np.mean([restoration.psnr(samples[i, j], truth[i]) for i in range(10) for j in range(2)])
   np.testing.assert_allclose(found[1]['metrics']['psnr']['value'], psnr, rtol=1e-3)
   small = DataConfig(image_size=6, num_channels=1, condition='lowres:2')
   with pytest.raises(ConfigError, match='ssim: images are 6x6; use images of at least 7x7'):
     grey = image_sets.array_images(np.zeros((2, 6, 6, 1), np.uint8), 'grey')
-    evaluator.evaluate_conditions(lambda k: grey, source, small, ('ssim',), 2, 1, 8, mesh)
+    evaluator.evaluate_conditions(grey, image_sets.ConditionData(source, small), ('ssim',), 2, 8, mesh)
+  # PSNR alone is measured at any size.
+  tiny = sources.ArraySource(np.zeros((2, 6, 6, 1), np.uint8))
+  report = evaluator.evaluate_conditions(grey, image_sets.ConditionData(tiny, small), ('psnr',), 2, 8, mesh)
+  assert report['metrics']['psnr']['value'] == 100
 
 
 def test_by_command(tmp_path):
@@ -100,14 +105,19 @@ def test_by_command(tmp_path):
   assert 'n = 5' in out and 'PSNR of the mean sample, dB' in out and '[2 samples per condition]' in out
   report = json.loads(next(tmp_path.glob('evaluation_*.json')).read_text())
   assert set(report['metrics']) == {'psnr', 'psnr_of_mean', 'consistency'}
-  # On held-out digits.
-  held_out = succeed(
-      evaluate.main, '--workdir', tmp_path, '--metrics', 'psnr', '--num', 5, '--config', 'digits',
-      '--config.data.split=test')
-  assert 'n = 5' in held_out
+  # On held-out digits, with other numbers of samples, and on other images: each in its own file.
+  psnr = ('--workdir', tmp_path, '--metrics', 'psnr', '--num', 5, '--samples_per_condition')
+  out = succeed(evaluate.main, *psnr, 2, '--config', 'digits', '--config.data.split=test')
+  assert 'reference digits (test), n = 5' in out
+  succeed(evaluate.main, *psnr, 3)
+  np.savez(tmp_path / 'other.npz', images=RNG.integers(0, 256, (4, 8, 8, 1), np.uint8))
+  assert 'n = 4; reference' in succeed(evaluate.main, *psnr, 2, '--reference', tmp_path / 'other.npz')
+  assert len(list(tmp_path.glob('evaluation_*.json'))) == 4
   for flags, message in (
-      (('--metrics', 'psnr,fid'), "--metrics is 'fid'; use one of 'psnr', 'ssim', 'diversity', 'consistency'"),
-      (('--metrics', 'psnr', '--config', 'cifar10'), '--config has images of 32x32x3; use those of the run, 8x8x1')):
+      (('--metrics', 'psnr,fid'), '--metrics has psnr and fid; measure them in separate commands'),
+      (('--metrics', 'psnr', '--jpeg'), '--jpeg: omit it with --metrics psnr'),
+      (('--metrics', 'diversity', '--samples_per_condition', 1), '--samples_per_condition is 1; use at least 2'),
+      (('--metrics', 'psnr', '--config', 'cifar10'), '--config.data.image_size is 32; use 8, as in the run')):
     result = run_command(evaluate.main, '--workdir', tmp_path, *flags)
     assert result.status == 2 and message in result.err, result.err
   plain = tmp_path / 'plain'

@@ -23,10 +23,13 @@ _UNPACKING = threading.Lock()
 class NpzReader(Reader):
   """An npz with uint8 `images` [N, H, W, C] (C = 1, 3 or 4) or [N, H, W], and optional integer `labels` [N].
 
-  `array` is the name of the array of images.
+  Args:
+    path: the file.
+    array: name of the array of images.
+    dtypes: the accepted types; others than uint8 are measurements, with any number of channels, read by `values`.
   """
 
-  def __init__(self, path: str, array: str = 'images'):
+  def __init__(self, path: str, array: str = 'images', dtypes: tuple[str, ...] = ('uint8',)):
     self.title = self._path = path
     self._name = array
     try:
@@ -36,10 +39,14 @@ class NpzReader(Reader):
     if array not in self._headers:
       raise PathError(f"{path} has no array '{array}' (it has {', '.join(self._headers) or 'none'})")
     shape, dtype = self._headers[array]
-    if dtype != np.uint8:
-      raise PathError(f"'{array}' in {path} is {dtype}; use uint8 (0 to 255)")
-    if len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,)):
+    is_8_bit = dtypes == ('uint8',)
+    if dtype.name not in dtypes:
+      hint = 'uint8 (0 to 255), or set data.value_range' if is_8_bit and array == 'images' else ' or '.join(dtypes)
+      raise PathError(f"'{array}' in {path} is {dtype}; use {hint}")
+    if is_8_bit and (len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,))):
       raise PathError(f"'{array}' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C] with C = 1, 3 or 4")
+    if len(shape) not in (3, 4):
+      raise PathError(f"'{array}' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C]")
     if 0 in shape:
       raise PathError(f"'{array}' in {path} is empty ({list(shape)})")
     self._len = shape[0]
@@ -73,6 +80,10 @@ class NpzReader(Reader):
     # Read lazily, so that a prepared set is not unpacked again.
     images_ = self._array(self._name)
     return images_ if images_.ndim == 4 else images_[..., None]
+
+  def values(self) -> tuple[np.ndarray, np.ndarray | None]:
+    """All images [N, H, W, C], and the labels [N] or None."""
+    return self._images, self._labels
 
   def __len__(self) -> int:
     return self._len
