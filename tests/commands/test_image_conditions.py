@@ -24,6 +24,7 @@ from ddgan_jax.metrics import image_sets
 from ddgan_jax.models import conditions
 from ddgan_jax.parallel import sharding
 from ddgan_jax.reporting import tensorboard
+from ddgan_jax.runs import init_from
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.training import loop
 from tests.objectives.test_ablations import normal, random_params, random_state
@@ -264,6 +265,83 @@ def test_sampling_by_command(finished, tmp_path):
     assert image.size == (10 * 50 + 2, 5 * 50 + 2)
 
 
+def test_labels_are_those_of_the_conditions():
+  """In evaluations: each sample has condition and label of one stored image."""
+  config = make_config(num_classes=10)
+  params = random_params(train_state.abstract_state(config, None).g_params, scale=1.0)
+  rng = np.random.default_rng(0)
+  source = sources.ArraySource(
+      rng.integers(0, 256, (6, 8, 8, 1), np.uint8), rng.integers(0, 10, 6).astype(np.int32), num_classes=10)
+  given = image_sets.ConditionData(source, config.data, 2)
+  images = image_sets.generated_images(config, 5, sharding.make_mesh(), given=given)(params, 'run')
+  requested = images.requested_labels(16)
+  np.testing.assert_array_equal(requested, source.labels[np.arange(16) // 2 % 6])
+  condition = pipeline.stored_conditions(source, config.data, np.arange(16) // 2 % 6)
+  run = ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params)
+  expected = image_output.generate(run, 16, seed=5, label=requested, condition=condition)
+  assert np.abs(images.rows(0, 16).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize('num_stacks', [0, 5])
+def test_stacks_have_the_conditions_of_consecutive_stacks(num_stacks):
+  data_config = dataclasses.replace(make_config('edges').data, stack=3, num_channels=3, num_stacks=num_stacks)
+  source = sources.ArraySource(
+      np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8), np.arange(7, dtype=np.int32))
+  given = image_sets.ConditionData(source, data_config, 3)
+  condition, label = given.conditions_and_labels(np.arange(4, 26), with_labels=True)
+  numbers = pipeline.stored_numbers(source, data_config, np.arange(9))
+  expected = pipeline.stored_conditions(source, data_config, numbers)
+  np.testing.assert_array_equal(condition, expected[np.arange(4, 26) // 3])
+  np.testing.assert_array_equal(
+      label, pipeline.stored_labels(source, data_config, numbers)[np.arange(4, 26) // 3])
+  assert len(np.unique(expected.reshape(9, -1), axis=0)) == (num_stacks or 9)
+
+
+@pytest.mark.parametrize('fields', [
+    {'train': {'steps_per_call': 2}}, {'parallel': {'fsdp': 4}}, {'data': {'transform': 'haar'}},
+    {'method': 'ufogen'}, {'method': 'gaussian', 'diffusion': {'num_timesteps': 4}}], ids=str)
+def test_conditions_combine_with(fields, tmp_path, monkeypatch):
+  """Several steps in one program, a sharded state, Haar space, and other methods: a whole run, with labels."""
+  monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
+  nested = (tiny_config_dict if 'data' in fields else quick_config_dict)(condition='lowres:2')
+  nested['generator'] |= {'num_classes': 10}
+  nested['optim'] |= {'r1_gamma': 0.0}  # one program to compile
+  nested['train'] |= {'num_steps': 2, 'sample_every': 2, 'checkpoint_every': 2, 'log_every': 2, 'num_samples': 6}
+  for name, value in fields.items():
+    nested[name] = nested.get(name, {}) | value if isinstance(value, dict) else value
+  config = config_lib.from_config_dict(nested)
+  assert loop.train_and_evaluate(config, str(tmp_path))
+  run = ddgan_jax.load(tmp_path)
+  images = run.sample(jax.random.key(0), 2, label=3, condition=np.zeros((4, 4, 1), np.float32))
+  assert run.step == 2 and images.shape == (2, 8, 8, 1) and np.isfinite(images).all()
+  assert (tmp_path / 'samples' / 'step_00000002.png').exists()
+
+
+def test_a_run_starts_from_another_with_the_same_condition(tmp_path):
+  write_state(make_config('edges'), tmp_path)
+  for condition, taken in (('edges', 'G and D'), ('lowres:2', 'G')):
+    config = make_config(condition)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=str(tmp_path)))
+    init_from.check(config)
+    abstract = train_state.abstract_state(config, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    _, said = init_from.initialize(jax.tree.map(jnp.asarray, random_state(config)), config, abstract, print)
+    assert said.startswith(f'Starts with {taken} of ')
+  config = make_config('none')
+  with pytest.raises(ConfigError, match="init_from is .*, but data.condition is 'none'; use 'edges', as in that run"):
+    init_from.check(dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=str(tmp_path))))
+
+
+def test_samples_in_a_folder(finished, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+  np.savez(tmp_path / 'two.npz', images=pixels)
+  succeed(sample.main, '--workdir', finished[0], '--condition_from', tmp_path / 'two.npz', '--num', 2, '--out',
+          tmp_path / 'out')
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+      '000000.png', '000001.png', '000002.png', '000003.png', 'input_0.png', 'input_1.png', 'truth_0.png',
+      'truth_1.png']
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / 'truth_1.png')), pixels[1, ..., 0])
+
+
 def write_state(config, folder):
   (folder / 'config.json').write_text(config_lib.to_json(config))
   checkpoints = Checkpoints(folder)
@@ -285,6 +363,27 @@ def test_transparent_pixels_are_the_hole(tmp_path):
     condition = found['conditions'][0]
   np.testing.assert_array_equal(condition[..., 1], np.where(alpha == 0, 1, -1))
   np.testing.assert_allclose(condition[..., 0], np.where(alpha == 0, 0, pixels / 127.5 - 1), atol=1e-6)
+  # A folder with other files, an image of another size, and one that is rotated by its metadata.
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  (folder / '.DS_Store').write_text('')
+  large = Image.merge('LA', [Image.new('L', (16, 16), 0), Image.fromarray(alpha.repeat(2, 0).repeat(2, 1))])
+  large.save(folder / 'a.png')
+  exif = Image.Exif()
+  exif[274] = 6  # rotated by 90 degrees
+  Image.fromarray(np.stack([pixels, alpha], -1)[::-1].swapaxes(0, 1), 'LA').save(folder / 'b.png', exif=exif)
+  succeed(sample.main, '--workdir', tmp_path, '--condition', folder, '--out', tmp_path / 'y.npz', '--num', 1)
+  with np.load(tmp_path / 'y.npz') as found:
+    scaled, rotated = found['conditions']
+  known = scaled[..., 1] == -1
+  assert (known <= (alpha == 255)).all() and known.sum() > 25
+  np.testing.assert_array_equal(scaled[..., 0][known], -1)  # no white from behind the transparent pixels
+  assert {*np.unique(rotated[..., 1])} == {-1, 1} and (rotated[..., 1] == 1).sum() == 9
+  np.testing.assert_array_equal(np.sort(rotated[rotated[..., 1] == -1][:, 0]), np.sort(
+      condition[condition[..., 1] == -1][:, 0]))
+  (tmp_path / 'none').mkdir()
+  result = run_command(sample.main, '--workdir', tmp_path, '--condition', tmp_path / 'none')
+  assert result.status == 2 and 'none contains no image' in result.err
   Image.fromarray(pixels).save(tmp_path / 'opaque.png')
   result = run_command(sample.main, '--workdir', tmp_path, '--condition', tmp_path / 'opaque.png')
   assert result.status == 2 and 'opaque.png has no transparent pixel; make the pixels to fill transparent' in result.err
