@@ -1,4 +1,4 @@
-"""Colours for grey images, learnt from your own images, T = 4.
+"""Colourisation, trained on your own images, T = 4.
 
     ddgan train --config folder_colourise:64 --config.data.path=photos
     ddgan sample --workdir runs/folder_colourise_photos --condition grey.png

@@ -1,4 +1,4 @@
-"""Filling of holes, learnt from your own images with random boxes and strokes, T = 4.
+"""Inpainting, trained on your own images with random boxes and strokes, T = 4.
 
     ddgan train --config folder_inpaint:64 --config.data.path=photos
     ddgan sample --workdir runs/folder_inpaint_photos --condition hole.png

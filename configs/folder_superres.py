@@ -1,4 +1,4 @@
-"""Super-resolution of your own images, from a quarter of the size (half, at 8 pixels), T = 4.
+"""4x super-resolution of your own images (2x at 8 pixels), T = 4.
 
     ddgan train --config folder_superres:64 --config.data.path=photos
     ddgan sample --workdir runs/folder_superres_photos --condition small.png

@@ -58,6 +58,7 @@ class Workspace:
       Image.fromarray(255 * (rng.random((size, size)) > 0.5).astype(np.uint8)).save(folder / f'{name}.png')
     for name in ('photos', 'samples', 'cifar10'):
       np.savez(folder / f'{name}.npz', images=pixels)
+    np.savez(folder / 'temperatures.npz', images=rng.uniform(250, 320, (40, 32, 32, 2)).astype(np.float32))
     shutil.copytree(ROOT / 'launch', folder / 'launch')
     shutil.copytree(ROOT / 'configs', folder / 'configs')
     shutil.copy(GOLDEN / 'netG_tiny.pth', folder / 'netG_1200.pth')
