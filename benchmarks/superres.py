@@ -89,7 +89,7 @@ def main():
     print(f'| {name} | {k} | {(predicted == labels[:, None]).mean():.1%} | {single:.2f} | {of_mean:.2f} | '
           f'{sharpness(samples) / sharpness(truth):.2f} | {samples.std(1).mean():.1f} |')
   if args.figure:
-    rows = [conditions.picture(condition[:_SHOWN], 8, 1)]
+    rows = [conditions.picture(condition[:_SHOWN], run.config.data)]
     rows += [samples[:_SHOWN, i] for name, samples in found.items() if name != 'true digits'
              for i in range(min(2, samples.shape[1]))]
     rows.append(truth[:_SHOWN])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +40,8 @@ def _define_flags(define: options.Definer) -> None:
   define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes and label_accuracy, or of psnr, ssim, diversity '
               'and consistency; by default, those of the config.')
   define.string('reference', None, 'Reference images, or an .npz or .npy with mu and sigma; by default, the data.')
-  define.integer('num', 50_000, 'Maximum number of images.', lower_bound=2)
+  define.integer('num', 50_000, 'Maximum number of images; for psnr, ssim, diversity and consistency, of conditions.',
+                 lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
   define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
@@ -129,14 +129,22 @@ def _condition_data(
 ) -> Any:
   """The data whose conditions are sampled: --reference, or the data of the config. Raises ConfigError."""
   from ddgan_jax.data import sources
+  from ddgan_jax.data.readers import PathError
+  from ddgan_jax.data.readers.open import kind_of
   from ddgan_jax.metrics import image_sets
+  from ddgan_jax.models import labels
   from ddgan_jax.parallel import consensus
 
-  data_config = config.data
-  if args.reference and set(args.metrics or ()) & set(checks.CONDITION_METRICS):
-    kind = 'folder' if os.path.isdir(args.reference) else args.reference[-3:]
-    data_config = dataclasses.replace(of_run.data, name=kind, path=args.reference, split='train', data_dir='')
-  for field in ('image_size', 'num_channels', 'stack', 'value_range'):
+  data_config, of_conditions = config.data, bool(set(args.metrics or ()) & set(checks.CONDITION_METRICS))
+  if args.reference and of_conditions:
+    if of_run.data.condition == 'pairs' or args.config:
+      raise ConfigError('--reference: use --config with the data and their conditions instead')
+    try:
+      data_config = dataclasses.replace(
+          of_run.data, name=kind_of(args.reference), path=args.reference, split='train', data_dir='')
+    except PathError as error:
+      raise ConfigError(f'--reference: {error.problem}') from error
+  for field in ('image_size', 'num_channels', 'stack', 'value_range', 'pair_range'):
     found, expected = (getattr(each, field) for each in (data_config, of_run.data))
     if found != expected:
       raise ConfigError(f'--config.data.{field} is {found}; use {expected}, as in the run')
@@ -146,8 +154,9 @@ def _condition_data(
     raise ConfigError(f'--config.data.condition is {data_config.condition!r}; use the pairs, pair_size and '
                       'pair_channels of the run')
   source = sources.load_source(data_config, log)
+  labels.check_data(of_run, source)
   consensus.barrier('conditions')  # loading may take much longer on one machine
-  return image_sets.ConditionData(source, data_config, args.samples_per_condition)
+  return image_sets.ConditionData(source, data_config, args.samples_per_condition if of_conditions else 1)
 
 
 def _evaluate_conditions(
@@ -219,9 +228,10 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
     raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')
   if 'consistency' in of_conditions and of_run.data.condition == 'pairs':
     raise ConfigError("consistency: omit it, because data.condition='pairs' cannot be computed from samples")
+  ranges = [each.data.value_range for each in (config, of_run) if each and each.data.value_range]
   config = config or of_run
-  if config and config.data.value_range and not of_conditions:
-    raise ConfigError(f'data.value_range is {config.data.value_range}; use --metrics with some of '
+  if ranges and not of_conditions:
+    raise ConfigError(f'data.value_range is {ranges[0]}; use --metrics with some of '
                       f'{", ".join(checks.CONDITION_METRICS)}, because the others are for images of 8 bits')
   return config
 

@@ -1,8 +1,9 @@
 """Export a run for other programs: `ddgan export --workdir runs/digits --out digits.stablehlo`.
 
-`--out` writes the whole sampler, (seed, image indices) → uint8 images, with its parameters, as portable StableHLO;
-`launch/sample_exported.py` runs it with only jax, numpy and flatbuffers. `--safetensors ema.safetensors` writes the EMA
-parameters with the config as metadata; `ddgan_jax.load` and `ddgan sample --workdir` read that file like a workdir.
+`--out` writes the whole sampler, (seed, image indices) → uint8 images (float32 with data.value_range), with its
+parameters, as portable StableHLO; `launch/sample_exported.py` runs it with only jax, numpy and flatbuffers.
+`--safetensors ema.safetensors` writes the EMA parameters with the config as metadata; `ddgan_jax.load` and
+`ddgan sample --workdir` read that file like a workdir.
 `--sigma_rel 0.1` exports an EMA of another length, if the run has `optim.ema_profiles`.
 """
 

@@ -1,6 +1,7 @@
 """Sample images from a run: `ddgan sample --workdir runs/digits --num 64 --seed 0 --out samples.png`.
 
-`--out x.png` writes one grid, `x.npz` an array `images`, uint8 [n, H, W, C], and any other name a folder of PNGs.
+`--out x.png` writes one grid, `x.npz` an array `images`, uint8 [n, H, W, C] (with data.value_range float32 in the units
+of the data), and any other name a folder of PNGs.
 Points (data.name `gaussians25`) are float32 [n, 1, 1, 2] in an npz and a scatter plot in a PNG.
 Image i is a function of the seed and i, independent of the batch size and of `--num`.
 
@@ -85,7 +86,7 @@ def _sample(args: types.SimpleNamespace) -> None:
   if given:
     args.num = len(given.condition) * (args.num if 'num' in args.given else conditions.SAMPLES_PER_CONDITION)
     images = image_output.generate(run, args.num, args.seed, args.batch_size, label, given.condition)
-    image_output.save_conditional(args.out, images, *given, label, config.data.value_range)
+    image_output.save_conditional(args.out, images, *given, config.data, label)
   elif args.trajectory:
     image_output.save_steps(args.out, image_output.denoise(run, args.num, args.seed, label))
   else:

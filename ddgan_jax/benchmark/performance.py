@@ -28,7 +28,11 @@ def random_images(config: Config, count: int = 2048) -> sources.Source:
   """Random uint8 images of a config's size; grey if the config stacks them."""
   height, width, channels = config.image_shape
   shape = (count, height, width, 1 if config.data.stack == 3 else channels)
-  return sources.ArraySource(np.random.default_rng(0).integers(0, 256, shape, np.uint8), name='random images')
+  rng = np.random.default_rng(0)
+  source = sources.ArraySource(rng.integers(0, 256, shape, np.uint8), name='random images')
+  if config.data.condition == 'pairs':
+    source.conditions = sources.ArraySource(rng.integers(0, 256, (count, *config.data.condition_shape), np.uint8))
+  return source
 
 
 class Programs(StepPrograms):

@@ -61,11 +61,10 @@ def read(config: Config, condition: str | None, condition_from: str | None) -> C
 def _compute(path: str, data_config: DataConfig) -> Conditions:
   """Computes the conditions of the images at `path`."""
   if data_config.value_range:
-    source = _values(path, data_config)
+    source = _values(path, data_config, data_config.value_range)
   else:
     data_config = dataclasses.replace(data_config, stack=1, num_stacks=0, resize='cover')
-    source = sources.ArraySource(np.stack([
-        _decode(name, raw, data_config) for name, raw in _raw_images(path, data_config)]))
+    source = sources.ArraySource(np.stack([_decode(*each, data_config) for each in _raw_images(path)]))
   numbers = np.arange(len(source))
   images, _ = source.gather(numbers)
   truth = pipeline.in_units_of_data(images, data_config) if data_config.value_range else images
@@ -80,28 +79,34 @@ def _read(path: str, kind: str, data_config: DataConfig) -> np.ndarray:
     raise ConfigError(f"{path} is not an npz; use an npz with float32 'conditions', because the run has a range of "
                       'values')
   if kind == 'mask':
-    data_config = dataclasses.replace(data_config, condition='none', stack=1, num_stacks=0, resize='cover')
-    return np.stack([_masked(name, raw, data_config) for name, raw in _raw_images(path, data_config)])
+    fitted = _without_condition(data_config, resize='cover')
+    return np.stack([_masked(*each, fitted) for each in _raw_images(path)])
   size, _, num_channels = data_config.condition_shape
-  fitted = dataclasses.replace(
-      data_config, image_size=size, num_channels=num_channels, stack=1, num_stacks=0, condition='none',
-      condition_path='', pair_size=0, pair_channels=3, resize='cover')
+  # Only a pair is fitted, in the same way as the pairs of the training.
+  fitted = _without_condition(
+      data_config, image_size=size, num_channels=num_channels, resize=data_config.resize if kind == 'pairs' else 'none')
   found = []
-  for name, raw in _raw_images(path, fitted):
-    # Only a pair may have another size, like the pairs of the training.
-    if kind != 'pairs' and _size(name, raw) != (size, size):
-      height, width = _size(name, raw)
-      raise ConfigError(f'{name} is {height}x{width}; use {size}x{size}, or --condition_from to compute the condition')
+  for name, raw in _raw_images(path):
+    height, width = _size(name, raw)
+    if images_lib.size_problem(height, width, fitted)[0]:
+      alternative = '' if kind == 'pairs' else ', or --condition_from to compute the condition'
+      raise ConfigError(f'{name} is {height}x{width}; use {size}x{size}{alternative}')
     found.append(_decode(name, raw, fitted) / np.float32(127.5) - 1)
   return np.stack(found)
+
+
+def _without_condition(data_config: DataConfig, **fields) -> DataConfig:
+  """The fields that images of 8 bits are decoded with."""
+  return dataclasses.replace(data_config, **{
+      'stack': 1, 'num_stacks': 0, 'condition': 'none', 'condition_path': '', 'pair_size': 0, 'pair_channels': 3,
+      'pair_range': (), 'value_range': (), **fields})
 
 
 def _read_npz(path: str, data_config: DataConfig) -> np.ndarray:
   shape = data_config.condition_shape
   if data_config.pair_range:
     source = _values(
-        path, data_config, split=CONDITIONS, image_size=shape[0], num_channels=shape[2],
-        value_range=data_config.pair_range)
+        path, data_config, data_config.pair_range, split=CONDITIONS, image_size=shape[0], num_channels=shape[2])
     return source.gather(np.arange(len(source)))[0]
   try:
     with np.load(path) as file:
@@ -118,20 +123,19 @@ def _read_npz(path: str, data_config: DataConfig) -> np.ndarray:
   return found
 
 
-def _values(path: str, data_config: DataConfig, **fields) -> sources.Source:
+def _values(path: str, data_config: DataConfig, value_range: tuple[float, ...], **fields) -> sources.Source:
   """Reads an npz of measurements like those of the run."""
-  return sources.load_source(dataclasses.replace(
-      data_config, path=path, condition='none', condition_path='', pair_size=0, pair_channels=3, pair_range=(),
-      **fields))
+  return sources.load_source(_without_condition(
+      data_config, name='npz', path=path, cache='array', resize='none', value_range=value_range, **fields))
 
 
-def _raw_images(path: str, data_config: DataConfig) -> Iterator[tuple[str, bytes | np.ndarray]]:
+def _raw_images(path: str) -> Iterator[tuple[str, bytes | np.ndarray]]:
   """The names and undecoded images of an image file, a folder, a zip or an npz."""
   kind = kind_of(path) if os.path.isdir(path) or path.endswith(('.npz', '.zip')) else ''
   if not kind:
     yield path, _file(path)
     return
-  reader = open_reader(dataclasses.replace(data_config, name=kind, path=path, split='train'))
+  reader = open_reader(DataConfig(name=kind, path=path))
   for i in range(len(reader)):
     name = f'{reader.name(i)} in {path}'
     try:

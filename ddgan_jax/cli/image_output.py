@@ -10,7 +10,7 @@ import numpy as np
 
 import ddgan_jax
 from ddgan_jax import sampling, train_state
-from ddgan_jax.config import ConfigError
+from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.data import conditions as conditions_lib
 from ddgan_jax.models import conditions, labels
 from ddgan_jax.parallel import compilation
@@ -32,7 +32,7 @@ def generate(
     condition: [k, h, w, c] float32, conditions of which each is that of num / k images in turn; by default none.
 
   Returns:
-    [num, H, W, C] uint8; for data with a value_range float32 in it, for points [num, 1, 1, 2] float32.
+    [num, H, W, C] uint8; with data.value_range, float32 in the units of the data; for points, [num, 1, 1, 2] float32.
 
   Raises:
     ConfigError: the run has no such label or condition, or requires one.
@@ -129,12 +129,13 @@ def save(
 
 
 def save_conditional(
-    path: str, images: np.ndarray, condition: np.ndarray, truth: np.ndarray | None, label: np.ndarray | None = None,
-    value_range: tuple[float, ...] = ()) -> None:
+    path: str, images: np.ndarray, condition: np.ndarray, truth: np.ndarray | None, data_config: DataConfig,
+    label: np.ndarray | None = None) -> None:
   """Writes samples [k n, H, W, C], n of each condition in turn; call `check_out` first.
 
   A grid has one row per condition: the condition, its samples, their mean and standard deviation (white: half of the
-  range) and the true image; an .npz has `images`, `conditions` and, if known, `truths` and `labels`; a folder has the
+  range) and the true image; an .npz has `images`, `conditions` (in `pair_range` if the run has one, otherwise in
+  [-1, 1]) and, if known, `truths` and `labels`; a folder has the
   samples as 000000.png, …, the conditions as input_0.png, … and the true images as truth_0.png, ….
 
   Args:
@@ -142,11 +143,13 @@ def save_conditional(
     images: the samples, uint8, or float32 values.
     condition: [k, h, w, c] float32 in [-1, 1].
     truth: [k, H, W, C] like the samples, or None.
+    data_config: of the run.
     label: [m] labels, of which image i has label i mod m, or None.
-    value_range: of float32 values.
   """
+  value_range = data_config.value_range
   if path.lower().endswith('.npz'):
-    known = {'conditions': condition} | ({} if truth is None else {'truths': truth})
+    in_units = sampling.to_values(condition, data_config.pair_range) if data_config.pair_range else condition
+    known = {'conditions': in_units} | ({} if truth is None else {'truths': truth})
     known |= {} if label is None else {'labels': np.resize(label, len(images))}
     np.savez_compressed(path, images=images, **known)
     return
@@ -154,13 +157,14 @@ def save_conditional(
     images = grids.values_to_uint8(images, value_range)
     truth = None if truth is None else grids.values_to_uint8(truth, value_range)
   if not path.lower().endswith('.png'):
-    save(path, images, inputs=conditions_lib.picture(condition, *images.shape[2:]))
+    save(path, images, inputs=conditions_lib.picture(condition, data_config))
     for i, image in enumerate(() if truth is None else truth):
       grids.save_png(os.path.join(path, f'truth_{i}.png'), image)
     return
   samples = images.reshape(len(condition), -1, *images.shape[1:])
   mean, spread = (np.round(np.clip(each, 0, 255)).astype(np.uint8) for each in (samples.mean(1), 2 * samples.std(1)))
-  rows, columns = conditions_lib.picture_rows(condition, images, mean, spread, *([] if truth is None else [truth]))
+  rows, columns = conditions_lib.picture_rows(
+      data_config, condition, images, mean, spread, *([] if truth is None else [truth]))
   grids.save_png(path, grids.make_grid(rows, columns))
 
 

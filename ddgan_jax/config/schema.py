@@ -42,8 +42,9 @@ class DataConfig(_Section):
     skip_bad: skip unreadable images and report them; otherwise they are an error.
     image_size: H = W of the images that the networks see, in pixels.
     num_channels: C, 1 (grey) or 3 (RGB); 2 for points; 1 … 16 with value_range.
-    value_range: (lowest, highest) value of an `npz` whose `images` are float32 or uint16 measurements; they are mapped
-      linearly to [-1, 1], samples are float32 in these units, and nothing is quantised. Empty for images of 8 bits.
+    value_range: (lowest, highest) value of an `npz` whose `images` are float32, uint16 or uint8 measurements; they are
+      mapped linearly to [-1, 1], samples are float32 in these units, and nothing is quantised. Empty for images of 8
+      bits.
     batch_size: global batch, over all devices and processes.
     resize: for images of another size: `none` (an error), `crop` (shrink the shorter side to image_size and crop the
       centre; smaller images are an error), `cover` (like `crop`, but smaller images are enlarged) or `pad` (centre on

@@ -45,25 +45,32 @@ def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -
   return np.concatenate([np.where(hole, np.float32(0), images), np.where(hole, np.float32(1), np.float32(-1))], axis=-1)
 
 
-def picture(condition: np.ndarray, size: int, num_channels: int) -> np.ndarray:
-  """Draws conditions [n, h, w, c] as images [n, size, size, num_channels] uint8, num_channels = 1 or 3.
+def picture(condition: np.ndarray, data_config: DataConfig) -> np.ndarray:
+  """Draws conditions [n, h, w, c] as images [n, H, W, 1 or 3] uint8, RGB if the images have three channels or more.
 
-  Smaller ones are enlarged without interpolation; RGB is shown as grey or grey as RGB, to match the images. Of other
-  numbers of channels, the first three or the first are shown; of a masked image, the image.
+  Smaller ones are enlarged without interpolation; RGB of 8 bits is shown as grey or grey as RGB, to match the images.
+  Of measurements the first three channels or the first are shown; of a masked image, the image.
   """
-  factor = size // condition.shape[1]
+  factor = data_config.image_size // condition.shape[1]
   shown = condition.repeat(factor, axis=1).repeat(factor, axis=2)
-  if num_channels == 1:
-    shown = shown @ _LUMA[:, None] if shown.shape[-1] == 3 else shown[..., :1]
+  kind, _ = parse_condition(data_config.condition)
+  if kind == 'mask':
+    shown = shown[..., :-1]
+  if data_config.num_channels < 3:
+    is_rgb = kind == 'pairs' and not data_config.pair_range and shown.shape[-1] == 3
+    shown = shown @ _LUMA[:, None] if is_rgb else shown[..., :1]
   else:
     shown = shown[..., :3] if shown.shape[-1] >= 3 else shown[..., :1].repeat(3, axis=-1)
   return to_uint8(shown)
 
 
-def picture_rows(condition: np.ndarray, samples: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, int]:
+def picture_rows(
+    data_config: DataConfig, condition: np.ndarray, samples: np.ndarray, *others: np.ndarray
+) -> tuple[np.ndarray, int]:
   """Arranges condition, samples and other images of it in rows of a grid.
 
   Args:
+    data_config: for `picture`.
     condition: [n, h, w, c] float32.
     samples: [n k, H, W, C] uint8, k samples of each condition in turn; C is 1 or 3.
     *others: [n, H, W, C] uint8 each, such as the true images.
@@ -72,7 +79,7 @@ def picture_rows(condition: np.ndarray, samples: np.ndarray, *others: np.ndarray
     [n m, H, W, C] uint8 and the number of columns, m.
   """
   n, shape = len(condition), samples.shape[1:]
-  columns = [picture(condition, shape[0], shape[2]), samples, *others]
+  columns = [picture(condition, data_config), samples, *others]
   rows = np.concatenate([column.reshape(n, -1, *shape) for column in columns], axis=1)
   return rows.reshape(-1, *shape), rows.shape[1]
 

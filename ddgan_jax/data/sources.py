@@ -201,10 +201,11 @@ def _load_pairs(
       expected = 'an npz' if data_config.name == 'npz' else 'a folder or a zip of images'
       raise PathError(f'{path} is {kind or "of an unknown kind"}; use {expected}, because data.name is '
                       f'{data_config.name!r}')
+    as_values = {'resize': 'none', 'cache': 'array'} if data_config.pair_range else {}
     pairs = dataclasses.replace(
         data_config, name=kind, path=path, split=CONDITIONS if kind == 'npz' else 'train', condition='none',
         condition_path='', pair_size=0, pair_channels=3, pair_range=(), image_size=size, num_channels=num_channels,
-        value_range=data_config.pair_range, resize=data_config.resize if not data_config.pair_range else 'none')
+        value_range=data_config.pair_range, **as_values)
     if kind != 'npz':
       _check_names(open_reader(data_config), open_reader(pairs))
     found = _load_images(pairs, log_line, overwrite)
@@ -254,8 +255,9 @@ def _load_values(data_config: DataConfig) -> ValueSource:
       where = first + int((~inside).any((1, 2, 3)).argmax())
       value = part[where - first][~inside[where - first]][0]
       field = 'data.pair_range' if array == CONDITIONS else 'data.value_range'
-      raise PathError(f'{array}[{where}] in {path} has the value {value}; use values in {lowest:g} … {highest:g}, or '
-                      f'change {field}')
+      or_change = '' if np.isnan(value) else f', or change {field}'
+      raise PathError(
+          f'{array}[{where}] in {path} has the value {value}; use values in {lowest} … {highest}{or_change}')
   return ValueSource(found, data_config.value_range, data_config.path, labels, reader.num_classes)
 
 

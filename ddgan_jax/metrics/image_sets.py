@@ -64,6 +64,16 @@ class ConditionData(NamedTuple):
   data_config: DataConfig
   samples_per_condition: int = 1
 
+  def labels(self, num: int) -> np.ndarray:
+    """The labels of the first `num` samples, [num] int32."""
+    found = []
+    count = -(-num // self.samples_per_condition)
+    for first in range(0, count, 1024):  # the images are read, too
+      numbers = np.arange(first, min(first + 1024, count))
+      numbers = pipeline.stored_numbers(self.source, self.data_config, numbers)
+      found.append(pipeline.stored_labels(self.source, self.data_config, numbers))
+    return np.concatenate(found).repeat(self.samples_per_condition)[:num]
+
   def conditions_and_labels(self, indices: np.ndarray, with_labels: bool) -> list[np.ndarray]:
     """The conditions of consecutive samples, [n, h, w, c] float32, and with labels [n] int32."""
     first, last = indices[0] // self.samples_per_condition, indices[-1] // self.samples_per_condition
@@ -121,7 +131,7 @@ def generated_images(
 
   def requested(num: int) -> np.ndarray:
     if given:
-      return given.conditions_and_labels(np.arange(num), True)[1]
+      return given.labels(num)
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
 
   return lambda ema_params, name: ImageSet(

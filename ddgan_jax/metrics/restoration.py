@@ -97,7 +97,7 @@ def measure(
     metrics: some of `config.checks.CONDITION_METRICS`; `consistency` not for `pairs`, which are not computed.
 
   Returns:
-    [n] float32 for each value, in the order of the metrics.
+    [n] float32 for each value.
   """
   n, k = samples.shape[:2]
   found = {name: np.asarray(values) for name, values in _compare(samples, truth, tuple(metrics)).items()}

@@ -37,7 +37,8 @@ def check(config: Config) -> None:
     if different := _differences(here, there):
       name, mine, its = different[0]
       if name == 'condition_channels':
-        section, name, mine, its = 'data', 'condition', repr(config.data.condition), repr(other.data.condition)
+        section, name = 'data', 'condition' if config.data.condition != other.data.condition else 'pair_channels'
+        mine, its = (repr(getattr(each.data, name)) for each in (config, other))
       raise ConfigError(f'train.init_from is {path!r}, but {section}.{name} is {mine}; use {its}, as in that run, or '
                         'use another run')
   if not Checkpoints(path).steps():

@@ -59,7 +59,7 @@ class Run:
 
     Returns:
       [n, H, W, C] float32, in [-1, 1] for a generator that ends in tanh (in Haar space, roughly); convert with
-      `sampling.to_uint8`.
+      `sampling.to_uint8`, or with data.value_range by `sampling.to_values`.
 
     Raises:
       ValueError, TypeError: an argument has the wrong value or type; the message names it.

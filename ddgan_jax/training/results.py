@@ -74,7 +74,7 @@ class Results:
               for name in names]
       images = self._to_uint8(program(state.ema_params, *rows))
       truth = self._to_uint8(pipeline.in_units_of_data(examples['image'], config.data))
-      images, columns = conditions.picture_rows(examples['condition'], images, truth)
+      images, columns = conditions.picture_rows(config.data, examples['condition'], images, truth)
     else:
       images = self._to_uint8(program(state.ema_params))
     if session.is_main:

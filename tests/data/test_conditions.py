@@ -120,13 +120,20 @@ def test_wrong_conditions(fields, message):
 def test_pictures():
   x = images(2)
   small = conditions.compute(x, config('lowres:2'), UNIFORMS[:2])
-  picture = conditions.picture(small, 8, 3)
+  picture = conditions.picture(small, config('lowres:2'))
   np.testing.assert_array_equal(picture[:, ::2, ::2], conditions.to_uint8(small))
   samples = np.zeros((6, 8, 8, 3), np.uint8)
-  rows, columns = conditions.picture_rows(small, samples, conditions.to_uint8(x))
+  rows, columns = conditions.picture_rows(config('lowres:2'), small, samples, conditions.to_uint8(x))
   assert columns == 5 and rows.shape == (10, 8, 8, 3)
   np.testing.assert_array_equal(rows[[0, 5]], picture)
   np.testing.assert_array_equal(rows[[4, 9]], conditions.to_uint8(x))
+  # Of a masked image of two channels, the first.
+  values = images(1, channels=2)
+  data_config = DataConfig(
+      name='npz', path='x.npz', image_size=8, num_channels=2, value_range=(-1.0, 1.0), condition='mask')
+  masked = conditions.compute(values, data_config, UNIFORMS[:1])
+  np.testing.assert_array_equal(
+      conditions.picture(masked, data_config), conditions.to_uint8(masked[..., :1]))
 
 
 PHOTOS = RNG.integers(0, 256, (6, 8, 8, 3), np.uint8)

@@ -60,12 +60,12 @@ def test_values_reach_the_networks_without_rounding(tmp_path):
 
 
 @pytest.mark.parametrize('array, fields, message', [
-    (VALUES + np.nan, {}, r"data.path: images\[0\] in .*x.npz has the value nan; use values in 250 … 320, or change"),
+    (VALUES + np.nan, {}, r"data.path: images\[0\] in .*x.npz has the value nan; use values in 250.0 … 320.0$"),
     (np.where(np.arange(40)[:, None, None, None] == 7, 400, VALUES).astype(np.float32), {},
-     r'images\[7\] in .*x.npz has the value 400.0; use values in 250 … 320, or change data.value_range'),
+     r'images\[7\] in .*x.npz has the value 400.0; use values in 250.0 … 320.0, or change data.value_range'),
     (VALUES, {'image_size': 16}, "'images' in .* are 8x8x5; use 16x16x5, or change data.image_size and num_channels"),
     (VALUES, {'num_channels': 4}, 'are 8x8x5; use 8x8x4, or change'),
-    (VALUES.astype(np.float64), {}, "'images' in .* is float64; use float32 or uint16 or uint8"),
+    (VALUES.astype(np.float64), {}, "'images' in .* is float64; use float32, uint16 or uint8"),
     (VALUES[0, 0], {}, r"'images' in .* is \[8, 5\]; use \[N, H, W\] or \[N, H, W, C\]"),
 ])
 def test_unusable_values(tmp_path, array, fields, message):
@@ -79,8 +79,8 @@ def test_other_unusable_data(tmp_path):
     load(config(tmp_path / 'absent.npz'))
   np.savez(tmp_path / 'x.npz', images=VALUES, conditions=COUNTS.astype(np.float32))
   data_config = config(tmp_path / 'x.npz', condition='pairs', pair_size=4, pair_channels=2, pair_range=(0.0, 1.0))
-  with pytest.raises(DataError, match=r'data.condition_path: conditions\[0\] in .* has the value .*; use values in 0 … '
-                     '1, or change data.pair_range'):
+  with pytest.raises(DataError, match=r'data.condition_path: conditions\[0\] in .* has the value .*; use values in 0.0 '
+                     '… 1.0, or change data.pair_range'):
     load(data_config)
   with pytest.raises(DataError, match="data.path: 'images' in .* is float32; use uint8 .*, or set data.value_range"):
     load(config(tmp_path / 'x.npz', value_range=(), num_channels=3))
@@ -129,7 +129,12 @@ def test_a_run_on_values(tmp_path, monkeypatch):
     images, conditions = found['images'], found['conditions']
   assert images.dtype == np.float32 and images.shape == (6, 8, 8, 5) and 250 <= images.min() < images.max() <= 320
   assert len(np.unique(images)) > 1000
-  np.testing.assert_allclose(conditions, COUNTS[:2] / 32767.5 - 1, atol=1e-6)
+  np.testing.assert_allclose(conditions, COUNTS[:2], atol=0.01)  # in their units, so that they can be read again
+  again = tmp_path / 'again.npz'
+  succeed(sample.main, '--workdir', workdir, '--condition', out, '--num', 3, '--out', again)
+  with np.load(again) as found:
+    np.testing.assert_allclose(found['images'], images, atol=1e-2)
+  conditions = conditions / np.float32(32767.5) - 1
   said = succeed(sample.main, '--workdir', workdir, '--condition', tmp_path / 'two.npz', '--out', tmp_path / 'out.png')
   assert 'out.png shows channels 0, 1, 2 as red, green, blue of 5, 250 black, 320 bright.' in said
   run = ddgan_jax.load(workdir)
@@ -150,6 +155,11 @@ def test_a_run_on_values(tmp_path, monkeypatch):
                  '--config.data.pair_range=()'), 'data.value_range is (250.0, 320.0); use images of 8 bits'),
       (main, (*recipe, '--config.train.eval_every=2', '--workdir', tmp_path / 'other'),
        'train.eval_every is 2; use 0 with data.value_range'),
+      (evaluate, ('--workdir', workdir, '--metrics', 'modes', '--config', 'digits'), 'data.value_range is (250.0, 32'),
+      (evaluate, ('--workdir', workdir, '--metrics', 'psnr', *recipe, '--config.data.pair_range=0,1'),
+       '--config.data.pair_range is (0.0, 1.0); use (0.0, 65535.0), as in the run'),
+      (evaluate, ('--workdir', workdir, '--metrics', 'psnr', '--reference', out),
+       '--reference: use --config with the data and their conditions'),
       (evaluate, ('--workdir', workdir, '--metrics', 'fid'), 'data.value_range is (250.0, 320.0); use --metrics with'),
       (sample, folder, "use an .npz (an array) or a .png (a grid)"),
       (sample, ('--workdir', workdir, '--condition', tmp_path / 'out.png'), 'is not an npz; use an npz with float32'),

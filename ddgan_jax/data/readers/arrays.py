@@ -41,7 +41,8 @@ class NpzReader(Reader):
     shape, dtype = self._headers[array]
     is_8_bit = dtypes == ('uint8',)
     if dtype.name not in dtypes:
-      hint = 'uint8 (0 to 255), or set data.value_range' if is_8_bit and array == 'images' else ' or '.join(dtypes)
+      field = 'data.value_range' if array == 'images' else 'data.pair_range'
+      hint = f'uint8 (0 to 255), or set {field}' if is_8_bit else ', '.join(dtypes[:-1]) + f' or {dtypes[-1]}'
       raise PathError(f"'{array}' in {path} is {dtype}; use {hint}")
     if is_8_bit and (len(shape) < 3 or shape[3:] not in ((), (1,), (3,), (4,))):
       raise PathError(f"'{array}' in {path} is {list(shape)}; use [N, H, W] or [N, H, W, C] with C = 1, 3 or 4")
