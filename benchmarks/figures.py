@@ -3,6 +3,7 @@
     python benchmarks/figures.py samples     --workdir runs/digits                 # digits_samples.png
     python benchmarks/figures.py denoising   --workdir runs/digits4                # denoising.png, denoising.gif
     python benchmarks/figures.py conditional --workdir runs/digits_conditional     # digits_conditional.png
+    python benchmarks/figures.py emoji       --workdir runs/emoji_emoji            # emoji_32.png
     python benchmarks/figures.py gaussians25 --workdir runs/compare_gaussians25    # gaussians25.png
     python benchmarks/figures.py quality     --workdir runs/compare_gaussians25    # quality_speed.png
     python benchmarks/figures.py stacked     --workdir runs/stacked_digits         # stacked_digits.png
@@ -94,6 +95,36 @@ def conditional(workdir: str, folder: pathlib.Path, rows: int = 6) -> None:
   canvas.text(left - 0.15, top + pitch - 0.15, 'real', size=12, ha='right', color=REAL)
   canvas.text(left - 0.15, below + rows * pitch / 2 - 0.15, 'generated', size=12, ha='right', color=GENERATED)
   grids.save_png(folder / 'digits_conditional.png', canvas.pixels())
+
+
+def emoji(workdir: str, folder: pathlib.Path, rows: int = 4) -> None:
+  """A column per class: generated images, each above the training image with the most similar pixels."""
+  run = ddgan_jax.load(workdir)
+  source = sources.load_source(run.config.data)
+  training, _ = source.gather(np.arange(len(source)))
+  known = labels.all_labels(run.config.generator)
+  generated = image_output.generate(run, rows * len(known), 0, label=known)
+  flat = training.reshape(len(training), -1) / 255
+  nearest = [np.square(flat - image.ravel() / 255).sum(1).argmin() for image in generated]
+  generated = generated.reshape(rows, len(known), *generated.shape[1:])
+  nearest = training[nearest].reshape(generated.shape)
+  left, top, side, gap = 1.15, 1.0, 0.85, 0.06
+  pitch = side + gap
+  canvas = Canvas(left + len(known) * pitch + 0.1, top + rows * (2 * pitch + 0.15) + 0.05)
+  size = run.config.data.image_size
+  canvas.text(0.5 * (left + len(known) * pitch), 0.12, f'Emoji at {size}x{size}: {method_name(run)}', size=13,
+              weight='bold')
+  for column in range(len(known)):
+    canvas.text(left + column * pitch + side / 2, 0.62, source.class_names[column], size=11)
+    for row in range(rows):
+      y = top + row * (2 * pitch + 0.15)
+      canvas.panel(generated[row, column], left + column * pitch, y, side, GENERATED)
+      canvas.panel(nearest[row, column], left + column * pitch, y + pitch, side, REAL)
+  for row in range(rows):
+    y = top + row * (2 * pitch + 0.15)
+    canvas.text(left - 0.12, y + side / 2 - 0.1, 'generated', size=11, ha='right', color=GENERATED)
+    canvas.text(left - 0.12, y + pitch + side / 2 - 0.1, 'nearest\nin training', size=11, ha='right', color=REAL)
+  grids.save_png(folder / f'emoji_{size}.png', canvas.pixels())
 
 
 def compared(workdir: str) -> list[dict]:
@@ -204,7 +235,8 @@ def stacked(workdir: str, folder: pathlib.Path) -> None:
   grids.save_png(folder / 'stacked_digits.png', canvas.pixels())
 
 
-FIGURES = {function.__name__: function for function in (samples, denoising, conditional, gaussians25, quality, stacked)}
+FIGURES = {function.__name__: function for function in (
+    samples, denoising, conditional, emoji, gaussians25, quality, stacked)}
 
 
 def main(argv: list[str] | None = None) -> None:

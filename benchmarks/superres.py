@@ -17,15 +17,18 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import jax
 import numpy as np
 from PIL import Image
 
 import ddgan_jax
 from benchmarks import digits_quality
+from ddgan_jax import sampling
 from ddgan_jax.cli import image_output
 from ddgan_jax.data import conditions, pipeline, sources
-from ddgan_jax.editing import tasks
+from ddgan_jax.editing import noise_optimization
 from ddgan_jax.metrics import restoration
+from ddgan_jax.parallel import compilation
 from ddgan_jax.reporting import grids
 
 SAMPLES = 8  # per digit
@@ -48,6 +51,22 @@ def sampled(run, condition, count):
   """`count` samples of each condition, [n, count, 8, 8, 1] uint8."""
   images = image_output.generate(run, count * len(condition), seed=0, batch_size=800, condition=condition)
   return images.reshape(len(condition), count, 8, 8, 1)
+
+
+def draw(path, found):
+  """Draws up to two samples of each method in rows, the true digits last."""
+  from matplotlib.figure import Figure
+
+  rows = [(name if i == 0 else '', samples[:_SHOWN, i]) for name, samples in found.items() if name != 'true digits'
+          for i in range(min(2, samples.shape[1]))]
+  rows.append(('true digits', found['true digits'][:_SHOWN, 0]))
+  figure = Figure(figsize=(8, 0.66 * len(rows)), dpi=110, layout='constrained')
+  for i, (name, images) in enumerate(rows):
+    axes = figure.add_subplot(len(rows), 1, i + 1)
+    axes.imshow(grids.make_grid(images, columns=len(images))[..., 0], cmap='gray', vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    axes.set_ylabel(name.replace('`', '').replace(', ', ',\n'), rotation=0, ha='right', va='center', fontsize=9)
+  figure.savefig(path, bbox_inches='tight')
 
 
 def main():
@@ -73,9 +92,10 @@ def main():
     found['L2, 1 evaluation'] = sampled(ddgan_jax.load(args.l2), condition, 1)
   if args.unconditional:
     other = ddgan_jax.load(args.unconditional)
-    draws = tasks.Draws(SAMPLES, 0)
-    found['`ddgan edit`, unconditional run'] = np.stack([
-        tasks.super_resolve(other, each, 2, draws, matching=True, num_steps=100)[0] for each in small])
+    edit = compilation.jit(lambda small: sampling.to_uint8(noise_optimization.super_resolve(
+        jax.random.key(0), other.generator_fn, other.schedule, small, other.config.generator.nz, 2)))
+    edited = np.asarray(edit(condition.repeat(SAMPLES, axis=0)))
+    found['`ddgan edit`, unconditional run'] = edited.reshape(-1, SAMPLES, 8, 8, 1)
   found[f'conditional run, {run.schedule.num_timesteps} evaluations'] = sampled(run, condition, SAMPLES)
 
   print(f'n = {len(truth)} held-out digits\n')
@@ -89,11 +109,7 @@ def main():
     print(f'| {name} | {k} | {(predicted == labels[:, None]).mean():.1%} | {single:.2f} | {of_mean:.2f} | '
           f'{sharpness(samples) / sharpness(truth):.2f} | {samples.std(1).mean():.1f} |')
   if args.figure:
-    rows = [conditions.picture(condition[:_SHOWN], run.config.data)]
-    rows += [samples[:_SHOWN, i] for name, samples in found.items() if name != 'true digits'
-             for i in range(min(2, samples.shape[1]))]
-    rows.append(truth[:_SHOWN])
-    grids.save_png(args.figure, grids.make_grid(np.concatenate(rows), columns=_SHOWN))
+    draw(args.figure, {'4x4 pixels': conditions.picture(condition, run.config.data)[:, None], **found})
 
 
 if __name__ == '__main__':

@@ -118,15 +118,16 @@ class Model:
 
   def discriminator_fn(self, d_params: Params, rows: Rows) -> DiscriminatorFn:
     """D with the labels, conditions and augmentation of `rows`, (x_t, t, x_tp1) → logits [B]; zeros for a None."""
-    uniforms, names = rows.draws.augmentation, self.discriminator.config.augment
+    uniforms = rows.draws.augmentation
 
     def augment(x):
-      return x if uniforms is None else augmentation.augment(x, uniforms, names)
+      return x if uniforms is None else augmentation.augment(x, uniforms, self.discriminator.config.augment)
 
     options = {} if rows.label is None else {'label': rows.label}
     if rows.condition is not None:
-      condition = conditions.enlarge(rows.condition, rows.x_0.shape[1]) if names else rows.condition
-      options['condition'] = augment(condition)
+      # At the size of the image, so that both are moved and cut in the same way.
+      options['condition'] = augment(
+          rows.condition if uniforms is None else conditions.enlarge(rows.condition, rows.x_0.shape[1]))
 
     def discriminator_fn(x_t, t, x_tp1):
       x_tp1 = jnp.zeros_like(x_t) if x_tp1 is None else augment(x_tp1)
