@@ -103,6 +103,7 @@ def recipe_run(recipe, label=None, num_timesteps=None, **fields):
   """A run of a recipe, with a narrow G of at most two levels and random parameters."""
   config_dict = recipes.load(recipe)
   config_dict.data.path = config_dict.data.path or 'photos' * (config_dict.data.name in ('folder', 'npz'))
+  config_dict.data.condition_path = 'sketches' if config_dict.data.condition == 'pairs' else ''
   generator = config_dict.generator
   generator.update(
       num_channels_dae=8, ch_mult=generator.ch_mult[:2], num_res_blocks=1, nz=4, z_emb_dim=8, n_mlp=1,
