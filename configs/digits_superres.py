@@ -3,7 +3,8 @@
     ddgan train --config digits_superres
     ddgan sample --workdir runs/digits_superres --condition_from digits.png
 
-Hardware and time: not yet measured.
+Hardware and time: one shared CPU core, 18 minutes (2026-11-27). A classifier reads 95% of the samples of 100 held-out
+digits as the true digit (bicubic 80%, true digits 99%); see docs/conditions.md and `benchmarks/superres.py`.
 """
 
 import ml_collections
