@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from ddgan_jax.config.checks import parse_condition
 from ddgan_jax.data import images as images_lib
 from ddgan_jax.data import pipeline, sources
 from ddgan_jax.data.readers import PathError
-from ddgan_jax.data.readers.open import CONDITIONS, kind_of, open_reader
+from ddgan_jax.data.readers.open import kind_of, open_reader
 from ddgan_jax.models import conditions
 
 
@@ -61,10 +62,10 @@ def read(config: Config, condition: str | None, condition_from: str | None) -> C
 def _compute(path: str, data_config: DataConfig) -> Conditions:
   """Computes the conditions of the images at `path`."""
   if data_config.value_range:
-    source = _values(path, data_config, data_config.value_range)
+    source = sources.load_source(dataclasses.replace(data_config, name='npz', path=path, condition='none'))
   else:
     data_config = dataclasses.replace(data_config, stack=1, num_stacks=0, resize='cover')
-    source = sources.ArraySource(np.stack([_decode(*each, data_config) for each in _raw_images(path)]))
+    source = sources.ArraySource(_decoded(path, lambda raw: images_lib.decode(raw, data_config)))
   numbers = np.arange(len(source))
   images, _ = source.gather(numbers)
   truth = pipeline.in_units_of_data(images, data_config) if data_config.value_range else images
@@ -79,35 +80,30 @@ def _read(path: str, kind: str, data_config: DataConfig) -> np.ndarray:
     raise ConfigError(f"{path} is not an npz; use an npz with float32 'conditions', because the run has a range of "
                       'values')
   if kind == 'mask':
-    fitted = _without_condition(data_config, resize='cover')
-    return np.stack([_masked(*each, fitted) for each in _raw_images(path)])
+    fitted = dataclasses.replace(data_config, stack=1, num_stacks=0, resize='cover')
+    return _decoded(path, lambda raw: _masked(raw, fitted))
   size, _, num_channels = data_config.condition_shape
-  # Only a pair is fitted, in the same way as the pairs of the training.
-  fitted = _without_condition(
-      data_config, image_size=size, num_channels=num_channels, resize=data_config.resize if kind == 'pairs' else 'none')
-  found = []
-  for name, raw in _raw_images(path):
-    height, width = _size(name, raw)
+  if kind == 'pairs':  # fitted like those of the training
+    fitted, alternative = sources.pairs_config(data_config, 'folder', path), ''
+  else:
+    fitted = DataConfig(image_size=size, num_channels=num_channels)
+    alternative = ', or --condition_from to compute the condition'
+
+  def decode(raw: bytes | np.ndarray) -> np.ndarray:
+    height, width = raw.shape[:2] if isinstance(raw, np.ndarray) else images_lib.size(raw)
     if images_lib.size_problem(height, width, fitted)[0]:
-      alternative = '' if kind == 'pairs' else ', or --condition_from to compute the condition'
-      raise ConfigError(f'{name} is {height}x{width}; use {size}x{size}{alternative}')
-    found.append(_decode(name, raw, fitted) / np.float32(127.5) - 1)
-  return np.stack(found)
+      raise images_lib.BadImage(f'is {height}x{width}; use {size}x{size}{alternative}')
+    return images_lib.decode(raw, fitted) / np.float32(127.5) - 1
 
-
-def _without_condition(data_config: DataConfig, **fields) -> DataConfig:
-  """The fields that images of 8 bits are decoded with."""
-  return dataclasses.replace(data_config, **{
-      'stack': 1, 'num_stacks': 0, 'condition': 'none', 'condition_path': '', 'pair_size': 0, 'pair_channels': 3,
-      'pair_range': (), 'value_range': (), **fields})
+  return _decoded(path, decode)
 
 
 def _read_npz(path: str, data_config: DataConfig) -> np.ndarray:
-  shape = data_config.condition_shape
+  """Reads the array `conditions`."""
   if data_config.pair_range:
-    source = _values(
-        path, data_config, data_config.pair_range, split=CONDITIONS, image_size=shape[0], num_channels=shape[2])
+    source = sources.load_source(sources.pairs_config(data_config, 'npz', path))
     return source.gather(np.arange(len(source)))[0]
+  shape = data_config.condition_shape
   try:
     with np.load(path) as file:
       found = file['conditions']
@@ -123,58 +119,28 @@ def _read_npz(path: str, data_config: DataConfig) -> np.ndarray:
   return found
 
 
-def _values(path: str, data_config: DataConfig, value_range: tuple[float, ...], **fields) -> sources.Source:
-  """Reads an npz of measurements like those of the run."""
-  return sources.load_source(_without_condition(
-      data_config, name='npz', path=path, cache='array', resize='none', value_range=value_range, **fields))
-
-
-def _raw_images(path: str) -> Iterator[tuple[str, bytes | np.ndarray]]:
-  """The names and undecoded images of an image file, a folder, a zip or an npz."""
-  kind = kind_of(path) if os.path.isdir(path) or path.endswith(('.npz', '.zip')) else ''
-  if not kind:
-    yield path, _file(path)
-    return
-  reader = open_reader(DataConfig(name=kind, path=path))
-  for i in range(len(reader)):
-    name = f'{reader.name(i)} in {path}'
+def _decoded(path: str, decode: Callable[[bytes | np.ndarray], np.ndarray]) -> np.ndarray:
+  """Decodes an image file, or the images of a folder, zip or npz. Raises ConfigError, which names the image."""
+  if os.path.isdir(path) or path.endswith(('.npz', '.zip')):
+    reader = open_reader(DataConfig(name=kind_of(path), path=path))
+    reads = [(f'{reader.name(i)} in {path}', functools.partial(reader.read, i)) for i in range(len(reader))]
+  else:
+    reads = [(path, lambda: (images_lib.read_file(path), 0))]
+  found = []
+  for name, read_one in reads:
     try:
-      raw, _ = reader.read(i)
+      found.append(decode(read_one()[0]))
     except images_lib.BadImage as error:
       raise ConfigError(f'{name} {error}') from error
-    yield name, raw
+  return np.stack(found)
 
 
-def _file(path: str) -> bytes:
-  try:
-    return images_lib.read_file(path)
-  except images_lib.BadImage as error:
-    raise ConfigError(f'{path} {error}') from error
-
-
-def _size(name: str, raw: bytes | np.ndarray) -> tuple[int, int]:
-  try:
-    return raw.shape[:2] if isinstance(raw, np.ndarray) else images_lib.size(raw)
-  except images_lib.BadImage as error:
-    raise ConfigError(f'{name} {error}') from error
-
-
-def _decode(name: str, raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
-  try:
-    return images_lib.decode(raw, data_config)
-  except images_lib.BadImage as error:
-    raise ConfigError(f'{name} {error}') from error
-
-
-def _masked(name: str, raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
+def _masked(raw: bytes | np.ndarray, data_config: DataConfig) -> np.ndarray:
   """The condition `mask` of an image whose transparent pixels are the hole."""
-  try:
-    pixels, alpha = images_lib.decode_with_alpha(raw, data_config)
-  except images_lib.BadImage as error:
-    raise ConfigError(f'{name} {error}') from error
+  pixels, alpha = images_lib.decode_with_alpha(raw, data_config)
   hole = alpha < 255
   if not hole.any():
-    raise ConfigError(f'{name} has no transparent pixel; make the pixels to fill transparent, or use --condition_from '
-                      'for random holes')
+    raise images_lib.BadImage(
+        'has no transparent pixel; make the pixels to fill transparent, or use --condition_from for random holes')
   scaled = pixels / np.float32(127.5) - 1
   return np.concatenate([np.where(hole, 0, scaled), np.where(hole, 1, -1)], axis=-1).astype(np.float32)

@@ -29,7 +29,7 @@ def generate(
     num, batch_size: number of images, and the maximum batch size.
     seed: image i is a function of (seed, i).
     label: an integer, or [k] labels, of which image i gets label i mod k; by default that of the run.
-    condition: [k, h, w, c] float32, conditions of which each is that of num / k images in turn; by default none.
+    condition: [k, h, w, c] float32; the first num / k images have the first condition, and so on. By default none.
 
   Returns:
     [num, H, W, C] uint8; with data.value_range, float32 in the units of the data; for points, [num, 1, 1, 2] float32.
@@ -53,8 +53,9 @@ def generate(
     return train_state.in_units_of_data(images, run.config)
 
   def rows(first):
-    return None if condition is None else condition[np.arange(first, first + batch_size) * len(condition) // num % len(
-        condition)]
+    if condition is None:
+      return None
+    return condition[np.arange(first, first + batch_size) % num * len(condition) // num]
 
   return np.concatenate([np.asarray(sample_batch(first, rows(first))) for first in range(0, num, batch_size)])[:num]
 
@@ -106,9 +107,9 @@ def save(
   """Writes [n, H, W, C] uint8 images to a grid (.png), an array (.npz) or a folder; call `check_out` first.
 
   Float32 points go to a scatter plot with a title (.png) or to an array, float32 values in `value_range` to a grid of
-  `grids.values_to_uint8` or to an array. With labels [k], image i has label i mod k: a
-  grid has one column per label, and an .npz also has `labels` [n]. `inputs` [m, H, W, C] uint8, the images that were
-  edited, come first in a grid, are `inputs` in an .npz, and input_0.png, … in a folder.
+  `grids.values_to_uint8` or to an array. With labels [k], image i has label i mod k: a grid has one column per label,
+  and an .npz also has `labels` [n]. `inputs` [m, H, W, C] uint8, the images that were edited, come first in a grid, are
+  `inputs` in an .npz, and input_0.png, … in a folder.
   """
   ending = os.path.splitext(path)[1].lower()
   if ending == '.png' and inputs is not None:

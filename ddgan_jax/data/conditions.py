@@ -22,8 +22,8 @@ def compute(images: np.ndarray, data_config: DataConfig, uniforms: np.ndarray) -
   - `grey`: the luma, [n, H, W, 1];
   - `mask`: the image with 0 in random boxes and strokes, and a channel that is 1 there and -1 elsewhere,
     [n, H, W, C + 1];
-  - `edges`: the magnitude of the Sobel gradient of the luma (with other than three channels, of their mean), 1 at the
-    largest possible, [n, H, W, 1].
+  - `edges`: the magnitude of the Sobel gradient of the luma, scaled so that 1 is the largest possible, [n, H, W, 1];
+    without three channels, that of their mean.
 
   Args:
     images: [n, H, W, C] float32 in [-1, 1].

@@ -188,11 +188,20 @@ def load_source(
   return source
 
 
+def pairs_config(data_config: DataConfig, name: str, path: str) -> DataConfig:
+  """The fields with which the conditions of data.condition='pairs' are read from `path`."""
+  size, _, num_channels = data_config.condition_shape
+  as_values = {'resize': 'none', 'cache': 'array'} if data_config.pair_range else {}
+  return dataclasses.replace(
+      data_config, name=name, path=path, split=CONDITIONS if name == 'npz' else 'train', condition='none',
+      condition_path='', pair_size=0, pair_channels=3, pair_range=(), image_size=size, num_channels=num_channels,
+      value_range=data_config.pair_range, **as_values)
+
+
 def _load_pairs(
     source: Source, data_config: DataConfig, log_line: Callable[[str], None], overwrite: bool) -> Source:
   """Opens the conditions of data.condition='pairs'. Raises DataError unless they match the images."""
   path = os.path.expanduser(data_config.condition_path or data_config.path)
-  size, _, num_channels = data_config.condition_shape
   try:
     if not os.path.exists(path):
       raise PathError(f'{path} does not exist')
@@ -201,11 +210,7 @@ def _load_pairs(
       expected = 'an npz' if data_config.name == 'npz' else 'a folder or a zip of images'
       raise PathError(f'{path} is {kind or "of an unknown kind"}; use {expected}, because data.name is '
                       f'{data_config.name!r}')
-    as_values = {'resize': 'none', 'cache': 'array'} if data_config.pair_range else {}
-    pairs = dataclasses.replace(
-        data_config, name=kind, path=path, split=CONDITIONS if kind == 'npz' else 'train', condition='none',
-        condition_path='', pair_size=0, pair_channels=3, pair_range=(), image_size=size, num_channels=num_channels,
-        value_range=data_config.pair_range, **as_values)
+    pairs = pairs_config(data_config, kind, path)
     if kind != 'npz':
       _check_names(open_reader(data_config), open_reader(pairs))
     found = _load_images(pairs, log_line, overwrite)
