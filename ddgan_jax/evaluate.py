@@ -67,7 +67,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   options.join_processes(args)
   # Slow to import, so only after the flags are checked.
   from ddgan_jax.data import sources
-  from ddgan_jax.metrics import evaluator, image_sets, statistics
+  from ddgan_jax.metrics import evaluator, image_sets, points, statistics
   from ddgan_jax.parallel import consensus, processes, sharding
 
   app.configure()
@@ -83,7 +83,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'data.name is {config.data.name!r}; use --workdir DIR --metrics modes for points')
-    _write_report(evaluator.evaluate_points(images, args.num, args.batch_size, mesh), run, args, log)
+    _write_report(points.evaluate(images, args.num, args.batch_size, mesh), run, args, log)
     return
   source = reference = classifier = None
   if config and (evaluator.needs_classifier(metrics) or not args.reference):
@@ -163,10 +163,10 @@ def _evaluate_conditions(
     args: types.SimpleNamespace, config: config_lib.Config, metrics: tuple[str, ...], mesh: Any,
     log: Callable[[str], None]) -> None:
   """Writes the report of the metrics of `restoration`."""
-  from ddgan_jax.metrics import evaluator
+  from ddgan_jax.metrics import restoration
 
   run, images, given = _load_run(args, config, mesh, log)
-  _write_report(evaluator.evaluate_conditions(images, given, metrics, args.num, args.batch_size, mesh), run, args, log)
+  _write_report(restoration.evaluate(images, given, metrics, args.num, args.batch_size, mesh), run, args, log)
 
 
 def _load_run(
@@ -186,10 +186,10 @@ def _load_run(
 
 def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
   """Prints a report and writes it as JSON."""
-  from ddgan_jax.metrics import evaluator, reports, statistics
+  from ddgan_jax.metrics import reports, statistics
   from ddgan_jax.parallel import processes
 
-  log(evaluator.table(report))
+  log(reports.table(report))
   if not processes.is_main() or not (run or args.out):
     return
   report |= {'jpeg': args.jpeg}

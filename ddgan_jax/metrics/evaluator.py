@@ -6,27 +6,20 @@ features of all rows are kept only for metrics that need them.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
-from ddgan_jax.data import pipeline
-from ddgan_jax.data import points as data_points
 from ddgan_jax.data.sources import Source
-from ddgan_jax.metrics import frechet, image_sets, inception_score, kid, modes, precision_recall, restoration
-from ddgan_jax.metrics import points as points_lib
+from ddgan_jax.metrics import frechet, gathering, image_sets, inception_score, kid, modes, points, precision_recall
 from ddgan_jax.metrics.features import inception, vgg
 from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
-from ddgan_jax.parallel import compilation, consensus, sharding
-
-_barrier_ids = itertools.count()
+from ddgan_jax.parallel import compilation, sharding
 
 
 class Network(NamedTuple):
@@ -214,7 +207,7 @@ class Evaluator:
         fingerprint = self._reference.fingerprint
         keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
         # Machines have separate caches; that of process 0 decides for all, so that all compute or none.
-        known = _from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
+        known = gathering.from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
         if known is None:
           new.append(name)
           missing.setdefault(size, {})[name] = ()
@@ -267,11 +260,11 @@ class Evaluator:
           moments[name].add(features[:valid])
         for output in blocks:
           blocks[output].append(sharding.local_rows(outputs[output]))
-    consensus.barrier(f'features {next(_barrier_ids)}')
+    gathering.wait()
     return {
         name: Collected(
-            _merged(moments[name]) if name in moments else None,
-            {output: _gathered(blocks)[:num] for output, blocks in kept[name].items()})
+            gathering.merge_moments(moments[name]) if name in moments else None,
+            {output: gathering.gather_rows(blocks)[:num] for output, blocks in kept[name].items()})
         for name in wanted}
 
 
@@ -279,105 +272,12 @@ def _distance(moments: frechet.Moments, reference: Statistics) -> float:
   return float(frechet.frechet_distance(moments.mean, moments.covariance(), reference.mean, reference.covariance))
 
 
-def _gathered(blocks: list[np.ndarray]) -> np.ndarray:
-  """Gathers [batches][rows of this process, …] from all processes to [all rows, …], in the order of the images."""
-  stacked = np.stack(blocks)
-  if jax.process_count() > 1:
-    stacked = np.moveaxis(multihost_utils.process_allgather(stacked), 0, 1)  # [batches, processes, rows, …]
-    stacked = stacked.reshape(stacked.shape[0], -1, *stacked.shape[3:])
-  return stacked.reshape(-1, *stacked.shape[2:])
-
-
-def _merged(moments: frechet.Moments) -> frechet.Moments:
-  """Merges the moments of all processes; sent as bytes, because JAX would convert them to float32."""
-  if jax.process_count() == 1:
-    return moments
-  mine = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
-  dim = len(moments.mean)
-  merged = frechet.Moments(dim)
-  for row in multihost_utils.process_allgather(mine.view(np.uint8)):
-    row = row.view(np.float64)
-    part = frechet.Moments(dim)
-    part.count, part.mean, part.scatter = int(row[0]), row[1:dim + 1], row[dim + 1:].reshape(dim, dim)
-    merged.merge(part)
-  return merged
-
-
-def _from_main(statistics: Statistics | None) -> Statistics | None:
-  """Broadcasts process 0's mean and covariance; sent as bytes, because JAX would convert them to float32."""
-  dim = consensus.broadcast_from_main(len(statistics.mean) if statistics else 0)
-  if jax.process_count() == 1 or not dim:
-    return statistics
-  mine = np.zeros(dim * (dim + 1)) if statistics is None else np.concatenate(
-      [statistics.mean, statistics.covariance.ravel()])
-  numbers = np.asarray(multihost_utils.broadcast_one_to_all(mine.view(np.uint8))).view(np.float64)
-  return Statistics('', numbers[:dim], numbers[dim:].reshape(dim, dim), None)
-
-
-def evaluate_points(points: ImageSet, num: int, batch_size: int, mesh: Any) -> dict[str, Any]:
-  """Reports the modes of the 25 Gaussians in a set of points, like `Evaluator.evaluate` but without digests."""
-  batch_size = -(-batch_size // mesh.size) * mesh.size
-  points = image_sets.subset(points, num)
-  num = num if points.size is None else points.size
-  blocks = [points.rows(first, batch_size) for first in range(0, num, batch_size)]
-  consensus.barrier(f'features {next(_barrier_ids)}')
-  found = points_lib.count_point_modes(_gathered(blocks)[:num])
-  values = {'modes': found.found, 'mode_kl': found.kl, 'in_mode': found.in_mode}
-  metrics = {name: {'value': value, 'features': 'the points themselves'} for name, value in values.items()}
-  metrics['modes']['out_of'] = len(data_points.CENTRES)
-  return {'images': points.name, 'n': num, 'reference': None, 'n_reference': None, 'biased': num < MIN_SAMPLES,
-          'metrics': metrics}
-
-
-def evaluate_conditions(
-    images: ImageSet, given: image_sets.ConditionData, metrics: Sequence[str], num: int, batch_size: int, mesh: Any
-) -> dict[str, Any]:
-  """Reports `restoration` metrics of samples and the images of their conditions, like `Evaluator.evaluate`.
-
-  Args:
-    images: the samples, `image_sets.generated_images` of `given`.
-    given: the data and the number of samples per condition.
-    metrics: some of `config.checks.CONDITION_METRICS`.
-    num: maximum number of conditions, the first images of the data.
-    batch_size: maximum number of samples per global batch; exceeded if one condition per device needs more.
-    mesh: the devices.
-  """
-  source, data_config, per_condition = given
-  if 'ssim' in metrics and min(images.shape[:2]) < restoration.MIN_SIZE:
-    raise ConfigError(f'ssim: images are {images.shape[0]}x{images.shape[1]}; use images of at least '
-                      f'{restoration.MIN_SIZE}x{restoration.MIN_SIZE}')
-  num = min(num, pipeline.epoch_size(source, data_config))
-  count = max(1, batch_size // per_condition // mesh.size) * mesh.size  # conditions in a batch
-  blocks: dict[str, list[np.ndarray]] = {}
-  for first in range(0, num, count):
-    rows = pipeline.process_rows(count, jax.process_index(), jax.process_count())
-    numbers = pipeline.stored_numbers(source, data_config, np.arange(first, first + count)[rows])
-    samples = images.rows(first * per_condition, count * per_condition)
-    truth = pipeline.stored_images(source, data_config, numbers)
-    if data_config.value_range:
-      samples, truth = restoration.grey_levels(samples, data_config.value_range), 127.5 * (truth + 1)
-    found = restoration.measure(
-        samples.reshape(len(numbers), per_condition, *images.shape), truth,
-        pipeline.stored_conditions(source, data_config, numbers), pipeline.condition_uniforms(numbers), data_config,
-        metrics)
-    for name, values in found.items():
-      blocks.setdefault(name, []).append(values)
-  consensus.barrier(f'features {next(_barrier_ids)}')
-  values = {name: float(_gathered(parts)[:num].mean()) for name, parts in blocks.items()}
-  split = f' ({data_config.split})' if data_config.split != 'train' else ''
-  features = f'{per_condition} samples per condition'
-  return {
-      'images': images.name, 'n': num, 'reference': f'{source.name}{split}',
-      'reference_digest': source.checksum or None, 'n_reference': num, 'samples_per_condition': per_condition,
-      'biased': False, 'metrics': {name: {'value': value, 'features': features} for name, value in values.items()}}
-
-
 def make_data_evaluator(
     config: Config, source: Source, mesh: Any, log: Callable[[str], None] = print
 ) -> Callable[[ImageSet], dict[str, Any]]:
   """Returns a function of images that reports the metrics of `config.eval`, with the run's data as reference."""
   if config.data.is_points:
-    return lambda points: evaluate_points(points, config.eval.num, config.eval.batch_size, mesh)
+    return lambda images: points.evaluate(images, config.eval.num, config.eval.batch_size, mesh)
   classifier = None
   if needs_classifier(config.eval.metrics):
     classifier = load_classifier(source, config, config.eval.metrics, log)
@@ -404,43 +304,3 @@ def check_label_accuracy(images: ImageSet) -> None:
   if images.requested_labels is None:
     raise ConfigError(f'label_accuracy: {images.name} has no requested labels; use a --workdir with '
                       'generator.num_classes above 0')
-
-
-_NAMES = {
-    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
-    'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
-    'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
-    'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',
-    'digit_accuracy': 'label accuracy per channel', 'psnr': 'PSNR, dB', 'psnr_of_mean': 'PSNR of the mean sample, dB',
-    'ssim': 'SSIM', 'ssim_of_mean': 'SSIM of the mean sample', 'diversity': 'standard deviation of samples, 0 … 255',
-    'consistency': 'difference to the condition, 0 … 255'}
-
-
-def _number(value: float) -> str:
-  return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
-
-
-def table(report: dict[str, Any]) -> str:
-  """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
-  lines = [f'{report["images"]}: n = {report["n"]:,}' + (
-      f'; reference {report["reference"]}' if report['reference'] else '') + (
-          f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
-  width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
-  for name, entry in report['metrics'].items():
-    text = _number(entry['value'])
-    if 'deviation' in entry:
-      text += f' ± {entry["deviation"]:.2g}'
-    if 'splits' in entry:
-      text += f'  (splits: {entry["splits"]})'
-    if 'out_of' in entry:
-      text += f' of {entry["out_of"]:,}'
-    if 'of_reference' in entry:
-      text += f'  (reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
-    elif 'n_reference' in entry:
-      text += f'  (reference: n = {entry["n_reference"]:,})'
-    if 'of_classifier' in entry:
-      text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
-    lines.append(f'  {_NAMES.get(name, name):{width}s} {text}   [{entry["features"]}]')
-  if report['biased']:
-    lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
-  return '\n'.join(lines)

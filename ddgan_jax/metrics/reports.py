@@ -1,4 +1,4 @@
-"""Report files in a workdir; metrics measured under the same conditions share a file."""
+"""Reports of metrics: tables, and files in a workdir, which metrics measured under the same conditions share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 from etils import epath
 
+from ddgan_jax.config.checks import MIN_SAMPLES
 from ddgan_jax.utils import files
+
+_NAMES = {
+    'fid': 'FID', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
+    'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
+    'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
+    'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',
+    'digit_accuracy': 'label accuracy per channel', 'psnr': 'PSNR, dB', 'psnr_of_mean': 'PSNR of the mean sample, dB',
+    'ssim': 'SSIM', 'ssim_of_mean': 'SSIM of the mean sample', 'diversity': 'standard deviation of samples, 0 … 255',
+    'consistency': 'difference to the condition, 0 … 255'}
 
 
 def save(workdir: str, report: dict[str, Any]) -> str:
@@ -59,3 +69,33 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
   except ValueError:
     return None
   return found if isinstance(found, dict) and isinstance(found.get('metrics'), dict) else None
+
+
+def _number(value: float) -> str:
+  return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
+
+
+def table(report: dict[str, Any]) -> str:
+  """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
+  lines = [f'{report["images"]}: n = {report["n"]:,}' + (
+      f'; reference {report["reference"]}' if report['reference'] else '') + (
+          f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
+  width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
+  for name, entry in report['metrics'].items():
+    text = _number(entry['value'])
+    if 'deviation' in entry:
+      text += f' ± {entry["deviation"]:.2g}'
+    if 'splits' in entry:
+      text += f'  (splits: {entry["splits"]})'
+    if 'out_of' in entry:
+      text += f' of {entry["out_of"]:,}'
+    if 'of_reference' in entry:
+      text += f'  (reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
+    elif 'n_reference' in entry:
+      text += f'  (reference: n = {entry["n_reference"]:,})'
+    if 'of_classifier' in entry:
+      text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
+    lines.append(f'  {_NAMES.get(name, name):{width}s} {text}   [{entry["features"]}]')
+  if report['biased']:
+    lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
+  return '\n'.join(lines)

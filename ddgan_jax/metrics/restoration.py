@@ -4,7 +4,8 @@ Distances are in grey levels 0 … 255, to which values of `data.value_range` ar
 
 - `psnr`: 10 log10(255² / MSE) in dB, at most 100;
 - `ssim`: structural similarity (Wang et al., 2004), mean over pixels and channels, with a Gaussian window of 11 x 11
-  pixels and sigma 1.5, without padding; for images smaller than 11 pixels, with a uniform window of 7 x 7;
+  pixels and sigma 1.5, without padding, as in scikit-image (torchmetrics also counts a border of windows with
+  reflected pixels); for images smaller than 11 pixels, with a uniform window of 7 x 7;
 - `diversity`: standard deviation over the samples of a condition, mean over pixels;
 - `consistency`: root mean square difference between the condition and that of the sample, computed in the same way; for
   `mask`, over the known pixels.
@@ -16,14 +17,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddgan_jax.config import DataConfig
+from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.config.checks import parse_condition
-from ddgan_jax.data import conditions
+from ddgan_jax.data import conditions, pipeline
+from ddgan_jax.metrics import gathering, image_sets
+from ddgan_jax.metrics.image_sets import ImageSet
 
 _MAX_PSNR = 100.0
 _WINDOW, _SIGMA, _SMALL_WINDOW = 11, 1.5, 7
@@ -113,3 +117,46 @@ def measure(
   else:
     error = square.mean((2, 3, 4))
   return found | {'consistency': np.sqrt(error).mean(1)}
+
+
+def evaluate(
+    images: ImageSet, given: image_sets.ConditionData, metrics: Sequence[str], num: int, batch_size: int, mesh: Any
+) -> dict[str, Any]:
+  """Reports these metrics of samples and the images of their conditions, like `Evaluator.evaluate`.
+
+  Args:
+    images: the samples, `image_sets.generated_images` of `given`.
+    given: the data and the number of samples per condition.
+    metrics: some of `config.checks.CONDITION_METRICS`.
+    num: maximum number of conditions, the first images of the data.
+    batch_size: maximum number of samples per global batch; exceeded if one condition per device needs more.
+    mesh: the devices.
+  """
+  source, data_config, per_condition = given
+  if 'ssim' in metrics and min(images.shape[:2]) < MIN_SIZE:
+    raise ConfigError(f'ssim: images are {images.shape[0]}x{images.shape[1]}; use images of at least '
+                      f'{MIN_SIZE}x{MIN_SIZE}')
+  num = min(num, pipeline.epoch_size(source, data_config))
+  count = max(1, batch_size // per_condition // mesh.size) * mesh.size  # conditions in a batch
+  blocks: dict[str, list[np.ndarray]] = {}
+  for first in range(0, num, count):
+    rows = pipeline.process_rows(count, jax.process_index(), jax.process_count())
+    numbers = pipeline.stored_numbers(source, data_config, np.arange(first, first + count)[rows])
+    samples = images.rows(first * per_condition, count * per_condition)
+    truth = pipeline.stored_images(source, data_config, numbers)
+    if data_config.value_range:
+      samples, truth = grey_levels(samples, data_config.value_range), 127.5 * (truth + 1)
+    found = measure(
+        samples.reshape(len(numbers), per_condition, *images.shape), truth,
+        pipeline.stored_conditions(source, data_config, numbers), pipeline.condition_uniforms(numbers), data_config,
+        metrics)
+    for name, values in found.items():
+      blocks.setdefault(name, []).append(values)
+  gathering.wait()
+  values = {name: float(gathering.gather_rows(parts)[:num].mean()) for name, parts in blocks.items()}
+  split = f' ({data_config.split})' if data_config.split != 'train' else ''
+  features = f'{per_condition} samples per condition'
+  return {
+      'images': images.name, 'n': num, 'reference': f'{source.name}{split}',
+      'reference_digest': source.checksum or None, 'n_reference': num, 'samples_per_condition': per_condition,
+      'biased': False, 'metrics': {name: {'value': value, 'features': features} for name, value in values.items()}}

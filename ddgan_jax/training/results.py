@@ -15,7 +15,7 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.config import Config
 from ddgan_jax.data import conditions, pipeline
 from ddgan_jax.data.sources import Source
-from ddgan_jax.metrics import evaluator, image_sets
+from ddgan_jax.metrics import evaluator, image_sets, reports
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, consensus, sharding
 from ddgan_jax.reporting import grids
@@ -96,7 +96,7 @@ class Results:
       report = self._evaluate(images._replace(rows=rows))
     except InterruptedError:
       return None
-    self._session.note(evaluator.table(report))
+    self._session.note(reports.table(report))
     measured = {f'eval/{name}': entry['value'] for name, entry in report['metrics'].items()}
     self._session.writer.scalars(step, measured)
     return measured

@@ -19,7 +19,7 @@ from ddgan_jax.compare import measurement
 from ddgan_jax.config import ConfigError, DiscriminatorConfig, GeneratorConfig
 from ddgan_jax.data import sources
 from ddgan_jax.interop import pytorch, safetensors_file
-from ddgan_jax.metrics import evaluator, image_sets, modes
+from ddgan_jax.metrics import evaluator, image_sets, modes, reports
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import sharding
 from ddgan_jax.reporting import tensorboard
@@ -435,7 +435,7 @@ def test_label_accuracy_of_real_digits(finished, run_config):
     report = evaluate(images)
     accuracies.append(report['metrics']['label_accuracy']['value'])
   assert accuracies[0] > 0.97 and accuracies[1] < 0.03
-  assert 'label accuracy' in evaluator.table(report) and 'held-out real images: 0.9' in evaluator.table(report)
+  assert 'label accuracy' in reports.table(report) and 'held-out real images: 0.9' in reports.table(report)
   with pytest.raises(ConfigError, match='label_accuracy: digits has no requested labels; use a --workdir with'):
     evaluate(image_sets.array_images(pictures, 'digits'))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ddgan_jax.config import ConfigError, DataConfig, UserError
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
-from ddgan_jax.metrics import evaluator, image_sets, statistics
+from ddgan_jax.metrics import image_sets, reports, statistics
 from ddgan_jax.metrics.evaluator import Evaluator
 from ddgan_jax.metrics.features import inception
 from ddgan_jax.parallel import sharding
@@ -68,7 +68,7 @@ def test_the_report_describes_its_inputs():
   report = Evaluator(
       ('fid',), reference, sharding.make_mesh(), 100, 32, log=lambda text: None).evaluate(images)
   assert (report['n'], report['n_reference'], report['biased']) == (100, 97, True)
-  text = evaluator.table(report)
+  text = reports.table(report)
   assert text.startswith('ours: n = 100; reference others, n = 97\n') and '[FID Inception]' in text
   assert 'Biased: fewer than 10,000 images.' in text
   assert json.loads(json.dumps(report)) == report
@@ -82,7 +82,7 @@ def test_the_report_has_the_splits_of_the_inception_score():
       for splits in (10, 1)]
   ten, one = (report['metrics']['is'] for report in reports)
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
-  assert '(splits: 10)' in evaluator.table(reports[0]) and '(splits: 1)' in evaluator.table(reports[1])
+  assert '(splits: 10)' in reports.table(reports[0]) and '(splits: 1)' in reports.table(reports[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
   with pytest.raises(UserError, match='splits is 101; use 1 … 100, the number of samples'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
@@ -310,7 +310,7 @@ def test_the_table_shows_counts_as_integers():
   entry = {'value': 998, 'out_of': 1000, 'of_reference': 1000, 'n_reference': 2000, 'features': 'x'}
   report = {
       'images': 'a', 'n': 2000, 'reference': None, 'n_reference': None, 'biased': False, 'metrics': {'modes': entry}}
-  assert '998 of 1,000  (reference: 1,000, n = 2,000)' in evaluator.table(report)
+  assert '998 of 1,000  (reference: 1,000, n = 2,000)' in reports.table(report)
 
 
 def test_stacks_are_addressed_by_index():

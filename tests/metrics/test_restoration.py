@@ -11,7 +11,7 @@ from ddgan_jax import evaluate
 from ddgan_jax.config import ConfigError, DataConfig
 from ddgan_jax.config.checks import CONDITION_METRICS
 from ddgan_jax.data import conditions, pipeline, sources
-from ddgan_jax.metrics import evaluator, image_sets, restoration
+from ddgan_jax.metrics import image_sets, restoration
 from ddgan_jax.parallel import sharding
 from tests.commands.test_image_conditions import make_config, random_run, write_state
 from tests.support.commands import run_command, succeed
@@ -78,7 +78,7 @@ def test_the_number_of_devices_does_not_matter(tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     given = image_sets.ConditionData(source, config.data, 2)
     images_ = image_sets.generated_images(config, 3, mesh, given=given)(run.params, 'run')
-    found.append(evaluator.evaluate_conditions(images_, given, CONDITION_METRICS, 10, batch_size, mesh))
+    found.append(restoration.evaluate(images_, given, CONDITION_METRICS, 10, batch_size, mesh))
   assert [report['n'] for report in found] == [10, 10]
   for name, entry in found[0]['metrics'].items():
     np.testing.assert_allclose(entry['value'], found[1]['metrics'][name]['value'], rtol=1e-3, err_msg=name)
@@ -90,10 +90,10 @@ def test_the_number_of_devices_does_not_matter(tmp_path):
   small = DataConfig(image_size=6, num_channels=1, condition='lowres:2')
   with pytest.raises(ConfigError, match='ssim: images are 6x6; use images of at least 7x7'):
     grey = image_sets.array_images(np.zeros((2, 6, 6, 1), np.uint8), 'grey')
-    evaluator.evaluate_conditions(grey, image_sets.ConditionData(source, small), ('ssim',), 2, 8, mesh)
+    restoration.evaluate(grey, image_sets.ConditionData(source, small), ('ssim',), 2, 8, mesh)
   # PSNR alone is measured at any size.
   tiny = sources.ArraySource(np.zeros((2, 6, 6, 1), np.uint8))
-  report = evaluator.evaluate_conditions(grey, image_sets.ConditionData(tiny, small), ('psnr',), 2, 8, mesh)
+  report = restoration.evaluate(grey, image_sets.ConditionData(tiny, small), ('psnr',), 2, 8, mesh)
   assert report['metrics']['psnr']['value'] == 100
 
 

@@ -1,5 +1,6 @@
 """Several processes on this machine, by the real command: the same run as one, on any number of devices."""
 
+import json
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
+from ddgan_jax.config.checks import CONDITION_METRICS
 from ddgan_jax.runs import ema_snapshots
 from ddgan_jax.runs import workdir as workdir_lib
 from ddgan_jax.runs.checkpoints import Checkpoints
@@ -193,6 +195,33 @@ def test_two_processes_start_from_another_run_and_save_averages(never_moved, com
   assert ema_snapshots.saved_steps(tmp_path / 'on_2') == [2, 4] and averages[0].keys() == averages[1].keys()
   for name, array in averages[0].items():
     np.testing.assert_allclose(array, averages[1][name], atol=1e-3)
+
+
+def test_two_processes_train_and_measure_with_conditions(tmp_path, start):
+  """Super-resolution: the same parameters as one process, and the same metrics of the same run."""
+  recipe = support.quick_config_dict(condition='lowres:2')
+  (tmp_path / 'recipe.py').write_text(support.config_text(recipe))
+  flags = [f'--config.train.{flag}={STEPS}' for flag in ('num_steps', 'checkpoint_every')]
+  found = []
+  for processes in (2, 1):
+    workdir = tmp_path / f'on_{processes}'
+    group = start([sys.executable, '-m', 'ddgan_jax.main', '--config', str(tmp_path / 'recipe.py'),
+                   '--workdir', str(workdir), *flags], processes, 1)
+    statuses, outputs = finish(group)
+    assert statuses == processes * [0], outputs
+    found.append(parameters(workdir))
+  np.testing.assert_allclose(*found, atol=1e-3)
+  reports = []
+  for processes in (2, 1):
+    out = tmp_path / f'{processes}.json'
+    statuses, outputs = finish(start(
+        [sys.executable, '-m', 'ddgan_jax.evaluate', '--workdir', str(tmp_path / 'on_2'), '--out', str(out),
+         '--metrics', ','.join(CONDITION_METRICS), '--num', '13', '--samples_per_condition', '3'], processes, 1))
+    assert statuses == processes * [0], outputs
+    reports.append(json.loads(out.read_text())['metrics'])
+  assert reports[0].keys() == reports[1].keys() > {*CONDITION_METRICS}
+  for name, entry in reports[0].items():
+    np.testing.assert_allclose(entry['value'], reports[1][name]['value'], rtol=2e-3)  # images differ by a grey level
 
 
 # Each process tries three runs, and would end with status 2 at each.
