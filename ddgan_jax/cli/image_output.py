@@ -134,8 +134,8 @@ def save_conditional(
     label: np.ndarray | None = None) -> None:
   """Writes samples [k n, H, W, C], n of each condition in turn; call `check_out` first.
 
-  A grid has one row per condition: the condition, its samples, their mean and standard deviation (white: half of the
-  range) and the true image; an .npz has `images`, `conditions` (in `pair_range` if the run has one, otherwise in
+  A grid has one row per condition: the condition, its samples, their mean, twice their standard deviation, and the
+  true image; an .npz has `images`, `conditions` (in `pair_range` if the run has one, otherwise in
   [-1, 1]) and, if known, `truths` and `labels`; a folder has the
   samples as 000000.png, …, the conditions as input_0.png, … and the true images as truth_0.png, ….
 
@@ -164,9 +164,9 @@ def save_conditional(
     return
   samples = images.reshape(len(condition), -1, *images.shape[1:])
   mean, spread = (np.round(np.clip(each, 0, 255)).astype(np.uint8) for each in (samples.mean(1), 2 * samples.std(1)))
-  rows, columns = conditions_lib.picture_rows(
-      data_config, condition, images, mean, spread, *([] if truth is None else [truth]))
-  grids.save_png(path, grids.make_grid(rows, columns))
+  rows, heads = conditions_lib.picture_rows(
+      data_config, condition, images, mean=mean, **{'2 std': spread}, **({} if truth is None else {'truth': truth}))
+  grids.save_png(path, grids.make_grid(rows, heads=heads))
 
 
 def check_out(path: str, trajectory: bool = False) -> None:

@@ -65,23 +65,25 @@ def picture(condition: np.ndarray, data_config: DataConfig) -> np.ndarray:
 
 
 def picture_rows(
-    data_config: DataConfig, condition: np.ndarray, samples: np.ndarray, *others: np.ndarray
-) -> tuple[np.ndarray, int]:
+    data_config: DataConfig, condition: np.ndarray, samples: np.ndarray, **others: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
   """Arranges condition, samples and other images of it in rows of a grid.
 
   Args:
     data_config: for `picture`.
     condition: [n, h, w, c] float32.
     samples: [n k, H, W, C] uint8, k samples of each condition in turn; C is 1 or 3.
-    *others: [n, H, W, C] uint8 each, such as the true images.
+    **others: [n, H, W, C] uint8 each, by column head, such as the true images.
 
   Returns:
-    [n m, H, W, C] uint8 and the number of columns, m.
+    [n m, H, W, C] uint8, and the `heads` of `grids.make_grid` for the m columns.
   """
   n, shape = len(condition), samples.shape[1:]
-  columns = [picture(condition, data_config), samples, *others]
-  rows = np.concatenate([column.reshape(n, -1, *shape) for column in columns], axis=1)
-  return rows.reshape(-1, *shape), rows.shape[1]
+  columns = {
+      name: images.reshape(n, -1, *shape)
+      for name, images in {'condition': picture(condition, data_config), 'samples': samples, **others}.items()}
+  rows = np.concatenate(list(columns.values()), axis=1)
+  return rows.reshape(-1, *shape), {name: images.shape[1] for name, images in columns.items()}
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ddgan_jax.reporting import plotting
 from ddgan_jax.utils import checks, files
 
 _CELL = 48  # pixels; smaller images are enlarged to about this
+_HEAD, _FONT_SIZE = 16, 11  # pixels
 
 
-def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+def make_grid(
+    images: np.ndarray, columns: int | None = None, heads: Mapping[str, int] | None = None) -> np.ndarray:
   """Tiles images row by row into one picture, with a gap between them.
 
   Images smaller than 48 pixels are enlarged by an integer factor (bicubic).
@@ -22,6 +25,7 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   Args:
     images: [n, H, W, C] uint8, NumPy or JAX; C is 1 or 3.
     columns: images per row; by default about the square root of n.
+    heads: text above the columns → the number of columns that it spans; their sum replaces `columns`.
 
   Returns:
     [H', W', C] uint8.
@@ -37,7 +41,7 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
   if not len(images):
     raise ValueError('images is empty; use at least 1')
   count, height, width, channels = images.shape
-  columns = columns or int(np.ceil(np.sqrt(count)))
+  columns = sum(heads.values()) if heads else columns or int(np.ceil(np.sqrt(count)))
   rows = -(-count // columns)
   scale = max(1, _CELL // max(height, width))
   gap = max(2, scale // 3) if scale > 1 else 2
@@ -48,18 +52,32 @@ def make_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     enlarged = _to_pil(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     grid[top:top + height * scale, left:left + width * scale] = np.asarray(enlarged).reshape(
         height * scale, width * scale, channels)
-  return grid
+  return np.concatenate([_head_row(heads, cell_w, grid.shape), grid]) if heads else grid
+
+
+def _head_row(heads: Mapping[str, int], cell_width: int, grid_shape: tuple[int, ...]) -> np.ndarray:
+  """The row of column heads above a grid."""
+  row = Image.new('L', (grid_shape[1], _HEAD), 64)
+  draw, font = ImageDraw.Draw(row), ImageFont.load_default(_FONT_SIZE)
+  first = 0
+  for text, span in heads.items():
+    draw.text(((first + span / 2) * cell_width, _HEAD / 2), text, 255, font, anchor='mm')
+    first += span
+  return np.asarray(row)[..., None].repeat(grid_shape[2], axis=2)
 
 
 def make_picture(
-    images: np.ndarray, title: str, columns: int | None = None, value_range: tuple[float, ...] = ()) -> np.ndarray:
+    images: np.ndarray, title: str, columns: int | None = None, value_range: tuple[float, ...] = (),
+    heads: Mapping[str, int] | None = None) -> np.ndarray:
   """Draws a batch as [H', W', C] uint8: images as a grid, float32 points as a scatter plot with a title.
 
   Float32 images have values in `value_range`; `describe_values` says what of them is shown.
   """
   if value_range:
     images = values_to_uint8(images, value_range)
-  return make_grid(images, columns) if images.dtype == np.uint8 else plotting.draw(images.reshape(-1, 2), title)
+  if images.dtype == np.uint8:
+    return make_grid(images, columns, heads)
+  return plotting.draw(images.reshape(-1, 2), title)
 
 
 def values_to_uint8(images: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:

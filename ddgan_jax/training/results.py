@@ -65,7 +65,7 @@ class Results:
 
   def _write_grid(self, program: Program, state: TrainState, step: int) -> None:
     session, config = self._session, self._session.config
-    columns = _grid_labels(config)[1]
+    columns, heads = _grid_labels(config)[1], None
     if config.data.condition_shape:
       examples = _examples(config, session.source)
       names = ['condition', 'label'] if config.generator.num_classes else ['condition']
@@ -74,12 +74,12 @@ class Results:
               for name in names]
       images = self._to_uint8(program(state.ema_params, *rows))
       truth = self._to_uint8(pipeline.in_units_of_data(examples['image'], config.data))
-      images, columns = conditions.picture_rows(config.data, examples['condition'], images, truth)
+      images, heads = conditions.picture_rows(config.data, examples['condition'], images, truth=truth)
     else:
       images = self._to_uint8(program(state.ema_params))
     if session.is_main:
       title = f'{config.method}, T = {config.diffusion.num_timesteps}, step {step:,}'
-      grid = grids.make_picture(images, title, columns)
+      grid = grids.make_picture(images, title, columns, heads=heads)
       grids.save_png(grid_path(session.workdir, step), grid)
       session.writer.image(step, 'samples', grid)
 

@@ -163,8 +163,8 @@ def test_a_run_resumes_with_the_same_bits_and_draws_its_grid(finished, tmp_path)
     np.testing.assert_array_equal(a, b)
   # 15 samples are two rows of condition, six samples and truth; each cell is enlarged six times, with gaps of 2.
   with Image.open(workdir / 'samples' / 'step_00000004.png') as image:
-    assert image.size == (8 * 50 + 2, 2 * 50 + 2)
-    grid = np.asarray(image)
+    assert image.size == (8 * 50 + 2, 16 + 2 * 50 + 2)
+    grid = np.asarray(image)[16:]
   source = sources.load_source(config.data)
   truth = pipeline.global_batch(source, dataclasses.replace(config.data, batch_size=2), config.seed, 0)['image']
   cell = grid[2:50, 7 * 50 + 2:7 * 50 + 50].reshape(8, 6, 8, 6).mean((1, 3))
@@ -259,10 +259,10 @@ def test_sampling_by_command(finished, tmp_path):
   with np.load(tmp_path / 'z.npz') as found:
     np.testing.assert_allclose(found['conditions'][0, ..., 0], small / 127.5 - 1, atol=1e-6)
     assert len(found['images']) == 6
-  # A grid has one row per condition: condition, samples, mean, deviation and truth.
+  # A grid has one row per condition, below the heads: condition, samples, mean, twice the deviation, and truth.
   succeed(sample.main, '--workdir', workdir, '--condition_from', tmp_path / 'five.npz', '--out', tmp_path / 'x.png')
   with Image.open(tmp_path / 'x.png') as image:
-    assert image.size == (10 * 50 + 2, 5 * 50 + 2)
+    assert image.size == (10 * 50 + 2, 16 + 5 * 50 + 2)
 
 
 def test_labels_are_those_of_the_conditions():
@@ -461,7 +461,7 @@ def test_a_run_on_pairs(tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   assert loop.train_and_evaluate(config, str(workdir))
   with Image.open(workdir / 'samples' / 'step_00000002.png') as image:
-    assert image.size == (8 * 50 + 2, 50 + 2)
+    assert image.size == (8 * 50 + 2, 16 + 50 + 2)
   Image.fromarray(arrays['conditions'][0]).save(tmp_path / 'small.png')
   succeed(sample.main, '--workdir', workdir, '--condition', tmp_path / 'small.png', '--out', tmp_path / 'x.png')
   out = succeed(evaluate.main, '--workdir', workdir, '--metrics', 'psnr,diversity', '--num', 4)
