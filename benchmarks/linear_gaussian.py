@@ -58,7 +58,6 @@ def make_config(path, num_steps):
   fields.data.update(
       name='npz', path=str(path), num_channels=2, value_range=RANGE, condition='pairs', pair_channels=1,
       pair_range=(-1.0, 1.0), batch_size=64)
-  fields.discriminator.ngf = 16
   fields.optim.r1_gamma = 0.02  # the values of a channel differ less than those of images
   fields.train.update(num_steps=num_steps, num_samples=60)
   return config_lib.from_config_dict(fields)
