@@ -13,7 +13,7 @@ from ddgan_jax.reporting import plotting
 from ddgan_jax.utils import checks, files
 
 _CELL = 48  # pixels; smaller images are enlarged to about this
-_HEAD, _FONT_SIZE = 16, 11  # pixels
+_HEAD, _FONT_SIZE = 16, 10  # pixels
 
 
 def make_grid(

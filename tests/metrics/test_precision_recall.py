@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddgan_jax.config import UserError
+from ddgan_jax.metrics import distances
 from ddgan_jax.metrics import precision_recall as pr
 from tests.support import GOLDEN
 
@@ -32,7 +33,7 @@ def test_golden():
 @pytest.fixture
 def small_blocks(monkeypatch):
   """Blocks of 64 rows, the last one partial, instead of a single one of 1024."""
-  monkeypatch.setattr(pr, '_BLOCK_NUMBERS', 64 * 300)
+  monkeypatch.setattr(distances, '_BLOCK_NUMBERS', 64 * 300)
 
 
 @pytest.mark.parametrize('k', [1, 5])

@@ -1,0 +1,53 @@
+"""Authenticity: whether samples are copies of training images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ddgan_jax.metrics import distances
+
+__all__ = ['Authenticity', 'authenticity']
+
+
+class Authenticity(NamedTuple):
+  """The result of `authenticity`.
+
+  Attributes:
+    fraction: share of authentic samples, 0 to 1. Compare it with that of held-out images: a smaller share of the
+      samples means that the model memorises.
+    nearest: [M] int32, the index of the training image nearest to each sample.
+    ratio: [M] float32, the distance of the sample to that image divided by the distance of that image to its own
+      nearest other training image; below 1 for samples that are not authentic, 0 for copies.
+  """
+
+  fraction: float
+  nearest: np.ndarray
+  ratio: np.ndarray
+
+
+def authenticity(train: np.ndarray, fake: np.ndarray) -> Authenticity:
+  """Alaa et al. (2022), section 3.3: a sample is authentic if its nearest training image has a nearer training image.
+
+  A sample g with the nearest training image x is authentic if |g - x| > |x - x'|, where x' is the training image
+  nearest to x.
+
+  Args:
+    train: [N, D] features of all training images, N ≥ 2.
+    fake: [M, D] features of samples, or of held-out images for comparison.
+
+  Raises:
+    UserError: `train` has fewer than two samples, `fake` none.
+    ValueError, TypeError: the dimensions differ, or a value is not finite.
+  """
+  train, fake = distances.centred(train, fake, 1, 0, 'train')
+  nearest, squared = distances.nearest(fake, train)
+  radii = distances.squared_radii(train, 1)[nearest]
+  # A copy of a training image that occurs twice has two zeros.
+  ratio = np.sqrt(np.where(squared == 0, 0, squared / np.maximum(radii, np.finfo(np.float32).tiny)))
+  return Authenticity(float(np.mean(squared > radii)), nearest, ratio)
+
+
+def __dir__() -> list[str]:
+  return __all__
