@@ -77,12 +77,12 @@ def test_the_report_describes_its_inputs():
 def test_the_report_has_the_splits_of_the_inception_score():
   """More splits than samples are refused before any image is read."""
   images = image_sets.array_images(pictures(0), 'ours')
-  reports = [
+  measured = [
       Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
       for splits in (10, 1)]
-  ten, one = (report['metrics']['is'] for report in reports)
+  ten, one = (report['metrics']['is'] for report in measured)
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
-  assert '(splits: 10)' in reports.table(reports[0]) and '(splits: 1)' in reports.table(reports[1])
+  assert '(splits: 10)' in reports.table(measured[0]) and '(splits: 1)' in reports.table(measured[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
   with pytest.raises(UserError, match='splits is 101; use 1 … 100, the number of samples'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
