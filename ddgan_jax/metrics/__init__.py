@@ -4,9 +4,9 @@
 """
 
 from ddgan_jax.metrics import frechet, inception_score, kid, precision_recall
-from ddgan_jax.metrics.features import inception, vgg, weights
+from ddgan_jax.metrics.features import dinov2, inception, vgg, weights
 
-__all__ = ['frechet', 'inception', 'inception_score', 'kid', 'precision_recall', 'vgg', 'weights']
+__all__ = ['dinov2', 'frechet', 'inception', 'inception_score', 'kid', 'precision_recall', 'vgg', 'weights']
 
 
 def __dir__() -> list[str]:
