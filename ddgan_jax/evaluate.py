@@ -3,11 +3,12 @@
 Evaluates a run's EMA generator (`--workdir`) or images (`--images`, a folder, zip or npz). The reference is the data of
 the run or of `--config`, or `--reference`: images, or published statistics (`.npz`, `.npy`). Prints a table and writes
 JSON; metrics measured under the same conditions share a file. `--config cifar10 --statistics FILE.npz` writes the
-statistics of the data.
+statistics of the data for `--metrics fid`, `fid_clean` or `fd_dinov2`.
 
-`fid`, `is` and `kid` need the FID Inception weights; `pr` (improved precision and recall) and `dc` (density and
-coverage) need VGG16 weights. `modes` trains a classifier on the data's labels and needs no download. `label_accuracy`
-is the fraction of a conditional run's samples that this classifier assigns to the requested label.
+`fid`, `fid_clean`, `is` and `kid` need the FID Inception weights; `pr` (improved precision and recall) and `dc`
+(density and coverage) need VGG16 weights; `fd_dinov2`, `pr_dinov2` and `dc_dinov2` need DINOv2 weights. `modes` trains
+a classifier on the data's labels and needs no download. `label_accuracy` is the fraction of a conditional run's samples
+that this classifier assigns to the requested label.
 
 `psnr`, `ssim`, `diversity` and `consistency` compare samples of a run with data.condition to the true images, to their
 conditions and to each other, `--samples_per_condition` for each image of the data.
@@ -37,8 +38,8 @@ def _define_flags(define: options.Definer) -> None:
   define.string('workdir', None, "The run's folder.")
   define.string('images', None, 'Images to evaluate: a folder, a zip, or an npz with uint8 `images`.')
   define.string('statistics', None, 'Write the statistics of the data of --config to this .npz.')
-  define.list('metrics', None, 'Some of fid, is, kid, pr, dc, modes and label_accuracy, or of psnr, ssim, diversity '
-              'and consistency; by default, those of the config.')
+  define.list('metrics', None, f'Some of {", ".join(checks.METRICS)}, or of '
+              f'{", ".join(checks.CONDITION_METRICS)}; by default, those of the config; fid with --statistics.')
   define.string('reference', None, 'Reference images, or an .npz or .npy with mu and sigma; by default, the data.')
   define.integer('num', 50_000, 'Maximum number of images; for psnr, ssim, diversity and consistency, of conditions.',
                  lower_bound=2)
@@ -58,6 +59,9 @@ def _define_flags(define: options.Definer) -> None:
   define.string('out', None, 'JSON file; by default evaluation_<step>.json in the workdir; _2, … for other conditions.')
   define.string('inception', None, 'File of the FID Inception weights; by default, downloaded and cached.')
   define.string('vgg16', None, 'File of the VGG16 weights; by default, downloaded and cached.')
+  define.string('dinov2', None, 'File of the DINOv2 weights; by default, downloaded and cached.')
+  define.enum(
+      'dinov2_model', 'vitl14', ['vitl14', 'vitb14'], 'DINOv2 network; published values are those of vitl14.')
   define.boolean('any_weights', False, 'Accept weights other than the published ones.')
   define.processes()
 
@@ -73,7 +77,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   app.configure()
   log = print if processes.is_main() else lambda text: None
   mesh = sharding.make_mesh()
-  metrics = ('fid',) if args.statistics else tuple(args.metrics or (config.eval.metrics if config else ('fid',)))
+  metrics = tuple(args.metrics or (config.eval.metrics if config and not args.statistics else ('fid',)))
   if set(metrics) <= set(checks.CONDITION_METRICS):
     _evaluate_conditions(args, config, metrics, mesh, log)
     return
@@ -99,14 +103,15 @@ def _evaluate(args: types.SimpleNamespace) -> None:
     classifier = evaluator.load_classifier(source, config, metrics, log)
   measure = evaluator.Evaluator(
       metrics, reference, mesh, args.num, args.batch_size, classifier,
-      {'inception': args.inception, 'vgg16': args.vgg16}, args.any_weights, log, args.splits)
+      {name: getattr(args, name) for name in ('inception', 'vgg16', 'dinov2')}, args.any_weights, log, args.splits,
+      args.dinov2_model)
   if not args.statistics:
     _write_report(measure.evaluate(images), run, args, log)
     return
   found = measure.reference_statistics()
   if processes.is_main():
     statistics.write(args.statistics, found)
-  log(f'Statistics of {found.count:,} images of {found.name}: {args.statistics}')
+  log(f'Statistics of {found.count:,} images of {found.name} ({found.features}): {args.statistics}')
 
 
 def _load_images(
@@ -214,6 +219,9 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
     others = [name for name in args.metrics if name not in of_conditions]
     if of_conditions and others:
       raise ConfigError(f'--metrics has {of_conditions[0]} and {others[0]}; measure them in separate commands')
+  if args.statistics and args.metrics and (len(args.metrics) > 1 or args.metrics[0] not in checks.STATISTICS_METRICS):
+    raise ConfigError(f'--metrics is {",".join(args.metrics)}; use one of {", ".join(checks.STATISTICS_METRICS)} with '
+                      '--statistics')
   if of_conditions and args.jpeg:
     raise ConfigError(f'--jpeg: omit it with --metrics {",".join(of_conditions)}')
   if 'diversity' in of_conditions and args.samples_per_condition < 2:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddgan_jax.cli import ddgan
-from ddgan_jax.metrics.features import inception, vgg
+from ddgan_jax.metrics.features import dinov2, inception, vgg
 from tests.support import GOLDEN, ROOT, command_environment, golden
 from tests.support.commands import succeed
 
@@ -137,10 +137,12 @@ def workspace(tmp_path_factory):
 def small_features(monkeypatch):
   """Mean colours in place of Inception and VGG16, whose weights cannot be downloaded here."""
   means = lambda params, images: images.mean((1, 2)).astype(np.float32)
-  for module in (inception, vgg):
-    monkeypatch.setattr(module, 'load', lambda path, allow_any: {})
+  for module in (dinov2, inception, vgg):
+    monkeypatch.setattr(module, 'load', lambda path, allow_any, *model: {})
   monkeypatch.setattr(inception, 'features', lambda params, images: (means(params, images),) * 2)
-  monkeypatch.setattr(vgg, 'features', means)
+  monkeypatch.setattr(inception, 'clean_features', means)
+  for module in (dinov2, vgg):
+    monkeypatch.setattr(module, 'features', means)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)

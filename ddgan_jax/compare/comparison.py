@@ -14,13 +14,15 @@ from ddgan_jax.config import Config, ConfigError, ObjectiveConfig, checks
 from ddgan_jax.reporting import grids
 from ddgan_jax.reporting.plotting import LIMIT
 
-_QUALITY = ('fid', 'fd_classifier', 'in_mode', 'kid')
-_COVERAGE = ('modes', 'recall', 'coverage')
+_QUALITY = ('fid', 'fid_clean', 'fd_dinov2', 'fd_classifier', 'in_mode', 'kid')
+_COVERAGE = ('modes', 'recall', 'coverage', 'recall_dinov2', 'coverage_dinov2')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'fraction of points in a mode', 'kid': 'KID',
     'certain': 'fraction with p ≥ 0.9', 'precision': 'precision', 'modes': 'modes found',
     'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL to uniform', 'recall': 'recall',
-    'coverage': 'coverage'}
+    'coverage': 'coverage', 'fid_clean': 'FID (clean-fid)', 'fd_dinov2': 'FD-DINOv2',
+    'precision_dinov2': 'precision (DINOv2)', 'recall_dinov2': 'recall (DINOv2)',
+    'coverage_dinov2': 'coverage (DINOv2)'}
 
 
 def _mean_r1(base: Config) -> float:
@@ -114,7 +116,8 @@ def select_methods(names: Sequence[str] | None) -> list[str]:
 
 def check_metrics(config: Config) -> None:
   """Raises ConfigError unless one metric measures quality and one measures coverage."""
-  for what, names in (('quality', ('fid', 'kid', 'modes')), ('coverage', ('modes', 'pr', 'dc'))):
+  for what, names in (('quality', ('fid', 'fid_clean', 'fd_dinov2', 'kid', 'modes')),
+                      ('coverage', ('modes', 'pr', 'dc', 'pr_dinov2', 'dc_dinov2'))):
     if not set(names) & set(config.eval.metrics):
       raise ConfigError(f'eval.metrics is {config.eval.metrics}; add {", ".join(names[:-1])} or {names[-1]} for '
                         f'{what}, for example --config.eval.metrics=fid,pr')
@@ -133,7 +136,8 @@ def _first_measured(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str
 def table(rows: Sequence[dict[str, Any]], config: Config, num_steps: int) -> str:
   """A Markdown table: one line per sampler (rows of `measurement.measure`), below the conditions."""
   quality, n, seeds = _first_measured(_QUALITY, rows), rows[0]['n'], rows[0].get('seeds', 1)
-  others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage')
+  others = ('certain', 'precision', 'modes', 'modes_certain', 'mode_kl', 'recall', 'coverage', 'precision_dinov2',
+            'recall_dinov2', 'coverage_dinov2')
   names = [quality] + [name for name in others if name in rows[0]['metrics']]
   out_of = {name: rows[0]['metrics'][name].get('out_of') for name in names}
   head = [f'{_NAMES[name]}{f" of {out_of[name]:,}" if out_of[name] else ""}' for name in names]

@@ -4,10 +4,11 @@
 """
 
 from ddgan_jax.metrics import frechet, inception_score, kid, memorization, mind, precision_recall
-from ddgan_jax.metrics.features import inception, vgg, weights
+from ddgan_jax.metrics.features import dinov2, inception, vgg, weights
 
 __all__ = [
-    'frechet', 'inception', 'inception_score', 'kid', 'memorization', 'mind', 'precision_recall', 'vgg', 'weights']
+    'dinov2', 'frechet', 'inception', 'inception_score', 'kid', 'memorization', 'mind', 'precision_recall', 'vgg',
+    'weights']
 
 
 def __dir__() -> list[str]:

@@ -6,38 +6,37 @@ features of all rows are kept only for metrics that need them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ddgan_jax.config import Config, ConfigError
-from ddgan_jax.config.checks import MIN_SAMPLES, check_metrics
+from ddgan_jax.config.checks import MIN_SAMPLES, STATISTICS_METRICS, check_metrics
 from ddgan_jax.data.sources import Source
-from ddgan_jax.metrics import frechet, gathering, image_sets, inception_score, kid, modes, points, precision_recall
-from ddgan_jax.metrics.features import inception, vgg
+from ddgan_jax.metrics import (
+  frechet,
+  gathering,
+  image_sets,
+  inception_score,
+  kid,
+  modes,
+  networks,
+  points,
+  precision_recall,
+)
 from ddgan_jax.metrics.image_sets import ImageSet
-from ddgan_jax.metrics.statistics import Statistics, digest, load_cached, store
+from ddgan_jax.metrics.statistics import FEATURES, Statistics, digest, load_cached, store
 from ddgan_jax.parallel import compilation, sharding
 
-
-class Network(NamedTuple):
-  """A fixed feature network.
-
-  Attributes:
-    name: its name in tables.
-    fingerprint: equal for equal weights.
-    params: a pytree of arrays.
-    apply: a pure function (params, images [B, H, W, C] uint8) → {name: [B, …]}.
-    moments: the output whose mean and covariance are streamed, or '' for none.
-  """
-
-  name: str
-  fingerprint: str
-  params: Any
-  apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
-  moments: str = ''
+# Metric → its names in reports, its function of features of the reference and of samples, and k: with VGG16 that of the
+# metrics' papers, with DINOv2 that of Stein et al. (2023).
+_NEIGHBOURS = {
+    'pr': (('precision', 'recall'), precision_recall.precision_recall, 3),
+    'dc': (('density', 'coverage'), precision_recall.density_coverage, 5),
+    'pr_dinov2': (('precision_dinov2', 'recall_dinov2'), precision_recall.precision_recall, 5),
+    'dc_dinov2': (('density_dinov2', 'coverage_dinov2'), precision_recall.density_coverage, 5)}
 
 
 class Collected(NamedTuple):
@@ -52,33 +51,36 @@ class Evaluator:
 
   Args:
     metrics: some of `config.checks.METRICS`.
-    reference: images, or statistics read from a file (for `fid` only).
+    reference: images, or statistics read from a file, for the metric that compares them (`fid`, `fid_clean` or
+      `fd_dinov2`).
     mesh: the devices; all processes take part in every call.
     num: maximum number of images; `image_sets.subset` samples larger sets.
     batch_size: global batch size.
     classifier: the classifier of the data's classes, and whether images are stacks of three; for `modes` and
       `label_accuracy`.
-    weights: paths of weight files, under `inception` and `vgg16`; see `weights.find` for the default.
+    weights: paths of weight files, under `inception`, `vgg16` and `dinov2`; see `weights.find` for the default.
     allow_any: also accept weights whose checksum is not the published one.
     log: receives a sentence about each slow step.
     splits: number of splits of the Inception score.
+    dinov2_model: one of `dinov2.MODELS`.
 
   Raises:
-    UserError: a metric lacks its reference or classifier.
+    UserError: a metric lacks its reference or classifier, or the reference has statistics of other features.
   """
 
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
       classifier: tuple[modes.ModeClassifier, bool] | None = None, weights: dict[str, str | None] | None = None,
-      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10):
+      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10, dinov2_model: str = 'vitl14'):
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
       raise ConfigError(f'{", ".join(comparing)}: no reference; set --workdir, --config or --reference')
-    others = [name for name in comparing if name != 'fid']
-    if others and isinstance(reference, Statistics):
-      raise ConfigError(f'{", ".join(others)}: {reference.name} only has a mean and a covariance; use images as '
-                        'reference, or the metric fid')
+    # The reference's mean and covariance, of all its images.
+    self._moments: dict[str, Statistics] = {}
+    if isinstance(reference, Statistics):
+      _check_statistics(reference, comparing, networks.feature_names(dinov2_model))
+      self._moments = {networks.DISTANCES[name]: reference for name in comparing}
     if needs_classifier(metrics) and classifier is None:
       raise ConfigError(f'{", ".join(needs_classifier(metrics))}: no labelled data; set --workdir or --config')
     self._metrics = tuple(metrics)
@@ -90,27 +92,13 @@ class Evaluator:
     self._splits = splits
     if 'is' in metrics:
       inception_score.check_splits(splits, num)
-    # Caches of the reference: moments of all its images, and rows by network and number of images.
-    self._moments: dict[str, Statistics] = {'inception': reference} if isinstance(reference, Statistics) else {}
+    # The reference's rows, by network and number of images.
     self._rows: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    weights = weights or {}
-    self._networks: dict[str, Network] = {}
-    if {'fid', 'is', 'kid'} & set(metrics):
-      params = inception.load(weights.get('inception'), allow_any)
-      self._networks['inception'] = Network(
-          'FID Inception', digest(params), params,
-          lambda params, x: dict(zip(('pool3', 'logits'), inception.features(params, x))), 'pool3')
-    if {'pr', 'dc'} & set(metrics):
-      params = vgg.load(weights.get('vgg16'), allow_any)
-      self._networks['vgg16'] = Network(
-          'VGG16 fc2', digest(params), params, lambda params, x: {'fc2': vgg.features(params, x)})
+    self._networks = networks.load(metrics, weights or {}, allow_any, dinov2_model, classifier)
     if needs_classifier(metrics):
-      classifier, stacked = classifier
-      self._classifier, self._stack = classifier, 3 if stacked else 1
-      self._num_modes = classifier.num_classes**self._stack
-      self._networks['classifier'] = Network(
-          'classifier of the data', classifier.fingerprint, classifier.params,
-          lambda params, x: modes.classify(params, x, classifier.num_classes, stacked), 'features')
+      self._classifier, stacked = classifier
+      self._stack = 3 if stacked else 1
+      self._num_modes = self._classifier.num_classes**self._stack
     self._features = {}
 
   def evaluate(self, images: ImageSet) -> dict[str, Any]:
@@ -134,18 +122,18 @@ class Evaluator:
         'images': images.name, 'n': num, 'reference': self._reference.name if self._reference else None,
         'reference_digest': self._reference_digest(), 'n_reference': self._reference_size(),
         'biased': num < MIN_SAMPLES, 'metrics': {}}
-    wanted = {
-        'inception': [name for name, metric in (('logits', 'is'), ('pool3', 'kid')) if metric in self._metrics],
-        'vgg16': ['fc2'], 'classifier': ['mode', 'certain']}
-    found = self._collect(images, num, {name: wanted[name] for name in self._networks})
+    found = self._collect(images, num, networks.rows(self._metrics), self._compared)
     self._read_reference(num)
 
     def put(name: str, network: str, **values) -> None:
       used = self._networks[network]
       report['metrics'][name] = {**values, 'features': used.name, 'features_digest': used.fingerprint}
 
-    if 'fid' in self._metrics:
-      put('fid', 'inception', value=_distance(found['inception'].moments, self._moments['inception']))
+    def put_distance(name: str, network: str) -> None:
+      put(name, network, value=_distance(found[network].moments, self._moments[network]))
+
+    for metric in [name for name in self._metrics if name in networks.DISTANCES and name != 'modes']:
+      put_distance(metric, networks.DISTANCES[metric])
     if 'is' in self._metrics:
       mean, deviation = inception_score.inception_score(found['inception'].rows['logits'], self._splits)
       put('is', 'inception', value=mean, deviation=deviation, splits=self._splits)
@@ -153,14 +141,11 @@ class Evaluator:
       real = self._rows['inception', self._reference_size()]['pool3']
       mean, deviation = kid.kernel_distance(real, found['inception'].rows['pool3'])
       put('kid', 'inception', value=mean, deviation=deviation)
-    if {'pr', 'dc'} & set(self._metrics):
-      real, fake = self._rows['vgg16', self._num_paired(num)]['fc2'], found['vgg16'].rows['fc2']
-      pairs = {'pr': (('precision', 'recall'), precision_recall.precision_recall),
-               'dc': (('density', 'coverage'), precision_recall.density_coverage)}
-      for metric in [name for name in self._metrics if name in pairs]:
-        names, function = pairs[metric]
-        for name, value in zip(names, function(real, fake)):
-          put(name, 'vgg16', value=float(value), n_reference=len(real))
+    for metric in [name for name in self._metrics if name in _NEIGHBOURS]:
+      (network, (output,)), (names, function, k) = networks.ROWS[metric], _NEIGHBOURS[metric]
+      real, fake = self._rows[network, self._num_paired(num)][output], found[network].rows[output]
+      for name, value in zip(names, function(real, fake, k)):
+        put(name, network, value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
       rows, of_real = found['classifier'].rows, self._rows['classifier', self._num_paired(num)]
       counted, counted_real = (
@@ -169,7 +154,7 @@ class Evaluator:
         put(name, 'classifier', value=value, of_reference=counted_real[name], n_reference=len(of_real['mode']))
       for name in ('modes', 'modes_certain'):
         report['metrics'][name]['out_of'] = self._num_modes
-      put('fd_classifier', 'classifier', value=_distance(found['classifier'].moments, self._moments['classifier']))
+      put_distance('fd_classifier', 'classifier')
     if 'label_accuracy' in self._metrics:
       mode, requested = found['classifier'].rows['mode'], images.requested_labels(num)
       for name, value in modes.label_accuracy(mode, requested, self._classifier.num_classes, self._stack).items():
@@ -178,9 +163,14 @@ class Evaluator:
     return report
 
   def reference_statistics(self) -> Statistics:
-    """Mean and covariance of the reference's pool3 features; requires the metric `fid`."""
+    """Mean and covariance of the reference's features; requires exactly one metric, which compares them."""
     self._read_reference(self._num)
-    return self._moments['inception']
+    return self._moments[networks.DISTANCES[self._metrics[0]]]
+
+  @property
+  def _compared(self) -> set[str]:
+    """The networks whose mean and covariance are compared."""
+    return {networks.DISTANCES[name] for name in self._metrics if name in networks.DISTANCES}
 
   def _reference_digest(self) -> str | None:
     if isinstance(self._reference, Statistics):
@@ -200,41 +190,46 @@ class Evaluator:
   def _read_reference(self, num: int) -> None:
     """Computes missing features of the reference, of all its images or of a subset of `num`."""
     size = self._reference_size()
-    missing: dict[int, dict[str, Sequence[str]]] = {}
-    new, keys = [], {}
-    for metric, name in (('fid', 'inception'), ('modes', 'classifier')):
-      if metric in self._metrics and name not in self._moments:
-        fingerprint = self._reference.fingerprint
-        keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
-        # Machines have separate caches; that of process 0 decides for all, so that all compute or none.
-        known = gathering.from_main(load_cached(keys[name]) if jax.process_index() == 0 else None)
-        if known is None:
-          new.append(name)
-          missing.setdefault(size, {})[name] = ()
-        else:
-          self._moments[name] = known._replace(name=self._reference.name, count=size)
-    for metric, name, outputs in (
-        ('kid', 'inception', ('pool3',)), ('pr', 'vgg16', ('fc2',)), ('dc', 'vgg16', ('fc2',)),
-        ('modes', 'classifier', ('mode', 'certain'))):
-      if metric in self._metrics:
-        count = size if metric == 'kid' else self._num_paired(num)
-        if (name, count) not in self._rows:
-          missing.setdefault(count, {})[name] = outputs
+    missing: dict[int, dict[str, set[str]]] = {}
+    keys = {}
+    for name in self._compared - self._moments.keys():
+      fingerprint = self._reference.fingerprint
+      keys[name] = f'{self._networks[name].fingerprint} {fingerprint} {size}' if fingerprint else ''
+    for name, key in sorted(keys.items()):
+      # Machines have separate caches; that of process 0 decides for all, so that all compute or none.
+      known = gathering.from_main(load_cached(key) if jax.process_index() == 0 else None)
+      if known is None:
+        missing.setdefault(size, {})[name] = set()
+      else:
+        self._moments[name] = self._reference_moments(name, known.mean, known.covariance)
+    new = sorted(keys.keys() - self._moments.keys())
+    for metric in [name for name in self._metrics if name == 'kid' or name in networks.PAIRED]:
+      name, outputs = networks.ROWS[metric]
+      count = size if metric == 'kid' else self._num_paired(num)
+      if (name, count) not in self._rows:
+        missing.setdefault(count, {}).setdefault(name, set()).update(outputs)
     if new:
-      networks = ' and '.join(self._networks[name].name for name in new)
-      self._log(f'Computing features of {size:,} images of {self._reference.name} ({networks}), once.')
+      names = ' and '.join(self._networks[name].name for name in new)
+      self._log(f'Computing features of {size:,} images of {self._reference.name} ({names}), once.')
     for count, wanted in missing.items():
-      for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted).items():
+      compared = new if count == size else ()
+      for name, found in self._collect(image_sets.subset(self._reference, count), count, wanted, compared).items():
         if found.rows:
           self._rows[name, count] = found.rows
-        if count == size and name in new:
-          self._moments[name] = Statistics(self._reference.name, found.moments.mean, found.moments.covariance(), size)
+        if found.moments:
+          self._moments[name] = self._reference_moments(name, found.moments.mean, found.moments.covariance())
           store(keys[name], self._moments[name], self._log)
 
-  def _collect(self, images: ImageSet, num: int, wanted: dict[str, Sequence[str]]) -> dict[str, Collected]:
+  def _reference_moments(self, network: str, mean: np.ndarray, covariance: np.ndarray) -> Statistics:
+    name = self._networks[network].name
+    return Statistics(self._reference.name, mean, covariance, self._reference_size(), name)
+
+  def _collect(
+      self, images: ImageSet, num: int, wanted: dict[str, set[str]], compared: Collection[str]) -> dict[str, Collected]:
     """Runs the networks of `wanted` (name → outputs to keep) on the first `num` images, over all processes.
 
-    All networks process a batch before the next one is read, so each sample is drawn once.
+    Means and covariances are those of the networks in `compared`. All networks process a batch before the next one is
+    read, so each sample is drawn once.
     """
     rows, whole = sharding.batch_sharding(self._mesh), sharding.replicated(self._mesh)
     for name in wanted:
@@ -244,7 +239,7 @@ class Evaluator:
         self._features[name] = apply, jax.device_put(network.params, whole)
     moments: dict[str, frechet.Moments] = {}
     kept: dict[str, dict[str, list[np.ndarray]]] = {
-        name: {output: [] for output in outputs} for name, outputs in wanted.items()}
+        name: {output: [] for output in sorted(outputs)} for name, outputs in sorted(wanted.items())}
     local = self._batch_size // jax.process_count()
     for first in range(0, num, self._batch_size):
       batch = jax.make_array_from_process_local_data(rows, images.rows(first, self._batch_size))
@@ -253,8 +248,8 @@ class Evaluator:
       for name, blocks in kept.items():
         apply, params = self._features[name]
         outputs = apply(params, batch)
-        if output := self._networks[name].moments:
-          features = sharding.local_rows(outputs[output])
+        if name in compared:
+          features = sharding.local_rows(outputs[self._networks[name].moments])
           if name not in moments:
             moments[name] = frechet.Moments(features.shape[1])
           moments[name].add(features[:valid])
@@ -265,7 +260,20 @@ class Evaluator:
         name: Collected(
             gathering.merge_moments(moments[name]) if name in moments else None,
             {output: gathering.gather_rows(blocks)[:num] for output, blocks in kept[name].items()})
-        for name in wanted}
+        for name in kept}
+
+
+def _check_statistics(reference: Statistics, metrics: Sequence[str], features: dict[str, str]) -> None:
+  """Raises ConfigError unless statistics suffice for these metrics, whose networks have these names."""
+  others = [name for name in metrics if name not in STATISTICS_METRICS]
+  if others:
+    raise ConfigError(f'{", ".join(others)}: {reference.name} only has a mean and a covariance; use images as '
+                      f'reference, or the metric {FEATURES[reference.features][0]}')
+  for name in metrics:
+    expected = features[networks.DISTANCES[name]]
+    if reference.features != expected:
+      raise ConfigError(f'{name}: {reference.name} has statistics of {reference.features}; use those of {expected}, or '
+                        'images as reference')
 
 
 def _distance(moments: frechet.Moments, reference: Statistics) -> float:

@@ -23,6 +23,14 @@ class StatisticsError(UserError):
   """A file of statistics cannot be used."""
 
 
+_FIELDS = ('mu', 'sigma', 'n', 'feature_name')  # of a file; others are not read
+FID_INCEPTION = 'FID Inception'
+# Features whose statistics can be written and read → (the metric that compares them, their number).
+FEATURES = {
+    FID_INCEPTION: ('fid', 2048), 'FID Inception, clean-fid': ('fid_clean', 2048),
+    'DINOv2 vitl14': ('fd_dinov2', 1024), 'DINOv2 vitb14': ('fd_dinov2', 768)}
+
+
 class Statistics(NamedTuple):
   """A Gaussian fitted to features.
 
@@ -31,19 +39,24 @@ class Statistics(NamedTuple):
     mean: [D] float64.
     covariance: [D, D] float64.
     count: number of images, or None if unknown.
+    features: name of the network, as in tables; in a file one of `FEATURES`.
   """
 
   name: str
   mean: np.ndarray
   covariance: np.ndarray
   count: int | None
+  features: str = FID_INCEPTION
 
 
-def read(path: str, dimension: int = 2048) -> Statistics:
+def read(path: str, dimension: int | None = None) -> Statistics:
   """Reads `mu` and `sigma` from an `.npz`, or from a `.npy` of a dict, as the original uses.
 
+  Published files do not name their features, which are then those of FID.
+
   Raises:
-    StatisticsError: the file has another format or another number of features than `dimension`.
+    StatisticsError: the file has another format, unknown features, or another number of features than `dimension`, by
+      default that of its features.
   """
   if not os.path.isfile(path):
     raise StatisticsError(f'{path} does not exist; use an .npz or .npy with mu and sigma')
@@ -51,23 +64,28 @@ def read(path: str, dimension: int = 2048) -> Statistics:
     found = _read_npz(path) if path.endswith('.npz') else _read_dict(path)
     mean, covariance = (np.asarray(found[name], np.float64) for name in ('mu', 'sigma'))
     count = int(found['n']) if 'n' in found else None
+    features = str(found.get('feature_name', FID_INCEPTION))
   except Exception as error:  # zipfile, its decompressors and pickle raise many types
     raise StatisticsError(f'{path} has no readable mu and sigma ({error})') from error
+  if features not in FEATURES:
+    raise StatisticsError(f'{path}: feature_name is {features!r}; use one of {", ".join(FEATURES)}')
+  dimension = dimension or FEATURES[features][1]
   if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
     raise StatisticsError(f'{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}; use [{dimension}] and '
                           f'[{dimension}, {dimension}]')
   if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
     raise StatisticsError(f'{path}: mu or sigma contains NaN or infinity')
-  return Statistics(path, mean, covariance, count)
+  return Statistics(path, mean, covariance, count, features)
 
 
 def write(path: str | os.PathLike, statistics: Statistics) -> None:
-  """Atomically writes an `.npz` with mu, sigma and n, for `read` and pytorch-fid."""
+  """Atomically writes an `.npz` with mu, sigma, n and feature_name, for `read` and pytorch-fid."""
   save_npz(pathlib.Path(path), _arrays(statistics))
 
 
 def _arrays(statistics: Statistics) -> dict[str, Any]:
-  return {'mu': statistics.mean, 'sigma': statistics.covariance, 'n': statistics.count, 'name': statistics.name}
+  return {'mu': statistics.mean, 'sigma': statistics.covariance, 'n': statistics.count, 'name': statistics.name,
+          'feature_name': statistics.features}
 
 
 def save_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
@@ -115,7 +133,7 @@ def _path(key: str) -> pathlib.Path:
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
   with np.load(path, allow_pickle=False) as file:
-    return {name: file[name] for name in ('mu', 'sigma', 'n') if name in file}
+    return {name: file[name] for name in _FIELDS if name in file}
 
 
 class _Dtype:
@@ -173,4 +191,4 @@ def _read_dict(path: str) -> dict[str, Any]:
       raise ValueError(f'it is an array {dtype}{list(shape)}')
     found = _ArraysOnly(file).load().data[0]
   return {name: found[name].numbers() if isinstance(found[name], _Array) else found[name]
-          for name in ('mu', 'sigma', 'n') if name in found}
+          for name in _FIELDS if name in found}

@@ -27,7 +27,8 @@ from ddgan_jax.utils import files
 _FOLDER = 'checkpoints'
 _METRICS = 'metrics.json'  # the first versions used metrics/metrics, written by Orbax
 # Checkpoints are ranked by the first of these that was measured; lower is better.
-_DISTANCES = ('eval/fid', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
+_DISTANCES = (
+    'eval/fid', 'eval/fid_clean', 'eval/fd_dinov2', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
 
 
 class CheckpointError(UserError):

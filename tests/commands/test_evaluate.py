@@ -74,9 +74,19 @@ def test_each_seed_has_its_own_report(trained):
     (['--metrics', 'sfid'], "--metrics is 'sfid'; use one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
     (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),
     (['--metrics', 'fid', '--inception', 'setup.py'], 'setup.py has the SHA-256 checksum'),
+    (['--metrics', 'fd_dinov2', '--dinov2', 'nowhere.pth'], 'nowhere.pth does not exist; use dinov2_vitl14_pretrain'),
+    (['--metrics', 'pr_dinov2', '--dinov2_model', 'vitb14', '--dinov2', 'setup.py'],
+     'setup.py has the SHA-256 checksum'),
     (['--metrics', 'fid', '--reference', 'nowhere.npz'], 'nowhere.npz'),
     (['--images', 'x'], '--workdir and --images: use one of --workdir, --images and --statistics'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_errors_are_one_sentence(trained, flags, message):
   result = run_command(evaluate.main, '--workdir', trained[0], *flags, cwd=ROOT)
   assert result.status == 2 and message in result.err and result.err.count('\n') == 1, result.err
+
+
+@pytest.mark.parametrize('metrics', ['pr', 'fid,fid_clean'])
+def test_a_file_of_statistics_is_of_one_distance(metrics):
+  result = run_command(evaluate.main, '--config', 'digits', '--statistics', 'x.npz', '--metrics', metrics, cwd=ROOT)
+  assert result.status == 2 and result.err.count('\n') == 1, result.err
+  assert f'--metrics is {metrics}; use one of fid, fid_clean, fd_dinov2 with --statistics' in result.err

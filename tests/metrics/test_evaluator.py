@@ -17,7 +17,7 @@ from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.metrics import image_sets, reports, statistics
 from ddgan_jax.metrics.evaluator import Evaluator
-from ddgan_jax.metrics.features import inception
+from ddgan_jax.metrics.features import dinov2, inception
 from ddgan_jax.parallel import sharding
 from tests.support import little_memory
 
@@ -34,7 +34,23 @@ def small_inception(monkeypatch, tmp_path):
 
   monkeypatch.setattr(inception, 'load', lambda path, allow_any: params)
   monkeypatch.setattr(inception, 'features', features)
+  monkeypatch.setattr(inception, 'clean_features', lambda params, images: features(params, images)[0] * 2 + 1)
   return lambda images: np.asarray(features(params, images)[0], np.float64)
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch):
+  """Eight random features in place of DINOv2; returns the models that were loaded, and the function."""
+  params, loaded = {'kernel': np.random.default_rng(2).standard_normal((64, 8), np.float32)}, []
+
+  def load(path, allow_any, model):
+    loaded.append(model)
+    return params
+
+  read = lambda params, images: images.reshape(len(images), -1).astype(jnp.float32) / 255 @ params['kernel']
+  monkeypatch.setattr(dinov2, 'load', load)
+  monkeypatch.setattr(dinov2, 'features', read)
+  return loaded, lambda images: np.asarray(read(params, images))
 
 
 def pictures(seed, count=150):
@@ -77,12 +93,12 @@ def test_the_report_describes_its_inputs():
 def test_the_report_has_the_splits_of_the_inception_score():
   """More splits than samples are refused before any image is read."""
   images = image_sets.array_images(pictures(0), 'ours')
-  reports = [
+  measured = [
       Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=splits).evaluate(images)
       for splits in (10, 1)]
-  ten, one = (report['metrics']['is'] for report in reports)
+  ten, one = (report['metrics']['is'] for report in measured)
   assert (ten['splits'], one['splits'], one['deviation']) == (10, 1, 0) and ten['value'] < one['value']
-  assert '(splits: 10)' in reports.table(reports[0]) and '(splits: 1)' in reports.table(reports[1])
+  assert '(splits: 10)' in reports.table(measured[0]) and '(splits: 1)' in reports.table(measured[1])
   unread = images._replace(rows=lambda first, count: pytest.fail('read'), take=lambda numbers: pytest.fail('read'))
   with pytest.raises(UserError, match='splits is 101; use 1 … 100, the number of samples'):
     Evaluator(('is',), None, sharding.make_mesh(), 100, 32, splits=101).evaluate(unread)
@@ -394,3 +410,93 @@ def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypa
     for name, value in zip(names, function(real, fake)):
       assert metrics[name]['value'] == pytest.approx(value) and metrics[name]['n_reference'] == 60
   assert metrics['recall']['value'] != metrics['precision']['value']
+
+
+def test_metrics_of_dinov2_and_clean_fid(small_inception, small_dinov2):
+  """They equal their functions of the features, on one device and on eight, with and without the cache."""
+  from ddgan_jax.metrics import frechet, precision_recall
+
+  loaded, read = small_dinov2
+  ours, others = pictures(0, 60), pictures(1, 97)
+  reference = image_sets.array_images(others, 'others')._replace(fingerprint='others')
+  messages, found = [], []
+  for devices in (1, 8):
+    evaluator = Evaluator(
+        ('fd_dinov2', 'pr_dinov2', 'dc_dinov2', 'fid', 'fid_clean'), reference,
+        sharding.make_mesh(jax.devices()[:devices]), 10_000, 16, log=messages.append, dinov2_model='vitb14')
+    found.append(evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics'])
+  assert loaded == ['vitb14'] * 2
+  names = 'DINOv2 vitb14 and FID Inception and FID Inception, clean-fid'
+  assert messages == [f'Computing features of 97 images of others ({names}), once.']
+  one, eight = found
+  assert one.keys() == eight.keys() == {
+      'fd_dinov2', 'precision_dinov2', 'recall_dinov2', 'density_dinov2', 'coverage_dinov2', 'fid', 'fid_clean'}
+  for name in one:
+    assert one[name]['value'] == pytest.approx(eight[name]['value'], rel=1e-6)
+
+  def distance(features):
+    (mean, cov), (other_mean, other_cov) = (
+        (x.mean(0), np.cov(x, rowvar=False)) for x in (np.asarray(features(images), np.float64)
+                                                       for images in (ours, others)))
+    return frechet.frechet_distance(mean, cov, other_mean, other_cov)
+
+  assert one['fd_dinov2']['value'] == pytest.approx(distance(read), rel=1e-5)
+  assert one['fid']['value'] == pytest.approx(distance(small_inception), rel=1e-5)
+  assert one['fid_clean']['value'] == pytest.approx(distance(lambda x: small_inception(x) * 2 + 1), rel=1e-5)
+  assert one['fid_clean']['features_digest'] != one['fid']['features_digest']
+  assert {entry['features'] for name, entry in one.items() if 'dinov2' in name} == {'DINOv2 vitb14'}
+  real, fake = read(image_sets.subset(reference, 60).rows(0, 60)), read(ours)
+  for names, function in ((('precision', 'recall'), precision_recall.precision_recall),
+                          (('density', 'coverage'), precision_recall.density_coverage)):
+    for name, value in zip(names, function(real, fake, 5)):
+      assert one[f'{name}_dinov2']['value'] == pytest.approx(value) and one[f'{name}_dinov2']['n_reference'] == 60
+  assert one['precision_dinov2']['value'] != precision_recall.precision_recall(real, fake, 3)[0]
+
+
+def test_moments_are_only_computed_for_metrics_that_compare_them(monkeypatch, small_dinov2):
+  from ddgan_jax.metrics import frechet
+
+  monkeypatch.setattr(frechet.Moments, 'add', lambda self, features: pytest.fail('computed'))
+  reference = image_sets.array_images(pictures(1, 97), 'others')
+  Evaluator(('is', 'kid', 'pr_dinov2'), reference, sharding.make_mesh(), 100, 32).evaluate(
+      image_sets.array_images(pictures(0), 'ours'))
+
+
+def test_files_of_statistics_name_their_features(tmp_path, small_dinov2):
+  """Each metric reads its own file and refuses the others; a published file without a name is one of FID."""
+  reference = image_sets.array_images(pictures(1), 'others')
+  files = {}
+  for metric, dimension, features in (
+      ('fid', 12, 'FID Inception'), ('fid_clean', 12, 'FID Inception, clean-fid'), ('fd_dinov2', 8, 'DINOv2 vitl14')):
+    found = Evaluator(
+        (metric,), reference, sharding.make_mesh(), 100, 32, log=lambda text: None).reference_statistics()
+    statistics.write(tmp_path / f'{metric}.npz', found)
+    files[metric] = statistics.read(str(tmp_path / f'{metric}.npz'), dimension)
+    assert files[metric].features == found.features == features
+  np.savez(tmp_path / 'published.npz', mu=files['fid'].mean, sigma=files['fid'].covariance)
+  files['published'] = statistics.read(str(tmp_path / 'published.npz'), 12)
+
+  def measure(metric, file, model='vitl14'):
+    evaluator = Evaluator((metric,), files[file], sharding.make_mesh(), 10_000, 32, dinov2_model=model)
+    return evaluator.evaluate(image_sets.array_images(pictures(1), 'the same'))['metrics'][metric]['value']
+
+  for metric, file in (('fid', 'fid'), ('fid', 'published'), ('fid_clean', 'fid_clean'), ('fd_dinov2', 'fd_dinov2')):
+    assert abs(measure(metric, file)) < 1e-6
+  for metric, file, found, expected in (
+      ('fid', 'fid_clean', 'FID Inception, clean-fid', 'FID Inception'),
+      ('fid_clean', 'fid', 'FID Inception', 'FID Inception, clean-fid'),
+      ('fid_clean', 'published', 'FID Inception', 'FID Inception, clean-fid'),
+      ('fd_dinov2', 'fid', 'FID Inception', 'DINOv2 vitl14'), ('fid', 'fd_dinov2', 'DINOv2 vitl14', 'FID Inception')):
+    with pytest.raises(
+        ConfigError, match=rf'^{metric}: \S+{file}.npz has statistics of {found}; use those of {expected}, or images'):
+      measure(metric, file)
+  with pytest.raises(ConfigError, match='has statistics of DINOv2 vitl14; use those of DINOv2 vitb14, or'):
+    measure('fd_dinov2', 'fd_dinov2', 'vitb14')
+  with pytest.raises(ConfigError, match='^pr_dinov2: .* mean and a covariance; .*, or the metric fd_dinov2'):
+    measure('pr_dinov2', 'fd_dinov2')
+  statistics.write(tmp_path / 'x.npz', files['fid']._replace(features='CLIP'))
+  with pytest.raises(statistics.StatisticsError, match="x.npz: feature_name is 'CLIP'; use one of FID Inception, "):
+    statistics.read(str(tmp_path / 'x.npz'), 12)
+  statistics.write(tmp_path / 'x.npz', files['fd_dinov2'])
+  with pytest.raises(statistics.StatisticsError, match=r'x.npz: mu is \[8\] and sigma \[8, 8\]; use \[1024\]'):
+    statistics.read(str(tmp_path / 'x.npz'))

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddgan_jax.config import UserError
 from ddgan_jax.metrics.features import inception, weights
@@ -46,6 +47,20 @@ def test_golden(arrays, features, case):
   assert pool3.dtype == logits.dtype == np.float32
   assert relative_error(pool3, arrays[f'{case}/pool3']) < 1e-5
   assert relative_error(logits, arrays[f'{case}/logits']) < 1e-5
+
+
+def test_clean_features_are_those_of_pillows_images(arrays, state_dict):
+  """clean-fid's input: each channel as a float image, resized by Pillow, clipped, and (x - 128) / 128."""
+  images = arrays['cifar/images_uint8_nhwc'][:2]
+  resized = np.stack([[
+      np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize((299, 299), Image.Resampling.BICUBIC))
+      for c in range(3)] for image in images]).transpose(0, 2, 3, 1)
+  params = inception.params_from_state_dict(state_dict)
+  expected = compilation.jit(inception._network)(params, (resized.clip(0, 255) - 128) / 128)[0]
+  found = compilation.jit(inception.clean_features)(params, images)
+  assert found.shape == (2, 2048) and relative_error(found, expected) < 1e-5
+  plain = compilation.jit(inception.features)(params, images)[0]
+  assert relative_error(found, plain) > 1e-3
 
 
 def test_grey_images_are_repeated_to_three_channels(arrays):

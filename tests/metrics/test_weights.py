@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from ddgan_jax.metrics.features import inception, vgg, weights
+from ddgan_jax.metrics.features import dinov2, inception, vgg, weights
 from ddgan_jax.metrics.features.weights import Published, WeightsError
 from tests.support import GOLDEN
 
@@ -20,7 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  for variable in ('WEIGHTS', 'DDGAN_JAX_INCEPTION', 'DDGAN_JAX_VGG16'):
+  for variable in ('WEIGHTS', 'DDGAN_JAX_INCEPTION', 'DDGAN_JAX_VGG16', 'DDGAN_JAX_DINOV2_VITL14'):
     monkeypatch.delenv(variable, raising=False)
   for variable in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
     monkeypatch.delenv(variable, raising=False)
@@ -151,6 +151,7 @@ def test_an_unwritable_cache_is_reported(cache, monkeypatch):
 @pytest.mark.parametrize('load, variable, missing', [
     (inception.load, 'DDGAN_JAX_INCEPTION', 'Conv2d_1a_3x3.bn.weight'),
     (vgg.load, 'DDGAN_JAX_VGG16', 'features.0.weight'),
+    (dinov2.load, 'DDGAN_JAX_DINOV2_VITL14', 'cls_token'),
 ])
 def test_other_checkpoints_are_refused(monkeypatch, load, variable, missing):
   with pytest.raises(WeightsError, match=f'torch_zip.pth: {missing} is missing'):
@@ -164,3 +165,5 @@ def test_published_names_contain_their_checksums():
   for published in (weights.INCEPTION, weights.VGG16):
     assert published.file.endswith(f'-{published.sha256[:8]}.pth') and published.url.endswith('/' + published.file)
     assert len(published.sha256) == 64
+  for published, *_ in dinov2.MODELS.values():  # without a checksum in their names
+    assert published.url.endswith('/' + published.file) and len(published.sha256) == 64

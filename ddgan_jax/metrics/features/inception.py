@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddgan_jax.config import UserError
-from ddgan_jax.metrics.features import weights
+from ddgan_jax.metrics.features import resizing, weights
 
 __all__ = [
-    'NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'conv', 'features', 'load', 'params_from_state_dict',
-    'resize']
+    'NUM_FEATURES', 'NUM_LOGITS', 'SIZE', 'check_images', 'clean_features', 'conv', 'features', 'load',
+    'params_from_state_dict', 'resize']
 
 Params = dict[str, dict[str, Any]]
 
@@ -121,24 +121,40 @@ def features(params: Params, images_uint8: jax.Array) -> tuple[jax.Array, jax.Ar
   check_images(images_uint8)
   # Values must agree to 0.01 between machines, so no bfloat16 or TF32 products on accelerators.
   with jax.default_matmul_precision('highest'):
-    x = 2 * resize(images_uint8, SIZE) - 1
-    x = conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
-    x = _conv_valid(params['Conv2d_2a_3x3'], x)
-    x = conv(params['Conv2d_2b_3x3'], x)
-    x = _max_pool(x)
-    x = conv(params['Conv2d_3b_1x1'], x)
-    x = _conv_valid(params['Conv2d_4a_3x3'], x)
-    x = _max_pool(x)
-    for block in _BLOCKS_35:
-      x = _block_35(_block_params(params, block), _BLOCKS_35[block], x)
-    x = _block_6a(_block_params(params, 'Mixed_6a'), x)
-    for block in _BLOCKS_17:
-      x = _block_17(_block_params(params, block), _BLOCKS_17[block], x)
-    x = _block_7a(_block_params(params, 'Mixed_7a'), _BLOCK_7A, x)
-    x = _block_8(_block_params(params, 'Mixed_7b'), _BLOCK_7B, x)
-    x = _block_8(_block_params(params, 'Mixed_7c'), _BLOCK_7C, x)
-    pool3 = x.mean(axis=(1, 2))
-    return pool3, pool3 @ params['fc']['kernel'] + params['fc']['bias']
+    return _network(params, 2 * resize(images_uint8, SIZE) - 1)
+
+
+def clean_features(params: Params, images_uint8: jax.Array) -> jax.Array:
+  """pool3 features [B, 2048] for clean-fid's FID (Parmar et al. 2022), of images as in `features`.
+
+  They are resized by Pillow's antialiased bicubic filter, without rounding, clipped to [0, 255], and mapped to
+  (x - 128) / 128.
+  """
+  check_images(images_uint8)
+  with jax.default_matmul_precision('highest'):
+    x = (resizing.bicubic(images_uint8, SIZE) - 128) / 128
+    return _network(params, jnp.broadcast_to(x, (*x.shape[:3], 3)))[0]
+
+
+def _network(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """pool3 and logits of [B, 299, 299, 3]."""
+  x = conv(params['Conv2d_1a_3x3'], x, stride=2, padding='VALID')
+  x = _conv_valid(params['Conv2d_2a_3x3'], x)
+  x = conv(params['Conv2d_2b_3x3'], x)
+  x = _max_pool(x)
+  x = conv(params['Conv2d_3b_1x1'], x)
+  x = _conv_valid(params['Conv2d_4a_3x3'], x)
+  x = _max_pool(x)
+  for block in _BLOCKS_35:
+    x = _block_35(_block_params(params, block), _BLOCKS_35[block], x)
+  x = _block_6a(_block_params(params, 'Mixed_6a'), x)
+  for block in _BLOCKS_17:
+    x = _block_17(_block_params(params, block), _BLOCKS_17[block], x)
+  x = _block_7a(_block_params(params, 'Mixed_7a'), _BLOCK_7A, x)
+  x = _block_8(_block_params(params, 'Mixed_7b'), _BLOCK_7B, x)
+  x = _block_8(_block_params(params, 'Mixed_7c'), _BLOCK_7C, x)
+  pool3 = x.mean(axis=(1, 2))
+  return pool3, pool3 @ params['fc']['kernel'] + params['fc']['bias']
 
 
 def check_images(images_uint8: jax.Array) -> None:

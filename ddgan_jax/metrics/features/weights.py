@@ -37,6 +37,12 @@ INCEPTION = Published(
 VGG16 = Published(
     'vgg16-397923af.pth', 'https://download.pytorch.org/models/vgg16-397923af.pth',
     '397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0', 'DDGAN_JAX_VGG16')
+DINOV2_VITB14 = Published(
+    'dinov2_vitb14_pretrain.pth', 'https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth',
+    '0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73', 'DDGAN_JAX_DINOV2_VITB14')
+DINOV2_VITL14 = Published(
+    'dinov2_vitl14_pretrain.pth', 'https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth',
+    'd5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428', 'DDGAN_JAX_DINOV2_VITL14')
 
 
 def load(
