@@ -6,6 +6,7 @@ features of all rows are kept only for metrics that need them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ddgan_jax.metrics import (
   image_sets,
   inception_score,
   kid,
+  mind,
   modes,
   networks,
   points,
@@ -30,13 +32,15 @@ from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import FEATURES, Statistics, digest, load_cached, store
 from ddgan_jax.parallel import compilation, sharding
 
-# Metric → its names in reports, its function of features of the reference and of samples, and k: with VGG16 that of the
+# Metric → its names in reports, and its function of as many features of the reference as of samples. k is that of the
 # metrics' papers, with DINOv2 that of Stein et al. (2023).
-_NEIGHBOURS = {
-    'pr': (('precision', 'recall'), precision_recall.precision_recall, 3),
-    'dc': (('density', 'coverage'), precision_recall.density_coverage, 5),
-    'pr_dinov2': (('precision_dinov2', 'recall_dinov2'), precision_recall.precision_recall, 5),
-    'dc_dinov2': (('density_dinov2', 'coverage_dinov2'), precision_recall.density_coverage, 5)}
+_PAIRED = {
+    'pr': (('precision', 'recall'), functools.partial(precision_recall.precision_recall, k=3)),
+    'dc': (('density', 'coverage'), functools.partial(precision_recall.density_coverage, k=5)),
+    'mind': (('mind',), mind.monge_distance),
+    'pr_dinov2': (('precision_dinov2', 'recall_dinov2'), functools.partial(precision_recall.precision_recall, k=5)),
+    'dc_dinov2': (('density_dinov2', 'coverage_dinov2'), functools.partial(precision_recall.density_coverage, k=5)),
+    'mind_dinov2': (('mind_dinov2',), mind.monge_distance)}
 
 
 class Collected(NamedTuple):
@@ -141,10 +145,10 @@ class Evaluator:
       real = self._rows['inception', self._reference_size()]['pool3']
       mean, deviation = kid.kernel_distance(real, found['inception'].rows['pool3'])
       put('kid', 'inception', value=mean, deviation=deviation)
-    for metric in [name for name in self._metrics if name in _NEIGHBOURS]:
-      (network, (output,)), (names, function, k) = networks.ROWS[metric], _NEIGHBOURS[metric]
+    for metric in [name for name in self._metrics if name in _PAIRED]:
+      (network, (output,)), (names, function) = networks.ROWS[metric], _PAIRED[metric]
       real, fake = self._rows[network, self._num_paired(num)][output], found[network].rows[output]
-      for name, value in zip(names, function(real, fake, k)):
+      for name, value in zip(names, np.atleast_1d(function(real, fake))):
         put(name, network, value=float(value), n_reference=len(real))
     if 'modes' in self._metrics:
       rows, of_real = found['classifier'].rows, self._rows['classifier', self._num_paired(num)]

@@ -15,12 +15,13 @@ from ddgan_jax.metrics.statistics import FID_INCEPTION, digest
 DISTANCES = {'fid': 'inception', 'fid_clean': 'inception_clean', 'fd_dinov2': 'dinov2', 'modes': 'classifier'}
 # Metric → (network, the outputs of all rows that it needs); those of the reference too, if it is in `PAIRED` or `kid`.
 ROWS = {
-    'is': ('inception', ('logits',)), 'kid': ('inception', ('pool3',)),
+    'is': ('inception', ('logits',)),
+    **dict.fromkeys(('kid', 'mind'), ('inception', ('pool3',))),
     **dict.fromkeys(('pr', 'dc'), ('vgg16', ('fc2',))),
-    **dict.fromkeys(('pr_dinov2', 'dc_dinov2'), ('dinov2', ('class',))),
+    **dict.fromkeys(('pr_dinov2', 'dc_dinov2', 'mind_dinov2'), ('dinov2', ('class',))),
     **dict.fromkeys(('modes', 'label_accuracy'), ('classifier', ('mode', 'certain')))}
 # Metrics that compare as many images of the reference as there are samples.
-PAIRED = ('pr', 'dc', 'pr_dinov2', 'dc_dinov2', 'modes')
+PAIRED = ('pr', 'dc', 'mind', 'pr_dinov2', 'dc_dinov2', 'mind_dinov2', 'modes')
 
 
 class Network(NamedTuple):

@@ -14,7 +14,7 @@ from ddgan_jax.utils import files
 _NAMES = {
     'fid': 'FID', 'fid_clean': 'FID, clean-fid', 'fd_dinov2': 'FD-DINOv2', 'precision_dinov2': 'precision, DINOv2',
     'recall_dinov2': 'recall, DINOv2', 'density_dinov2': 'density, DINOv2', 'coverage_dinov2': 'coverage, DINOv2',
-    'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
+    'mind': 'MIND', 'mind_dinov2': 'MIND, DINOv2', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
     'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
     'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
     'in_mode': 'fraction of points in a mode', 'label_accuracy': 'label accuracy',

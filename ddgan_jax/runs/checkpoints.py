@@ -28,7 +28,8 @@ _FOLDER = 'checkpoints'
 _METRICS = 'metrics.json'  # the first versions used metrics/metrics, written by Orbax
 # Checkpoints are ranked by the first of these that was measured; lower is better.
 _DISTANCES = (
-    'eval/fid', 'eval/fid_clean', 'eval/fd_dinov2', 'eval/kid', 'eval/fd_classifier', 'eval/mode_kl')
+    'eval/fid', 'eval/fid_clean', 'eval/fd_dinov2', 'eval/kid', 'eval/mind', 'eval/mind_dinov2', 'eval/fd_classifier',
+    'eval/mode_kl')
 
 
 class CheckpointError(UserError):

@@ -387,8 +387,8 @@ def test_a_subset_depends_only_on_its_size(monkeypatch):
 
 
 def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypatch):
-  """kid, pr and dc equal those functions of the features; pr and dc use as many reference images as samples."""
-  from ddgan_jax.metrics import kid, precision_recall
+  """They equal the functions of the features; pr, dc and mind use as many reference images as samples."""
+  from ddgan_jax.metrics import kid, mind, precision_recall
   from ddgan_jax.metrics.features import vgg
 
   params = {'kernel': np.random.default_rng(1).standard_normal((64, 8), np.float32)}
@@ -397,7 +397,7 @@ def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypa
   monkeypatch.setattr(vgg, 'features', read)
   ours, others = pictures(0, 60), pictures(1, 97)
   evaluator = Evaluator(
-      ('kid', 'pr', 'dc', 'fid'), image_sets.array_images(others, 'others'), sharding.make_mesh(), 10_000, 16,
+      ('kid', 'pr', 'dc', 'fid', 'mind'), image_sets.array_images(others, 'others'), sharding.make_mesh(), 10_000, 16,
       log=lambda text: None)
   metrics = evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics']
   value, deviation = kid.kernel_distance(*(small_inception(x).astype(np.float32) for x in (others, ours)))
@@ -410,6 +410,9 @@ def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypa
     for name, value in zip(names, function(real, fake)):
       assert metrics[name]['value'] == pytest.approx(value) and metrics[name]['n_reference'] == 60
   assert metrics['recall']['value'] != metrics['precision']['value']
+  pooled = (small_inception(x).astype(np.float32) for x in (chosen, ours))
+  assert metrics['mind']['value'] == pytest.approx(mind.monge_distance(*pooled), rel=1e-4)
+  assert metrics['mind']['n_reference'] == 60
 
 
 def test_metrics_of_dinov2_and_clean_fid(small_inception, small_dinov2):
@@ -422,7 +425,7 @@ def test_metrics_of_dinov2_and_clean_fid(small_inception, small_dinov2):
   messages, found = [], []
   for devices in (1, 8):
     evaluator = Evaluator(
-        ('fd_dinov2', 'pr_dinov2', 'dc_dinov2', 'fid', 'fid_clean'), reference,
+        ('fd_dinov2', 'pr_dinov2', 'dc_dinov2', 'fid', 'fid_clean', 'mind', 'mind_dinov2'), reference,
         sharding.make_mesh(jax.devices()[:devices]), 10_000, 16, log=messages.append, dinov2_model='vitb14')
     found.append(evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics'])
   assert loaded == ['vitb14'] * 2
@@ -430,7 +433,8 @@ def test_metrics_of_dinov2_and_clean_fid(small_inception, small_dinov2):
   assert messages == [f'Computing features of 97 images of others ({names}), once.']
   one, eight = found
   assert one.keys() == eight.keys() == {
-      'fd_dinov2', 'precision_dinov2', 'recall_dinov2', 'density_dinov2', 'coverage_dinov2', 'fid', 'fid_clean'}
+      'fd_dinov2', 'precision_dinov2', 'recall_dinov2', 'density_dinov2', 'coverage_dinov2', 'fid', 'fid_clean', 'mind',
+      'mind_dinov2'}
   for name in one:
     assert one[name]['value'] == pytest.approx(eight[name]['value'], rel=1e-6)
 
