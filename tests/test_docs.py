@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddgan_jax.cli import ddgan
+from ddgan_jax.config import recipes
 from ddgan_jax.metrics.features import inception, vgg
+from ddgan_jax.reporting import tensorboard
 from tests.support import GOLDEN, ROOT, command_environment, golden
 from tests.support.commands import succeed
 
@@ -41,6 +44,12 @@ def flags(fields):
   """`--config.FIELD=VALUE` for each field."""
   text = lambda value: ''.join(f'{item},' for item in value) if isinstance(value, list) else value
   return [f'--config.{field}={text(value)}' for field, value in fields.items()]
+
+
+def with_fields(recipe, fields):
+  """A recipe with these fields."""
+  recipe.update_from_flattened_dict(fields)
+  return recipe
 
 
 class Workspace:
@@ -157,8 +166,16 @@ def test_every_python_block_runs(workspace, page, monkeypatch):
   if 'ema.safetensors' in page.read_text():
     workspace.ddgan('export', '--workdir', 'runs/digits', '--safetensors', 'ema.safetensors', '--out', 'x.stablehlo')
   monkeypatch.chdir(workspace.folder)
+  if 'import wandb' in page.read_text():  # not installed; the recipe becomes small, as in `Workspace.ddgan`
+    load = recipes.load
+    monkeypatch.setattr(recipes, 'load', lambda spec: with_fields(load(spec), SMALL | {'data.batch_size': 32}))
+    monkeypatch.setitem(sys.modules, 'wandb', wandb := mock.Mock())
+    monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
   for block in blocks(page, 'python'):
     exec(compile(block, page.name, 'exec'), {})
+  if 'import wandb' in page.read_text():
+    run = wandb.init.return_value
+    assert run.log.call_count >= 2 and run.config.update.called and run.finish.call_count == 1
 
 
 def test_every_link_has_a_target():
