@@ -17,7 +17,7 @@ from ddgan_jax.cli import ddgan
 from ddgan_jax.config import recipes
 from ddgan_jax.metrics.features import inception, vgg
 from ddgan_jax.reporting import tensorboard
-from tests.support import GOLDEN, ROOT, command_environment, golden
+from tests.support import GOLDEN, ROOT, command_environment, golden, hub_server
 from tests.support.commands import succeed
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -107,6 +107,7 @@ class Workspace:
     flag_values = dict(itertools.pairwise(words))
     recipe, name = flag_values.get('--config', ''), flag_values.get('--workdir', '').removeprefix('runs/')
     is_new = command in ('train', 'compare') or '--from_pytorch' in words or name.endswith('.safetensors')
+    is_new |= name.startswith('hf://')
     if name and not is_new:
       self.ensure_run(name)
     fields = {}
@@ -139,7 +140,10 @@ def split(words, separator):
 
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory):
-  return Workspace(tmp_path_factory.mktemp('docs'))
+  folder = tmp_path_factory.mktemp('docs')
+  with pytest.MonkeyPatch.context() as patch, hub_server.connected(patch, tmp_path_factory.mktemp('hub')) as server:
+    server.owners.add('OWNER')
+    yield Workspace(folder)
 
 
 @pytest.fixture
@@ -165,6 +169,8 @@ def test_every_python_block_runs(workspace, page, monkeypatch):
       workspace.ensure_run(name)
   if 'ema.safetensors' in page.read_text():
     workspace.ddgan('export', '--workdir', 'runs/digits', '--safetensors', 'ema.safetensors', '--out', 'x.stablehlo')
+  if 'hf://OWNER/NAME' in page.read_text():
+    workspace.ddgan('export', '--workdir', 'runs/digits', '--hub', 'OWNER/NAME')
   monkeypatch.chdir(workspace.folder)
   if 'import wandb' in page.read_text():  # not installed; the recipe becomes small, as in `Workspace.ddgan`
     load = recipes.load

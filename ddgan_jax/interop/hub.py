@@ -149,9 +149,10 @@ def _sentence(error: BaseException, what: str) -> str:
     return f'{what} refused access (403); {_LOGIN} with permission for it'
   if status is not None:
     return f'{what} answered with status {status}; try again later'
+  cached = ' and is not in the cache' if found(errors.LocalEntryNotFoundError) else ''
   if found(errors.OfflineModeIsEnabled):
-    return f'{what} is not in the cache and HF_HUB_OFFLINE is set; unset it to use the network'
-  if found(errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError):
-    return f'{what} cannot be reached, and is not in the cache; check the network'
+    return f'{what} cannot be reached{cached}: HF_HUB_OFFLINE is set; unset it to use the network'
+  if found(errors.HTTPError, ConnectionError) or cached:
+    return f'{what} cannot be reached{cached}; check the network'
   reason = str(error).strip().partition('\n')[0] or type(error).__name__
   return f'{what} cannot be used ({reason})'

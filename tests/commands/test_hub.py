@@ -68,15 +68,7 @@ def folder(workdir, tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-  """A running Hub, with a token for it and an empty cache, set in the constants that are read at import."""
-  monkeypatch.setenv('HF_TOKEN', hub_server.TOKEN)
-  monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
-  monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'no_token'))
-  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
-  with hub_server.running() as server:
-    monkeypatch.setattr(constants, 'ENDPOINT', server.url)
-    monkeypatch.setattr(
-        constants, 'HUGGINGFACE_CO_URL_TEMPLATE', server.url + '/{repo_id}/resolve/{revision}/{filename}')
+  with hub_server.connected(monkeypatch, tmp_path) as server:
     yield server
 
 
@@ -140,14 +132,17 @@ def test_the_cache_works_offline(workdir, folder, server, monkeypatch):
   for address in ('hf://me/digits', f'hf://me/digits@{first}'):
     np.testing.assert_array_equal(samples(ddgan_jax.load(address)), expected)
   message = error_of(ddgan_jax.load, 'hf://me/other')
-  assert message == 'hf://me/other cannot be reached, and is not in the cache; check the network'
+  assert message == 'hf://me/other cannot be reached and is not in the cache; check the network'
+  result = run_command(export.main, '--workdir', workdir, '--hub', 'me/digits')
+  assert result == (2, '', 'Error: the Hub cannot be reached; check the network\n')
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   np.testing.assert_array_equal(samples(ddgan_jax.load('hf://me/digits')), expected)
   message = error_of(ddgan_jax.load, 'hf://me/other')
-  assert message == 'hf://me/other is not in the cache and HF_HUB_OFFLINE is set; unset it to use the network'
+  assert message == (
+      'hf://me/other cannot be reached and is not in the cache: HF_HUB_OFFLINE is set; unset it to use the network')
   assert len(server.requests) == downloads
   result = run_command(export.main, '--workdir', workdir, '--hub', 'me/digits')
-  assert result.status == 2 and 'HF_HUB_OFFLINE is set; unset it' in result.err
+  assert result.status == 2 and 'Error: the Hub cannot be reached: HF_HUB_OFFLINE is set; unset it' in result.err
 
 
 def test_the_program_samples_from_the_hub(folder, tmp_path):

@@ -8,6 +8,8 @@ import json
 import re
 import threading
 
+from huggingface_hub import constants
+
 TOKEN = 'hf_aSecretOfTheTests'
 
 
@@ -92,14 +94,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   do_HEAD = do_POST = do_PUT = do_GET
 
-  def create(self, name, organization, type='model', visibility=None):
+  def create(self, name, organization, type='model', visibility=None, private=False):
     full = f'{organization}/{name}'
     url = {'url': f'{self.server.url}/{full}'}
     if organization not in self.server.owners:
       return self.answer({'error': f'{TOKEN} may not'}, 403)
     if full in self.server.repositories:
       return self.answer(url, 409)
-    self.server.repositories[full] = Repository(visibility == 'private')
+    self.server.repositories[full] = Repository(private or visibility == 'private')
     return self.answer(url)
 
   def serve(self, name, repository, parts, body):
@@ -162,3 +164,19 @@ def running():
       yield server
     finally:
       server.shutdown()
+
+
+@contextlib.contextmanager
+def connected(patch, folder):
+  """A running server, to which this process is logged in, with an empty cache in `folder`.
+
+  Sets the constants that huggingface_hub reads from the environment at import, by a `pytest.MonkeyPatch`.
+  """
+  patch.setenv('HF_TOKEN', TOKEN)
+  with running() as server:
+    for name, value in (
+        ('HF_HUB_DISABLE_XET', True), ('HF_TOKEN_PATH', str(folder / 'no_token')),
+        ('HF_HUB_CACHE', str(folder / 'cache')), ('ENDPOINT', server.url),
+        ('HUGGINGFACE_CO_URL_TEMPLATE', server.url + '/{repo_id}/resolve/{revision}/{filename}')):
+      patch.setattr(constants, name, value)
+    yield server
