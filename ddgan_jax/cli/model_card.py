@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +53,9 @@ def make(
   picture = [f'![Samples of the model]({PICTURE})', f'*{caption}*'] if caption else []
   return '\n\n'.join([
       _front_matter(config, licence),
-      f'# {method[0].upper()}{method[1:]}, {_what(config)}',
-      f'{article} {method} that samples {_what(config)} in {evaluations}, trained with ddgan_jax (JAX and Flax).',
+      f'# {method[0].upper()}{method[1:]} of {_subject(config)}',
+      f'{article} {method} that samples {_what(config)} in {evaluations}, trained with ddgan_jax (JAX and Flax) after '
+      '[Xiao et al., 2022](https://arxiv.org/abs/2112.07804).',
       *picture, '## Use', _usage(config, name), '## Model and training', _facts(run, num_images), '## Metrics',
       _metrics(config, measured), '## Limitations', _limitations(config, num_images), '## Citation', _CITATION,
       '## Licence', _licence(licence)]) + '\n'
@@ -69,6 +71,11 @@ def _front_matter(config: Config, licence: str | None) -> str:
   # JSON strings and lists are YAML.
   lines = [f'{name}: {json.dumps(value)}' for name, value in fields.items() if value]
   return '\n'.join(['---', *lines, '---'])
+
+
+def _subject(config: Config) -> str:
+  data = config.data
+  return os.path.splitext(data.path)[0] if data.name in FILE_SOURCES else data.name
 
 
 def _what(config: Config) -> str:
@@ -100,6 +107,8 @@ def _usage(config: Config, name: str) -> str:
   sample = f'images = run.sample(jax.random.key(0), 16{arguments}'
   sample += '' if config.data.condition_shape else f')  # [16, {shape}] float32'
   command = f'ddgan sample --workdir hf://{name} --num 16 --out samples.png'
+  if config.generator.num_classes:
+    command += ' --label all'
   if config.data.condition_shape:
     command += ' --condition condition.png'
   lines = ['import jax, ddgan_jax', '', f"run = ddgan_jax.load('hf://{name}')", sample]
@@ -125,44 +134,50 @@ def _facts(run: ddgan_jax.Run, num_images: int | None) -> str:
                                         if num_images else ''),
       'Training': f'{run.step:,} of {train.num_steps:,} steps, batch size {config.data.batch_size:,}, '
                   f'compute in {config.parallel.dtype}, seed {config.seed}',
-      'Labels': f'{generator.num_classes:,} classes' if generator.num_classes else 'none',
-      'Condition': f'`{config.data.condition}`' if config.data.condition_shape else 'none',
+      'Labels': f'{generator.num_classes:,} classes' if generator.num_classes else '',
+      'Condition': f'`{config.data.condition}`' if config.data.condition_shape else '',
       'Software': f'ddgan_jax {ddgan_jax.__version__}; `config.json` has all settings'}
-  return '\n'.join(['| | |', '|---|---|', *(f'| {name} | {_cell(value)} |' for name, value in rows.items())])
+  return '\n'.join(['| | |', '|---|---|', *(f'| {name} | {_cell(value)} |' for name, value in rows.items() if value)])
 
 
 def _metrics(config: Config, measured: Sequence[dict[str, Any]]) -> str:
   if not measured:
     return 'These weights have not been measured.'
-  lines = ['| metric | value | n | on real images | features | reference | sampling |', '|---|---|---|---|---|---|---|']
+  lines = []
   for report in measured:
-    reference = _reference(report.get('reference'), config)
-    if reference and report.get('n_reference'):
-      reference += f', n = {report["n_reference"]:,}'
-    sampling = f'{report["num_timesteps"]} steps, seed {report["seed"]}' + (', JPEG' if report.get('jpeg') else '')
+    conditions = [f'Sampled in {report["num_timesteps"]:,} steps with seed {report["seed"]}']
+    if reference := _reference(report.get('reference'), config):
+      count = report.get('n_reference')
+      conditions.append(f'reference: {reference}' + (f', n = {count:,}' if count else ''))
+    if report.get('jpeg'):
+      conditions.append('samples and reference compressed as JPEG')
+    if report.get('biased'):
+      conditions.append(f'biased, because n is below {MIN_SAMPLES:,}')
+    lines += [f'{"; ".join(conditions)}.', '', '| metric | value | n | of real images | features |',
+              '|---|---|---|---|---|']
     for name, entry in report['metrics'].items():
-      cells = [reports.title(name), reports.value_text(entry), f'{report["n"]:,}{"*" if report.get("biased") else ""}',
-               reports.real_text(entry), entry.get('features', ''), reference, sampling]
+      cells = [reports.title(name), reports.value_text(entry), f'{report["n"]:,}', reports.real_text(entry),
+               entry.get('features', '')]
       lines.append(f'| {" | ".join(_cell(" ".join(cell.split())) for cell in cells)} |')
-  if any(report.get('biased') for report in measured):
-    lines += ['', f'\\* Biased: fewer than {MIN_SAMPLES:,} samples.']
-  return '\n'.join(lines)
+    lines.append('')
+  return '\n'.join(lines[:-1])
 
 
 def _reference(name: str | None, config: Config) -> str:
   """The name of a reference without its folder."""
   if not name:
     return ''
-  is_tfds = config.data.name not in FILE_SOURCES and name.startswith(config.data.name)  # may contain a slash
-  return name if is_tfds else os.path.basename(name.rstrip('/'))
+  # The name of a TFDS set may contain a slash, and a split may follow.
+  is_data_set = re.fullmatch(rf'{re.escape(config.data.name)}( \(.*\))?', name)
+  return name if is_data_set else os.path.basename(name.rstrip('/'))
 
 
 def _limitations(config: Config, num_images: int | None) -> str:
   lines = ['- The samples reflect the training data, including their biases and gaps.']
   if not config.data.is_points:
     count = f'{num_images:,} images' if num_images else 'few images'
-    lines.append(f'- Memorisation was not tested: a model of {count} may reproduce some of them. Consider this before '
-                 'you publish samples if the images are personal or protected.')
+    lines.append(f'- Memorisation was not tested: a model of {count} may reproduce some of them, so do not assume that '
+                 'samples are new.')
   lines.append('- The repository has only the averaged (EMA) weights of the generator: training cannot be resumed from '
                'it.')
   return '\n'.join(lines)

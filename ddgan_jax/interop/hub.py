@@ -44,13 +44,14 @@ def _is_name(name: str) -> bool:
               and not re.search(r'--|\.\.|\.git$', name))
 
 
-def download(address: str, names: Sequence[str]) -> str:
+def download(address: str, names: Sequence[str], show_progress: bool) -> str:
   """Downloads these files of a repository, unless they are cached.
 
   Args:
     address: `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`; by default the newest revision or, without network, the
       newest that is cached.
     names: the files.
+    show_progress: whether to show progress bars on standard error.
 
   Returns:
     The folder in huggingface_hub's cache.
@@ -65,7 +66,7 @@ def download(address: str, names: Sequence[str]) -> str:
   try:
     folder = library.snapshot_download(
         name, revision=revision, allow_patterns=list(names), library_name='ddgan_jax',
-        library_version=ddgan_jax.__version__)
+        library_version=ddgan_jax.__version__, tqdm_class=None if show_progress else _silent(library))
   except Exception as error:  # of huggingface_hub and its HTTP client
     raise HubError(_sentence(error, address)) from error
   for file in names:
@@ -115,10 +116,20 @@ def upload(folder: str, name: str, private: bool, message: str) -> str:
   return str(url)
 
 
+def _silent(library: types.ModuleType) -> type:
+  """A class of progress bars that show nothing."""
+  class Silent(library.utils.tqdm):
+    def __init__(self, *args: Any, **kwargs: Any):
+      super().__init__(*args, **kwargs | {'disable': True})
+
+  return Silent
+
+
 def _library() -> types.ModuleType:
   try:
     import huggingface_hub
     import huggingface_hub.errors  # noqa: F401, a lazy submodule
+    import huggingface_hub.utils  # noqa: F401
   except ImportError as error:
     raise UserError('huggingface_hub is not installed; use pip install "ddgan_jax[hub]"') from error
   return huggingface_hub

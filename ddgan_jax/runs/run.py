@@ -218,7 +218,9 @@ def _folder(workdir: str, *names: str) -> str:
   from ddgan_jax.config import exported
   from ddgan_jax.interop import hub
 
-  return hub.download(workdir, names) if exported.is_on_hub(workdir) else workdir
+  if not exported.is_on_hub(workdir):
+    return workdir
+  return hub.download(workdir, names, show_progress=exported.WEIGHTS in names)
 
 
 def _path(workdir: str | os.PathLike) -> str:

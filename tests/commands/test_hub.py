@@ -200,9 +200,11 @@ def test_the_card_describes_the_run(folder):
       'license': 'cc-by-4.0', 'library_name': 'ddgan_jax', 'pipeline_tag': 'unconditional-image-generation',
       'tags': ['ddgan_jax', 'jax', 'flax', 'denoising-diffusion-gan', 'ddgan']}
   for expected in (
-      '# Denoising diffusion GAN, 8x8 grey images', 'in 2 evaluations of its generator', '11,440 parameters',
-      'CC BY 4.0', '1,498 images', '4 of 4 steps, batch size 32', '2, `vp` schedule, beta 0.1 to 20',
-      '| FID | 12.346 | 20,000 |  | FID Inception | held_out.npz, n = 1,498 | 2 steps, seed 0 |',
+      '# Denoising diffusion GAN of digits\n', 'samples 8x8 grey images', 'in 2 evaluations of its generator',
+      '11,440 parameters', 'CC BY 4.0', '1,498 images', '4 of 4 steps, batch size 32',
+      '2, `vp` schedule, beta 0.1 to 20',
+      'Sampled in 2 steps with seed 0; reference: held_out.npz, n = 1,498.',
+      '| FID | 12.346 | 20,000 |  | FID Inception |',
       '| modes found | 9 of 10 | 20,000 | reference: 10, n = 1,498 | classifier of the data |',
       'xiao2022tackling', 'The weights: `cc-by-4.0`', 'Memorisation was not tested'):
     assert expected in text, expected
