@@ -34,11 +34,12 @@ def write(folder: str, run: ddgan_jax.Run, name: str, licence: str | None, has_g
   Returns:
     Whether the card has metrics.
   """
-  measured = reports.of_generator(run.workdir, run.step, statistics.digest(run.params))
+  is_run = not exported.is_exported(run.workdir)
+  measured = reports.of_generator(run.workdir, run.step, statistics.digest(run.params)) if is_run else []
   run = dataclasses.replace(run, config=exported.without_paths(run.config))
   model_folder.write(folder, run.params, run.config, run.step)
-  caption = _write_picture(os.path.join(folder, model_card.PICTURE), run, has_grid)
-  card = model_card.make(run, name, licence, _num_images(run.workdir), measured, caption)
+  caption = _write_picture(os.path.join(folder, model_card.PICTURE), run, has_grid and is_run)
+  card = model_card.make(run, name, licence, _num_images(run.workdir) if is_run else None, measured, caption)
   with open(os.path.join(folder, 'README.md'), 'w', encoding='utf-8') as file:
     file.write(card)
   return bool(measured)

@@ -158,6 +158,8 @@ def _sentence(error: BaseException, what: str) -> str:
     return f'{what} refused the token (401); {_LOGIN} that is valid'
   if status == 403:
     return f'{what} refused access (403); {_LOGIN} with permission for it'
+  if status == 400:
+    return f'{what} refused the request (400); check the name and --license'
   if status is not None:
     return f'{what} answered with status {status}; try again later'
   cached = ' and is not in the cache' if found(errors.LocalEntryNotFoundError) else ''
@@ -165,5 +167,4 @@ def _sentence(error: BaseException, what: str) -> str:
     return f'{what} cannot be reached{cached}: HF_HUB_OFFLINE is set; unset it to use the network'
   if found(errors.HTTPError, ConnectionError) or cached:
     return f'{what} cannot be reached{cached}; check the network'
-  reason = str(error).strip().partition('\n')[0] or type(error).__name__
-  return f'{what} cannot be used ({reason})'
+  return f'{what} cannot be used ({getattr(error, "strerror", None) or type(error).__name__})'

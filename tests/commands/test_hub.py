@@ -257,7 +257,9 @@ def test_only_reading_commands_accept_the_hub(folder, server, tmp_path):
   Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'x.png')
   succeed(edit.main, '--workdir', address, '--task', 'variations', '--image', tmp_path / 'x.png', '--num', 1, '--out',
           tmp_path / 'y.png')
-  succeed(export.main, '--workdir', address, '--safetensors', tmp_path / 'x.safetensors')
+  output = succeed(export.main, '--workdir', address, '--safetensors', tmp_path / 'x.safetensors', '--folder',
+                   tmp_path / 'again')
+  assert f'{tmp_path}/again: the EMA of step 4 of {address}' in output
   np.testing.assert_array_equal(samples(ddgan_jax.load(tmp_path / 'x.safetensors')), samples(ddgan_jax.load(folder)))
   only_ema = 'an exported model with only the EMA parameters; use the workdir of a run'
   for main, *flags in (
@@ -323,6 +325,7 @@ def test_refusals_of_the_hub(workdir, folder, server, monkeypatch):
       'hf://me/secret@v2 has no such revision; use a branch, tag or commit of the repository')
   for status, text in (
       (401, 'refused the token (401); run `hf auth login` or set HF_TOKEN'),
+      (400, 'refused the request (400); check the name and --license'),
       (403, 'refused access (403); run `hf auth login` or set HF_TOKEN'),
       (500, 'answered with status 500; try again later')):
     server.refusal = status
