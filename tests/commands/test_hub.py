@@ -17,9 +17,9 @@ from PIL import Image
 
 import ddgan_jax
 from ddgan_jax import config as config_lib
-from ddgan_jax import convert, edit, evaluate, export, sample
+from ddgan_jax import convert, edit, evaluate, export, sample, train_state
 from ddgan_jax import main as train
-from ddgan_jax.cli import image_output, model_card
+from ddgan_jax.cli import image_output, model_card, model_output
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.config import ConfigError, UserError, exported
 from ddgan_jax.interop import hub as hub_lib
@@ -27,6 +27,7 @@ from ddgan_jax.metrics import reports, statistics
 from ddgan_jax.reporting import tensorboard
 from ddgan_jax.runs.checkpoints import CheckpointError
 from ddgan_jax.training import loop
+from tests.objectives.test_ablations import random_params
 from tests.support import command_environment, hub_server, programs, quick_config_dict
 from tests.support.commands import run_command, succeed
 
@@ -228,6 +229,30 @@ def test_an_exported_model_is_exported_again(folder, tmp_path):
   assert 'have not been measured' in card and 'No licence of the weights is stated' in card and 'license:' not in card
   assert Image.open(tmp_path / 'x' / 'samples.png').size == (402, 402)
   np.testing.assert_array_equal(samples(ddgan_jax.load(tmp_path / 'x')), samples(ddgan_jax.load(folder)))
+
+
+def untrained(tmp_path, **fields):
+  """A run with random parameters, without a workdir, and an empty folder."""
+  raw = quick_config_dict(**fields.pop('data', {}))
+  config = config_lib.from_config_dict(raw | {'generator': raw['generator'] | fields})
+  params = random_params(train_state.abstract_state(config, None).ema_params)
+  (tmp_path / 'x').mkdir()
+  return ddgan_jax.Run(*train_state.make_sampler(config, params), config, 0, params), tmp_path / 'x'
+
+
+def test_the_picture_of_a_run_with_labels_has_a_row_for_each(tmp_path):
+  run, folder = untrained(tmp_path, num_classes=10, label_dropout=0.0)
+  model_output.write(str(folder), run, 'me/x', None, has_grid=True)
+  assert Image.open(folder / 'samples.png').size == (6 * 50 + 2, 11 * 50 + 2)  # 64 = 10 * 6 + 4
+  assert 'not selected; one row per class' in (folder / 'README.md').read_text()
+
+
+def test_no_picture_shows_training_images(tmp_path):
+  """The grids of a run with data.condition have conditions and true images."""
+  run, folder = untrained(tmp_path, data={'condition': 'lowres:2'})
+  model_output.write(str(folder), run, 'me/x', None, has_grid=True)
+  assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
+  assert 'samples.png)' not in (folder / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('fields, expected', [
