@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import Config, ConfigError, UserError
+from ddgan_jax.config import Config, ConfigError, UserError, exported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +41,8 @@ def _convert(args: types.SimpleNamespace) -> None:
     raise ConfigError('--from_pytorch and --to_pytorch: use exactly one of them')
   if args.workdir is None:
     raise ConfigError(f'--workdir is required; use {"a new folder" if args.from_pytorch else "the folder of the run"}')
+  if args.from_pytorch or args.resume_file:
+    exported.check_workdir(args.workdir)
   if args.from_pytorch:
     _read(args)
   else:

@@ -25,7 +25,7 @@ from typing import Any
 import ddgan_jax
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import ConfigError, checks
+from ddgan_jax.config import ConfigError, checks, exported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,8 @@ def _define_flags(define: options.Definer) -> None:
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
   define.boolean('jpeg', False, 'Compress both image sets as JPEG (quality 75), as the original does with its samples.')
-  define.string('out', None, 'JSON file; by default evaluation_<step>.json in the workdir; _2, … for other conditions.')
+  define.string('out', None, 'JSON file; by default evaluation_<step>.json in the workdir of a run; _2, … for other '
+                'conditions.')
   define.string('inception', None, 'File of the FID Inception weights; by default, downloaded and cached.')
   define.string('vgg16', None, 'File of the VGG16 weights; by default, downloaded and cached.')
   define.string('dinov2', None, 'File of the DINOv2 weights; by default, downloaded and cached.')
@@ -204,6 +205,9 @@ def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Call
   if args.out:
     from etils import epath
     epath.Path(args.out).write_text(json.dumps(report, indent=2) + '\n')
+  elif exported.is_exported(args.workdir):
+    log('Not saved; use --out to write JSON.')
+    return
   log(f'As JSON: {args.out or reports.save(args.workdir, report)}')
 
 
@@ -231,6 +235,9 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   config = config_lib.from_config_dict(args.config.fields) if args.config else None
   if args.statistics and not config:
     raise ConfigError('--statistics requires --config, the recipe of the data')
+  if args.workdir and not config and exported.is_exported(args.workdir) and not exported.is_file(args.workdir):
+    # The config may be from a stranger, so it does not decide which data are read.
+    raise ConfigError(f'--config is required with --workdir {args.workdir}; use the recipe of the data')
   of_run = ddgan_jax.load_config(args.workdir) if args.workdir else None
   if of_conditions and not (of_run and of_run.data.condition_shape):
     raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')

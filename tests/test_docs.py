@@ -7,14 +7,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ddgan_jax.cli import ddgan
+from ddgan_jax.config import recipes
 from ddgan_jax.metrics.features import dinov2, inception, vgg
-from tests.support import GOLDEN, ROOT, command_environment, golden
+from ddgan_jax.reporting import tensorboard
+from tests.support import GOLDEN, ROOT, command_environment, golden, hub_server
 from tests.support.commands import succeed
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -41,6 +44,12 @@ def flags(fields):
   """`--config.FIELD=VALUE` for each field."""
   text = lambda value: ''.join(f'{item},' for item in value) if isinstance(value, list) else value
   return [f'--config.{field}={text(value)}' for field, value in fields.items()]
+
+
+def with_fields(recipe, fields):
+  """A recipe with these fields."""
+  recipe.update_from_flattened_dict(fields)
+  return recipe
 
 
 class Workspace:
@@ -98,6 +107,7 @@ class Workspace:
     flag_values = dict(itertools.pairwise(words))
     recipe, name = flag_values.get('--config', ''), flag_values.get('--workdir', '').removeprefix('runs/')
     is_new = command in ('train', 'compare') or '--from_pytorch' in words or name.endswith('.safetensors')
+    is_new |= name.startswith('hf://')
     if name and not is_new:
       self.ensure_run(name)
     fields = {}
@@ -130,7 +140,10 @@ def split(words, separator):
 
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory):
-  return Workspace(tmp_path_factory.mktemp('docs'))
+  folder = tmp_path_factory.mktemp('docs')
+  with pytest.MonkeyPatch.context() as patch, hub_server.connected(patch, tmp_path_factory.mktemp('hub')) as server:
+    server.owners.add('OWNER')
+    yield Workspace(folder)
 
 
 @pytest.fixture
@@ -158,9 +171,19 @@ def test_every_python_block_runs(workspace, page, monkeypatch):
       workspace.ensure_run(name)
   if 'ema.safetensors' in page.read_text():
     workspace.ddgan('export', '--workdir', 'runs/digits', '--safetensors', 'ema.safetensors', '--out', 'x.stablehlo')
+  if 'hf://OWNER/NAME' in page.read_text():
+    workspace.ddgan('export', '--workdir', 'runs/digits', '--hub', 'OWNER/NAME')
   monkeypatch.chdir(workspace.folder)
+  if 'import wandb' in page.read_text():  # not installed; the recipe becomes small, as in `Workspace.ddgan`
+    load = recipes.load
+    monkeypatch.setattr(recipes, 'load', lambda spec: with_fields(load(spec), SMALL | {'data.batch_size': 32}))
+    monkeypatch.setitem(sys.modules, 'wandb', wandb := mock.Mock())
+    monkeypatch.setattr(tensorboard, '_open_writer', lambda workdir: None)  # TensorFlow imports slowly
   for block in blocks(page, 'python'):
     exec(compile(block, page.name, 'exec'), {})
+  if 'import wandb' in page.read_text():
+    run = wandb.init.return_value
+    assert run.log.call_count >= 2 and run.config.update.called and run.finish.call_count == 1
 
 
 def test_every_link_has_a_target():

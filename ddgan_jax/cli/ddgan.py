@@ -20,7 +20,7 @@ COMMANDS = {
     'compare': ('compare.__main__', 'train several methods on the same data and compare them'),
     'benchmark': ('benchmark.__main__', 'measure the speed of training and sampling on this machine'),
     'convert': ('convert', "import and export checkpoints of the PyTorch original"),
-    'export': ('export', 'export a run as StableHLO or safetensors'),
+    'export': ('export', 'export a run as StableHLO or safetensors, or to the Hub'),
 }
 
 

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ddgan_jax import config as config_lib
-from ddgan_jax.config import ConfigError, UserError, recipes, resuming
+from ddgan_jax.config import ConfigError, UserError, exported, recipes, resuming
 from ddgan_jax.parallel import processes
 
 HELP = ('-h', '-help', '--help', '--helpshort', '--helpfull')
@@ -129,6 +129,8 @@ def _recipe(values: flags.FlagValues, argv: list[str], resumes: bool) -> tuple[R
   spec, rest = _take(argv, 'config')
   overrides = re.findall(r'^--?(?:no)?config\.([^=\s]+)', '\n'.join(rest), re.MULTILINE)
   workdir = _take(rest, 'workdir')[0] if resumes else None
+  if workdir:
+    exported.check_workdir(workdir)
   if spec is not None:
     name, fields = _load(spec)
   elif workdir and (stored := resuming.stored_config(workdir)) is not None:

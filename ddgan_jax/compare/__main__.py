@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import ConfigError, UserError, checks
+from ddgan_jax.config import ConfigError, UserError, checks, exported
 
 _QUICK_STEPS, _QUICK_NUM, _QUICK_METHODS = 3000, 1000, ['gan', 'ddpm', 'ddgan_4']
 
@@ -65,6 +65,8 @@ def _compare(args: types.SimpleNamespace) -> None:
   base = dataclasses.replace(base, eval=dataclasses.replace(base.eval, num=num, force=True))
   workdir = args.workdir
   is_default = workdir is None
+  if workdir:
+    exported.check_workdir(workdir)
   if is_default:
     # A separate folder, because the learning rates of a quick run have decayed and a long run must not resume it.
     quick = '_quick' if args.quick else ''

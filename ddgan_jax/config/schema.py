@@ -483,7 +483,7 @@ def from_json(text: str, name: str = 'config') -> Config:
     if not isinstance(raw, dict):
       raise ConfigError('not an object with sections')
     return from_config_dict(raw)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ConfigError(f'{name} is not a config of this version of ddgan_jax ({error})') from error
 
 

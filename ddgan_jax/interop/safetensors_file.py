@@ -35,11 +35,18 @@ def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> No
     raise UserError(f'{path} cannot be written ({getattr(error, "strerror", None) or error})') from error
 
 
-def read(path: str | os.PathLike) -> tuple[Any, Config, int]:
-  """Reads (nested dict of numpy arrays, config, step) from a file of `write`. Raises UserError for another file."""
+def read(path: str | os.PathLike, name: str = '') -> tuple[Any, Config, int]:
+  """Reads (nested dict of numpy arrays, config, step) from a file of `write`; `name` replaces the path in messages.
+
+  Raises UserError for another file.
+  """
   path = os.fspath(path)
-  metadata, tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+  metadata, tensors = _read(
+      path, lambda file: {tensor: file.get_tensor(tensor) for tensor in file.keys()}, name)  # noqa: SIM118
+  path = name or path
   config = config_lib.from_json(metadata['config'], path)
+  if not metadata['step'].isdecimal():
+    raise UserError(f'{path} has the step {metadata["step"]!r} in its metadata; use a file of ddgan export')
 
   def take(keys, shape):
     tensor = tensors.get(_name(keys))
@@ -59,13 +66,15 @@ def read_config(path: str | os.PathLike) -> Config:
   return config_lib.from_json(metadata['config'], path)
 
 
-def _read(path: str, take: Callable[[Any], Any]) -> tuple[dict[str, str], Any]:
+def _read(path: str, take: Callable[[Any], Any], name: str = '') -> tuple[dict[str, str], Any]:
   """Returns the metadata, and `take(file)` for the open file."""
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       metadata, taken = file.metadata() or {}, take(file)
   except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f'{path} cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
+    raise UserError(
+        f'{name or path} cannot be read as safetensors ({getattr(error, "strerror", None) or error})') from error
+  path = name or path
   if metadata.get('format') != 'ddgan_jax' or not {'config', 'step'} <= set(metadata):
     raise UserError(f'{path} has no config of ddgan_jax in its metadata; use a file of ddgan export --safetensors')
   return metadata, taken

@@ -77,6 +77,42 @@ def _number(value: float) -> str:
   return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
 
 
+def value_text(entry: dict[str, Any]) -> str:
+  """Formats the value of one metric, with its deviation, splits and maximum."""
+  text = _number(entry['value'])
+  if 'deviation' in entry:
+    text += f' ± {entry["deviation"]:.2g}'
+  if 'splits' in entry:
+    text += f'  (splits: {entry["splits"]})'
+  if 'out_of' in entry:
+    text += f' of {entry["out_of"]:,}'
+  return text
+
+
+def real_text(entry: dict[str, Any]) -> str:
+  """Formats the value of real images, or the number of those that were compared; '' if there is neither."""
+  if 'of_reference' in entry:
+    return f'reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,}'
+  if 'n_reference' in entry:
+    return f'reference: n = {entry["n_reference"]:,}'
+  if 'of_classifier' in entry:
+    return f'held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,}'
+  return ''
+
+
+def title(name: str) -> str:
+  """The name of a metric in tables."""
+  return _NAMES.get(name, name)
+
+
+def of_generator(workdir: str, step: int, generator_digest: str) -> list[dict[str, Any]]:
+  """The reports of `save` in a workdir that measured these parameters, in the order of their files."""
+  folder = epath.Path(workdir)
+  paths = folder.glob(f'evaluation_{step:08d}*.json') if folder.is_dir() else ()
+  found = [_read(path) for path in sorted(paths, key=lambda path: (len(path.name), path.name))]
+  return [report for report in found if report and report.get('generator_digest') == generator_digest]
+
+
 def table(report: dict[str, Any]) -> str:
   """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
@@ -84,19 +120,9 @@ def table(report: dict[str, Any]) -> str:
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
   width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
   for name, entry in report['metrics'].items():
-    text = _number(entry['value'])
-    if 'deviation' in entry:
-      text += f' ± {entry["deviation"]:.2g}'
-    if 'splits' in entry:
-      text += f'  (splits: {entry["splits"]})'
-    if 'out_of' in entry:
-      text += f' of {entry["out_of"]:,}'
-    if 'of_reference' in entry:
-      text += f'  (reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,})'
-    elif 'n_reference' in entry:
-      text += f'  (reference: n = {entry["n_reference"]:,})'
-    if 'of_classifier' in entry:
-      text += f'  (held-out real images: {entry["of_classifier"]:.5g}, n = {entry["n_classifier"]:,})'
+    text = value_text(entry)
+    if real := real_text(entry):
+      text += f'  ({real})'
     lines.append(f'  {_NAMES.get(name, name):{width}s} {text}   [{entry["features"]}]')
   if report['biased']:
     lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')

@@ -1,11 +1,15 @@
-"""TensorBoard: scalars and images written by CLU, one HParams session per run, and traces for its profiler."""
+"""TensorBoard: scalars and images written by CLU, one HParams session per run, and traces for its profiler.
+
+Other loggers receive the same through CLU's writer interface; see `EventWriter`.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,22 +39,31 @@ def tag(name: str) -> str:
 
 
 class EventWriter:
-  """Writes scalars, images and hyperparameters for TensorBoard from a background thread.
+  """Writes scalars, images and hyperparameters for TensorBoard, and to other writers, from a background thread.
 
   CLU's writer needs TensorFlow, which takes seconds to import; the thread imports it while the run compiles. Without
-  TensorFlow, or unless `is_main`, nothing is written. If events cannot be written, the run continues without them and
-  says so once.
+  TensorFlow, or unless `is_main`, no events are written. If a writer fails, the run and the other writers continue, and
+  `flush` says so.
+
+  Args:
+    workdir: the run's folder.
+    is_main: whether this is process 0, which writes.
+    writers: functions of the workdir that open further writers, on process 0 only. A writer has the methods
+      `write_scalars(step, scalars)`, `write_images(step, images)`, `write_hparams(hparams)`, `flush()` and `close()` of
+      `clu.metric_writers.MetricWriter`; all are called from one thread. Scalars have the names of `tag`, an image is
+      [1, H, W, C] uint8, and hyperparameters are the config's fields, such as `optim.lr_g`.
   """
 
-  def __init__(self, workdir: str, is_main: bool = True):
+  def __init__(self, workdir: str, is_main: bool = True, writers: Sequence[Callable[[str], Any]] = ()):
     self._workdir = workdir
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._writer = self._thread.submit(_open_writer, workdir) if is_main else None
-    self._error: Exception | None = None
+    openers = (_open_writer, *writers) if is_main else ()
+    self._outputs = [_Output(i == 0, self._thread.submit(opener, workdir)) for i, opener in enumerate(openers)]
 
   def hparams(self, hparams: Mapping[str, Any]) -> None:
     """Writes the run's HParams session, replacing that of an earlier start."""
-    self._submit(lambda writer: _write_hparams(self._workdir, hparams))
+    self._submit(lambda writer: writer.write_hparams(dict(hparams)),
+                 for_tensorboard=lambda writer: _write_hparams(self._workdir, hparams))
 
   def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes metrics under their `tag`; keys are the names from the training step."""
@@ -62,26 +75,49 @@ class EventWriter:
     self._submit(lambda writer: writer.write_images(step, {name: image[None]}))
 
   def flush(self, log: Callable[[str], None] = print) -> None:
-    """Waits until everything is on disk; if it cannot be written, passes `log` a sentence that says why."""
+    """Waits until everything is written; if a writer has failed, passes `log` a sentence that says why."""
     self._submit(lambda writer: writer.flush()).result()
-    if self._error is not None:
-      reason = str(self._error).strip().partition('\n')[0][:200] or type(self._error).__name__
-      log(f'TensorBoard events could not be written ({reason}); the run itself is not affected.')
+    for output in self._outputs:
+      if output.error is not None:
+        reason = str(output.error).strip().partition('\n')[0][:200] or type(output.error).__name__
+        log(f'{output.name} could not be written ({reason}); the run itself is not affected.')
 
   def close(self) -> None:
-    """Closes the file and stops the thread."""
+    """Closes all writers and stops the thread."""
     self._submit(lambda writer: writer.close())
     self._thread.shutdown()
 
-  def _submit(self, write: Callable[[Any], None]) -> concurrent.futures.Future:
-    return self._thread.submit(self._write, write)
+  def _submit(
+      self, write: Callable[[Any], None], for_tensorboard: Callable[[Any], None] | None = None
+  ) -> concurrent.futures.Future:
+    def write_all():
+      for output in self._outputs:
+        output.write(for_tensorboard if output.is_tensorboard and for_tensorboard else write)
 
-  def _write(self, write: Callable[[Any], None]) -> None:
+    return self._thread.submit(write_all)
+
+
+@dataclasses.dataclass
+class _Output:
+  """One writer, which may not be open yet, and its first error."""
+
+  is_tensorboard: bool
+  writer: concurrent.futures.Future
+  error: Exception | None = None
+
+  @property
+  def name(self) -> str:
+    if self.is_tensorboard:
+      return 'TensorBoard events'
+    opened = self.writer.exception() is None
+    return f'The events of {type(self.writer.result()).__name__}' if opened else 'The events of a writer'
+
+  def write(self, write: Callable[[Any], None]) -> None:
     try:
-      if self._writer and (writer := self._writer.result()):
+      if (writer := self.writer.result()) is not None:
         write(writer)
-    except Exception as error:  # TensorFlow has its own error types
-      self._error = self._error or error
+    except Exception as error:  # each library has its own errors
+      self.error = self.error or error
 
 
 def _open_writer(workdir: str):

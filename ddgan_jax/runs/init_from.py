@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ddgan_jax import objectives
-from ddgan_jax.config import Config, ConfigError, DiscriminatorConfig, GeneratorConfig, UserError
+from ddgan_jax.config import Config, ConfigError, DiscriminatorConfig, GeneratorConfig, UserError, exported
 from ddgan_jax.runs import run
 from ddgan_jax.runs.checkpoints import Checkpoints
 from ddgan_jax.train_state import TrainState
@@ -24,8 +24,8 @@ def check(config: Config) -> None:
   path = os.path.expanduser(config.train.init_from)
   if not path:
     return
-  if path.endswith('.safetensors'):
-    raise ConfigError(f'train.init_from is {path!r}; use the workdir of a run instead of an exported file')
+  if exported.is_exported(path):
+    raise ConfigError(f'train.init_from is {path!r}; use the workdir of a run instead of an exported model')
   try:
     other = run.load_config(path)
   except UserError as error:

@@ -32,7 +32,7 @@ class Run:
     step: number of training steps of the parameters.
     params: the EMA parameters.
     label: the class label of `generator_fn`; None for no label.
-    workdir: the folder or file that the run was loaded from, or ''.
+    workdir: the folder, file or Hub address that the run was loaded from, or ''.
   """
 
   generator_fn: GeneratorFn
@@ -107,17 +107,22 @@ class Run:
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-  """Reads the `config.Config` of a run from its folder or exported `.safetensors` file. Raises config.UserError."""
+  """Reads the `config.Config` of a run from its folder or an exported model, as in `load`. Raises config.UserError."""
   from etils import epath
 
   from ddgan_jax import config as config_lib
+  from ddgan_jax.config import exported
   from ddgan_jax.runs.checkpoints import CheckpointError
 
   workdir = _path(workdir)
-  if workdir.endswith('.safetensors'):
+  if exported.is_file(workdir):
     from ddgan_jax.interop import safetensors_file
 
     return safetensors_file.read_config(workdir)
+  if exported.is_exported(workdir):
+    from ddgan_jax.interop import model_folder
+
+    return model_folder.read_config(_folder(workdir, exported.CONFIG), workdir)
   file = epath.Path(workdir) / 'config.json'
   if not file.exists():
     raise CheckpointError(f'{workdir}: has no config.json; use the workdir of a run')
@@ -130,7 +135,8 @@ def load(
   """Loads the EMA generator of a run, ready for `Run.sample` and `sampling.sample`.
 
   Args:
-    workdir: the run's folder, or a `.safetensors` file written by `ddgan export`.
+    workdir: the run's folder; a `.safetensors` file or a folder written by `ddgan export`; or `hf://OWNER/NAME` or
+      `hf://OWNER/NAME@REVISION`, a model on the Hugging Face Hub (needs huggingface_hub), which is cached.
     step: the checkpoint to load; by default the newest good one (each damaged one prints a warning). With `sigma_rel`,
       any step in ema_profiles/.
     num_timesteps: sampling steps, by default those of the run; fewer for the methods gaussian, ufogen and siddm.
@@ -152,6 +158,7 @@ def load(
   import jax
 
   from ddgan_jax import train_state
+  from ddgan_jax.config import exported
   from ddgan_jax.runs import ema_snapshots
   from ddgan_jax.runs.checkpoints import CheckpointError, Checkpoints
 
@@ -164,20 +171,19 @@ def load(
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   checks.instance('sharding', sharding, jax.sharding.Sharding)
-  if workdir.endswith('.safetensors'):
-    from ddgan_jax.interop import safetensors_file
-
-    params, config, saved_step = safetensors_file.read(workdir)
+  is_exported = exported.is_exported(workdir)
+  if is_exported and sigma_rel is not None:
+    raise CheckpointError(f'sigma_rel is {sigma_rel}; use it with the workdir of a run, not with an exported model')
+  config = load_config(workdir)
+  train_state.make_sampler(config, None, num_timesteps, label)  # raises before anything is read
+  if is_exported:
+    params, config, saved_step = _read_exported(workdir)
     if step not in (None, saved_step):
       raise CheckpointError(f'step is {step}; use {saved_step}, the only step in {workdir}')
-    if sigma_rel is not None:
-      raise CheckpointError(f'sigma_rel is {sigma_rel}; use it with the workdir of a run, not with an exported file')
     params = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), params)
     sampler = train_state.make_sampler(config, params, num_timesteps, label)
     return Run(*sampler, config, saved_step, params, label, workdir)
 
-  config = load_config(workdir)
-  train_state.make_sampler(config, None, num_timesteps, label)  # raises before anything is read
   target = train_state.abstract_state(config, sharding).ema_params
   if sigma_rel is not None:
     params, step = ema_snapshots.reconstruct(workdir, target, step, sigma_rel)
@@ -195,6 +201,26 @@ def load(
     params = checkpoints.restore_ema(target, step)
   sampler = train_state.make_sampler(config, params, num_timesteps, label)
   return Run(*sampler, config, step, params, label, workdir)
+
+
+def _read_exported(workdir: str) -> tuple[Any, Config, int]:
+  """The EMA parameters, config and step of an exported model."""
+  from ddgan_jax.config import exported
+  from ddgan_jax.interop import model_folder, safetensors_file
+
+  if exported.is_file(workdir):
+    return safetensors_file.read(workdir)
+  return model_folder.read(_folder(workdir, exported.CONFIG, exported.WEIGHTS), workdir)
+
+
+def _folder(workdir: str, *names: str) -> str:
+  """The local folder of an exported model; downloads these files if it is on the Hub."""
+  from ddgan_jax.config import exported
+  from ddgan_jax.interop import hub
+
+  if not exported.is_on_hub(workdir):
+    return workdir
+  return hub.download(workdir, names, show_progress=exported.WEIGHTS in names)
 
 
 def _path(workdir: str | os.PathLike) -> str:

@@ -6,6 +6,8 @@ The same call starts a run, resumes it, or reports that it has finished.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -21,7 +23,8 @@ from ddgan_jax.training.rollback import ADVICE, Diverged
 from ddgan_jax.training.session import Session
 
 
-def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = True) -> bool:
+def train_and_evaluate(
+    config: Config, workdir: str, allow_other_data: bool = True, writers: Sequence[Callable[[str], Any]] = ()) -> bool:
   """Trains until `train.num_steps`, a signal, or an error; resumes from the newest good checkpoint of `workdir`.
 
   Process 0 writes config.json, parameters.txt, data.png and data.json (the training data), checkpoints/, TensorBoard
@@ -31,6 +34,9 @@ def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = Tr
     config: the checked config.
     workdir: the run's folder, created if needed; the same for all processes.
     allow_other_data: whether the run may resume with other data than it started with.
+    writers: functions of the workdir that open further loggers with the interface of CLU's writers, such as a class for
+      W&B; see `tensorboard.EventWriter`. Process 0 opens them when training begins and closes them at its end, also
+      after an error.
 
   Returns:
     Whether the run has finished; False after a signal.
@@ -38,7 +44,7 @@ def train_and_evaluate(config: Config, workdir: str, allow_other_data: bool = Tr
   Raises:
     UserError: config, data, workdir or checkpoint cannot be used, or the losses are not finite.
   """
-  session = Session(config, workdir, allow_other_data)
+  session = Session(config, workdir, allow_other_data, writers)
   if session.is_finished():
     return True
   with session:

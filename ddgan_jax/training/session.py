@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -49,17 +50,20 @@ class Session:
     source: the data; set by `with session:`.
     skipped: the skipped batches; set by `restore`.
     stop: the signal handler; set by `listen_for_signals`.
-    writer, profile: TensorBoard events and profile; set by `start_reporting`.
+    writer, profile: the events, for TensorBoard and other writers, and the profile; set by `start_reporting`.
 
   Raises:
     UserError: config, workdir or data cannot be used or differ between processes, or the run started with other data
       and `allow_other_data` is False.
   """
 
-  def __init__(self, config: Config, workdir: str, allow_other_data: bool = True):
+  def __init__(
+      self, config: Config, workdir: str, allow_other_data: bool = True,
+      writers: Sequence[Callable[[str], Any]] = ()):
     self.started = time.perf_counter()
     self.config = config
     self.workdir = workdir
+    self._writers = writers
     self.is_main = jax.process_index() == 0
     consensus.check_same('the config', _digest(config))
     config_lib.check_devices(config, jax.device_count())
@@ -140,12 +144,12 @@ class Session:
     self.stop = self._exits.enter_context(consensus.Stop())
 
   def start_reporting(self, first_step: int) -> None:
-    """Opens the TensorBoard event file and schedules the profile of a run that trains from `first_step` on.
+    """Opens the event file and the other writers, and schedules the profile of a run that trains from `first_step` on.
 
     Call it after the first program is compiled: the import of TensorFlow would slow down the compilation.
     """
     train, several = self.config.train, self.config.train.steps_per_call
-    self.writer = tensorboard.EventWriter(self.workdir, self.is_main)
+    self.writer = tensorboard.EventWriter(self.workdir, self.is_main, self._writers)
     self._exits.callback(self.writer.close)
     self.writer.hparams(config_lib.flatten(self.config))
     warmup = max(10, self.config.optim.lazy_reg + 1)  # by then both programs have run

@@ -200,7 +200,7 @@ def test_invalid_safetensors_are_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--out and --safetensors: use at least one of them'),
+    ([], '--out, --safetensors, --folder and --hub: use at least one of them'),
     (['--out', 'x', '--platforms', 'cpu,gpu'], '--platforms is cpu,gpu; use some of cpu,cuda,tpu'),
 ])
 def test_errors_are_one_sentence(workdir, flags, message):

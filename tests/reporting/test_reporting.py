@@ -156,3 +156,27 @@ def test_a_resumed_run_is_one_session_with_its_current_fields(tmp_path):
   tags = {tag for tag in events.Tags()['tensors'] if not tag.startswith('_hparams_/')}
   assert tags == {'loss/d', 'loss/d_real', 'loss/r1', 'lr/g', 'eval/fid'}
   assert [event.step for event in events.Tensors('loss/d')] == [0, 10]
+
+
+def test_writers_of_clu_are_accepted(tmp_path):
+  """CLU's `MultiWriter` around another writer receives what TensorBoard does."""
+  from clu import metric_writers
+
+  class Recorder(metric_writers.MultiWriter):
+    def __init__(self):
+      super().__init__([])
+      self.calls = []
+
+    def write_scalars(self, step, scalars):
+      self.calls.append((step, scalars))
+      super().write_scalars(step, scalars)
+
+  recorder = Recorder()
+  writer = tensorboard.EventWriter(str(tmp_path), writers=[lambda workdir: metric_writers.MultiWriter([recorder])])
+  writer.hparams({'optim.lr_g': 0.5, 'generator.ch_mult': (1, 2)})
+  writer.scalars(3, {'loss_d': 1.0})
+  writer.image(3, 'samples', np.zeros((4, 4, 1), np.uint8))
+  messages = []
+  writer.flush(messages.append)
+  writer.close()
+  assert not messages and recorder.calls == [(3, {'loss/d': 1.0})]
