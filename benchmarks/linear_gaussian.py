@@ -10,6 +10,10 @@ A condition c is a smooth field of 8x8 values, an image has two channels of floa
 so the mean of x given c is linear in c, and the standard deviations are 3 and 2.5, with a correlation of 0.6. The
 table compares 1,000 samples of each of ten new conditions with them. Prints it after the training; the same command
 resumes, and measures again.
+
+Result (2026-11-27, one shared CPU core, 40 minutes, one seed): standard deviations 1.03 and 1.04 times the closed form
+on average (0.92 to 1.12 for single conditions), correlation 0.64; the mean is wrong by 0.30 and 0.24 RMS, which is 1.5%
+and 1.2% of its value but 20% and 22% of its variation with c (sampling error: 0.09 and 0.08).
 """
 
 import argparse

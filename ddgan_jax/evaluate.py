@@ -25,7 +25,7 @@ from typing import Any
 import ddgan_jax
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
-from ddgan_jax.config import ConfigError, checks, exported
+from ddgan_jax.config import ConfigError, checks, exported, protocols
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +41,12 @@ def _define_flags(define: options.Definer) -> None:
   define.list('metrics', None, f'Some of {", ".join(checks.METRICS)}, or of '
               f'{", ".join(checks.CONDITION_METRICS)}; by default, those of the config; fid with --statistics.')
   define.string('reference', None, 'Reference images, or an .npz or .npy with mu and sigma; by default, the data.')
-  define.integer('num', 50_000, 'Maximum number of images; for psnr, ssim, diversity and consistency, of conditions.',
-                 lower_bound=2)
+  define.enum('protocol', None, sorted(protocols.PROTOCOLS), 'Settings of a paper, which replace and fix these flags; '
+              'see docs/evaluation.md.')
+  define.integer('num', None, 'Maximum number of images, by default 50,000; for psnr, ssim, diversity and consistency, '
+                 'of conditions.', lower_bound=2)
   define.integer('seed', 0, 'Seed of the noise.', lower_bound=0, upper_bound=2**32 - 1)
+  define.integer('seeds', None, 'Measure samples of this number of seeds, from --seed on; by default 1.', lower_bound=1)
   define.integer('step', None, 'Step of the checkpoint; by default the newest.')
   define.integer(
       'num_timesteps', None, 'Number of sampling steps, a divisor of T; for the methods gaussian, ufogen and siddm.',
@@ -52,7 +55,7 @@ def _define_flags(define: options.Definer) -> None:
       'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
   define.integer(
       'samples_per_condition', 8, 'Samples of each condition, for psnr, ssim, diversity, consistency.', lower_bound=1)
-  define.integer('splits', 10, 'Splits of the Inception score; 10 is usual, the paper uses 1.', lower_bound=1)
+  define.integer('splits', None, 'Splits of the Inception score, by default 10; the paper uses 1.', lower_bound=1)
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
   define.boolean('jpeg', False, 'Compress both image sets as JPEG (quality 75), as the original does with its samples.')
@@ -82,13 +85,13 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   if set(metrics) <= set(checks.CONDITION_METRICS):
     _evaluate_conditions(args, config, metrics, mesh, log)
     return
-  run, images = _load_images(args, config, mesh, log)
+  run, images_of = _load_images(args, config, mesh, log)
   if 'label_accuracy' in metrics:
-    evaluator.check_label_accuracy(images)
+    evaluator.check_label_accuracy(images_of(args.seed))
   if config and config.data.is_points:
     if not run or metrics != ('modes',) or args.jpeg or args.reference:
       raise ConfigError(f'data.name is {config.data.name!r}; use --workdir DIR --metrics modes for points')
-    _write_report(points.evaluate(images, args.num, args.batch_size, mesh), run, args, log)
+    _measure(args, run, images_of, lambda images: points.evaluate(images, args.num, args.batch_size, mesh), log)
     return
   source = reference = classifier = None
   if config and (evaluator.needs_classifier(metrics) or not args.reference):
@@ -99,7 +102,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   elif source:
     reference = image_sets.dataset_images(source, config.data)
   if args.jpeg:
-    images, reference = image_sets.compress_jpeg(images), image_sets.compress_jpeg(reference)
+    reference = image_sets.compress_jpeg(reference)
   if evaluator.needs_classifier(metrics) and source:
     classifier = evaluator.load_classifier(source, config, metrics, log)
   measure = evaluator.Evaluator(
@@ -107,7 +110,8 @@ def _evaluate(args: types.SimpleNamespace) -> None:
       {name: getattr(args, name) for name in ('inception', 'vgg16', 'dinov2')}, args.any_weights, log, args.splits,
       args.dinov2_model)
   if not args.statistics:
-    _write_report(measure.evaluate(images), run, args, log)
+    compress = image_sets.compress_jpeg if args.jpeg else lambda images: images
+    _measure(args, run, images_of, lambda images: measure.evaluate(compress(images)), log)
     return
   found = measure.reference_statistics()
   if processes.is_main():
@@ -118,7 +122,7 @@ def _evaluate(args: types.SimpleNamespace) -> None:
 def _load_images(
     args: types.SimpleNamespace, config: config_lib.Config | None, mesh: Any, log: Callable[[str], None]
 ) -> tuple[Any, Any]:
-  """The run and the images to evaluate, or None."""
+  """The run or None, and a function from the seed to the images to evaluate."""
   from ddgan_jax.metrics import image_sets
 
   if args.workdir:
@@ -127,7 +131,7 @@ def _load_images(
   if args.images:
     images = image_sets.file_images(args.images, config.data.num_channels if config else 3)
     checks.check_num_samples(f'{args.images}: images', images.size, args.force, '--force')
-  return None, images
+  return None, lambda seed: images
 
 
 def _condition_data(
@@ -171,23 +175,44 @@ def _evaluate_conditions(
   """Writes the report of the metrics of `restoration`."""
   from ddgan_jax.metrics import restoration
 
-  run, images, given = _load_run(args, config, mesh, log)
-  _write_report(restoration.evaluate(images, given, metrics, args.num, args.batch_size, mesh), run, args, log)
+  run, images_of, given = _load_run(args, config, mesh, log)
+  evaluate = lambda images: restoration.evaluate(images, given, metrics, args.num, args.batch_size, mesh)
+  _measure(args, run, images_of, evaluate, log)
 
 
 def _load_run(
     args: types.SimpleNamespace, config: config_lib.Config, mesh: Any, log: Callable[[str], None]
 ) -> tuple[Any, Any, Any]:
-  """The run of --workdir, its samples, and the data of their conditions or None."""
+  """The run of --workdir, its samples by seed, and the data of their conditions or None."""
   from ddgan_jax.metrics import image_sets
   from ddgan_jax.parallel import sharding
 
   run = ddgan_jax.load(
       args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
   given = _condition_data(args, run.config, config, log) if run.config.data.condition_shape else None
-  sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, given)
   length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
-  return run, sampled(run.params, f'{args.workdir}, step {run.step:,}{length}, seed {args.seed}'), given
+
+  def images_of(seed):
+    sampled = image_sets.generated_images(run.config, seed, mesh, args.num_timesteps, given)
+    return sampled(run.params, f'{args.workdir}, step {run.step:,}{length}, seed {seed}')
+
+  return run, images_of, given
+
+
+def _measure(
+    args: types.SimpleNamespace, run: Any, images_of: Callable[[int], Any], evaluate: Callable[[Any], dict],
+    log: Callable[[str], None]) -> None:
+  """Measures the images of each seed, then prints and writes the report, with several seeds that of their means."""
+  from ddgan_jax.metrics import reports
+
+  found = []
+  for seed in range(args.seed, args.seed + args.seeds):
+    found.append(evaluate(images_of(seed)))
+    if args.seeds > 1:
+      log(reports.table(found[-1]))
+  if args.protocol:
+    log(protocols.describe(args.protocol))
+  _write_report(reports.average(found), run, args, log)
 
 
 def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Callable[[str], None]) -> None:
@@ -198,7 +223,7 @@ def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Call
   log(reports.table(report))
   if not processes.is_main() or not (run or args.out):
     return
-  report |= {'jpeg': args.jpeg}
+  report |= {'jpeg': args.jpeg} | ({'protocol': args.protocol} if args.protocol else {})
   if run:
     report |= {'step': run.step, 'seed': args.seed, 'num_timesteps': run.schedule.num_timesteps,
                'generator_digest': statistics.digest(run.params)}
@@ -213,10 +238,13 @@ def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Call
 
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   """The config whose data are the reference, or None. Raises ConfigError for conflicting flags."""
+  protocols.complete(args)
   given = [f'--{name}' for name in ('workdir', 'images', 'statistics') if getattr(args, name)]
   if len(given) != 1:
     raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '
                       '--statistics (with --config)')
+  if args.seeds > 1 and not args.workdir:
+    raise ConfigError(f'--seeds is {args.seeds}; use it with --workdir, because {given[0]} has no seed')
   of_conditions = [name for name in args.metrics or () if name in checks.CONDITION_METRICS]
   if args.metrics:
     checks.check_metrics('--metrics', args.metrics, checks.METRICS + checks.CONDITION_METRICS)
@@ -243,6 +271,8 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
     raise ConfigError(f'{", ".join(of_conditions)}: use --workdir with a run that has a data.condition')
   if 'consistency' in of_conditions and of_run.data.condition == 'pairs':
     raise ConfigError("consistency: omit it, because data.condition='pairs' cannot be computed from samples")
+  if args.protocol:
+    protocols.check_data(args.protocol, config or of_run)
   ranges = [each.data.value_range for each in (config, of_run) if each and each.data.value_range]
   config = config or of_run
   if ranges and not of_conditions:

@@ -95,17 +95,6 @@ def method_config(base: Config, method: Method, num_steps: int) -> Config:
   return config_lib.from_config_dict(nested)
 
 
-def average(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """The metrics of one sampler over seeds: with several, `value` is the mean, `std` the sample standard deviation."""
-  metrics = {}
-  for name, entry in reports[0]['metrics'].items():
-    metrics[name] = dict(entry)
-    if len(reports) > 1:
-      values = [report['metrics'][name]['value'] for report in reports]
-      metrics[name] |= {'value': float(np.mean(values)), 'std': float(np.std(values, ddof=1)), 'values': values}
-  return metrics
-
-
 def select_methods(names: Sequence[str] | None) -> list[str]:
   """The named methods, by default all. Raises ConfigError for an unknown name."""
   for name in names or ():

@@ -21,6 +21,7 @@ from ddgan_jax.compare import comparison
 from ddgan_jax.compare.comparison import METHODS
 from ddgan_jax.config import Config
 from ddgan_jax.metrics import image_sets
+from ddgan_jax.metrics import reports as reports_lib
 from ddgan_jax.models import labels
 from ddgan_jax.parallel import compilation, sharding
 from ddgan_jax.runs.checkpoints import Checkpoints
@@ -86,7 +87,7 @@ def measure(
           'evaluations': runs[0].schedule.num_timesteps, 'run': runs[0], 'num_timesteps': num_timesteps,
           'minutes': _mean_minutes(os.path.join(workdir, run_folder(name, i)) for i in range(num_seeds)),
           'seeds': num_seeds,
-          'metrics': comparison.average(reports)})
+          'metrics': reports_lib.average(reports)['metrics']})
   return rows
 
 

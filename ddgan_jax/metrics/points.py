@@ -12,7 +12,7 @@ from ddgan_jax.metrics import gathering, image_sets
 from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.utils import checks
 
-__all__ = ['PointModes', 'count_point_modes']
+__all__ = ['PointModes', 'count_point_modes', 'evaluate']
 
 
 class PointModes(NamedTuple):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from ddgan_jax.config.checks import MIN_SAMPLES
@@ -77,9 +79,29 @@ def _number(value: float) -> str:
   return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'
 
 
+def average(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Averages the metrics of reports that differ in their seeds.
+
+  Returns:
+    The first report; in each metric, `value` is the mean, `std` the sample standard deviation, `minimum` the least, and
+    `values` are those of the seeds. A single report is returned unchanged.
+  """
+  if len(reports) == 1:
+    return reports[0]
+  metrics = {}
+  for name, entry in reports[0]['metrics'].items():
+    values = [report['metrics'][name]['value'] for report in reports]
+    rest = {key: value for key, value in entry.items() if key != 'deviation'}
+    metrics[name] = {**rest, 'value': float(np.mean(values)), 'std': float(np.std(values, ddof=1)),
+                     'minimum': min(values), 'values': values}
+  return {**reports[0], 'seeds': len(reports), 'metrics': metrics}
+
+
 def value_text(entry: dict[str, Any]) -> str:
-  """Formats the value of one metric, with its deviation, splits and maximum."""
+  """Formats the value of one metric, with its deviation, splits and maximum, or its mean over seeds and minimum."""
   text = _number(entry['value'])
+  if 'std' in entry:
+    text += f' ± {entry["std"]:.2g} (minimum {_number(entry["minimum"])})'
   if 'deviation' in entry:
     text += f' ± {entry["deviation"]:.2g}'
   if 'splits' in entry:
@@ -117,7 +139,8 @@ def table(report: dict[str, Any]) -> str:
   """Formats a report of `Evaluator.evaluate`: one line per value, with n and features."""
   lines = [f'{report["images"]}: n = {report["n"]:,}' + (
       f'; reference {report["reference"]}' if report['reference'] else '') + (
-          f', n = {report["n_reference"]:,}' if report['n_reference'] else '')]
+          f', n = {report["n_reference"]:,}' if report['n_reference'] else '') + (
+              f'; mean ± standard deviation of {report["seeds"]} seeds' if report.get('seeds', 1) > 1 else '')]
   width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
   for name, entry in report['metrics'].items():
     text = value_text(entry)

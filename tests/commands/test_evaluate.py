@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
+from ddgan_jax import config as config_lib
 from ddgan_jax import evaluate
 from ddgan_jax import main as train
+from ddgan_jax.config import protocols
 from tests.support import ROOT, command_environment, config_text, quick_config_dict, scalars
 from tests.support.commands import run_command, succeed
 
@@ -69,7 +72,42 @@ def test_each_seed_has_its_own_report(trained):
   assert all(set(report) == expected for report in reports.values())
 
 
+def test_several_seeds(trained, tmp_path):
+  """Mean, standard deviation and minimum over seeds, each as in a command of its own."""
+  flags = ['--workdir', trained[0], '--metrics', 'modes', '--num', '60', '--force']
+  single = []
+  for seed in (4, 5, 6):
+    succeed(evaluate.main, *flags, '--seed', seed, '--out', tmp_path / 'one.json')
+    single.append(json.loads((tmp_path / 'one.json').read_text())['metrics']['fd_classifier']['value'])
+  output = succeed(evaluate.main, *flags, '--seed', 4, '--seeds', 3, '--out', tmp_path / 'all.json')
+  report = json.loads((tmp_path / 'all.json').read_text())
+  entry = report['metrics']['fd_classifier']
+  assert report['seed'] == 4 and report['seeds'] == 3 and entry['values'] == single and len(set(single)) == 3
+  assert (entry['value'], entry['std'], entry['minimum']) == pytest.approx(
+      (np.mean(single), np.std(single, ddof=1), min(single)))
+  assert 'mean ± standard deviation of 3 seeds' in output and f'(minimum {min(single):.5g})' in output
+
+
+def test_protocols_set_their_flags():
+  args = types.SimpleNamespace(
+      protocol='stacked_mnist', workdir='runs/x', metrics=None, num=None, seeds=None, splits=None, reference=None,
+      jpeg=False)
+  protocols.complete(args)
+  assert (args.metrics, args.num, args.seeds, args.splits) == (['modes'], 26_000, 1, 10)
+  data = dict(name='digits', image_size=8, num_channels=3, stack=3)
+  protocols.check_data('stacked_mnist', config_lib.from_config_dict(quick_config_dict(**data)))
+  said = protocols.describe('stacked_mnist')
+  assert said.startswith('Protocol stacked_mnist (metrics modes, num 26,000, seeds 1), Lin et al.')
+
+
 @pytest.mark.parametrize('flags, message', [
+    (['--protocol', 'stacked_mnist'], "data.stack is 1; use 3 with --protocol stacked_mnist"),
+    (['--protocol', 'ddgan_cifar10'], "data.name is 'digits'; use 'cifar10' with --protocol ddgan_cifar10"),
+    (['--protocol', 'edm', '--num', '10000'], '--num is 10000; use 50000 with --protocol edm, or omit it'),
+    (['--protocol', 'edm', '--seeds', '1'], '--seeds is 1; use 3 with --protocol edm, or omit it'),
+    (['--protocol', 'edm', '--metrics', 'fid,is'], '--metrics is fid,is; use fid with --protocol edm, or omit it'),
+    (['--protocol', 'edm', '--reference', 'x.npz'], '--reference is x.npz; omit it with --protocol edm'),
+    (['--protocol', 'edm', '--jpeg'], '--jpeg is True; omit it with --protocol edm'),
     (['--num', '500'], '--num is 500; use at least 10,000, because fewer samples bias the metrics, or --force'),
     (['--metrics', 'sfid'], "--metrics is 'sfid'; use one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
     (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),
