@@ -5,7 +5,8 @@ with human judgement than FID does). This module follows their implementation, d
 
 Pure functions of a dict of arrays. When the weights are loaded, the position embeddings are interpolated to 16 x 16
 patches, each layer scale is folded into the projection before it, and the scale of the attention's logits into the
-queries. All blocks are stacked, and one compiled block processes them in turn.
+queries. All blocks but the last are stacked, and one compiled block processes them in turn; the last one computes only
+the class token.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def load(path: str | None = None, allow_any: bool = False, model: str = 'vitl14'
 
   def convert(state_dict: Mapping[str, np.ndarray]) -> Params:
     params = params_from_state_dict(state_dict)
-    found = len(params['class']), len(params['blocks']['norm1']['bias'])
+    found = len(params['class']), len(params['blocks']['norm1']['bias']) + 1
     if found != (num_features, num_blocks):
       raise weights.WeightsError(f'it has {found[0]} features and {found[1]} blocks; use {num_features} and '
                                  f'{num_blocks}, as {model} has')
@@ -60,7 +61,7 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
       multiple of 64. Others (`mask_token`) are ignored.
 
   Returns:
-    'patch', 'class' [D], 'positions' [256, D], 'norm' and 'blocks', whose arrays are stacked; float32 numpy.
+    'patch', 'class' [D], 'positions' [256, D], 'blocks', whose arrays are stacked, 'last' and 'norm'; float32 numpy.
 
   Raises:
     WeightsError: a tensor is missing or has another shape, or the network has register tokens.
@@ -100,12 +101,13 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
   positions = tensor('pos_embed', 1, side**2 + 1, dim)[0]
   kernel = tensor('patch_embed.proj.weight', dim, 3, _PATCH, _PATCH).transpose(2, 3, 1, 0)
   numbers = [re.match(r'blocks\.(\d+)\.', name) for name in state_dict]
-  depth = max((int(number[1]) + 1 for number in numbers if number), default=1)
+  last = max([1, *(int(number[1]) for number in numbers if number)])
   return {
       'patch': {'kernel': kernel.reshape(-1, dim), 'bias': tensor('patch_embed.proj.bias', dim)},
       'class': token + positions[0],
       'positions': _interpolate(positions[1:].reshape(side, side, dim)),
-      'blocks': jax.tree.map(lambda *arrays: np.stack(arrays), *map(block, range(depth))),
+      'blocks': jax.tree.map(lambda *arrays: np.stack(arrays), *map(block, range(last))),
+      'last': block(last),
       'norm': norm('norm')}
 
 
@@ -153,13 +155,15 @@ def features(params: Params, images_uint8: jax.Array) -> jax.Array:
     token = jnp.broadcast_to(params['class'], (len(x), 1, x.shape[-1]))
     x = jnp.concatenate([token, x], axis=1)
     x, _ = jax.lax.scan(lambda x, block: (_block(block, x), None), x, params['blocks'])
-    return _layer_norm(params['norm'], x[:, 0])
+    return _layer_norm(params['norm'], _block(params['last'], x, 1)[:, 0])
 
 
-def _block(block: Params, x: jax.Array) -> jax.Array:
+def _block(block: Params, x: jax.Array, num: int | None = None) -> jax.Array:
+  """The first `num` tokens after a block, by default all; x is [B, tokens, D]."""
   qkv = _linear(block['qkv'], _layer_norm(block['norm1'], x))
   q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, -1, _HEAD), 2, 0)
-  attention = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q, k), axis=-1)
+  attention = jax.nn.softmax(jnp.einsum('bqhd,bkhd->bhqk', q[:, :num], k), axis=-1)
+  x = x[:, :num]
   x = x + _linear(block['proj'], jnp.einsum('bhqk,bkhd->bqhd', attention, v).reshape(x.shape))
   hidden = _linear(block['fc1'], _layer_norm(block['norm2'], x))
   return x + _linear(block['fc2'], jax.nn.gelu(hidden, approximate=False))
