@@ -15,6 +15,7 @@ from ddgan_jax import sampling, train_state
 from ddgan_jax.compare import __main__ as compare
 from ddgan_jax.compare import comparison, measurement
 from ddgan_jax.config import ConfigError, recipes
+from ddgan_jax.metrics import reports
 from ddgan_jax.parallel import sharding
 from tests.commands.test_toy_run import SMALL
 from tests.support import tiny_config_dict
@@ -81,11 +82,11 @@ def test_table(base):
 def test_average_over_seeds(base):
   one, other = rows((8, 8, 3))[0], rows((8, 8, 3))[0]
   other['metrics'] = {name: entry | {'value': entry['value'] - 4} for name, entry in other['metrics'].items()}
-  metrics = comparison.average([one, other])
+  metrics = reports.average([one, other])['metrics']
   modes = metrics['modes']
   assert (modes['value'], modes['values'], modes['out_of']) == (998, [1000, 996], 1000)
   assert modes['std'] == pytest.approx(2 * 2**0.5)
-  assert comparison.average([one]) == one['metrics']
+  assert reports.average([one]) == one
   text = comparison.table([{**one, 'metrics': metrics, 'seeds': 2, 'minutes': 12.34}], base, 70)
   assert 'mean ± standard deviation of 2 seeds' in text
   assert '| DDGAN | 4 | 1.25 ± 2.8 | 998 ± 2.8 | -1.5 ± 2.8 | 210 | 12.3 |' in text
