@@ -1,7 +1,8 @@
 """Compares ways to enlarge held-out digits from 4x4 to 8x8 pixels; needs two or three runs:
 
     ddgan train --config digits_superres
-    ddgan train --config digits_superres --config.method=gaussian --config.diffusion.num_timesteps=1 --workdir runs/l2
+    ddgan train --config digits_superres --config.method=gaussian --config.diffusion.num_timesteps=1 \\
+      --config.objective.reconstruction_weight=0 --workdir runs/l2
     ddgan train --config digits
     python benchmarks/superres.py --workdir runs/digits_superres --l2 runs/l2 --unconditional runs/digits
 

@@ -15,4 +15,5 @@ def get_config(image_size: str = '64') -> ml_collections.ConfigDict:
   c = recipes.load(f'folder:{image_size}')
   c.diffusion.num_timesteps = 4
   c.data.condition = 'lowres:2' if c.data.image_size == 8 else 'lowres:4'
+  c.objective.reconstruction_weight = 1.0
   return c

@@ -5,10 +5,10 @@ the run or of `--config`, or `--reference`: images, or published statistics (`.n
 JSON; metrics measured under the same conditions share a file. `--config cifar10 --statistics FILE.npz` writes the
 statistics of the data for `--metrics fid`, `fid_clean` or `fd_dinov2`.
 
-`fid`, `fid_clean`, `is` and `kid` need the FID Inception weights; `pr` (improved precision and recall) and `dc`
-(density and coverage) need VGG16 weights; `fd_dinov2`, `pr_dinov2` and `dc_dinov2` need DINOv2 weights. `modes` trains
-a classifier on the data's labels and needs no download. `label_accuracy` is the fraction of a conditional run's samples
-that this classifier assigns to the requested label.
+`fid`, `fid_clean`, `is`, `kid` and `mind` need the FID Inception weights; `pr` (improved precision and recall) and `dc`
+(density and coverage) need VGG16 weights; `fd_dinov2`, `mind_dinov2`, `pr_dinov2` and `dc_dinov2` need DINOv2 weights.
+`modes` trains a classifier on the data's labels and needs no download. `label_accuracy` is the fraction of a
+conditional run's samples that this classifier assigns to the requested label.
 
 `psnr`, `ssim`, `diversity` and `consistency` compare samples of a run with data.condition to the true images, to their
 conditions and to each other, `--samples_per_condition` for each image of the data.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -191,12 +192,9 @@ def _load_run(
       args.workdir, args.step, args.num_timesteps, sharding.replicated(mesh), sigma_rel=args.sigma_rel)
   given = _condition_data(args, run.config, config, log) if run.config.data.condition_shape else None
   length = '' if args.sigma_rel is None else f', sigma_rel {args.sigma_rel}'
-
-  def images_of(seed):
-    sampled = image_sets.generated_images(run.config, seed, mesh, args.num_timesteps, given)
-    return sampled(run.params, f'{args.workdir}, step {run.step:,}{length}, seed {seed}')
-
-  return run, images_of, given
+  sampled = image_sets.generated_images(run.config, args.seed, mesh, args.num_timesteps, given)
+  name = f'{args.workdir}, step {run.step:,}{length}, seed'
+  return run, lambda seed: sampled(run.params, f'{name} {seed}', seed), given
 
 
 def _measure(
@@ -239,6 +237,10 @@ def _write_report(report: dict, run: Any, args: types.SimpleNamespace, log: Call
 def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   """The config whose data are the reference, or None. Raises ConfigError for conflicting flags."""
   protocols.complete(args)
+  if args.workdir:
+    args.workdir = os.path.expanduser(args.workdir)
+  if args.seed + args.seeds > 2**32:
+    raise ConfigError(f'--seed is {args.seed} and --seeds {args.seeds}; use seeds below 2^32')
   given = [f'--{name}' for name in ('workdir', 'images', 'statistics') if getattr(args, name)]
   if len(given) != 1:
     raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '

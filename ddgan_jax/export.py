@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import types
 from collections.abc import Sequence
@@ -93,12 +94,12 @@ def _publish(args: types.SimpleNamespace, run: Any, what: str) -> None:
   if args.label is not None or args.num_timesteps is not None:  # of --out
     run = ddgan_jax.load(args.workdir, args.step, sigma_rel=args.sigma_rel)
   with tempfile.TemporaryDirectory() as temporary:
-    folder = args.folder or temporary
-    os.makedirs(folder, exist_ok=True)
-    name = args.hub or 'OWNER/NAME'
-    has_metrics = model_output.write(folder, run, name, args.license, has_grid=args.sigma_rel is None)
+    folder = os.path.join(temporary, 'model')
+    os.mkdir(folder)
+    has_metrics = model_output.write(folder, run, args.hub or 'OWNER/NAME', args.license, args.sigma_rel)
     if args.folder:
-      print(f'{folder}: the EMA of {what}, its config, samples and a model card (README.md).', flush=True)
+      shutil.copytree(folder, args.folder, dirs_exist_ok=True)
+      print(f'{args.folder}: the EMA of {what}, its config, samples and a model card (README.md).', flush=True)
     if not has_metrics:
       print('The model card has no metrics; ddgan evaluate measures them.', flush=True)
     if args.hub:

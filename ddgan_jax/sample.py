@@ -11,8 +11,8 @@ classes; a run trained with generator.label_dropout=0 requires a label.
 
 For a run with data.condition, `--condition` names the conditions themselves, an image, a folder or an npz with
 `conditions` (for `mask`, images whose hole is transparent), and `--condition_from` images from which they are computed.
-Each gets `--num` samples (default 6), in one row of a grid: the condition, the samples, their mean and standard
-deviation and, with `--condition_from`, the true image. Sample j of condition c is image c · num + j.
+Each gets `--num` samples (default 6), in one row of a grid: the condition, the samples, their mean, twice their
+standard deviation and, with `--condition_from`, the true image. Sample j of condition c is image c · num + j.
 
 `--trajectory` shows the denoising steps: a strip from noise x_T to the sample x_0, one row per image, with G's
 prediction at each step (`--out strip.png`), or an animation with one frame per x_t (`--out strip.gif`). At most 16

@@ -230,8 +230,8 @@ def test_the_fields_of_a_run_cannot_be_set():
     'ddgan_jax', *(f'ddgan_jax.{name}' for name in (
         'config', 'diffusion', 'editing', 'editing.interpolation', 'editing.noise_optimization', 'editing.replacement',
         'interop', 'interop.pytorch', 'metrics', 'metrics.features.dinov2', 'metrics.features.inception',
-        'metrics.features.vgg', 'metrics.frechet', 'metrics.inception_score', 'metrics.kid', 'metrics.points',
-        'metrics.precision_recall', 'models', 'sampling'))])
+        'metrics.features.vgg', 'metrics.frechet', 'metrics.inception_score', 'metrics.kid',
+        'metrics.memorization', 'metrics.mind', 'metrics.points', 'metrics.precision_recall', 'models', 'sampling'))])
 def test_public_modules_list_only_their_own_names(name):
   """`dir` and `__all__` have no imported module or private name, and every function has a docstring."""
   module = importlib.import_module(name)

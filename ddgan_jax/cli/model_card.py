@@ -35,7 +35,7 @@ _CITATION = '''```bibtex
 
 def make(
     run: ddgan_jax.Run, name: str, licence: str | None, num_images: int | None, measured: Sequence[dict[str, Any]],
-    caption: str | None) -> str:
+    caption: str | None, sigma_rel: float | None = None) -> str:
   """The text of the card.
 
   Args:
@@ -45,6 +45,7 @@ def make(
     num_images: number of training images, if known.
     measured: reports of these parameters, see `reports.of_generator`.
     caption: describes the picture `PICTURE`; None if there is none.
+    sigma_rel: the relative length of a reconstructed EMA; None for that of the training.
   """
   config, num_timesteps = run.config, run.schedule.num_timesteps
   evaluations = f'{num_timesteps:,} evaluation{"s" if num_timesteps > 1 else ""} of its generator'
@@ -56,9 +57,9 @@ def make(
       f'# {method[0].upper()}{method[1:]} of {_subject(config)}',
       f'{article} {method} that samples {_what(config)} in {evaluations}, trained with ddgan_jax (JAX and Flax) after '
       '[Xiao et al., 2022](https://arxiv.org/abs/2112.07804).',
-      *picture, '## Use', _usage(config, name), '## Model and training', _facts(run, num_images), '## Metrics',
-      _metrics(config, measured), '## Limitations', _limitations(config, num_images), '## Citation', _CITATION,
-      '## Licence', _licence(licence)]) + '\n'
+      *picture, '## Use', _usage(config, name), '## Model and training', _facts(run, num_images, sigma_rel),
+      '## Metrics', _metrics(config, measured), '## Limitations', _limitations(config, num_images),
+      '## Citation', _CITATION, '## Licence', _licence(licence)]) + '\n'
 
 
 def _front_matter(config: Config, licence: str | None) -> str:
@@ -110,7 +111,7 @@ def _usage(config: Config, name: str) -> str:
   if config.generator.num_classes:
     command += ' --label all'
   if config.data.condition_shape:
-    command += ' --condition condition.png'
+    command += f' --condition condition.{"npz" if config.data.pair_range else "png"}'
   lines = ['import jax, ddgan_jax', '', f"run = ddgan_jax.load('hf://{name}')", sample]
   if config.data.value_range:
     lines.append('values = ddgan_jax.sampling.to_values(images, run.config.data.value_range)')
@@ -121,15 +122,16 @@ def _usage(config: Config, name: str) -> str:
       command, '```'])
 
 
-def _facts(run: ddgan_jax.Run, num_images: int | None) -> str:
+def _facts(run: ddgan_jax.Run, num_images: int | None, sigma_rel: float | None) -> str:
   config = run.config
+  average = 'the EMA of the training' if sigma_rel is None else f'an EMA with sigma_rel {sigma_rel:g}'
   diffusion, generator, train = config.diffusion, config.generator, config.train
   network = {'ncsnpp': 'NCSN++ U-Net', 'mlp': 'MLP'}[generator.kind]
   noise = f'beta {diffusion.beta_min:g} to {diffusion.beta_max:g}'
   rows = {
       'Method': f'`{config.method}`',
       'Denoising steps T': f'{diffusion.num_timesteps:,}, `{diffusion.kind}` schedule, {noise}',
-      'Generator': f'{network}, {train_state.count_parameters(run.params):,} parameters (the EMA of the training)',
+      'Generator': f'{network}, {train_state.count_parameters(run.params):,} parameters ({average})',
       'Training data': _data(config) + (f'; {num_images:,} {"points" if config.data.is_points else "images"}'
                                         if num_images else ''),
       'Training': f'{run.step:,} of {train.num_steps:,} steps, batch size {config.data.batch_size:,}, '
@@ -142,10 +144,14 @@ def _facts(run: ddgan_jax.Run, num_images: int | None) -> str:
 
 def _metrics(config: Config, measured: Sequence[dict[str, Any]]) -> str:
   if not measured:
-    return 'These weights have not been measured.'
+    return 'This export has no measurements.'
   lines = []
   for report in measured:
-    conditions = [f'Sampled in {report["num_timesteps"]:,} steps with seed {report["seed"]}']
+    first, count = report['seed'], report.get('seeds', 1)
+    seeds = f'seeds {first} to {first + count - 1}, mean ± standard deviation' if count > 1 else f'seed {first}'
+    conditions = [f'Sampled in {report["num_timesteps"]:,} steps with {seeds}']
+    if report.get('protocol'):
+      conditions.append(f'protocol {report["protocol"]}')
     if reference := _reference(report.get('reference'), config):
       count = report.get('n_reference')
       conditions.append(f'reference: {reference}' + (f', n = {count:,}' if count else ''))
@@ -156,7 +162,7 @@ def _metrics(config: Config, measured: Sequence[dict[str, Any]]) -> str:
     lines += [f'{"; ".join(conditions)}.', '', '| metric | value | n | of real images | features |',
               '|---|---|---|---|---|']
     for name, entry in report['metrics'].items():
-      cells = [reports.title(name), reports.value_text(entry), f'{report["n"]:,}', reports.real_text(entry),
+      cells = [reports.title(name), reports.value_text(name, entry), f'{report["n"]:,}', reports.real_text(entry),
                entry.get('features', '')]
       lines.append(f'| {" | ".join(_cell(" ".join(cell.split())) for cell in cells)} |')
     lines.append('')
@@ -175,8 +181,8 @@ def _reference(name: str | None, config: Config) -> str:
 def _limitations(config: Config, num_images: int | None) -> str:
   lines = ['- The samples reflect the training data, including their biases and gaps.']
   if not config.data.is_points:
-    count = f'{num_images:,} images' if num_images else 'few images'
-    lines.append(f'- Memorisation was not tested: a model of {count} may reproduce some of them, so do not assume that '
+    count = f'{num_images:,} training images' if num_images else 'its training images'
+    lines.append(f'- Memorisation was not tested: the model may reproduce some of {count}, so do not assume that '
                  'samples are new.')
   lines.append('- The repository has only the averaged (EMA) weights of the generator: training cannot be resumed from '
                'it.')

@@ -21,7 +21,7 @@ from ddgan_jax.runs.workdir import grid_path
 _NUM_POINTS = 2_000
 
 
-def write(folder: str, run: ddgan_jax.Run, name: str, licence: str | None, has_grid: bool) -> bool:
+def write(folder: str, run: ddgan_jax.Run, name: str, licence: str | None, sigma_rel: float | None) -> bool:
   """Writes the files of a repository on the Hub, without paths of this machine.
 
   Args:
@@ -29,7 +29,7 @@ def write(folder: str, run: ddgan_jax.Run, name: str, licence: str | None, has_g
     run: the run; its workdir has the reports of `ddgan evaluate` and the number of training images, if any.
     name: OWNER/NAME, for the card.
     licence: an identifier of the Hub, or None.
-    has_grid: whether the run's sample grid of this step shows these parameters.
+    sigma_rel: the relative length of the EMA; None for that of the training, which the run's sample grid shows.
 
   Returns:
     Whether the card has metrics.
@@ -38,8 +38,9 @@ def write(folder: str, run: ddgan_jax.Run, name: str, licence: str | None, has_g
   measured = reports.of_generator(run.workdir, run.step, statistics.digest(run.params)) if is_run else []
   run = dataclasses.replace(run, config=exported.without_paths(run.config))
   model_folder.write(folder, run.params, run.config, run.step)
-  caption = _write_picture(os.path.join(folder, model_card.PICTURE), run, has_grid and is_run)
-  card = model_card.make(run, name, licence, _num_images(run.workdir) if is_run else None, measured, caption)
+  caption = _write_picture(os.path.join(folder, model_card.PICTURE), run, is_run and sigma_rel is None)
+  card = model_card.make(run, name, licence, _num_images(run.workdir) if is_run else None, measured, caption,
+                         sigma_rel)
   with open(os.path.join(folder, 'README.md'), 'w', encoding='utf-8') as file:
     file.write(card)
   return bool(measured)

@@ -14,7 +14,7 @@ from ddgan_jax.config import Config, ConfigError, ObjectiveConfig, checks
 from ddgan_jax.reporting import grids
 from ddgan_jax.reporting.plotting import LIMIT
 
-_QUALITY = ('fid', 'fid_clean', 'fd_dinov2', 'fd_classifier', 'in_mode', 'kid')
+_QUALITY = ('fid', 'fid_clean', 'fd_dinov2', 'fd_classifier', 'in_mode', 'kid', 'mind', 'mind_dinov2')
 _COVERAGE = ('modes', 'recall', 'coverage', 'recall_dinov2', 'coverage_dinov2')
 _NAMES = {
     'fid': 'FID', 'fd_classifier': 'FD (classifier)', 'in_mode': 'fraction of points in a mode', 'kid': 'KID',
@@ -22,7 +22,7 @@ _NAMES = {
     'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL to uniform', 'recall': 'recall',
     'coverage': 'coverage', 'fid_clean': 'FID (clean-fid)', 'fd_dinov2': 'FD-DINOv2',
     'precision_dinov2': 'precision (DINOv2)', 'recall_dinov2': 'recall (DINOv2)',
-    'coverage_dinov2': 'coverage (DINOv2)'}
+    'coverage_dinov2': 'coverage (DINOv2)', 'mind': 'MIND', 'mind_dinov2': 'MIND (DINOv2)'}
 
 
 def _mean_r1(base: Config) -> float:
@@ -105,7 +105,7 @@ def select_methods(names: Sequence[str] | None) -> list[str]:
 
 def check_metrics(config: Config) -> None:
   """Raises ConfigError unless one metric measures quality and one measures coverage."""
-  for what, names in (('quality', ('fid', 'fid_clean', 'fd_dinov2', 'kid', 'modes')),
+  for what, names in (('quality', ('fid', 'fid_clean', 'fd_dinov2', 'kid', 'mind', 'mind_dinov2', 'modes')),
                       ('coverage', ('modes', 'pr', 'dc', 'pr_dinov2', 'dc_dinov2'))):
     if not set(names) & set(config.eval.metrics):
       raise ConfigError(f'eval.metrics is {config.eval.metrics}; add {", ".join(names[:-1])} or {names[-1]} for '

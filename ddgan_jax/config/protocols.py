@@ -22,18 +22,20 @@ class Protocol(NamedTuple):
   data: dict[str, Any]
 
 
-_SAMPLES_BESIDE_DATA = {'reference': None, 'jpeg': False}
+# The reference is the data, and samples are drawn and measured as usual.
+_AS_USUAL = {'reference': None, 'jpeg': False, 'any_weights': False, 'num_timesteps': None, 'sigma_rel': None}
 PROTOCOLS = {
     'ddgan_cifar10': Protocol(
-        'Xiao, Kreis and Vahdat (2022); the Inception score has the usual 10 splits, that of the paper 1',
-        {'metrics': ['fid', 'is', 'pr'], 'num': 50_000, 'splits': 10, 'seeds': 1, **_SAMPLES_BESIDE_DATA},
+        'Xiao, Kreis and Vahdat (2022); Inception score over the usual 10 splits (the paper: 1), PNG (the paper: JPEG)',
+        {'metrics': ['fid', 'is', 'pr'], 'num': 50_000, 'splits': 10, 'seeds': 1, **_AS_USUAL},
         {'name': 'cifar10', 'split': 'train', 'image_size': 32}),
     'edm': Protocol(
         'Karras et al. (2022), who report the minimum of three FIDs of 50,000 images to the training images',
-        {'metrics': ['fid'], 'num': 50_000, 'seeds': 3, **_SAMPLES_BESIDE_DATA}, {'split': 'train'}),
+        {'metrics': ['fid'], 'num': 50_000, 'seeds': 3, **_AS_USUAL}, {'split': 'train'}),
     'stacked_mnist': Protocol(
         'Lin et al. (2018, PacGAN): modes of 1,000 and KL of 26,000 samples; the classifier is our own',
-        {'metrics': ['modes'], 'num': 26_000, 'seeds': 1, **_SAMPLES_BESIDE_DATA}, {'stack': 3, 'split': 'train'}),
+        {'metrics': ['modes'], 'num': 26_000, 'seeds': 1, **_AS_USUAL},
+        {'name': 'mnist', 'stack': 3, 'split': 'train'}),
 }
 # The values of flags that are not set; a protocol replaces them.
 DEFAULTS = {'metrics': None, 'num': 50_000, 'splits': 10, 'seeds': 1}
@@ -51,7 +53,7 @@ def complete(args: Any) -> None:
   flags = PROTOCOLS[name].flags if name else {}
   for flag, value in flags.items():
     found = getattr(args, flag)
-    if found and found != value:
+    if found and (sorted(found) != sorted(value) if flag == 'metrics' else found != value):
       shown = ','.join(found) if flag == 'metrics' else found
       if value:
         raise ConfigError(f'--{flag} is {shown}; use {",".join(value) if flag == "metrics" else value} with --protocol '

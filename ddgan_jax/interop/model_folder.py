@@ -36,7 +36,7 @@ def read(folder: str, name: str) -> tuple[Any, Config, int]:
   """
   config = read_config(folder, name)
   params, other, step = safetensors_file.read(os.path.join(folder, WEIGHTS), os.path.join(name, WEIGHTS))
-  if config != exported.without_paths(other):
+  if config != other:
     raise UserError(f'{name}: {CONFIG} differs from the config in {WEIGHTS}; use both files of one ddgan export')
   return params, config, step
 

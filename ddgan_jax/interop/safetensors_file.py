@@ -6,6 +6,7 @@ A tensor's name is its path joined by dots, `down_0_block_0.conv_0.kernel`; layo
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +17,18 @@ import safetensors.numpy
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import train_state
-from ddgan_jax.config import Config, UserError
+from ddgan_jax.config import Config, UserError, exported
 from ddgan_jax.utils import files
 
 
 def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> None:
-  """Atomically writes float32 parameters, with the config (as JSON) and the step as metadata.
+  """Atomically writes float32 parameters, with the config (as JSON, without paths) and the step as metadata.
 
   Raises UserError if the file cannot be written.
   """
   path = os.fspath(path)
   tensors = {_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  config = exported.without_paths(config)
   metadata = {'format': 'ddgan_jax', 'config': config_lib.to_json(config), 'step': str(step)}
   try:
     with files.atomic_write(path, 'wb') as file:
@@ -36,16 +38,16 @@ def write(path: str | os.PathLike, params: Any, config: Config, step: int) -> No
 
 
 def read(path: str | os.PathLike, name: str = '') -> tuple[Any, Config, int]:
-  """Reads (nested dict of numpy arrays, config, step) from a file of `write`; `name` replaces the path in messages.
+  """Reads (nested dict of numpy arrays, config without paths, step) from a file of `write`.
 
-  Raises UserError for another file.
+  `name` replaces the path in messages. Raises UserError for another file.
   """
   path = os.fspath(path)
   metadata, tensors = _read(
       path, lambda file: {tensor: file.get_tensor(tensor) for tensor in file.keys()}, name)  # noqa: SIM118
   path = name or path
-  config = config_lib.from_json(metadata['config'], path)
-  if not metadata['step'].isdecimal():
+  config = exported.without_paths(config_lib.from_json(metadata['config'], path))
+  if not re.fullmatch('[0-9]{1,15}', metadata['step']):
     raise UserError(f'{path} has the step {metadata["step"]!r} in its metadata; use a file of ddgan export')
 
   def take(keys, shape):
@@ -63,7 +65,7 @@ def read_config(path: str | os.PathLike) -> Config:
   """Reads only the run's config. Raises UserError as `read` does."""
   path = os.fspath(path)
   metadata, _ = _read(path, lambda file: None)
-  return config_lib.from_json(metadata['config'], path)
+  return exported.without_paths(config_lib.from_json(metadata['config'], path))
 
 
 def _read(path: str, take: Callable[[Any], Any], name: str = '') -> tuple[dict[str, str], Any]:

@@ -32,8 +32,8 @@ from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import FEATURES, Statistics, digest, load_cached, store
 from ddgan_jax.parallel import compilation, sharding
 
-# Metric → its names in reports, and its function of as many features of the reference as of samples. k is that of the
-# metrics' papers, with DINOv2 that of Stein et al. (2023).
+# Metric → its names in reports, and the function, applied to equally many reference and sample features. k is that of
+# the metrics' papers, with DINOv2 that of Stein et al. (2023).
 _PAIRED = {
     'pr': (('precision', 'recall'), functools.partial(precision_recall.precision_recall, k=3)),
     'dc': (('density', 'coverage'), functools.partial(precision_recall.density_coverage, k=5)),

@@ -86,7 +86,7 @@ class ConditionData(NamedTuple):
 
 def generated_images(
     config: Config, seed: int, mesh: Any, num_timesteps: int | None = None, given: ConditionData | None = None
-) -> Callable[[Any, str], ImageSet]:
+) -> Callable[..., ImageSet]:
   """Samples of a generator: image i is a function of (seed, i), as in `ddgan_jax.sample`.
 
   A run with labels samples with uniformly drawn labels (`labels.draw`). A run with data.condition uses the conditions
@@ -100,11 +100,12 @@ def generated_images(
     given: the data whose conditions a run with data.condition uses.
 
   Returns:
-    A function of the EMA parameters (replicated or sharded on `mesh`) and of a name for tables.
+    A function of the EMA parameters (replicated or sharded on `mesh`), of a name for tables and, optionally, of another
+    seed, which compiles nothing again.
   """
   conditional = bool(config.generator.num_classes)
 
-  def sample(params, indices, condition=None, label=None):
+  def sample(params, seed, indices, condition=None, label=None):
     if conditional and label is None:
       label = labels.draw(seed, indices, config.generator)
     generator_fn, schedule = train_state.make_sampler(
@@ -117,7 +118,7 @@ def generated_images(
   _, schedule = train_state.make_sampler(config, None, num_timesteps)
   most = sampling.max_batch_size(schedule.num_timesteps, config.image_shape, config.generator.nz)  # on each device
 
-  def local(ema_params: Any, first: int, count: int) -> np.ndarray:
+  def local(ema_params: Any, seed: int, first: int, count: int) -> np.ndarray:
     indices = _local_numbers(first, count).astype(np.int32)
     devices = mesh.size // jax.process_count()
     parts = -(-len(indices) // (most * devices))
@@ -125,17 +126,19 @@ def generated_images(
     found = []
     for part in (indices[0] + np.arange(parts * size, dtype=np.int32)).reshape(parts, size):
       arrays = [part, *(given.conditions_and_labels(part, conditional) if given else ())]
-      found.append(sharding.local_rows(
-          compiled(ema_params, *(jax.make_array_from_process_local_data(rows, array) for array in arrays))))
+      arrays = [jax.make_array_from_process_local_data(rows, array) for array in arrays]
+      found.append(sharding.local_rows(compiled(ema_params, np.uint32(seed), *arrays)))
     return np.concatenate(found)[:len(indices)]
 
-  def requested(num: int) -> np.ndarray:
+  def requested(seed: int, num: int) -> np.ndarray:
     if given:
       return given.labels(num)
     return np.asarray(jax.jit(lambda: labels.draw(seed, np.arange(num, dtype=np.int32), config.generator))())
 
-  return lambda ema_params, name: ImageSet(
-      name, '', None, config.image_shape, functools.partial(local, ema_params), requested if conditional else None)
+  default_seed = seed
+  return lambda ema_params, name, seed=default_seed: ImageSet(
+      name, '', None, config.image_shape, functools.partial(local, ema_params, seed),
+      functools.partial(requested, seed) if conditional else None)
 
 
 def dataset_images(source: sources.Source, data_config: DataConfig) -> ImageSet:

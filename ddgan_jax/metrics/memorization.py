@@ -28,10 +28,10 @@ class Authenticity(NamedTuple):
 
 
 def authenticity(train: np.ndarray, fake: np.ndarray) -> Authenticity:
-  """Alaa et al. (2022), section 3.3: a sample is authentic if its nearest training image has a nearer training image.
+  """The share of samples that are no copies (Alaa et al., 2022).
 
-  A sample g with the nearest training image x is authentic if |g - x| > |x - x'|, where x' is the training image
-  nearest to x.
+  A sample is authentic if it is farther from its nearest training image than that image is from its own nearest
+  neighbour.
 
   Args:
     train: [N, D] features of all training images, N ≥ 2.

@@ -12,7 +12,7 @@ from ddgan_jax.utils import checks
 __all__ = ['monge_distance']
 
 _BLOCK = 50  # directions projected and sorted at a time
-_STREAM = 1  # seeds other random numbers than `default_rng(seed)`, from which synthetic features are often drawn
+_STREAM = 1  # separates our draws from `default_rng(seed)`, which callers may have used for their features
 
 
 def monge_distance(real: np.ndarray, fake: np.ndarray, num_directions: int = 1000, seed: int = 0) -> float:
@@ -44,12 +44,12 @@ def monge_distance(real: np.ndarray, fake: np.ndarray, num_directions: int = 100
   if size < 2:
     raise UserError(f'the numbers of samples are {len(real)} and {len(fake)}; use at least 2 of each')
   rng = np.random.default_rng((seed, _STREAM))
-  # Both sets less one of their means, which changes no difference but keeps the digits of float32.
+  directions = rng.standard_normal((num_directions, real.shape[1]))
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  # Subtract the real mean from both sets: differences stay the same and float32 keeps more digits.
   centre = np.mean(real, axis=0, dtype=np.float64)
   sets = [np.float32((each if len(each) == size else each[np.sort(rng.permutation(len(each))[:size])]) - centre)
           for each in (real, fake)]
-  directions = rng.standard_normal((num_directions, real.shape[1]))
-  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
   total = sum(float(_squared_differences(*sets, np.float32(directions[first:first + _BLOCK])).sum())
               for first in range(0, num_directions, _BLOCK))
   return 3 * real.shape[1] * total / num_directions

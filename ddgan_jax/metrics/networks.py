@@ -13,7 +13,7 @@ from ddgan_jax.metrics.statistics import FID_INCEPTION, digest
 
 # Metric → the network whose mean and covariance it compares with the reference's.
 DISTANCES = {'fid': 'inception', 'fid_clean': 'inception_clean', 'fd_dinov2': 'dinov2', 'modes': 'classifier'}
-# Metric → (network, the outputs of all rows that it needs); those of the reference too, if it is in `PAIRED` or `kid`.
+# Metric → (network, outputs kept for every sample). `kid` and the metrics in `PAIRED` also need them for the reference.
 ROWS = {
     'is': ('inception', ('logits',)),
     **dict.fromkeys(('kid', 'mind'), ('inception', ('pool3',))),
@@ -42,10 +42,10 @@ class Network(NamedTuple):
   moments: str = ''
 
 
-def used(metrics: Collection[str]) -> set[str]:
-  """The networks that some of `config.checks.METRICS` need."""
-  return {DISTANCES[name] for name in metrics if name in DISTANCES} | {
-      ROWS[name][0] for name in metrics if name in ROWS}
+def used(metrics: Collection[str]) -> list[str]:
+  """The networks that some of `config.checks.METRICS` need, in an order that is the same on all processes."""
+  return sorted({DISTANCES[name] for name in metrics if name in DISTANCES} | {
+      ROWS[name][0] for name in metrics if name in ROWS})
 
 
 def rows(metrics: Collection[str]) -> dict[str, set[str]]:
@@ -67,7 +67,7 @@ def load(
     metrics: Collection[str], weights: Mapping[str, str | None], allow_any: bool, dinov2_model: str,
     classifier: tuple[modes.ModeClassifier, bool] | None) -> dict[str, Network]:
   """The networks that these metrics need; arguments as those of `evaluator.Evaluator`."""
-  networks, needed, names = {}, used(metrics), feature_names(dinov2_model)
+  networks, needed, names = {}, set(used(metrics)), feature_names(dinov2_model)
   if needed & {'inception', 'inception_clean'}:
     params = inception.load(weights.get('inception'), allow_any)
     fingerprint = digest(params)

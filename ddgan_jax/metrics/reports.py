@@ -24,6 +24,9 @@ _NAMES = {
     'ssim': 'SSIM', 'ssim_of_mean': 'SSIM of the mean sample', 'diversity': 'standard deviation of samples, 0 … 255',
     'consistency': 'difference to the condition, 0 … 255'}
 
+_DISTANCES = (
+    'fid', 'fid_clean', 'fd_dinov2', 'kid', 'mind', 'mind_dinov2', 'fd_classifier', 'mode_kl')  # lower is better
+
 
 def save(workdir: str, report: dict[str, Any]) -> str:
   """Merges a report into the JSON file of its step and conditions; returns the file's path.
@@ -83,8 +86,8 @@ def average(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Averages the metrics of reports that differ in their seeds.
 
   Returns:
-    The first report; in each metric, `value` is the mean, `std` the sample standard deviation, `minimum` the least, and
-    `values` are those of the seeds. A single report is returned unchanged.
+    The first report, without the images' name; in each metric, `value` is the mean, `std` the sample standard
+    deviation, `minimum` the least, and `values` are those of the seeds. A single report is returned unchanged.
   """
   if len(reports) == 1:
     return reports[0]
@@ -94,14 +97,17 @@ def average(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rest = {key: value for key, value in entry.items() if key != 'deviation'}
     metrics[name] = {**rest, 'value': float(np.mean(values)), 'std': float(np.std(values, ddof=1)),
                      'minimum': min(values), 'values': values}
-  return {**reports[0], 'seeds': len(reports), 'metrics': metrics}
+  return {**reports[0], 'images': f'{reports[0]["images"]} and {len(reports) - 1} more', 'seeds': len(reports),
+          'metrics': metrics}
 
 
-def value_text(entry: dict[str, Any]) -> str:
+def value_text(name: str, entry: dict[str, Any]) -> str:
   """Formats the value of one metric, with its deviation, splits and maximum, or its mean over seeds and minimum."""
   text = _number(entry['value'])
   if 'std' in entry:
-    text += f' ± {entry["std"]:.2g} (minimum {_number(entry["minimum"])})'
+    text += f' ± {entry["std"]:.2g}'
+    if name in _DISTANCES:
+      text += f' (minimum {_number(entry["minimum"])})'
   if 'deviation' in entry:
     text += f' ± {entry["deviation"]:.2g}'
   if 'splits' in entry:
@@ -141,12 +147,12 @@ def table(report: dict[str, Any]) -> str:
       f'; reference {report["reference"]}' if report['reference'] else '') + (
           f', n = {report["n_reference"]:,}' if report['n_reference'] else '') + (
               f'; mean ± standard deviation of {report["seeds"]} seeds' if report.get('seeds', 1) > 1 else '')]
-  width = max(28, *(len(_NAMES.get(name, name)) for name in report['metrics']))
+  width = max(28, *(len(title(name)) for name in report['metrics']))
   for name, entry in report['metrics'].items():
-    text = value_text(entry)
+    text = value_text(name, entry)
     if real := real_text(entry):
       text += f'  ({real})'
-    lines.append(f'  {_NAMES.get(name, name):{width}s} {text}   [{entry["features"]}]')
+    lines.append(f'  {title(name):{width}s} {text}   [{entry["features"]}]')
   if report['biased']:
     lines.append(f'  Biased: fewer than {MIN_SAMPLES:,} images.')
   return '\n'.join(lines)

@@ -58,9 +58,11 @@ def make_grid(
 def _head_row(heads: Mapping[str, int], cell_width: int, grid_shape: tuple[int, ...]) -> np.ndarray:
   """The row of column heads above a grid."""
   row = Image.new('L', (grid_shape[1], _HEAD), 64)
-  draw, font = ImageDraw.Draw(row), ImageFont.load_default(_FONT_SIZE)
-  first = 0
+  draw, first = ImageDraw.Draw(row), 0
   for text, span in heads.items():
+    font = ImageFont.load_default(_FONT_SIZE)
+    if (width := draw.textlength(text, font)) > span * cell_width:
+      font = ImageFont.load_default(_FONT_SIZE * span * cell_width / width)
     draw.text(((first + span / 2) * cell_width, _HEAD / 2), text, 255, font, anchor='mm')
     first += span
   return np.asarray(row)[..., None].repeat(grid_shape[2], axis=2)

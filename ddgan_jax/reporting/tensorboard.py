@@ -77,15 +77,21 @@ class EventWriter:
   def flush(self, log: Callable[[str], None] = print) -> None:
     """Waits until everything is written; if a writer has failed, passes `log` a sentence that says why."""
     self._submit(lambda writer: writer.flush()).result()
+    self._report(log)
+
+  def _report(self, log: Callable[[str], None]) -> None:
+    """Passes `log` a sentence for each writer that has failed since the last report."""
     for output in self._outputs:
-      if output.error is not None:
+      if output.error is not None and not output.is_reported:
+        output.is_reported = True
         reason = str(output.error).strip().partition('\n')[0][:200] or type(output.error).__name__
         log(f'{output.name} could not be written ({reason}); the run itself is not affected.')
 
-  def close(self) -> None:
-    """Closes all writers and stops the thread."""
+  def close(self, log: Callable[[str], None] = print) -> None:
+    """Closes all writers and stops the thread; if a writer has failed, passes `log` a sentence that says why."""
     self._submit(lambda writer: writer.close())
     self._thread.shutdown()
+    self._report(log)
 
   def _submit(
       self, write: Callable[[Any], None], for_tensorboard: Callable[[Any], None] | None = None
@@ -104,6 +110,7 @@ class _Output:
   is_tensorboard: bool
   writer: concurrent.futures.Future
   error: Exception | None = None
+  is_reported: bool = False
 
   @property
   def name(self) -> str:

@@ -150,7 +150,7 @@ class Session:
     """
     train, several = self.config.train, self.config.train.steps_per_call
     self.writer = tensorboard.EventWriter(self.workdir, self.is_main, self._writers)
-    self._exits.callback(self.writer.close)
+    self._exits.callback(self.writer.close, self.note)
     self.writer.hparams(config_lib.flatten(self.config))
     warmup = max(10, self.config.optim.lazy_reg + 1)  # by then both programs have run
     self.profile = tensorboard.Profile(

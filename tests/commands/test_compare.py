@@ -129,7 +129,7 @@ def test_unknown_methods_and_missing_metrics_are_refused():
   with pytest.raises(ConfigError, match="--methods contains 'vae'; use some of gan, ddpm, ddgan_2"):
     comparison.select_methods(['gan', 'vae'])
   for metrics, message in (
-      (('is', 'pr'), 'fid, fid_clean, fd_dinov2, kid or modes for quality'),
+      (('is', 'pr'), 'fid, fid_clean, fd_dinov2, kid, mind, mind_dinov2 or modes for quality'),
       (('fid',), 'modes, pr, dc, pr_dinov2 or dc_dinov2 for coverage')):
     config = config_lib.from_config_dict({**tiny_config_dict(), 'eval': {'metrics': metrics}})
     with pytest.raises(ConfigError, match=rf'eval.metrics is \({metrics[0]!r}.*\); add {message}'):

@@ -11,7 +11,7 @@ import pytest
 from ddgan_jax import config as config_lib
 from ddgan_jax import evaluate
 from ddgan_jax import main as train
-from ddgan_jax.config import protocols
+from ddgan_jax.config import protocols, recipes
 from tests.support import ROOT, command_environment, config_text, quick_config_dict, scalars
 from tests.support.commands import run_command, succeed
 
@@ -91,17 +91,19 @@ def test_several_seeds(trained, tmp_path):
 def test_protocols_set_their_flags():
   args = types.SimpleNamespace(
       protocol='stacked_mnist', workdir='runs/x', metrics=None, num=None, seeds=None, splits=None, reference=None,
-      jpeg=False)
+      jpeg=False, any_weights=False, num_timesteps=None, sigma_rel=None)
   protocols.complete(args)
   assert (args.metrics, args.num, args.seeds, args.splits) == (['modes'], 26_000, 1, 10)
-  data = dict(name='digits', image_size=8, num_channels=3, stack=3)
-  protocols.check_data('stacked_mnist', config_lib.from_config_dict(quick_config_dict(**data)))
+  protocols.check_data('stacked_mnist', config_lib.from_config_dict(recipes.load('stacked_mnist')))
+  protocols.check_data('ddgan_cifar10', config_lib.from_config_dict(recipes.load('cifar10')))
   said = protocols.describe('stacked_mnist')
   assert said.startswith('Protocol stacked_mnist (metrics modes, num 26,000, seeds 1), Lin et al.')
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--protocol', 'stacked_mnist'], "data.stack is 1; use 3 with --protocol stacked_mnist"),
+    (['--protocol', 'stacked_mnist'], "data.name is 'digits'; use 'mnist' with --protocol stacked_mnist"),
+    (['--protocol', 'edm', '--any_weights'], '--any_weights is True; omit it with --protocol edm'),
+    (['--seed', str(2**32 - 1), '--seeds', '2', '--force'], 'use seeds below 2^32'),
     (['--protocol', 'ddgan_cifar10'], "data.name is 'digits'; use 'cifar10' with --protocol ddgan_cifar10"),
     (['--protocol', 'edm', '--num', '10000'], '--num is 10000; use 50000 with --protocol edm, or omit it'),
     (['--protocol', 'edm', '--seeds', '1'], '--seeds is 1; use 3 with --protocol edm, or omit it'),

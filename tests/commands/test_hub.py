@@ -207,11 +207,25 @@ def test_the_card_describes_the_run(folder):
       'Sampled in 2 steps with seed 0; reference: held_out.npz, n = 1,498.',
       '| FID | 12.346 | 20,000 |  | FID Inception |',
       '| modes found | 9 of 10 | 20,000 | reference: 10, n = 1,498 | classifier of the data |',
-      'xiao2022tackling', 'The weights: `cc-by-4.0`', 'Memorisation was not tested'):
+      'xiao2022tackling', 'The weights: `cc-by-4.0`',
+      'Memorisation was not tested: the model may reproduce some of 1,498 training images'):
     assert expected in text, expected
   assert '777' not in text
   assert Image.open(folder / 'samples.png').size == (202, 202)  # the run's own grid of 16 samples
   assert '![Samples of the model](samples.png)' in text
+
+
+def test_cards_of_several_seeds_and_other_averages():
+  config = config_lib.from_config_dict(quick_config_dict())
+  params = {'kernel': np.zeros((2, 3), np.float32)}
+  run = ddgan_jax.Run(None, dataclasses.make_dataclass('Schedule', ['num_timesteps'])(2), config, 40, params)
+  measured = {'num_timesteps': 2, 'seed': 3, 'seeds': 2, 'protocol': 'edm', 'n': 50_000, 'metrics': {
+      'fid': {'value': 5.0, 'std': 0.25, 'minimum': 4.8, 'features': 'FID Inception'},
+      'is': {'value': 9.0, 'std': 0.1, 'minimum': 8.9, 'features': 'FID Inception'}}}
+  card = model_card.make(run, 'me/x', None, None, [measured], None, 0.1)
+  assert 'Sampled in 2 steps with seeds 3 to 4, mean ± standard deviation; protocol edm.' in card
+  assert '| FID | 5 ± 0.25 (minimum 4.8) | 50,000 |' in card and '| Inception score | 9 ± 0.1 | 50,000 |' in card
+  assert '6 parameters (an EMA with sigma_rel 0.1)' in card
 
 
 def test_the_code_of_the_card_runs(folder, monkeypatch):
@@ -226,7 +240,8 @@ def test_an_exported_model_is_exported_again(folder, tmp_path):
   output = succeed(export.main, '--workdir', folder, '--folder', tmp_path / 'x')
   assert 'The model card has no metrics; ddgan evaluate measures them.' in output
   card = (tmp_path / 'x' / 'README.md').read_text()
-  assert 'have not been measured' in card and 'No licence of the weights is stated' in card and 'license:' not in card
+  assert 'This export has no measurements.' in card
+  assert 'No licence of the weights is stated' in card and 'license:' not in card
   assert Image.open(tmp_path / 'x' / 'samples.png').size == (402, 402)
   np.testing.assert_array_equal(samples(ddgan_jax.load(tmp_path / 'x')), samples(ddgan_jax.load(folder)))
 
@@ -242,7 +257,7 @@ def untrained(tmp_path, **fields):
 
 def test_the_picture_of_a_run_with_labels_has_a_row_for_each(tmp_path):
   run, folder = untrained(tmp_path, num_classes=10, label_dropout=0.0)
-  model_output.write(str(folder), run, 'me/x', None, has_grid=True)
+  model_output.write(str(folder), run, 'me/x', None, None)
   assert Image.open(folder / 'samples.png').size == (6 * 50 + 2, 11 * 50 + 2)  # 64 = 10 * 6 + 4
   assert 'not selected; one row per class' in (folder / 'README.md').read_text()
 
@@ -250,7 +265,7 @@ def test_the_picture_of_a_run_with_labels_has_a_row_for_each(tmp_path):
 def test_no_picture_shows_training_images(tmp_path):
   """The grids of a run with data.condition have conditions and true images."""
   run, folder = untrained(tmp_path, data={'condition': 'lowres:2'})
-  model_output.write(str(folder), run, 'me/x', None, has_grid=True)
+  model_output.write(str(folder), run, 'me/x', None, None)
   assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
   assert 'samples.png)' not in (folder / 'README.md').read_text()
 
@@ -272,7 +287,8 @@ def test_cards_of_other_runs(fields, expected):
   params = {'kernel': np.zeros((2, 3), np.float32)}
   run = ddgan_jax.Run(None, dataclasses.make_dataclass('Schedule', ['num_timesteps'])(2), config, 40, params)
   card = model_card.make(run, 'me/x', None, None, [], None)
-  assert all(text in card for text in (*expected, 'few images' if config.data.name != 'gaussians25' else '')), card
+  memorised = '' if config.data.is_points else 'some of its training images'
+  assert all(text in card for text in (*expected, memorised)), card
   yaml.safe_load(card.split('---\n')[1])
 
 

@@ -47,7 +47,7 @@ def test_position_embeddings_are_interpolated_as_published(arrays, state_dict):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'blocks.2.ls2.gamma': None}, 'blocks.2.ls2.gamma is missing, but DINOv2 has it'),
+    ({'blocks.2.ls2.gamma': None}, 'blocks.2.ls2.gamma is missing; use the published weights of DINOv2'),
     ({'cls_token': None}, 'cls_token is missing'),
     ({'cls_token': np.zeros((1, 1, 100))}, r'cls_token has shape \(1, 1, 100\); use \(1, 1, 64\)'),
     ({'pos_embed': np.zeros((1, 300, 128))}, r'pos_embed has shape \(1, 300, 128\); use \(1, 290, 128\)'),

@@ -15,7 +15,7 @@ from PIL import Image
 from ddgan_jax.config import ConfigError, DataConfig, UserError
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
-from ddgan_jax.metrics import image_sets, reports, statistics
+from ddgan_jax.metrics import image_sets, networks, reports, statistics
 from ddgan_jax.metrics.evaluator import Evaluator
 from ddgan_jax.metrics.features import dinov2, inception
 from ddgan_jax.parallel import sharding
@@ -384,6 +384,12 @@ def test_a_subset_depends_only_on_its_size(monkeypatch):
     monkeypatch.setattr(jax, 'process_index', lambda index=index: index)
     parts.append(chosen.rows(0, 6).ravel())
   assert np.concatenate(parts).tolist() == expected
+
+
+def test_all_processes_use_the_networks_in_the_same_order():
+  """Or collective operations of different networks would meet."""
+  found = list(networks.rows(METRICS))
+  assert found == sorted(found) == ['classifier', 'dinov2', 'inception', 'inception_clean', 'vgg16']
 
 
 def test_metrics_equal_their_functions_of_the_features(small_inception, monkeypatch):

@@ -35,7 +35,7 @@ def test_golden(arrays, state_dict, case):
 
 
 def test_weights_of_other_networks_are_refused(state_dict):
-  with pytest.raises(weights.WeightsError, match='features.28.weight is missing, but VGG16 has it'):
+  with pytest.raises(weights.WeightsError, match='features.28.weight is missing; use the published weights'):
     vgg.params_from_state_dict({k: v for k, v in state_dict.items() if k != 'features.28.weight'})
   narrow = {**state_dict, 'classifier.0.weight': np.zeros((64, 12 * 36))}
   with pytest.raises(weights.WeightsError, match=r'classifier.0.weight has shape .* 432\); use 588 columns'):

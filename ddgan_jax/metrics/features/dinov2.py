@@ -69,7 +69,7 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
 
   def tensor(name: str, *shape: int) -> np.ndarray:
     if name not in state_dict:
-      raise weights.WeightsError(f'{name} is missing, but DINOv2 has it')
+      raise weights.WeightsError(f'{name} is missing; use the published weights of DINOv2')
     found = np.asarray(state_dict[name], np.float32)
     if found.shape != shape:
       raise weights.WeightsError(f'{name} has shape {found.shape}; use {shape}')

@@ -76,7 +76,7 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
 
   def tensor(name: str) -> np.ndarray:
     if name not in state_dict:
-      raise weights.WeightsError(f'{name} is missing, but the FID Inception network has it')
+      raise weights.WeightsError(f'{name} is missing; use the published weights of FID Inception')
     return np.asarray(state_dict[name], np.float64)
 
   def folded(layer: str) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def params_from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
   def layer(name: str) -> tuple[np.ndarray, np.ndarray]:
     for part in ('weight', 'bias'):
       if f'{name}.{part}' not in state_dict:
-        raise weights.WeightsError(f'{name}.{part} is missing, but VGG16 has it')
+        raise weights.WeightsError(f'{name}.{part} is missing; use the published weights of VGG16')
     return tuple(np.asarray(state_dict[f'{name}.{part}'], np.float32) for part in ('weight', 'bias'))
 
   params = {}
