@@ -13,6 +13,7 @@ import scipy.linalg
 from PIL import Image
 
 from ddgan_jax.config import ConfigError, DataConfig, UserError
+from ddgan_jax.config.checks import METRICS
 from ddgan_jax.data import sources
 from ddgan_jax.data.readers import DataError
 from ddgan_jax.metrics import image_sets, networks, reports, statistics
