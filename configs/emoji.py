@@ -24,11 +24,13 @@ def get_config(image_size: str = '32') -> ml_collections.ConfigDict:
   c.generator.update(num_classes=9, num_channels_dae=64, nz=64, z_emb_dim=128, n_mlp=3)
   c.discriminator.augment = ('color', 'translation', 'cutout')
   c.optim.ema_decay = 0.999
+  c.objective.update(reconstruction_weight=1.0, reconstruction_schedule='sigmoid')
   c.train.update(num_steps=15_000, steps_per_call=20, sample_every=3_000, checkpoint_every=3_000, num_samples=90)
   if image_size == '16':
     c.data.update(image_size=16, batch_size=16)
     c.generator.update(num_channels_dae=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,))
     c.discriminator.update(kind='tiny', ngf=16, t_emb_dim=128)
-    c.optim.update(lr_g=2e-4, lr_d=8e-4, r1_gamma=0.3, lazy_reg=4)
-    c.train.update(num_steps=18_000, steps_per_call=1, sample_every=1_000, checkpoint_every=1_000)
+    c.discriminator.augment = ()
+    c.optim.update(lr_g=2e-4, lr_d=4e-4, r1_gamma=0.1, lazy_reg=4)
+    c.train.update(num_steps=10_000, steps_per_call=1, sample_every=1_000, checkpoint_every=1_000)
   return c

@@ -8,7 +8,8 @@ statistics of the data for `--metrics fid`, `fid_clean` or `fd_dinov2`.
 `fid`, `fid_clean`, `is`, `kid` and `mind` need the FID Inception weights; `pr` (improved precision and recall) and `dc`
 (density and coverage) need VGG16 weights; `fd_dinov2`, `mind_dinov2`, `pr_dinov2` and `dc_dinov2` need DINOv2 weights.
 `modes` trains a classifier on the data's labels and needs no download. `label_accuracy` is the fraction of a
-conditional run's samples that this classifier assigns to the requested label.
+conditional run's samples that this classifier assigns to the requested label. `authenticity_dinov2`, `_inception`,
+`_vgg16` and `_classifier` measure the share of samples that are no copies of training images, with these features.
 
 `psnr`, `ssim`, `diversity` and `consistency` compare samples of a run with data.condition to the true images, to their
 conditions and to each other, `--samples_per_condition` for each image of the data.
@@ -27,6 +28,8 @@ import ddgan_jax
 from ddgan_jax import config as config_lib
 from ddgan_jax.cli import app, options
 from ddgan_jax.config import ConfigError, checks, exported, protocols
+
+_NUM_CLOSEST = 10  # samples in the picture of --closest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +59,9 @@ def _define_flags(define: options.Definer) -> None:
       'sigma_rel', None, 'Relative length of the EMA, such as 0.1, of a run with optim.ema_profiles.')
   define.integer(
       'samples_per_condition', 8, 'Samples of each condition, for psnr, ssim, diversity, consistency.', lower_bound=1)
+  define.string('held_out', None, 'For authenticity: held-out images (a folder, zip or npz), or a split of the data, '
+                'such as test.')
+  define.string('closest', None, 'For authenticity: a .png to write, of the samples closest to training images.')
   define.integer('splits', None, 'Splits of the Inception score, by default 10; the paper uses 1.', lower_bound=1)
   define.integer('batch_size', 200, 'Batch size over all devices.', lower_bound=1)
   define.boolean('force', False, 'Allow fewer than 10,000 images; the result is marked as biased.')
@@ -75,9 +81,12 @@ def _evaluate(args: types.SimpleNamespace) -> None:
   config = _check_flags(args)
   options.join_processes(args)
   # Slow to import, so only after the flags are checked.
+  import numpy as np
+
   from ddgan_jax.data import sources
   from ddgan_jax.metrics import evaluator, image_sets, points, statistics
   from ddgan_jax.parallel import consensus, processes, sharding
+  from ddgan_jax.reporting import grids
 
   app.configure()
   log = print if processes.is_main() else lambda text: None
@@ -102,22 +111,43 @@ def _evaluate(args: types.SimpleNamespace) -> None:
     reference = image_sets.read_reference(args.reference, config.data.num_channels if config else 3)
   elif source:
     reference = image_sets.dataset_images(source, config.data)
+  held_out = _held_out(args, config, log)
   if args.jpeg:
-    reference = image_sets.compress_jpeg(reference)
+    reference, held_out = image_sets.compress_jpeg(reference), image_sets.compress_jpeg(held_out)
   if evaluator.needs_classifier(metrics) and source:
     classifier = evaluator.load_classifier(source, config, metrics, log)
   measure = evaluator.Evaluator(
       metrics, reference, mesh, args.num, args.batch_size, classifier,
       {name: getattr(args, name) for name in ('inception', 'vgg16', 'dinov2')}, args.any_weights, log, args.splits,
-      args.dinov2_model)
+      args.dinov2_model, held_out, _NUM_CLOSEST if args.closest else 0)
   if not args.statistics:
     compress = image_sets.compress_jpeg if args.jpeg else lambda images: images
     _measure(args, run, images_of, lambda images: measure.evaluate(compress(images)), log)
+    if args.closest and processes.is_main():
+      rows = np.concatenate(measure.closest)
+      heads = {'the least authentic samples, above the nearest training images': len(rows) // 2}
+      grids.save_png(args.closest, grids.make_grid(rows, heads=heads))
+      log(f'The samples closest to training images: {args.closest}')
     return
   found = measure.reference_statistics()
   if processes.is_main():
     statistics.write(args.statistics, found)
   log(f'Statistics of {found.count:,} images of {found.name} ({found.features}): {args.statistics}')
+
+
+def _held_out(args: types.SimpleNamespace, config: config_lib.Config | None, log: Callable[[str], None]) -> Any:
+  """The images of --held_out, or None."""
+  from ddgan_jax.data import sources
+  from ddgan_jax.metrics import image_sets
+
+  if not args.held_out:
+    return None
+  if os.path.exists(args.held_out):
+    return image_sets.file_images(args.held_out, config.data.num_channels if config else 3)
+  if not config or config.data.name in config_lib.FILE_SOURCES:
+    raise ConfigError(f'--held_out is {args.held_out!r}; use a folder, zip or npz that exists')
+  data_config = dataclasses.replace(config.data, split=args.held_out)
+  return image_sets.dataset_images(sources.load_source(data_config, log), data_config)
 
 
 def _load_images(
@@ -245,6 +275,12 @@ def _check_flags(args: types.SimpleNamespace) -> config_lib.Config | None:
   if len(given) != 1:
     raise ConfigError(f'{" and ".join(given) or "nothing to evaluate"}: use one of --workdir, --images and '
                       '--statistics (with --config)')
+  authentic = [name for name in args.metrics or () if name.startswith('authenticity')]
+  for flag in ('held_out', 'closest'):
+    if getattr(args, flag) and not authentic:
+      raise ConfigError(f'--{flag}: use it with --metrics authenticity_dinov2, or that of other features')
+  if args.closest and not args.closest.lower().endswith('.png'):
+    raise ConfigError(f'--closest is {args.closest!r}; use a .png')
   if args.seeds > 1 and not args.workdir:
     raise ConfigError(f'--seeds is {args.seeds}; use it with --workdir, because {given[0]} has no seed')
   of_conditions = [name for name in args.metrics or () if name in checks.CONDITION_METRICS]

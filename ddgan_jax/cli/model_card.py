@@ -58,7 +58,7 @@ def make(
       f'{article} {method} that samples {_what(config)} in {evaluations}, trained with ddgan_jax (JAX and Flax) after '
       '[Xiao et al., 2022](https://arxiv.org/abs/2112.07804).',
       *picture, '## Use', _usage(config, name), '## Model and training', _facts(run, num_images, sigma_rel),
-      '## Metrics', _metrics(config, measured), '## Limitations', _limitations(config, num_images),
+      '## Metrics', _metrics(config, measured), '## Limitations', _limitations(config, num_images, measured),
       '## Citation', _CITATION, '## Licence', _licence(licence)]) + '\n'
 
 
@@ -178,12 +178,13 @@ def _reference(name: str | None, config: Config) -> str:
   return name if is_data_set else os.path.basename(name.rstrip('/'))
 
 
-def _limitations(config: Config, num_images: int | None) -> str:
+def _limitations(config: Config, num_images: int | None, measured: Sequence[dict[str, Any]]) -> str:
   lines = ['- The samples reflect the training data, including their biases and gaps.']
   if not config.data.is_points:
     count = f'{num_images:,} training images' if num_images else 'its training images'
-    lines.append(f'- Memorisation was not tested: the model may reproduce some of {count}, so do not assume that '
-                 'samples are new.')
+    is_tested = any(name.startswith('authenticity') for report in measured for name in report['metrics'])
+    lines.append(f'- {"For memorisation see authenticity above" if is_tested else "Memorisation was not tested"}: the '
+                 f'model may reproduce some of {count}, so do not assume that samples are new.')
   lines.append('- The repository has only the averaged (EMA) weights of the generator: training cannot be resumed from '
                'it.')
   return '\n'.join(lines)

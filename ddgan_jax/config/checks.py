@@ -33,7 +33,8 @@ CONDITIONS = ('none', 'lowres', 'grey', 'mask', 'edges', 'pairs')
 # Metrics of `metrics.evaluator`.
 METRICS = (
     'fid', 'is', 'kid', 'pr', 'dc', 'modes', 'label_accuracy', 'fid_clean', 'mind', 'fd_dinov2', 'pr_dinov2',
-    'dc_dinov2', 'mind_dinov2')
+    'dc_dinov2', 'mind_dinov2', 'authenticity_dinov2', 'authenticity_inception', 'authenticity_vgg16',
+    'authenticity_classifier')
 STATISTICS_METRICS = ('fid', 'fid_clean', 'fd_dinov2')  # whose reference may be a file of statistics
 CONDITION_METRICS = ('psnr', 'ssim', 'diversity', 'consistency')  # of `ddgan evaluate`, for runs with data.condition
 MIN_SAMPLES = 10_000  # with fewer, the upward bias of a Fréchet distance exceeds the differences between papers

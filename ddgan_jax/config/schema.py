@@ -366,8 +366,8 @@ class EvalConfig(_Section):
 
   Attributes:
     metrics: some of fid, fid_clean, is, kid, mind, pr (improved precision and recall), dc (density and coverage);
-      fd_dinov2 (Fréchet distance), mind_dinov2, pr_dinov2 and dc_dinov2, with features of DINOv2 ViT-L/14; modes; and,
-      for a conditional run, label_accuracy.
+      fd_dinov2 (Fréchet distance), mind_dinov2, pr_dinov2 and dc_dinov2, with features of DINOv2 ViT-L/14;
+      authenticity_dinov2, _inception, _vgg16 and _classifier; modes; and, for a conditional run, label_accuracy.
     num: number of samples of the EMA generator, drawn with the seed of the run.
     batch_size: global batch size of sampling and measuring.
     force: allow fewer than 10,000 samples, which bias the metrics.

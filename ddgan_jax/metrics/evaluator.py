@@ -22,6 +22,7 @@ from ddgan_jax.metrics import (
   image_sets,
   inception_score,
   kid,
+  memorization,
   mind,
   modes,
   networks,
@@ -67,6 +68,12 @@ class Evaluator:
     log: receives a sentence about each slow step.
     splits: number of splits of the Inception score.
     dinov2_model: one of `dinov2.MODELS`.
+    held_out: images of the data that were not trained on, whose authenticity is measured, too.
+    num_closest: number of images in `closest`.
+
+  Attributes:
+    closest: after `evaluate` with a metric of authenticity, the samples that are the least authentic, and their nearest
+      images in the reference, [num_closest, H, W, C] uint8 each; None before, or if num_closest is 0.
 
   Raises:
     UserError: a metric lacks its reference or classifier, or the reference has statistics of other features.
@@ -75,7 +82,8 @@ class Evaluator:
   def __init__(
       self, metrics: Sequence[str], reference: ImageSet | Statistics | None, mesh: Any, num: int, batch_size: int,
       classifier: tuple[modes.ModeClassifier, bool] | None = None, weights: dict[str, str | None] | None = None,
-      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10, dinov2_model: str = 'vitl14'):
+      allow_any: bool = False, log: Callable[[str], None] = print, splits: int = 10, dinov2_model: str = 'vitl14',
+      held_out: ImageSet | None = None, num_closest: int = 0):
     check_metrics('metrics', metrics)
     comparing = [name for name in metrics if name not in ('is', 'label_accuracy')]
     if comparing and reference is None:
@@ -94,6 +102,13 @@ class Evaluator:
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._log = log
     self._splits = splits
+    self._held_out, self._num_closest = held_out, num_closest
+    self._held_out_rows: dict[str, Collected] = {}
+    self.closest: tuple[np.ndarray, np.ndarray] | None = None
+    if self._authenticities and isinstance(reference, ImageSet) and reference.size is None:
+      raise ConfigError(f'{self._authenticities[0]}: {reference.name} has no last image; use data of a fixed size')
+    if self._authenticities and held_out:
+      image_sets.check_same_shape(held_out, reference)
     if 'is' in metrics:
       inception_score.check_splits(splits, num)
     # The reference's rows, by network and number of images.
@@ -159,12 +174,39 @@ class Evaluator:
       for name in ('modes', 'modes_certain'):
         report['metrics'][name]['out_of'] = self._num_modes
       put_distance('fd_classifier', 'classifier')
+    for metric in self._authenticities:
+      self._put_authenticity(metric, images, found, put)
     if 'label_accuracy' in self._metrics:
       mode, requested = found['classifier'].rows['mode'], images.requested_labels(num)
       for name, value in modes.label_accuracy(mode, requested, self._classifier.num_classes, self._stack).items():
         of_classifier = self._classifier.accuracy ** (self._stack if name == 'label_accuracy' else 1)
         put(name, 'classifier', value=value, of_classifier=of_classifier, n_classifier=self._classifier.num_held_out)
     return report
+
+  def _put_authenticity(
+      self, metric: str, images: ImageSet, found: dict[str, Collected], put: Callable[..., None]) -> None:
+    """Puts the metric of the samples, and that of the held-out images, into the report; sets `closest`."""
+    network, (output,) = networks.ROWS[metric]
+    train = self._rows[network, self._reference_size()][output]
+    measured = memorization.authenticity(train, found[network].rows[output])
+    held_out = {}
+    if self._held_out:
+      if not self._held_out_rows:
+        wanted = networks.rows(self._authenticities)
+        self._held_out_rows = self._collect(self._held_out, self._held_out.size, wanted, ())
+      rows = self._held_out_rows[network].rows[output]
+      held_out = {'of_held_out': memorization.authenticity(train, rows).fraction, 'n_held_out': len(rows)}
+    put(metric, network, value=measured.fraction, n_reference=len(train), **held_out)
+    if self._num_closest and not self.closest:
+      chosen = np.argsort(measured.ratio, kind='stable')[:self._num_closest]
+      blocks = {first: gathering.gather_rows([images.rows(first, self._batch_size)])
+                for first in sorted({int(i) // self._batch_size * self._batch_size for i in chosen})}
+      samples = np.stack([blocks[int(i) // self._batch_size * self._batch_size][i % self._batch_size] for i in chosen])
+      self.closest = samples, self._reference.take(measured.nearest[chosen])
+
+  @property
+  def _authenticities(self) -> list[str]:
+    return [name for name in self._metrics if name.startswith('authenticity')]
 
   def reference_statistics(self) -> Statistics:
     """Mean and covariance of the reference's features; requires exactly one metric, which compares them."""
@@ -207,9 +249,9 @@ class Evaluator:
       else:
         self._moments[name] = self._reference_moments(name, known.mean, known.covariance)
     new = sorted(keys.keys() - self._moments.keys())
-    for metric in [name for name in self._metrics if name == 'kid' or name in networks.PAIRED]:
+    for metric in [name for name in self._metrics if name in networks.WHOLE + networks.PAIRED]:
       name, outputs = networks.ROWS[metric]
-      count = size if metric == 'kid' else self._num_paired(num)
+      count = size if metric in networks.WHOLE else self._num_paired(num)
       if (name, count) not in self._rows:
         missing.setdefault(count, {}).setdefault(name, set()).update(outputs)
     if new:
@@ -308,7 +350,7 @@ def load_classifier(
 
 def needs_classifier(metrics: Sequence[str]) -> list[str]:
   """Those of `metrics` that need a classifier of the data's classes."""
-  return [name for name in metrics if name in ('modes', 'label_accuracy')]
+  return [name for name in metrics if name in ('modes', 'label_accuracy', 'authenticity_classifier')]
 
 
 def check_label_accuracy(images: ImageSet) -> None:

@@ -13,14 +13,17 @@ from ddgan_jax.metrics.statistics import FID_INCEPTION, digest
 
 # Metric → the network whose mean and covariance it compares with the reference's.
 DISTANCES = {'fid': 'inception', 'fid_clean': 'inception_clean', 'fd_dinov2': 'dinov2', 'modes': 'classifier'}
-# Metric → (network, outputs kept for every sample). `kid` and the metrics in `PAIRED` also need them for the reference.
+# Metric → (network, outputs kept for every sample).
 ROWS = {
     'is': ('inception', ('logits',)),
     **dict.fromkeys(('kid', 'mind'), ('inception', ('pool3',))),
     **dict.fromkeys(('pr', 'dc'), ('vgg16', ('fc2',))),
     **dict.fromkeys(('pr_dinov2', 'dc_dinov2', 'mind_dinov2'), ('dinov2', ('class',))),
-    **dict.fromkeys(('modes', 'label_accuracy'), ('classifier', ('mode', 'certain')))}
+    **dict.fromkeys(('modes', 'label_accuracy'), ('classifier', ('mode', 'certain'))),
+    'authenticity_dinov2': ('dinov2', ('class',)), 'authenticity_inception': ('inception', ('pool3',)),
+    'authenticity_vgg16': ('vgg16', ('fc2',)), 'authenticity_classifier': ('classifier', ('features',))}
 # Metrics that compare as many images of the reference as there are samples.
+WHOLE = ('kid', *(name for name in ROWS if name.startswith('authenticity')))  # compare all images of the reference
 PAIRED = ('pr', 'dc', 'mind', 'pr_dinov2', 'dc_dinov2', 'mind_dinov2', 'modes')
 
 

@@ -16,6 +16,8 @@ from ddgan_jax.utils import files
 _NAMES = {
     'fid': 'FID', 'fid_clean': 'FID, clean-fid', 'fd_dinov2': 'FD-DINOv2', 'precision_dinov2': 'precision, DINOv2',
     'recall_dinov2': 'recall, DINOv2', 'density_dinov2': 'density, DINOv2', 'coverage_dinov2': 'coverage, DINOv2',
+    **{f'authenticity_{short}': f'authenticity, {name}' for short, name in (
+        ('dinov2', 'DINOv2'), ('inception', 'Inception'), ('vgg16', 'VGG16'), ('classifier', 'classifier'))},
     'mind': 'MIND', 'mind_dinov2': 'MIND, DINOv2', 'is': 'Inception score', 'kid': 'KID', 'modes': 'modes found',
     'modes_certain': 'modes found, p ≥ 0.9', 'mode_kl': 'KL of modes to uniform',
     'certain': 'fraction with p ≥ 0.9', 'fd_classifier': 'Fréchet distance, not FID',
@@ -121,6 +123,8 @@ def real_text(entry: dict[str, Any]) -> str:
   """Formats the value of real images, or the number of those that were compared; '' if there is neither."""
   if 'of_reference' in entry:
     return f'reference: {_number(entry["of_reference"])}, n = {entry["n_reference"]:,}'
+  if 'of_held_out' in entry:
+    return f'held-out images: {_number(entry["of_held_out"])}, n = {entry["n_held_out"]:,}'
   if 'n_reference' in entry:
     return f'reference: n = {entry["n_reference"]:,}'
   if 'of_classifier' in entry:

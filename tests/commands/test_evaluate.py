@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddgan_jax import config as config_lib
 from ddgan_jax import evaluate
@@ -88,6 +89,19 @@ def test_several_seeds(trained, tmp_path):
   assert 'mean ± standard deviation of 3 seeds' in output and f'(minimum {min(single):.5g})' in output
 
 
+def test_authenticity_beside_held_out_images(trained, tmp_path):
+  output = succeed(
+      evaluate.main, '--workdir', trained[0], '--metrics', 'authenticity_classifier', '--num', '60', '--force',
+      '--held_out', 'test', '--closest', tmp_path / 'closest.png', '--out', tmp_path / 'x.json')
+  entry = json.loads((tmp_path / 'x.json').read_text())['metrics']['authenticity_classifier']
+  assert entry['n_reference'] == 1498 and entry['n_held_out'] == 299
+  # Held-out digits resemble training digits as these resemble each other; samples of an untrained run do not.
+  assert 0.3 < entry['of_held_out'] < 0.7 and 0 <= entry['value'] <= 1
+  assert f'(held-out images: {entry["of_held_out"]:.5g}, n = 299)' in output
+  with Image.open(tmp_path / 'closest.png') as image:
+    assert image.size == (10 * 50 + 2, 16 + 2 * 50 + 2)
+
+
 def test_protocols_set_their_flags():
   args = types.SimpleNamespace(
       protocol='stacked_mnist', workdir='runs/x', metrics=None, num=None, seeds=None, splits=None, reference=None,
@@ -110,6 +124,8 @@ def test_protocols_set_their_flags():
     (['--protocol', 'edm', '--metrics', 'fid,is'], '--metrics is fid,is; use fid with --protocol edm, or omit it'),
     (['--protocol', 'edm', '--reference', 'x.npz'], '--reference is x.npz; omit it with --protocol edm'),
     (['--protocol', 'edm', '--jpeg'], '--jpeg is True; omit it with --protocol edm'),
+    (['--metrics', 'fid', '--held_out', 'x'], '--held_out: use it with --metrics authenticity_dinov2'),
+    (['--metrics', 'authenticity_vgg16', '--closest', 'x.gif'], "--closest is 'x.gif'; use a .png"),
     (['--num', '500'], '--num is 500; use at least 10,000, because fewer samples bias the metrics, or --force'),
     (['--metrics', 'sfid'], "--metrics is 'sfid'; use one of 'fid', 'is', 'kid', 'pr', 'dc', 'modes'"),
     (['--metrics', 'fid', '--inception', 'nowhere.pth'], 'nowhere.pth does not exist; use pt_inception'),

@@ -221,10 +221,12 @@ def test_cards_of_several_seeds_and_other_averages():
   run = ddgan_jax.Run(None, dataclasses.make_dataclass('Schedule', ['num_timesteps'])(2), config, 40, params)
   measured = {'num_timesteps': 2, 'seed': 3, 'seeds': 2, 'protocol': 'edm', 'n': 50_000, 'metrics': {
       'fid': {'value': 5.0, 'std': 0.25, 'minimum': 4.8, 'features': 'FID Inception'},
-      'is': {'value': 9.0, 'std': 0.1, 'minimum': 8.9, 'features': 'FID Inception'}}}
+      'is': {'value': 9.0, 'std': 0.1, 'minimum': 8.9, 'features': 'FID Inception'},
+      'authenticity_vgg16': {'value': 0.5, 'of_held_out': 0.6, 'n_held_out': 99, 'features': 'VGG16 fc2'}}}
   card = model_card.make(run, 'me/x', None, None, [measured], None, 0.1)
   assert 'Sampled in 2 steps with seeds 3 to 4, mean ± standard deviation; protocol edm.' in card
   assert '| FID | 5 ± 0.25 (minimum 4.8) | 50,000 |' in card and '| Inception score | 9 ± 0.1 | 50,000 |' in card
+  assert 'held-out images: 0.6, n = 99' in card and 'For memorisation see authenticity above' in card
   assert '6 parameters (an EMA with sigma_rel 0.1)' in card
 
 

@@ -387,6 +387,30 @@ def test_a_subset_depends_only_on_its_size(monkeypatch):
   assert np.concatenate(parts).tolist() == expected
 
 
+def test_authenticity(small_dinov2):
+  """It equals its function of the features, on one device and on four; the closest samples are copies."""
+  from ddgan_jax.metrics import memorization
+
+  _, read = small_dinov2
+  train, held_out = pictures(1, 97), pictures(2, 30)
+  ours = np.concatenate([pictures(0, 40), train[[5, 50]]])
+  for devices in (1, 4):
+    evaluator = Evaluator(
+        ('authenticity_dinov2',), image_sets.array_images(train, 'train'), sharding.make_mesh(jax.devices()[:devices]),
+        10_000, 16, log=lambda text: None, dinov2_model='vitb14',
+        held_out=image_sets.array_images(held_out, 'held out'), num_closest=2)
+    entry = evaluator.evaluate(image_sets.array_images(ours, 'ours'))['metrics']['authenticity_dinov2']
+    of = {name: memorization.authenticity(np.asarray(read(train)), np.asarray(read(images))).fraction
+          for name, images in (('ours', ours), ('held out', held_out))}
+    assert entry['value'] == of['ours'] and entry['of_held_out'] == of['held out']
+    assert (entry['n_reference'], entry['n_held_out']) == (97, 30)
+    for closest in evaluator.closest:
+      np.testing.assert_array_equal(closest, train[[5, 50]])
+  endless = image_sets.array_images(train, 'stacks')._replace(size=None)
+  with pytest.raises(ConfigError, match='authenticity_dinov2: stacks has no last image'):
+    Evaluator(('authenticity_dinov2',), endless, sharding.make_mesh(), 100, 16)
+
+
 def test_all_processes_use_the_networks_in_the_same_order():
   """Or collective operations of different networks would meet."""
   found = list(networks.rows(METRICS))
