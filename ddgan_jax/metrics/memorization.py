@@ -44,8 +44,8 @@ def authenticity(train: np.ndarray, fake: np.ndarray) -> Authenticity:
   train, fake = distances.centred(train, fake, 1, 0, 'train')
   nearest, squared = distances.nearest(fake, train)
   radii = distances.squared_radii(train, 1)[nearest]
-  # A copy of a training image that occurs twice has two zeros.
-  ratio = np.sqrt(np.where(squared == 0, 0, squared / np.maximum(radii, np.finfo(np.float32).tiny)))
+  with np.errstate(divide='ignore', invalid='ignore'):  # the training image may occur twice
+    ratio = np.sqrt(np.where(squared == 0, 0, squared / radii))
   return Authenticity(float(np.mean(squared > radii)), nearest, ratio)
 
 

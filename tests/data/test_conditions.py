@@ -123,8 +123,8 @@ def test_pictures():
   picture = conditions.picture(small, config('lowres:2'))
   np.testing.assert_array_equal(picture[:, ::2, ::2], conditions.to_uint8(small))
   samples = np.zeros((6, 8, 8, 3), np.uint8)
-  rows, columns = conditions.picture_rows(config('lowres:2'), small, samples, conditions.to_uint8(x))
-  assert columns == 5 and rows.shape == (10, 8, 8, 3)
+  rows, heads = conditions.picture_rows(config('lowres:2'), small, samples, truth=conditions.to_uint8(x))
+  assert heads == {'condition': 1, 'samples': 3, 'truth': 1} and rows.shape == (10, 8, 8, 3)
   np.testing.assert_array_equal(rows[[0, 5]], picture)
   np.testing.assert_array_equal(rows[[4, 9]], conditions.to_uint8(x))
   # Of a masked image of two channels, the first.

@@ -121,7 +121,7 @@ def test_a_run_on_values(tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   assert loop.train_and_evaluate(run_config, str(workdir))
   with Image.open(workdir / 'samples' / 'step_00000002.png') as image:
-    assert image.mode == 'RGB' and image.size == (8 * 50 + 2, 50 + 2)
+    assert image.mode == 'RGB' and image.size == (8 * 50 + 2, 16 + 50 + 2)
   np.savez(tmp_path / 'two.npz', conditions=COUNTS[:2])
   out = tmp_path / 'out.npz'
   succeed(sample.main, '--workdir', workdir, '--condition', tmp_path / 'two.npz', '--num', 3, '--out', out)

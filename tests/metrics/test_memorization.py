@@ -29,6 +29,7 @@ def test_copies_are_not_authentic():
   found = authenticity(np.float32(far), np.float32(far[::-1]))
   assert found.fraction == 0 and (found.ratio == 0).all()
   np.testing.assert_array_equal(found.nearest[1:-1], np.arange(300)[:0:-1])
+  assert authenticity(far, far[:1] + 0.1).ratio == np.inf
   near = authenticity(TRAIN, TRAIN + 1e-3)
   assert near.fraction == 0 and 0 < near.ratio.max() < 0.1
 
