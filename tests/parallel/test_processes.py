@@ -258,3 +258,49 @@ def test_a_run_is_refused_on_all_processes(start, tmp_path):
                                         'process 1 does not see the files that process 0 writes there',
                                         'the config differs between processes')):
       assert expected in said
+
+
+# Measures random images with small random networks, whose published weights are too large for a test.
+MEASURED = """
+import json, sys
+import jax, numpy as np
+from ddgan_jax.metrics import evaluator, image_sets
+from ddgan_jax.metrics.features import dinov2, inception, vgg
+from ddgan_jax.parallel import processes, sharding
+
+if len(sys.argv) > 2:
+  processes.initialize(sys.argv[2], 2, int(sys.argv[3]))
+rng = np.random.default_rng(0)
+kernels = {module: rng.standard_normal((192, 12), np.float32) for module in (dinov2, inception, vgg)}
+for module, kernel in kernels.items():
+  module.load = lambda path, allow_any, *model, kernel=kernel: {'kernel': kernel}
+  module.features = lambda params, x: x.reshape(len(x), -1) / 255.0 @ params['kernel']
+inception.clean_features = lambda params, x: x.reshape(len(x), -1) / 200.0 @ params['kernel']
+read = inception.features
+inception.features = lambda params, x: (read(params, x), read(params, x))
+pictures = lambda count: rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+sizes = {'train': 97, 'ours': 50, 'held out': 30}
+sets = [image_sets.array_images(pictures(count), name) for name, count in sizes.items()]
+metrics = ('fid', 'fid_clean', 'kid', 'mind', 'pr', 'dc', 'fd_dinov2', 'mind_dinov2', 'pr_dinov2', 'dc_dinov2',
+           'authenticity_dinov2', 'authenticity_vgg16')
+measure = evaluator.Evaluator(
+    metrics, sets[0], sharding.make_mesh(), 1000, 16, log=lambda text: None, held_out=sets[2], num_closest=3)
+found = measure.evaluate(sets[1])['metrics']
+values = {name: [entry['value'], entry.get('of_held_out')] for name, entry in found.items()}
+out = f'{sys.argv[1]}/{jax.process_count()}_{jax.process_index()}'
+json.dump([values, measure.closest[0].tolist()], open(out, 'w'))
+"""
+
+
+def test_two_processes_measure_the_same_as_one(start, tmp_path):
+  """Every metric with a feature network; two processes with four devices each."""
+  for processes, devices in ((1, 1), (2, 4)):
+    statuses, outputs = finish(start(
+        [sys.executable, '-c', MEASURED, str(tmp_path)], processes, devices, together='{0} {2}'))
+    assert statuses == processes * [0], outputs
+  one, *two = (json.loads((tmp_path / name).read_text()) for name in ('1_0', '2_0', '2_1'))
+  for values, closest in two:
+    assert values.keys() == one[0].keys() and len(values) == 16 and closest == one[1]
+    for name, (value, of_held_out) in values.items():
+      assert value == pytest.approx(one[0][name][0], rel=1e-6), name
+      assert of_held_out == one[0][name][1]
