@@ -80,9 +80,11 @@ def test_table(base):
 
 
 def test_average_over_seeds(base):
-  one, other = rows((8, 8, 3))[0], rows((8, 8, 3))[0]
+  one, other = (rows((8, 8, 3))[0] | {'images': f'seed {seed}'} for seed in (3, 4))
   other['metrics'] = {name: entry | {'value': entry['value'] - 4} for name, entry in other['metrics'].items()}
-  metrics = reports.average([one, other])['metrics']
+  averaged = reports.average([one, other])
+  assert averaged['images'] == 'seed 3 and 1 more' and averaged['seeds'] == 2
+  metrics = averaged['metrics']
   modes = metrics['modes']
   assert (modes['value'], modes['values'], modes['out_of']) == (998, [1000, 996], 1000)
   assert modes['std'] == pytest.approx(2 * 2**0.5)
