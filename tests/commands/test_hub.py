@@ -463,7 +463,7 @@ def test_a_config_from_the_hub_names_no_file_of_this_machine(folder, server, tmp
   shutil.copytree(folder, tmp_path / 'x')
   fields = json.loads((tmp_path / 'x' / 'config.json').read_text())
   fields['data'] |= {'cache_dir': '/etc/cron.d', 'data_dir': '/root'}
-  fields['train'] |= {'init_from': '/root/run'}
+  fields['train'] |= {'init_from': '/home/me/run'}
   (tmp_path / 'x' / 'config.json').write_text(json.dumps(fields))
   put(server, tmp_path / 'x')
   config = ddgan_jax.load('hf://me/digits').config
