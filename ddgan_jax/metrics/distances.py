@@ -20,16 +20,26 @@ _CANDIDATES = 16
 _BLOCK_NUMBERS = 2**26  # elements of a block's largest float32 array
 
 
+def check_features(
+    real: np.ndarray, fake: np.ndarray, least_real: int = 2, least_fake: int = 2, name: str = 'real') -> None:
+  """Raises an error unless both are finite features [N, D] and [M, D] of enough samples; `name` is that of `real`."""
+  checks.numbers(name, real, 'number dimension')
+  checks.numbers('fake', fake, 'number dimension', dimension=real.shape[1])
+  for of, features, least in ((name, real, least_real), ('fake', fake, least_fake)):
+    if len(features) < least:
+      raise UserError(f'{of} has {len(features)} samples; use at least {least}')
+    checks.finite(of, features)
+
+
 def centred(
     real: np.ndarray, fake: np.ndarray, real_k: int, fake_k: int, name: str = 'real'
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Checks both and subtracts the mean of the reals, which keeps float32 products small and distances unchanged."""
+  """Checks both and subtracts the mean of the reals, which keeps float32 products small and distances unchanged.
+
+  Each sample of a set needs `real_k` or `fake_k` others.
+  """
   checks.whole('k', max(real_k, fake_k), 1)
-  for of, x, k in ((name, real, real_k), ('fake', fake, fake_k)):
-    checks.numbers(of, x, 'number dimension', dimension=np.shape(real)[-1])
-    if len(x) <= k:
-      raise UserError(f'{of} has {len(x)} samples; use at least {k + 1} (each needs {k} neighbours)')
-    checks.finite(of, x)
+  check_features(real, fake, real_k + 1, fake_k + 1, name)
   mean = np.mean(real, axis=0, dtype=np.float64)
   return tuple(np.subtract(x, mean, out=np.empty(np.shape(x), np.float32), casting='same_kind') for x in (real, fake))
 

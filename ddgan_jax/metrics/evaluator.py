@@ -17,17 +17,17 @@ from ddgan_jax.config import Config, ConfigError
 from ddgan_jax.config.checks import MIN_SAMPLES, STATISTICS_METRICS, check_metrics
 from ddgan_jax.data.sources import Source
 from ddgan_jax.metrics import (
-  frechet,
-  gathering,
-  image_sets,
-  inception_score,
-  kid,
-  memorization,
-  mind,
-  modes,
-  networks,
-  points,
-  precision_recall,
+    frechet,
+    gathering,
+    image_sets,
+    inception_score,
+    kid,
+    memorization,
+    mind,
+    modes,
+    networks,
+    points,
+    precision_recall,
 )
 from ddgan_jax.metrics.image_sets import ImageSet
 from ddgan_jax.metrics.statistics import FEATURES, Statistics, digest, load_cached, store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddgan_jax.config import UserError
+from ddgan_jax.metrics import distances
 from ddgan_jax.utils import checks
 
 __all__ = ['kernel_distance']
@@ -31,19 +31,14 @@ def kernel_distance(
     UserError: a set has fewer than two samples.
     ValueError, TypeError: an argument has another shape or dtype, or is not finite.
   """
-  checks.numbers('real', real, 'number dimension')
-  checks.numbers('fake', fake, 'number dimension', dimension=real.shape[1])
-  for name, features in (('real', real), ('fake', fake)):
-    checks.finite(name, features)
+  distances.check_features(real, fake)
   checks.whole('num_subsets', num_subsets, 1)
   checks.whole('subset_size', subset_size, 2)
   size = min(subset_size, len(real), len(fake))
-  if size < 2:
-    raise UserError(f'the numbers of samples are {len(real)} and {len(fake)}; use at least 2 of each')
   rng = np.random.default_rng(seed)
   draw = lambda features: features[rng.choice(len(features), size, replace=False)].astype(np.float64)
-  distances = [_u_statistic(draw(real), draw(fake)) for _ in range(num_subsets)]
-  return float(np.mean(distances)), float(np.std(distances))
+  found = [_u_statistic(draw(real), draw(fake)) for _ in range(num_subsets)]
+  return float(np.mean(found)), float(np.std(found))
 
 
 def _u_statistic(x: np.ndarray, y: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddgan_jax.config import UserError
+from ddgan_jax.metrics import distances
 from ddgan_jax.utils import checks
 
 __all__ = ['monge_distance']
@@ -35,14 +35,9 @@ def monge_distance(real: np.ndarray, fake: np.ndarray, num_directions: int = 100
     UserError: a set has fewer than two samples.
     ValueError, TypeError: an argument has another shape or dtype, or is not finite.
   """
-  checks.numbers('real', real, 'number dimension')
-  checks.numbers('fake', fake, 'number dimension', dimension=real.shape[1])
-  for name, features in (('real', real), ('fake', fake)):
-    checks.finite(name, features)
+  distances.check_features(real, fake)
   checks.whole('num_directions', num_directions, 1)
   size = min(len(real), len(fake))
-  if size < 2:
-    raise UserError(f'the numbers of samples are {len(real)} and {len(fake)}; use at least 2 of each')
   rng = np.random.default_rng((seed, _STREAM))
   directions = rng.standard_normal((num_directions, real.shape[1]))
   directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -22,8 +22,8 @@ ROWS = {
     **dict.fromkeys(('modes', 'label_accuracy'), ('classifier', ('mode', 'certain'))),
     'authenticity_dinov2': ('dinov2', ('class',)), 'authenticity_inception': ('inception', ('pool3',)),
     'authenticity_vgg16': ('vgg16', ('fc2',)), 'authenticity_classifier': ('classifier', ('features',))}
-# Metrics that compare as many images of the reference as there are samples.
-WHOLE = ('kid', *(name for name in ROWS if name.startswith('authenticity')))  # compare all images of the reference
+# Metrics that compare the samples with all images of the reference, and with as many as there are samples.
+WHOLE = ('kid', *(name for name in ROWS if name.startswith('authenticity')))
 PAIRED = ('pr', 'dc', 'mind', 'pr_dinov2', 'dc_dinov2', 'mind_dinov2', 'modes')
 
 

@@ -39,5 +39,5 @@ def test_subsets_are_unbiased_and_a_function_of_the_seed():
 def test_invalid_features_are_refused():
   with pytest.raises(ValueError, match=r'fake is float64 \[12, 4\]; use numbers \[number, dimension=5\]'):
     kernel_distance(REAL, FAKE[:, :4])
-  with pytest.raises(UserError, match='numbers of samples are 12 and 1; use at least 2'):
+  with pytest.raises(UserError, match='fake has 1 samples; use at least 2'):
     kernel_distance(REAL, FAKE[:1])

@@ -44,7 +44,7 @@ def test_the_larger_set_is_reduced():
 def test_invalid_features_are_refused():
   with pytest.raises(ValueError, match=r'fake is float64 \[40, 5\]; use numbers \[number, dimension=6\]'):
     monge_distance(REAL, FAKE[:, :5])
-  with pytest.raises(UserError, match='numbers of samples are 40 and 1; use at least 2'):
+  with pytest.raises(UserError, match='fake has 1 samples; use at least 2'):
     monge_distance(REAL, FAKE[:1])
   with pytest.raises(ValueError, match='fake'):
     monge_distance(REAL, np.where(FAKE > 2, np.nan, FAKE))
